@@ -1,0 +1,56 @@
+"""AnnData files as scanpy users know them."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from anndata import AnnData
+
+from scgpt_ray.errors import AtlasError
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, matrix, obs_columns
+
+OBSM_KEY = "X_scGPT"
+"""Where upstream puts cell embeddings."""
+
+
+def read_anndata(path: Path) -> AnnData:
+    """Read a whole file into memory.
+
+    Raises:
+        AtlasError: If it is not a whole .h5ad file.
+    """
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise AtlasError(
+            f"{path}: {error}", expected="a whole .h5ad file", remedy="check the path, or copy the file again"
+        ) from error
+
+
+def write_embedding_h5ad(path: Path, embeddings: pa.Table) -> None:
+    """Write obs and obsm["X_scGPT"]; the file has no X.
+
+    Args:
+        path: File to write.
+        embeddings: EMBEDDINGS. A cell without an embedding gets a row of NaN. Cells are named by `obs_id` where there
+            is one, else by soma_joinid.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    joinids = embeddings[JOINID].to_numpy()
+    columns = obs_columns(embeddings)
+    names = embeddings[OBS_ID].to_pylist() if OBS_ID in columns else [str(joinid) for joinid in joinids]
+    obs = embeddings.select([name for name in columns if name != OBS_ID]).to_pandas()
+    obs = obs.astype({name: "category" for name in obs if obs[name].dtype == object})
+    obs = obs.assign(**{JOINID: joinids, N_GENES: embeddings[N_GENES].to_numpy()})
+    obs.index = pd.Index(names, dtype=object)
+    vectors = np.full((embeddings.num_rows, embeddings[EMBEDDING].type.list_size), np.nan, np.float32)
+    present = embeddings[EMBEDDING].is_valid().to_numpy()
+    vectors[present] = matrix(embeddings[EMBEDDING].drop_null())
+    AnnData(obs=obs, obsm={OBSM_KEY: vectors}).write_h5ad(path)
+
+
+__all__ = ["OBSM_KEY", "AnnData", "read_anndata", "write_embedding_h5ad"]

@@ -1,0 +1,170 @@
+"""Stored counts as coordinates, and the ragged lists they become.
+
+Every source hands out its matrix as parts of (row, column, value), in any order: TileDB reads tile by tile,
+unordered, and a CSR or dense block expands to the same three arrays. Two linear passes, a counting sort,
+make lists per cell of them; the vocabulary, the selection of rows and the check of the values ride along.
+
+Shape suffixes: E stored entries, R rows of the span read, N selected cells, V var rows by joinid.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeAlias
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from scgpt_ray.schema import COUNT, GENE, Int64Array, ragged_array
+
+TILE = 2048
+"""Rows per block: the tile of the Census, and small enough for the scatter to stay in cache."""
+
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+Float64Array: TypeAlias = npt.NDArray[np.float64]
+
+Part: TypeAlias = tuple[Int64Array, Int64Array, npt.NDArray[np.float32]]
+"""Row joinids int64 [E], var joinids int64 [E], values float32 [E]."""
+
+Refuse: TypeAlias = Callable[[int, int, float], NoReturn]
+"""Raises the error for the value at (row joinid, var joinid), naming both."""
+
+
+def blocks(joinids: Int64Array, tile: int = TILE) -> list[Int64Array]:
+    """Split sorted joinids where the tile changes."""
+    if not len(joinids):
+        return []
+    return np.split(joinids, np.flatnonzero(np.diff(joinids // tile)) + 1)
+
+
+def as_part(rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> Part:
+    """Give coordinates the dtypes of a part; what float32 cannot hold becomes infinite, to be refused."""
+    with np.errstate(over="ignore"):
+        counts = values.astype(np.float32, copy=False)
+    return rows.astype(np.int64, copy=False), columns.astype(np.int64, copy=False), counts
+
+
+def gather(parts: Sequence[Part], joinids: Int64Array, gene_tokens: Int32Array, refuse: Refuse) -> pa.Table:
+    """Gather the entries of each selected cell into one list.
+
+    Args:
+        parts: Entries of at least these rows; those of other rows are passed over.
+        joinids: Sorted unique row joinids [N], at least one.
+        gene_tokens: Token of each var joinid, int32 [V]; entries with -1 and stored zeros are dropped.
+        refuse: Called for the first value that is not a finite number >= 0, or that lies outside of var.
+
+    Returns:
+        Columns gene list<int32> and count list<float>, one row per joinid. Within a cell the order is that of
+        the parts, and a token stands there as often as var rows with counts meet in it.
+    """
+    row_map_R = _row_map(joinids)
+    first = int(joinids[0])
+    kept_N = np.zeros(len(joinids), np.int64)
+    for part in parts:
+        _raise_fault(_count_kept(*part, first, row_map_R, gene_tokens, kept_N), part, refuse)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_N)])
+    assert offsets[-1] < 2**31, "a block is small enough for int32 offsets"
+    gene_E, count_E = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+    next_N = offsets[:-1].copy()
+    for part in parts:
+        _scatter(*part, first, row_map_R, gene_tokens, next_N, gene_E, count_E)
+    return pa.table({GENE: ragged_array(offsets, gene_E), COUNT: ragged_array(offsets, count_E)})
+
+
+def add_totals(parts: Sequence[Part], joinids: Int64Array, totals_V: Float64Array, refuse: Refuse) -> None:
+    """Add the counts of the selected cells to the totals of their genes, in place.
+
+    Args:
+        parts: As for `gather`.
+        joinids: As for `gather`.
+        totals_V: Sum of counts by var joinid, float64 [V].
+        refuse: As for `gather`.
+    """
+    row_map_R = _row_map(joinids)
+    for part in parts:
+        _raise_fault(_add(*part, int(joinids[0]), row_map_R, totals_V), part, refuse)
+
+
+def _row_map(joinids: Int64Array) -> Int32Array:
+    row_map_R = np.full(int(joinids[-1] - joinids[0]) + 1, -1, np.int32)
+    row_map_R[joinids - joinids[0]] = np.arange(len(joinids), dtype=np.int32)
+    return row_map_R
+
+
+def _raise_fault(entry: int, part: Part, refuse: Refuse) -> None:
+    if entry >= 0:
+        rows, columns, values = part
+        refuse(int(rows[entry]), int(columns[entry]), float(values[entry]))
+
+
+# In the kernels, an index cast to uint64 is checked against both ends at once, and numba leaves out its handling of
+# indices below zero. A helper function that took the arrays would cost a reference count per entry.
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_kept(
+    row_E: Int64Array,
+    column_E: Int64Array,
+    value_E: npt.NDArray[np.float32],
+    first: int,
+    row_map_R: Int32Array,
+    gene_tokens: Int32Array,
+    kept_N: Int64Array,
+) -> int:
+    n_rows, n_columns = np.uint64(row_map_R.size), np.uint64(gene_tokens.size)
+    for entry in range(row_E.size):
+        offset, column = np.uint64(row_E[entry] - first), np.uint64(column_E[entry])
+        if offset >= n_rows or row_map_R[offset] < 0:
+            continue
+        value = value_E[entry]
+        if not 0 <= value < np.inf or column >= n_columns:
+            return entry
+        kept_N[row_map_R[offset]] += (value > 0) & (gene_tokens[column] >= 0)
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _scatter(
+    row_E: Int64Array,
+    column_E: Int64Array,
+    value_E: npt.NDArray[np.float32],
+    first: int,
+    row_map_R: Int32Array,
+    gene_tokens: Int32Array,
+    next_N: Int64Array,
+    gene_out: Int32Array,
+    count_out: npt.NDArray[np.float32],
+) -> None:
+    n_rows = np.uint64(row_map_R.size)
+    for entry in range(row_E.size):
+        offset = np.uint64(row_E[entry] - first)
+        if offset >= n_rows or row_map_R[offset] < 0:
+            continue
+        token = gene_tokens[np.uint64(column_E[entry])]
+        if value_E[entry] > 0 and token >= 0:
+            row = np.uint64(row_map_R[offset])
+            place = np.uint64(next_N[row])
+            next_N[row] += 1
+            gene_out[place] = token
+            count_out[place] = value_E[entry]
+
+
+@numba.njit(nogil=True, cache=True)
+def _add(
+    row_E: Int64Array,
+    column_E: Int64Array,
+    value_E: npt.NDArray[np.float32],
+    first: int,
+    row_map_R: Int32Array,
+    totals_V: Float64Array,
+) -> int:
+    n_rows, n_columns = np.uint64(row_map_R.size), np.uint64(totals_V.size)
+    for entry in range(row_E.size):
+        offset, column = np.uint64(row_E[entry] - first), np.uint64(column_E[entry])
+        if offset >= n_rows or row_map_R[offset] < 0:
+            continue
+        value = value_E[entry]
+        if not 0 <= value < np.inf or column >= n_columns:
+            return entry
+        totals_V[column] += value
+    return -1

@@ -1,0 +1,249 @@
+"""Conditions on obs columns: the part of SOMA's `value_filter` language that means the same for every source.
+
+    comparison   column == value, and != < <= > >=, either way round, chained as in 2 < n <= 5
+    membership   column in ['a', 'b'], column not in ['a']
+    combination  and, or, not, parentheses
+    column       a name, or attr("any name")
+    value        text, a number, True, False
+
+A missing value satisfies no condition, not even `!=`, and `not` leaves it missing; so it is in TileDB. The
+text is parsed here for SOMA too, and handed over rewritten: tiledbsoma 2.3 crashes the process at `not (a
+or b)`, knows no `in` for booleans, and truncates 2.5 where the column holds integers.
+"""
+
+import ast
+import math
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scgpt_ray.errors import AtlasError
+
+Literal: TypeAlias = str | int | float | bool
+
+_SYMBOLS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.In: "in",
+    ast.NotIn: "not in",
+}
+_OPPOSITE = {
+    "==": "!=",
+    "!=": "==",
+    "<": ">=",
+    ">=": "<",
+    ">": "<=",
+    "<=": ">",
+    "in": "not in",
+    "not in": "in",
+}
+_MIRRORED = {"==": "==", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_COMPUTE = {
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+_ORDERING = frozenset({"<", "<=", ">", ">="})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One column against one value, or against several for membership."""
+
+    column: str
+    operator: str
+    values: tuple[Literal, ...]
+
+    def columns(self) -> set[str]:
+        """The column compared."""
+        return {self.column}
+
+    def negated(self) -> "Comparison":
+        """The opposite for every value that is not missing."""
+        return replace(self, operator=_OPPOSITE[self.operator])
+
+    def to_soma(self) -> str:
+        """This comparison as tiledbsoma reads it."""
+        name = f"attr({self.column!r})"
+        if self.operator not in {"in", "not in"}:
+            return f"{name} {self.operator} {self.values[0]!r}"
+        if isinstance(self.values[0], bool):
+            operator, joint = ("==", " or ") if self.operator == "in" else ("!=", " and ")
+            return "(" + joint.join(f"{name} {operator} {value!r}" for value in self.values) + ")"
+        return f"{name} {self.operator} {list(self.values)!r}"
+
+    def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which rows satisfy it, bool [n]."""
+        array = table[self.column].combine_chunks()
+        if not pa.types.is_dictionary(array.type):
+            return _plain(self._holds(array))
+        if array.type.ordered and self.operator in _ORDERING:
+            return self._ranked(array)
+        return _plain(self._holds(array.dictionary).take(array.indices))
+
+    def _holds(self, array: pa.Array) -> pa.Array:
+        if self.operator in _COMPUTE:
+            return _COMPUTE[self.operator](array, pa.scalar(self.values[0], array.type))
+        found = pc.is_in(array, value_set=pa.array(self.values, array.type))
+        met = found if self.operator == "in" else pc.invert(found)
+        return pc.and_(met, pc.is_valid(array))
+
+    def _ranked(self, array: pa.DictionaryArray) -> npt.NDArray[np.bool_]:
+        """Compare by the order of the categories; a value that is none of them has no place in it."""
+        rank = array.dictionary.to_pylist().index(self.values[0]) if self._known(array) else None
+        return _plain(_COMPUTE[self.operator](array.indices, pa.scalar(rank, array.indices.type)))
+
+    def _known(self, array: pa.DictionaryArray) -> bool:
+        return self.values[0] in array.dictionary.to_pylist()
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Several conditions joined by one word."""
+
+    operator: str
+    terms: tuple["Condition", ...]
+
+    def columns(self) -> set[str]:
+        """All columns compared."""
+        return set().union(*(term.columns() for term in self.terms))
+
+    def negated(self) -> "Combination":
+        """De Morgan's opposite."""
+        return Combination("or" if self.operator == "and" else "and", tuple(term.negated() for term in self.terms))
+
+    def to_soma(self) -> str:
+        """This combination as tiledbsoma reads it."""
+        return "(" + f" {self.operator} ".join(term.to_soma() for term in self.terms) + ")"
+
+    def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which rows satisfy it, bool [n]."""
+        masks = np.stack([term.mask(table) for term in self.terms])
+        return np.asarray(masks.all(axis=0) if self.operator == "and" else masks.any(axis=0))
+
+
+Condition: TypeAlias = Comparison | Combination
+
+
+def parse(text: str, schema: pa.Schema, where: str) -> Condition:
+    """Read a filter and check it against the columns of obs.
+
+    Args:
+        text: The filter as the user wrote it.
+        schema: Arrow schema of obs.
+        where: The atlas, for messages.
+
+    Raises:
+        AtlasError: If it does not parse, uses what the language lacks, names a column obs lacks, or compares
+            a column with a value of another type.
+    """
+    reader = _Reader(text, schema, where)
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError) as error:
+        reader.refuse(f"does not parse ({error})")
+    return reader.condition(tree.body)
+
+
+def _plain(mask: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    text: str
+    schema: pa.Schema
+    where: str
+
+    def refuse(self, found: str) -> NoReturn:
+        raise AtlasError(
+            f"{self.where}: obs filter {self.text!r}: {found}",
+            expected="comparisons of obs columns with values (==, !=, <, <=, >, >=, in [...], not in [...]), "
+            "joined by and, or, not",
+            remedy="change --obs-filter, such as \"cell_type in ['B cell', 'T cell'] and n_genes > 500\"",
+        )
+
+    def condition(self, node: ast.expr) -> Condition:
+        match node:
+            case ast.BoolOp(op=operator, values=terms):
+                word = "and" if isinstance(operator, ast.And) else "or"
+                return Combination(word, tuple(self.condition(term) for term in terms))
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return self.condition(operand).negated()
+            case ast.Compare(left=left, ops=operators, comparators=rights):
+                lefts = [left, *rights[:-1]]
+                pairs = [self.comparison(*sides) for sides in zip(lefts, operators, rights, strict=True)]
+                return pairs[0] if len(pairs) == 1 else Combination("and", tuple(pairs))
+            case _:
+                return self.refuse(f"{ast.unparse(node)} is not a comparison")
+
+    def comparison(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> Comparison:
+        symbol = _SYMBOLS.get(type(operator))
+        if symbol is None:
+            self.refuse("`is` is not a comparison of values")
+        column = self.column(left)
+        if column is None and symbol in _MIRRORED:
+            column, symbol, right = self.column(right), _MIRRORED[symbol], left
+        if column is None:
+            self.refuse(f"{ast.unparse(left)} is not a column")
+        if symbol in _MIRRORED:
+            values: tuple[Literal, ...] = (self.value(right),)
+        elif isinstance(right, ast.List) and right.elts:
+            values = tuple(self.value(element) for element in right.elts)
+        else:
+            self.refuse(f"{symbol} {ast.unparse(right)} is not membership in a list of values")
+        return Comparison(column, symbol, self.fitting(column, symbol, values))
+
+    def column(self, node: ast.expr) -> str | None:
+        match node:
+            case (
+                ast.Name(id=name)
+                | ast.Call(func=ast.Name(id="attr"), args=[ast.Constant(value=str(name))], keywords=[])
+            ):
+                if name not in self.schema.names:
+                    self.refuse(f"no column {name}; obs has {', '.join(self.schema.names)}")
+                return name
+            case _:
+                return None
+
+    def value(self, node: ast.expr) -> Literal:
+        match node:
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+                return -number
+            case ast.Constant(value=str() | bool() | int() as constant):
+                return constant
+            case ast.Constant(value=float() as number) if math.isfinite(number):
+                return number
+            case _:
+                return self.refuse(f"{ast.unparse(node)} is not a value (text needs quotes)")
+
+    def fitting(self, column: str, symbol: str, values: tuple[Literal, ...]) -> tuple[Literal, ...]:
+        """The values in the type of the column: 1e3 may be compared with integers, 2.5 may not."""
+        kind = self.schema.field(column).type
+        ordered = not pa.types.is_dictionary(kind) or kind.ordered
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if symbol in _ORDERING and (pa.types.is_boolean(plain) or not ordered):
+            self.refuse(f"the values of {column} have no order for {symbol}")
+        fitted: list[Literal] = []
+        for value in values:
+            if isinstance(value, bool) != pa.types.is_boolean(plain):
+                self.refuse(f"{column} holds {plain}, and {value!r} is not")
+            try:
+                fit = pa.scalar(value, plain).as_py()
+            except (pa.ArrowException, OverflowError, TypeError):
+                self.refuse(f"{column} holds {plain}, and {value!r} is not")
+            if pa.types.is_integer(plain) and fit != value:
+                self.refuse(f"{column} holds {plain}, and {value!r} is not")
+            fitted.append(fit)
+        return tuple(fitted)

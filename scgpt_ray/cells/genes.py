@@ -1,0 +1,270 @@
+"""Which token of the vocabulary each var row of an atlas is, and how many of the counts that covers."""
+
+import csv
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from scgpt_ray.errors import AtlasError, ConfigError, GeneCoverageError, ReferenceSetError
+from scgpt_ray.schema import JOINID, Int64Array
+
+VAR_JOINID = "scgpt_ray.var_joinid"
+"""Column of a source's var that holds joinids; `soma_joinid` may be a leftover of another atlas."""
+
+_SPECIAL = re.compile(r"<.*>")
+_ENSEMBL_VERSION = re.compile(r"(ENS[A-Z]*\d{11})\.\d+")
+_MISSING_SHOWN = 10
+_VAR_COLUMNS = b"scgpt_ray.var_columns"
+_TABLE = pa.schema([(JOINID, pa.int64()), ("name", pa.string()), ("column", pa.string()), ("token", pa.int32())])
+
+
+@dataclass(frozen=True, eq=False)
+class GeneMap:
+    """The gene of each var row."""
+
+    joinid: Int64Array
+    """var joinid of each row, int64 [n_var], ascending; row numbers for h5ad."""
+    name: tuple[str, ...]
+    """The vocabulary's name where one matched, otherwise the first name the row has (or "")."""
+    column: tuple[str, ...]
+    """The gene column that matched, or ""."""
+    token: npt.NDArray[np.int32]
+    """Token, int32 [n_var]; -1 for a gene outside the vocabulary."""
+    var_columns: tuple[str, ...]
+    """Columns that var has, for messages."""
+
+    def lookup(self) -> npt.NDArray[np.int32]:
+        """Tokens by var joinid, int32 [largest joinid + 1]; -1 where there is none."""
+        tokens = np.full(int(self.joinid[-1]) + 1 if len(self.joinid) else 0, -1, np.int32)
+        tokens[self.joinid] = self.token
+        return tokens
+
+    def digest(self) -> str:
+        """SHA-256 of the tokens by var joinid, as little-endian int32, in hex."""
+        return hashlib.sha256(self.lookup().astype("<i4").tobytes()).hexdigest()
+
+    def to_table(self) -> pa.Table:
+        """One row per var row: soma_joinid (of var), name, column, token (null outside the vocabulary)."""
+        token = pa.array(self.token, mask=self.token < 0)
+        columns = [pa.array(self.joinid), pa.array(self.name), pa.array(self.column), token]
+        metadata = {_VAR_COLUMNS: json.dumps(self.var_columns).encode()}
+        return pa.table(columns, schema=_TABLE.with_metadata(metadata))
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "GeneMap":
+        """Read back what `to_table` made.
+
+        Raises:
+            ReferenceSetError: If the table has other columns.
+        """
+        if not table.schema.equals(_TABLE) or _VAR_COLUMNS not in (table.schema.metadata or {}):
+            raise ReferenceSetError(
+                f"a gene table with columns {', '.join(table.column_names)}",
+                expected=f"{', '.join(_TABLE.names)}, as `embed` writes them",
+                remedy="restore the file, or start again in a new output folder",
+            )
+        return cls(
+            joinid=table[JOINID].to_numpy(),
+            name=tuple(table["name"].to_pylist()),
+            column=tuple(table["column"].to_pylist()),
+            token=table["token"].fill_null(-1).to_numpy(),
+            var_columns=tuple(json.loads(table.schema.metadata[_VAR_COLUMNS])),
+        )
+
+
+def harmonize(
+    var: pd.DataFrame,
+    tokens: Mapping[str, int],
+    *,
+    columns: tuple[str, ...],
+    gene_table: str | None,
+    columns_are_default: bool,
+    where: str,
+) -> GeneMap:
+    """Find the token of each var row.
+
+    A row is named by the first of `columns` whose value is in the vocabulary, as it stands or translated
+    through `gene_table`. Special tokens such as <pad> are no genes.
+
+    Args:
+        var: Var of the atlas, one row per gene; a column VAR_JOINID holds ascending joinids, without it they
+            are the row numbers.
+        tokens: Vocabulary, name -> token.
+        columns: Columns of var to try, in order; `index` is var's own index.
+        gene_table: Path of a two-column CSV, may be gzipped (.csv.gz); see CellSettings.
+        columns_are_default: Whether the user left `columns` alone: then one that var lacks is passed over.
+        where: The atlas, for messages.
+
+    Raises:
+        AtlasError: If var lacks a column the user named.
+        ConfigError: If the gene table cannot be read.
+    """
+    genes = {name: token for name, token in tokens.items() if not _SPECIAL.fullmatch(name)}
+    translation = _read_table(gene_table) if gene_table else {}
+    present = tuple(str(column) for column in var.columns if column != VAR_JOINID)
+    found = [("", "", -1)] * len(var)
+    for column in columns:
+        if column != "index" and column not in var.columns:
+            if columns_are_default:
+                continue
+            raise AtlasError(
+                f"{where}: var has no column {column}",
+                expected=f"one of index, {', '.join(present)}",
+                remedy="name them with --gene-columns",
+            )
+        for row, value in enumerate(_texts(var.index if column == "index" else var[column])):
+            if value is None or found[row][2] >= 0:
+                continue
+            name = next((name for name in (value, translation.get(_unversioned(value))) if name in genes), None)
+            if name is not None:
+                found[row] = (name, column, genes[name])
+            elif not found[row][0]:
+                found[row] = (value, "", -1)
+    names, matched, numbers = zip(*found, strict=True) if found else ((), (), ())
+    joinids = np.asarray(var[VAR_JOINID] if VAR_JOINID in var else range(len(var)), dtype=np.int64)
+    assert (np.diff(joinids) > 0).all(), "var joinids ascend"
+    return GeneMap(joinids, names, matched, np.array(numbers, np.int32), present)
+
+
+def _texts(values: pd.Index | pd.Series) -> list[str | None]:
+    absent = pd.isna(values)
+    return [None if missing else str(value) for value, missing in zip(values, absent, strict=True)]
+
+
+def _unversioned(name: str) -> str:
+    versioned = _ENSEMBL_VERSION.fullmatch(name)
+    return versioned[1] if versioned else name
+
+
+def _read_table(path: str) -> dict[str, str]:
+    """Read gene id -> symbol; a header is one more pair, which no gene id equals."""
+    remedy = "give --gene-table a .csv or .csv.gz file of two columns, gene id and symbol"
+    opener = gzip.open if path.endswith(".gz") else open
+    pairs: dict[str, str] = {}
+    try:
+        with opener(Path(path).expanduser(), "rt", encoding="utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream), start=1):
+                if not row:
+                    continue
+                if len(row) != 2:  # noqa: PLR2004 - the two columns of the format
+                    raise ConfigError(
+                        f"{path}, line {number}: {len(row)} columns", expected="two columns", remedy=remedy
+                    )
+                key, symbol = _unversioned(row[0]), row[1]
+                if pairs.setdefault(key, symbol) != symbol:
+                    raise ConfigError(
+                        f"{path}, line {number}: {key} is {symbol}, and {pairs[key]} further up",
+                        expected="one symbol per gene id",
+                        remedy="remove one of the lines",
+                    )
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: {error}", expected="a readable CSV file", remedy=remedy) from error
+    return pairs
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the vocabulary covers of the cells that were looked at."""
+
+    n_cells: int
+    """Cells it was measured on."""
+    genes_total: int
+    genes_matched: int
+    counts_total: float
+    counts_matched: float
+    per_column: dict[str, int]
+    """Genes matched by each gene column."""
+    collisions: tuple[str, ...]
+    """Genes in which several var rows meet; their counts belong together."""
+    missing: tuple[tuple[str, float], ...]
+    """The genes outside the vocabulary with most counts, at most ten, and their share of all counts."""
+    var_columns: tuple[str, ...]
+    """Columns that var has."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the counts that belongs to genes of the vocabulary; 0 where there are no counts."""
+        return self.counts_matched / self.counts_total if self.counts_total else 0.0
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        columns = ", ".join(f"{column} {matches:,}" for column, matches in self.per_column.items()) or "none"
+        lines = [
+            f"{self.genes_matched:,} of {self.genes_total:,} genes are in the vocabulary ({columns})",
+            f"{self.fraction:.1%} of the counts belong to them, in {self.n_cells:,} cells looked at",
+        ]
+        if self.collisions:
+            shown = ", ".join(self.collisions[:_MISSING_SHOWN])
+            lines.append(f"{len(self.collisions):,} genes have several var rows, whose counts meet: {shown}")
+        if self.missing:
+            shown = ", ".join(f"{name} {share:.2%}" for name, share in self.missing)
+            lines.append(f"most counts outside the vocabulary: {shown}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything, as JSON holds it."""
+        return {**asdict(self), "fraction": self.fraction}
+
+    def require(self, minimum: float, where: str) -> None:
+        """Require a share of the counts.
+
+        Args:
+            minimum: Least fraction, 0 to 1.
+            where: The atlas, for messages.
+
+        Raises:
+            GeneCoverageError: If the vocabulary covers less, or if there are no counts at all.
+        """
+        if not self.counts_total:
+            raise GeneCoverageError(
+                f"{where}: the {self.n_cells:,} cells looked at have no counts at all",
+                expected="counts of genes",
+                remedy="choose another --layer, or other cells with --obs-filter",
+            )
+        if self.fraction < minimum:
+            raise GeneCoverageError(
+                f"{where}: genes of the vocabulary hold {self.fraction:.1%} of the counts "
+                f"({self.genes_matched:,} of {self.genes_total:,} genes match)",
+                expected=f"at least {minimum:.0%}",
+                remedy="name the gene symbols' column with --gene-columns (var has index, "
+                f"{', '.join(self.var_columns)}), translate gene ids with --gene-table, or accept it with "
+                "--min-coverage",
+            )
+
+
+def coverage(gene_map: GeneMap, counts_per_gene: npt.NDArray[np.float64], n_cells: int) -> Coverage:
+    """Measure what the vocabulary covers.
+
+    Args:
+        gene_map: Genes of the atlas.
+        counts_per_gene: Sum of the counts of each var row, float64 [n_var].
+        n_cells: Cells summed over.
+    """
+    assert len(counts_per_gene) == len(gene_map.token)
+    inside = gene_map.token >= 0
+    total = float(counts_per_gene.sum())
+    rows_of = Counter(gene_map.token[inside].tolist())
+    names = dict(zip(gene_map.token.tolist(), gene_map.name, strict=True))
+    outside = np.where(inside, 0.0, counts_per_gene)
+    top = np.argsort(-outside, kind="stable")[:_MISSING_SHOWN]
+    return Coverage(
+        n_cells=n_cells,
+        genes_total=len(inside),
+        genes_matched=int(inside.sum()),
+        counts_total=total,
+        counts_matched=float(counts_per_gene[inside].sum()),
+        per_column=dict(Counter(column for column in gene_map.column if column)),
+        collisions=tuple(names[token] for token, rows in rows_of.items() if rows > 1),
+        missing=tuple((gene_map.name[row], float(outside[row] / total)) for row in top if outside[row] > 0),
+        var_columns=gene_map.var_columns,
+    )

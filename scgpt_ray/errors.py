@@ -1,0 +1,76 @@
+"""The exceptions of scgpt_ray.
+
+ScgptRayError
+|-- InputError (ValueError)        the user's mistake: exit code 2, one line
+|   |-- ConfigError                an option or a YAML key
+|   |-- AtlasError                 cells that cannot be read, or are not counts
+|   |-- GeneCoverageError          too few counts belong to genes of the vocabulary
+|   |-- CheckpointError            a checkpoint folder that is not what it says
+|   |-- OutputError                an output folder that cannot or must not be written
+|   `-- ReferenceSetError          an embeddings or index folder that cannot be used
+`-- RunError (RuntimeError)        work that failed: exit code 1
+    |-- CoverageError              planned cells and committed parts do not agree
+    `-- WorkerError                a partition that could not be finished
+"""
+
+
+class ScgptRayError(Exception):
+    """Everything scgpt_ray raises on purpose."""
+
+
+class InputError(ScgptRayError, ValueError):
+    """A mistake in what the user gave, said in one line.
+
+    Args:
+        found: What was met, with its place, as the start of a sentence.
+        expected: What would have been right.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, found: str, *, expected: str, remedy: str) -> None:
+        self.found, self.expected, self.remedy = (" ".join(part.split()) for part in (found, expected, remedy))
+        super().__init__(f"{self.found}; expected {self.expected}; {self.remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by parts, because Ray carries errors between processes."""
+        return _rebuild, (type(self), self.found, self.expected, self.remedy)
+
+
+def _rebuild(kind: type[InputError], found: str, expected: str, remedy: str) -> InputError:
+    return kind(found, expected=expected, remedy=remedy)
+
+
+class ConfigError(InputError):
+    """An option or YAML key that is unknown, missing or out of range."""
+
+
+class AtlasError(InputError):
+    """Cells that cannot be opened, selected or read, or that are not counts."""
+
+
+class GeneCoverageError(InputError):
+    """Too few of the counts belong to genes of the vocabulary."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder that is incomplete or contradicts itself."""
+
+
+class OutputError(InputError):
+    """An output folder that cannot be written or holds another run."""
+
+
+class ReferenceSetError(InputError):
+    """An embeddings or index folder that cannot be used as a reference."""
+
+
+class RunError(ScgptRayError, RuntimeError):
+    """Work that failed although its input was accepted."""
+
+
+class CoverageError(RunError):
+    """Planned cells and committed parts do not agree."""
+
+
+class WorkerError(RunError):
+    """A partition that could not be finished."""

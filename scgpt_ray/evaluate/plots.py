@@ -1,0 +1,205 @@
+"""The pictures of a mapping, each a function that returns the bytes of a PNG.
+
+Figures are made with matplotlib's objects alone, so that nothing here changes a session's pyplot.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from scgpt_ray.evaluate.labels import LabelScores
+
+MAX_LABELS = 20
+"""Colours and bars that can be told apart; rarer labels are drawn together as `other`."""
+
+_INK, _FAINT, _GRID = "#1f2430", "#6b7280", "#e5e7eb"
+_OTHER = "#c3c7ce"
+# Ten colours that colour-blind readers tell apart (Petroff 2021, arXiv:2107.02270), then the same, lighter.
+_STRONG = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
+_OUTCOMES = {"right": "#3f90da", "wrong": "#e76300", "no truth": _OTHER}
+_DOTS_PER_INCH = 144
+_CROWDED = 15
+_LONGEST = 34
+_SHOWN_SHARE = 0.005
+
+
+def confusion_heatmap(scores: LabelScores) -> bytes:
+    """Where the cells of each true label went; every row sums to 1, its cells are counted beside its name."""
+    rows = [f"{_short(score.label)}  ({score.support:,})" for score in scores.per_label]
+    columns = [_short(label) for label in scores.predicted_labels]
+    share = scores.confusion / scores.confusion.sum(axis=1, keepdims=True)
+    cell = 0.36 if len(columns) > _CROWDED else 0.5
+    figure, axes = _canvas(3.6 + cell * len(columns), 2.2 + cell * len(rows))
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("true label (cells)")
+    _title(axes, f"Confusion, {scores.n:,} cells\naccuracy {scores.accuracy:.3f}, macro-F1 {scores.macro_f1:.3f}")
+    for row, column in zip(*np.nonzero(share >= _SHOWN_SHARE), strict=True):
+        ink = "white" if share[row, column] > 0.5 else _INK  # noqa: PLR2004 - the middle of the colour scale
+        axes.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=24, pad=0.02, label="share of the true label's cells")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=0)
+    return _png(figure)
+
+
+def confidence_histogram(confidence: Mapping[str, npt.NDArray[np.floating]]) -> bytes:
+    """How sure the votes were.
+
+    Args:
+        confidence: Name of a group of cells -> their confidences, 0 to 1; such as `right` and `wrong`.
+    """
+    total = sum(len(values) for values in confidence.values())
+    figure, axes = _canvas(6.4, 3.6)
+    axes.hist(
+        list(confidence.values()),
+        bins=np.linspace(0, 1, 21).tolist(),
+        stacked=True,
+        color=[_OUTCOMES.get(name, _STRONG[0]) for name in confidence],
+        label=[f"{name} ({len(values):,}, mean {np.mean(values):.2f})" for name, values in confidence.items()],
+        edgecolor="white",
+        linewidth=0.6,
+    )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("confidence: share of the neighbours that voted for the label")
+    axes.set_ylabel("cells")
+    _title(axes, f"Confidence of {total:,} cells")
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    _only_grid(axes, "y")
+    return _png(figure)
+
+
+def label_counts(labels: Sequence[str], title: str) -> bytes:
+    """Cells per label, the most frequent on top.
+
+    Args:
+        labels: One per cell.
+        title: What is counted, such as `Predicted cell_type`.
+    """
+    counts = _most_frequent(labels)
+    figure, axes = _canvas(6.4, 1.1 + 0.3 * len(counts))
+    names, cells = [_short(name) for name in counts], list(counts.values())
+    bars = axes.barh(range(len(names)), cells, color=_STRONG[0], height=0.72)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.bar_label(bars, [f"{n:,}  ({n / len(labels):.1%})" for n in cells], padding=4, color=_FAINT, fontsize=8.5)
+    axes.set_xlim(0, max(cells) * 1.22)
+    axes.set_xlabel("cells")
+    _title(axes, f"{title}, {len(labels):,} cells, {len(set(labels)):,} labels")
+    axes.tick_params(axis="y", length=0)
+    _only_grid(axes, "x")
+    return _png(figure)
+
+
+def umap_scatter(coordinates_N2: npt.NDArray[np.floating], labels: Sequence[str], title: str) -> bytes:
+    """Cells in two dimensions, coloured by label; the numbers in the picture are those of the legend.
+
+    Args:
+        coordinates_N2: [n, 2].
+        labels: One per cell, [n].
+        title: What the colours mean.
+    """
+    figure, axes = _canvas(8.6, 5.6)
+    size = float(np.clip(12_000 / len(labels), 1.5, 22))
+    for number, (name, colour, cells) in enumerate(_coloured(labels), start=1):
+        x, y = coordinates_N2[cells].T
+        axes.scatter(
+            x, y, s=size, c=colour, linewidths=0, alpha=0.8, rasterized=True,
+            zorder=1 if colour == _OTHER else 2, label=f"{number}  {_short(name)} ({len(cells):,})",
+        )  # fmt: skip
+        if colour != _OTHER:
+            _mark(axes, _central(coordinates_N2[cells]), str(number), colour)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("UMAP 1", loc="left", color=_FAINT)
+    axes.set_ylabel("UMAP 2", loc="bottom", color=_FAINT)
+    _title(axes, f"{title}, {len(labels):,} cells")
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handletextpad=0.3, fontsize=9)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+        handle.set_alpha(1)
+    return _png(figure)
+
+
+def _coloured(labels: Sequence[str]) -> Iterator[tuple[str, str, npt.NDArray[np.intp]]]:
+    """Name, colour and cells of each label, the most frequent first; what has no colour left is `other`."""
+    values = np.asarray(labels, object)
+    shown = _most_frequent(labels)
+    palette = [*_STRONG, *(_lighter(colour) for colour in _STRONG)]
+    for place, name in enumerate(shown):
+        is_rest = place == MAX_LABELS - 1 and len(set(labels)) > MAX_LABELS
+        cells = ~np.isin(values, [other for other in shown if other != name]) if is_rest else values == name
+        yield name, _OTHER if is_rest else palette[place], np.flatnonzero(cells)
+
+
+def _central(coordinates_N2: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """The cell nearest to the median, which itself may lie between two groups where there is nothing."""
+    offsets_N2 = coordinates_N2 - np.median(coordinates_N2, axis=0)
+    x, y = coordinates_N2[np.argmin((offsets_N2**2).sum(axis=1))]
+    return float(x), float(y)
+
+
+def _mark(axes: Any, place: tuple[float, float], text: str, colour: str) -> None:
+    box = {"boxstyle": "circle,pad=0.25", "fc": "white", "ec": colour, "lw": 1.2, "alpha": 0.9}
+    axes.annotate(text, place, ha="center", va="center", fontsize=8, weight="bold", color=_INK, bbox=box, zorder=3)
+
+
+def _most_frequent(labels: Sequence[str]) -> dict[str, int]:
+    """Cells per label in falling order, ties by name; beyond MAX_LABELS the rest is summed as `other`."""
+    ranked = sorted(Counter(labels).items(), key=lambda item: (-item[1], item[0]))
+    if len(ranked) <= MAX_LABELS:
+        return dict(ranked)
+    kept, rest = ranked[: MAX_LABELS - 1], ranked[MAX_LABELS - 1 :]
+    return {**dict(kept), f"other ({len(rest)} labels)": sum(cells for _, cells in rest)}
+
+
+def _lighter(colour: str) -> str:
+    channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return "#" + "".join(f"{(channel + 255) // 2:02x}" for channel in channels)
+
+
+def _short(name: str) -> str:
+    # A dollar would start matplotlib's mathematics.
+    return (name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…").replace("$", r"\$")
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    return figure, axes
+
+
+def _title(axes: Any, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=12)
+
+
+def _only_grid(axes: Any, direction: str) -> None:
+    axes.grid(axis=direction, color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return content.getvalue()

@@ -1,0 +1,45 @@
+"""Two-dimensional coordinates of embeddings, for pictures only."""
+
+import numpy as np
+import numpy.typing as npt
+
+from scgpt_ray.errors import ConfigError, InputError
+from scgpt_ray.schema import Float32Matrix
+
+MIN_CELLS = 16
+"""Below this there are no neighbourhoods to draw."""
+
+_N_NEIGHBORS = 15
+
+
+def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.float32]:
+    """Lay vectors out in the plane by UMAP (McInnes 2018, arXiv:1802.03426) with the cosine distance.
+
+    Args:
+        vectors_ND: float32 [n, d], n at least MIN_CELLS.
+        seed: Makes the layout repeatable on one machine; costs UMAP its threads.
+
+    Returns:
+        float32 [n, 2].
+
+    Raises:
+        ConfigError: If umap-learn is not installed.
+        InputError: If there are too few vectors.
+    """
+    try:
+        import umap  # optional, and slow to import: it compiles
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"UMAP needs a package that is not installed: {error.name}",
+            expected="umap-learn",
+            remedy="pip install 'scgpt-ray[eval]'",
+        ) from None
+    if len(vectors_ND) < MIN_CELLS:
+        raise InputError(
+            f"{len(vectors_ND)} cells for a UMAP",
+            expected=f"at least {MIN_CELLS}",
+            remedy="draw no UMAP of so few",
+        )
+    # n_jobs=1 is what a seed implies; saying so spares a warning.
+    layout = umap.UMAP(n_neighbors=_N_NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
+    return np.asarray(layout.fit_transform(vectors_ND), np.float32)

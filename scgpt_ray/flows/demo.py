@@ -1,0 +1,171 @@
+"""The whole chain on real cells in two minutes: atlas -> embeddings -> index -> labels -> picture."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scgpt_ray.cells.soma_file import write_soma
+from scgpt_ray.config import DemoSettings, EmbedSettings, IndexSettings, MapSettings
+from scgpt_ray.errors import OutputError
+from scgpt_ray.evaluate.baseline import pca_knn
+from scgpt_ray.evaluate.blood import LABEL, SPLIT, blood_cells
+from scgpt_ray.evaluate.labels import LabelScores, score_labels
+from scgpt_ray.evaluate.plots import umap_scatter
+from scgpt_ray.evaluate.umap import umap_coordinates
+from scgpt_ray.flows.cluster import connected
+from scgpt_ray.flows.embed import embed
+from scgpt_ray.flows.index import build_index
+from scgpt_ray.flows.map import map_query
+from scgpt_ray.folder import Folder
+from scgpt_ray.model.checkpoint import random_checkpoint
+from scgpt_ray.store.export import read_embeddings
+from scgpt_ray.store.parts import vectors_of
+
+logger = logging.getLogger(__name__)
+
+_SEED = 0
+_K = 10
+_CELLS_PER_PARTITION = 128
+UMAP = "umap.png"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        output: Folder of everything.
+        scores: Of the mapping.
+        baseline: Of PCA and nearest neighbours on the same split.
+        weights_are_random: Whether the network was never trained.
+    """
+
+    output: Folder
+    scores: LabelScores
+    baseline: LabelScores
+    weights_are_random: bool
+
+    def text(self) -> str:
+        """The table and where everything lies."""
+        rows = [
+            (
+                "scGPT, random weights" if self.weights_are_random else "scGPT",
+                self.scores.accuracy,
+                self.scores.macro_f1,
+            ),
+            ("PCA + kNN", self.baseline.accuracy, self.baseline.macro_f1),
+            ("majority class", self.scores.majority_accuracy, None),
+        ]
+        lines = [f"{self.scores.n} query cells, {_K} neighbours    accuracy  macro-F1"]
+        for name, accuracy, macro_f1 in rows:
+            lines.append(f"{name:<30}  {accuracy:8.3f}  {'' if macro_f1 is None else f'{macro_f1:8.3f}'}".rstrip())
+        if self.weights_are_random:
+            lines += [
+                "The weights are random: no trained checkpoint ships with the package. This shows that the chain works,",
+                "not what scGPT knows; give a published one with --checkpoint.",
+            ]
+        places = {
+            "atlas (SOMA)": "atlas",
+            "embeddings": "reference/parts",
+            "index": "index/index.json",
+            "labels": "mapped/predictions.parquet",
+            "report": "mapped/report.html",
+            "picture": UMAP,
+        }
+        lines += [f"{name:<13} {self.output.where(place)}" for name, place in places.items()]
+        lines.append(f"MLflow        mlflow ui --backend-store-uri sqlite:///{self.output.where('mlflow.db')}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for a program."""
+        return {
+            "output": self.output.uri,
+            "weights_are_random": self.weights_are_random,
+            "accuracy": self.scores.accuracy,
+            "macro_f1": self.scores.macro_f1,
+            "majority_accuracy": self.scores.majority_accuracy,
+            "pca_knn_accuracy": self.baseline.accuracy,
+            "pca_knn_macro_f1": self.baseline.macro_f1,
+        }
+
+
+def demo(settings: DemoSettings) -> Demo:
+    """Run the whole chain on the 700 real blood cells that ship inside scanpy.
+
+    Raises:
+        InputError: If the output cannot be written or the checkpoint cannot be used.
+    """
+    output = Folder.at(settings.output)
+    if not output.is_local:
+        raise OutputError(output.uri, expected="a local folder for the demo", remedy="give --output a path")
+    output.require_writable()
+    cells = blood_cells(_SEED)
+    atlas = output.path / "atlas"
+    if not atlas.exists():
+        output.path.mkdir(parents=True, exist_ok=True)
+        write_soma(atlas, cells)
+    checkpoint = settings.checkpoint or output.where("checkpoint")
+    if settings.checkpoint is None and not output.folder("checkpoint").names():
+        random_checkpoint(output.path / "checkpoint", list(cells.var_names), seed=_SEED)
+    with _one_store(output), connected():
+        embed(
+            EmbedSettings(
+                atlas=str(atlas),
+                checkpoint=checkpoint,
+                output=output.where("reference"),
+                obs_filter=f"{SPLIT} == 'reference'",
+                obs_columns=(LABEL,),
+                cells_per_partition=_CELLS_PER_PARTITION,
+            )
+        )
+        build_index(IndexSettings(embeddings=output.where("reference"), output=output.where("index")))
+        mapped = map_query(
+            MapSettings(
+                query=str(atlas),
+                index=output.where("index"),
+                checkpoint=checkpoint,
+                output=output.where("mapped"),
+                obs_filter=f"{SPLIT} == 'query'",
+                truth_column=LABEL,
+                k=_K,
+                cells_per_partition=_CELLS_PER_PARTITION,
+            )
+        )
+    assert mapped.scores is not None, "the demo gives a truth column"
+    _draw_umap(output)
+    return Demo(output, mapped.scores, _baseline(cells), settings.checkpoint is None)
+
+
+@contextmanager
+def _one_store(output: Folder) -> Iterator[None]:
+    """Log all runs of the demo to one MLflow store, unless there is a server."""
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        yield
+        return
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{output.where('mlflow.db')}"
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+
+
+def _draw_umap(output: Folder) -> None:
+    """Reference and query in one picture."""
+    tables = [read_embeddings(output.folder(name)) for name in ("reference", "mapped/embeddings")]
+    vectors = np.concatenate([vectors_of(table)[1] for table in tables])
+    labels = [label for table in tables for label in table[LABEL].to_pylist()]
+    coordinates = umap_coordinates(vectors, seed=_SEED)
+    output.write(UMAP, umap_scatter(coordinates, labels, "Cell types of 700 blood cells, embedded"))
+
+
+def _baseline(cells: Any) -> LabelScores:
+    """PCA and nearest neighbours on the same split."""
+    is_query = (cells.obs[SPLIT] == "query").to_numpy()
+    labels = cells.obs[LABEL].to_numpy(object)
+    predicted = pca_knn(cells.X[~is_query], labels[~is_query], cells.X[is_query], k=_K, seed=_SEED)
+    return score_labels(labels[is_query], predicted, np.ones(len(predicted), np.float32), set(labels[~is_query]))

@@ -1,0 +1,138 @@
+"""A place for files, on a disk or an object store, in which a file is there whole or not at all."""
+
+import os
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from scgpt_ray.errors import OutputError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder named by a path or a URI (`s3://`, `gs://`); names of files in it are relative, with `/`.
+
+    A local write goes to a temporary name beside its place, is flushed to the disk and renamed; on an object store
+    it is one upload, which is atomic there. The value pickles; connections are made where it is used.
+    """
+
+    uri: str
+
+    @classmethod
+    def at(cls, place: str | os.PathLike[str]) -> "Folder":
+        """Name a folder; a relative path is resolved here, so that other processes mean the same place."""
+        text = os.fspath(place)
+        return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is a path of this machine."""
+        return "://" not in self.uri
+
+    @property
+    def path(self) -> Path:
+        """The local path; only for local folders."""
+        assert self.is_local, f"{self.uri} has no local path"
+        return Path(self.uri)
+
+    @cached_property
+    def _remote(self) -> tuple[pafs.FileSystem, str]:
+        filesystem, root = pafs.FileSystem.from_uri(self.uri)
+        return filesystem, root
+
+    def folder(self, name: str) -> "Folder":
+        """A folder inside this one."""
+        return Folder(f"{self.uri}/{name}")
+
+    def where(self, name: str) -> str:
+        """The full path or URI of a file, for messages."""
+        return f"{self.uri}/{name}"
+
+    def has(self, name: str) -> bool:
+        """Whether a file of this name is there."""
+        if self.is_local:
+            return (self.path / name).is_file()
+        filesystem, root = self._remote
+        return bool(filesystem.get_file_info(f"{root}/{name}").type == pafs.FileType.File)
+
+    def names(self) -> list[str]:
+        """Sorted names of the files right in this folder; temporary leftovers are not among them."""
+        if self.is_local:
+            found = [entry.name for entry in self.path.iterdir() if entry.is_file()] if self.path.is_dir() else []
+        else:
+            filesystem, root = self._remote
+            selector = pafs.FileSelector(root, allow_not_found=True)
+            found = [i.base_name for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
+        return sorted(name for name in found if not name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        if self.is_local:
+            return (self.path / name).read_bytes()
+        with self.open(name) as stream:
+            return bytes(stream.read())
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file opened for random access, as pyarrow readers take it."""
+        if self.is_local:
+            return pa.OSFile(str(self.path / name), "rb")
+        filesystem, root = self._remote
+        return filesystem.open_input_file(f"{root}/{name}")
+
+    def write(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Put a file in its place, whole or not at all, replacing one of that name.
+
+        Raises:
+            OSError: If the place cannot be written, such as a full disk; nothing is left behind.
+        """
+        if not self.is_local:
+            filesystem, root = self._remote
+            with filesystem.open_output_stream(f"{root}/{name}") as stream:
+                stream.write(content)
+            return
+        place = self.path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(place)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a file that is there."""
+        if self.is_local:
+            (self.path / name).unlink()
+        else:
+            filesystem, root = self._remote
+            filesystem.delete_file(f"{root}/{name}")
+
+    def require_writable(self) -> None:
+        """Try that a file can be written here, without leaving a trace.
+
+        Raises:
+            OutputError: If not.
+        """
+        remedy = "give --output a folder you may write to"
+        if not self.is_local:
+            probe = f".write-test-{uuid.uuid4().hex[:8]}"
+            try:
+                self.write(probe, b"")
+                self.remove(probe)
+            except (OSError, pa.ArrowException) as error:
+                raise OutputError(f"{self.uri}: {error}", expected="a writable place", remedy=remedy) from error
+            return
+        existing = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(f"{self.uri} cannot be written", expected="a writable folder", remedy=remedy)

@@ -1,0 +1,1 @@
+"""The faiss index: one trained template, shards that share it, search, and recall against exact search."""

@@ -1,0 +1,118 @@
+"""What an index folder says about itself: `index.json`, written last."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from scgpt_ray.errors import ReferenceSetError
+
+FORMAT_VERSION = 1
+METRIC = "inner_product"
+
+INDEX = "index.json"
+TEMPLATE = "template.faiss"
+
+
+@dataclass(frozen=True)
+class ShardDescription:
+    """One faiss file and the table of labels beside it; file names are relative to the index folder."""
+
+    name: str
+    n_cells: int
+    labels: str
+
+
+@dataclass(frozen=True)
+class IndexDescription:
+    """All that a search needs to know, and what was measured when the index was built."""
+
+    request: Mapping[str, Any]
+    """What was asked for, with defaults filled in; equal requests give equal indexes."""
+    factory: str
+    """faiss factory string of the template."""
+    d: int
+    """Width of the vectors."""
+    n_cells: int
+    """Vectors in all shards together."""
+    nprobe: int
+    """Inverted lists to look into for the recall below."""
+    recall_at_10: float
+    """Part of the true ten nearest neighbours found, measured on a sample."""
+    recall_queries: int
+    """Cells in that sample."""
+    shards: tuple[ShardDescription, ...]
+    """In the order of their numbers."""
+    label_columns: tuple[str, ...]
+    """Columns of the label tables, without soma_joinid."""
+    fingerprint: Mapping[str, Any]
+    """Fingerprint of the embeddings; a query must be embedded with the same."""
+    embeddings: str
+    """Where the embeddings came from."""
+    metric: str = METRIC
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> bytes:
+        """The content of index.json, the same bytes for equal descriptions."""
+        return (json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, where: str) -> "IndexDescription":
+        """Read index.json.
+
+        Args:
+            content: Of the file.
+            where: Its place, for messages.
+
+        Raises:
+            ReferenceSetError: If it is not what this version of scgpt_ray writes.
+        """
+        try:
+            values = json.loads(content)
+        except ValueError as error:
+            raise _unusable(where, f"is not JSON: {error}") from None
+        found = values.get("format_version") if isinstance(values, dict) else None
+        if found != FORMAT_VERSION:
+            raise _unusable(where, f"has format_version {found!r}")
+        try:
+            description = cls(**_retyped(values))
+        except (KeyError, TypeError) as error:
+            raise _unusable(where, f"has missing, unknown or mistyped entries: {error}") from None
+        if description.metric != METRIC:
+            raise _unusable(where, f"has the metric {description.metric}")
+        if sum(shard.n_cells for shard in description.shards) != description.n_cells:
+            raise _unusable(where, f"says {description.n_cells} cells, its shards sum to something else")
+        return description
+
+
+def _retyped(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists where the description has tuples; every entry's type is checked."""
+    plain = {"d": int, "n_cells": int, "nprobe": int, "recall_queries": int, "recall_at_10": float}
+    expected = {field.name: plain.get(field.name, str) for field in fields(IndexDescription)}
+    expected |= {
+        "shards": list,
+        "label_columns": list,
+        "fingerprint": dict,
+        "request": dict,
+        "format_version": int,
+    }
+    _require_types(values, expected)
+    for shard in values["shards"]:
+        _require_types(shard, {"name": str, "n_cells": int, "labels": str})
+    _require_types(dict(enumerate(values["label_columns"])), dict.fromkeys(range(len(values["label_columns"])), str))
+    shards = tuple(ShardDescription(**shard) for shard in values["shards"])
+    return {**values, "shards": shards, "label_columns": tuple(values["label_columns"])}
+
+
+def _require_types(values: Mapping[Any, Any], expected: Mapping[Any, type]) -> None:
+    for name, kind in expected.items():
+        if type(values[name]) is not kind:
+            raise TypeError(f"{name} is {values[name]!r}")
+
+
+def _unusable(where: str, problem: str) -> ReferenceSetError:
+    return ReferenceSetError(
+        f"{where} {problem}",
+        expected=f"the description of an index, format {FORMAT_VERSION}",
+        remedy="build the index again with this version of scgpt-ray",
+    )

@@ -1,0 +1,1 @@
+"""From neighbours to labels: votes and their confidence."""

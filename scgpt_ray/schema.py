@@ -1,0 +1,89 @@
+"""The Arrow tables that flow between the rooms, one row per cell.
+
+    CELLS       soma_joinid  obs...  gene list<int32>           count list<float>
+    TOKENS      soma_joinid  obs...  n_genes  gene list<uint16> bin list<uint8>
+    EMBEDDINGS  soma_joinid  obs...  n_genes  embedding fixed_size_list<float>[d]
+    NEIGHBORS   soma_joinid  neighbor fixed_size_list<int64>[k]  score fixed_size_list<float>[k]
+
+`obs...` are the columns a run was asked to carry along. A ragged column is the pair (offsets, values) that CSR calls
+`indptr`, attention `cu_seqlens` and faiss `lims`; `ragged` and `ragged_array` are the only way in and out of it.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+"""Joinids, counts of cells and faiss ids."""
+
+Float32Matrix: TypeAlias = npt.NDArray[np.float32]
+"""Embeddings [n_cells, d]."""
+
+JOINID = "soma_joinid"
+OBS_ID = "obs_id"
+GENE = "gene"
+COUNT = "count"
+BIN = "bin"
+N_GENES = "n_genes"
+EMBEDDING = "embedding"
+NEIGHBOR = "neighbor"
+SCORE = "score"
+
+RESERVED = frozenset({JOINID, GENE, COUNT, BIN, N_GENES, EMBEDDING, NEIGHBOR, SCORE})
+"""Names that an obs column carried along must not have."""
+
+
+def ragged(column: pa.Array | pa.ChunkedArray) -> tuple[Int64Array, npt.NDArray[np.generic]]:
+    """Take a list column apart into boundaries and values.
+
+    Args:
+        column: A list or large_list column without nulls; sliced and chunked columns are welcome.
+
+    Returns:
+        offsets: int64 [n + 1], starting at 0.
+        values: [offsets[-1]], the flat values; a view of Arrow's memory (read-only) where there is one chunk.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    assert array.null_count == 0, "a ragged column has no nulls: an empty cell is an empty list"
+    if len(array) == 0:
+        return np.zeros(1, np.int64), array.values.slice(0, 0).to_numpy()
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    values = array.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy()
+    return offsets - offsets[0], values
+
+
+def ragged_array(offsets: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> pa.ListArray:
+    """Make a list array of boundaries and values, without copying the values.
+
+    Args:
+        offsets: Integers [n + 1], starting at 0 and ending at len(values), below 2**31.
+        values: [offsets[-1]], any Arrow primitive dtype.
+    """
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+def matrix(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.generic]:
+    """View a fixed_size_list column without nulls as [n, width]; zero-copy where it is one chunk."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    assert array.null_count == 0, "select the cells that have an embedding first"
+    width = array.type.list_size
+    return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), width)
+
+
+def matrix_array(values: npt.NDArray[np.generic], absent: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
+    """Make a fixed_size_list array of the rows of a matrix.
+
+    Args:
+        values: [n, width], C-contiguous.
+        absent: bool [n]; rows that become null. None for no nulls.
+    """
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    mask = pa.array(absent) if absent is not None and absent.any() else None
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
+
+
+def obs_columns(table: pa.Table) -> list[str]:
+    """Names of the carried obs columns of any of the four tables, in order."""
+    return [name for name in table.column_names if name not in RESERVED]

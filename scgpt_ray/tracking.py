@@ -1,0 +1,212 @@
+"""MLflow runs that can neither fail nor stall the work they describe.
+
+All calls to MLflow are made by one thread of its own. A store that does not answer costs a few seconds at the end;
+what could not be sent is kept as JSON lines in `tracking.jsonl` of the output folder.
+"""
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from scgpt_ray.folder import Folder
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "scgpt_ray"
+SPOOL = "tracking.jsonl"
+_INTERVAL_S = 10.0
+_PATIENCE_S = 30.0
+_MAX_PARAM = 500
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing to tell MLflow: `kind` is start, params, metrics, artifact or end."""
+
+    kind: str
+    time_ms: int
+    payload: dict[str, Any]
+
+
+class Tracker:
+    """One MLflow run, as a context manager.
+
+    The store is `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the output folder. On an object store
+    there is no place for a sqlite file, so without `MLFLOW_TRACKING_URI` the events are only kept in `tracking.jsonl`.
+
+    Args:
+        verb: Name of the run.
+        output: Output folder of the run; created if need be.
+        params: What to log as parameters; nested mappings are flattened with dots.
+    """
+
+    def __init__(self, verb: str, output: Folder, params: Mapping[str, Any]) -> None:
+        self.output = output
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_store(output)
+        self._pending: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._unsent: list[Event] = []
+        self._last_metrics = 0.0
+        self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
+        self._tell("start", name=verb)
+        self._tell("params", values=_flatten(params))
+
+    def __enter__(self) -> "Tracker":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the run as finished or failed, and wait a bounded time for MLflow."""
+        self._tell("end", status="FINISHED" if error is None else "FAILED")
+        self._thread.join(_PATIENCE_S)
+        if self._thread.is_alive():
+            logger.warning("MLflow at %s did not take everything within %.0f s", self.uri, _PATIENCE_S)
+        self._keep_unsent()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters that became known while running."""
+        self._tell("params", values=_flatten(params))
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0, now: bool = True) -> None:
+        """Log numbers; with now=False at most every ten seconds, for progress."""
+        if not now and time.monotonic() - self._last_metrics < _INTERVAL_S:
+            return
+        self._last_metrics = time.monotonic()
+        self._tell("metrics", values={name: float(value) for name, value in metrics.items()}, step=step)
+
+    def log_artifact(self, name: str) -> None:
+        """Attach a file of the output folder."""
+        self._tell("artifact", name=name)
+
+    def _tell(self, kind: str, **payload: Any) -> None:
+        self._pending.put(Event(kind, int(time.time() * 1000), payload))
+
+    def _send_all(self) -> None:
+        """Body of the thread: send events in order; after the first failure only collect them."""
+        if self.uri is None:
+            logger.info(
+                "no MLFLOW_TRACKING_URI and %s is remote: the run is logged to %s only",
+                self.output.uri,
+                SPOOL,
+            )
+            self._collect()
+            return
+        # Read by MLflow at call time; its defaults block for minutes when a server is down.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow  # three seconds that the work need not wait for
+        from mlflow.exceptions import MlflowException
+
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        client = mlflow.MlflowClient(tracking_uri=self.uri)
+        run = _Run(client, self.output, self.uri)
+        while True:
+            event = self._pending.get()
+            try:
+                run.send(event)
+            except (MlflowException, OSError) as error:
+                logger.warning("MLflow at %s: %s; events go to %s", self.uri, " ".join(str(error).split())[:200], SPOOL)
+                self._unsent.append(event)
+                if event.kind != "end":
+                    self._collect()
+                return
+            if event.kind == "end":
+                return
+
+    def _collect(self) -> None:
+        while True:
+            event = self._pending.get()
+            self._unsent.append(event)
+            if event.kind == "end":
+                return
+
+    def _keep_unsent(self) -> None:
+        while not self._pending.empty():
+            self._unsent.append(self._pending.get())
+        if not self._unsent:
+            return
+        earlier = self.output.read(SPOOL) if self.output.has(SPOOL) else b""
+        lines = "".join(json.dumps(asdict(event), default=str) + "\n" for event in self._unsent)
+        self.output.write(SPOOL, earlier + lines.encode())
+
+
+class _Run:
+    """The thread's side of a run: turns events into MLflow calls."""
+
+    def __init__(self, client: Any, output: Folder, uri: str) -> None:
+        self.client, self.output, self.uri = client, output, uri
+        self.run_id = ""
+        self.send_kind: dict[str, Callable[[Event], None]] = {
+            "start": self._start,
+            "params": self._params,
+            "metrics": self._metrics,
+            "artifact": self._artifact,
+            "end": lambda event: self.client.set_terminated(self.run_id, event.payload["status"], event.time_ms),
+        }
+
+    def send(self, event: Event) -> None:
+        self.send_kind[event.kind](event)
+
+    def _start(self, event: Event) -> None:
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            location = _artifacts_beside(self.uri)
+            experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        name = event.payload["name"]
+        self.run_id = self.client.create_run(experiment_id, start_time=event.time_ms, run_name=name).info.run_id
+
+    def _params(self, event: Event) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:_MAX_PARAM]) for key, value in event.payload["values"].items()]
+        self.client.log_batch(self.run_id, params=params)
+
+    def _metrics(self, event: Event) -> None:
+        from mlflow.entities import Metric
+
+        step = event.payload["step"]
+        metrics = [Metric(key, value, event.time_ms, step) for key, value in event.payload["values"].items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def _artifact(self, event: Event) -> None:
+        name = event.payload["name"]
+        if self.output.is_local:
+            self.client.log_artifact(self.run_id, str(self.output.path / name))
+        else:
+            self.client.log_text(self.run_id, self.output.read(name).decode(), Path(name).name)
+
+
+def _artifacts_beside(uri: str) -> str | None:
+    """Artifacts lie beside a sqlite file, not in whatever directory the process runs in; a server knows its own."""
+    scheme = "sqlite:///"
+    return (Path(uri.removeprefix(scheme)).parent / "mlartifacts").as_uri() if uri.startswith(scheme) else None
+
+
+def _default_store(output: Folder) -> str | None:
+    if not output.is_local:
+        return None
+    output.path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{output.path}/mlflow.db"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

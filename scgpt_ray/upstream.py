@@ -1,0 +1,87 @@
+"""Functions of upstream scGPT by their own names and arguments."""
+
+import logging
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from scgpt_ray.cells.anndata_file import OBSM_KEY, AnnData, read_anndata
+from scgpt_ray.cells.genes import harmonize
+from scgpt_ray.cells.h5ad import cells_of
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.model.checkpoint import read_checkpoint
+from scgpt_ray.model.embedder import Embedder, has_gpu
+from scgpt_ray.model.tokens import TokenRules, tokenize
+from scgpt_ray.schema import EMBEDDING, matrix
+
+logger = logging.getLogger(__name__)
+
+
+def embed_data(
+    adata_or_file: AnnData | str | PathLike[str],
+    model_dir: str | PathLike[str],
+    gene_col: str = "feature_name",
+    max_length: int = 1200,
+    batch_size: int = 64,  # noqa: ARG001 - upstream's argument; microbatches are cut by tokens here
+    obs_to_save: str | Sequence[str] | None = None,
+    device: str = "cuda",
+    use_fast_transformer: bool = True,  # noqa: ARG001 - upstream's argument; attention is always fused here
+    return_new_adata: bool = False,
+) -> AnnData:
+    """Embed cells in this process, as upstream's `scgpt.tasks.embed_data` does; no Ray.
+
+    `batch_size` and `use_fast_transformer` are taken and have no effect on the result. Unlike upstream, a cell's
+    embedding depends on nothing but the cell, and a cell without genes of the vocabulary gets NaN instead of a crash.
+
+    Args:
+        adata_or_file: Cells, or an .h5ad file of them; X is embedded.
+        model_dir: Checkpoint folder.
+        gene_col: Column of var with gene names, or "index".
+        max_length: Most tokens per cell, <cls> included.
+        batch_size: No effect.
+        obs_to_save: Columns of obs to keep in a new AnnData.
+        device: "cuda", which without a GPU means "cpu", with a warning (as upstream), or "cpu".
+        use_fast_transformer: No effect.
+        return_new_adata: Return an AnnData with the embeddings as X instead of the cells.
+
+    Returns:
+        The cells, reduced to the genes of the vocabulary, with obsm["X_scGPT"] float32 [n_cells, d]; or the new
+        AnnData.
+
+    Raises:
+        AtlasError: If the cells cannot be read or are not counts.
+        CheckpointError: If the checkpoint cannot be used.
+        ConfigError: If `obs_to_save` names a column that obs lacks.
+    """
+    adata = adata_or_file if isinstance(adata_or_file, AnnData) else read_anndata(Path(adata_or_file))
+    columns = [obs_to_save] if isinstance(obs_to_save, str) else list(obs_to_save or [])
+    lacking = [column for column in columns if column not in adata.obs]
+    if lacking:
+        raise ConfigError(
+            f"obs_to_save {', '.join(lacking)}",
+            expected=f"columns of obs ({', '.join(map(str, adata.obs))})",
+            remedy="name those",
+        )
+    checkpoint = read_checkpoint(Path(model_dir))
+    genes = harmonize(
+        adata.var,
+        checkpoint.vocabulary.tokens,
+        columns=(gene_col,),
+        gene_table=None,
+        columns_are_default=False,
+        where="the AnnData",
+    )
+    tokens = tokenize(cells_of(adata, None, genes.token), checkpoint.vocabulary, TokenRules(max_length=max_length))
+    if device == "cuda" and not has_gpu():
+        logger.warning("no GPU is there; embedding on the CPU")
+        device = "cpu"
+    column = Embedder(checkpoint, device=device)(tokens)[EMBEDDING]
+    embeddings = np.full((adata.n_obs, checkpoint.architecture.embsize), np.nan, np.float32)
+    embeddings[column.is_valid().to_numpy()] = matrix(column.drop_null())
+    if return_new_adata:
+        return AnnData(X=embeddings, obs=adata.obs[columns] if columns else None)
+    kept = adata[:, genes.token >= 0].copy()
+    kept.obsm[OBSM_KEY] = embeddings
+    return kept

@@ -1,0 +1,104 @@
+"""Fixtures that every test file may use."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Machines are shared and noisy, and a red run should be red again: no time limit per example, the same examples.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real cells and golden numbers; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs real cells and golden numbers in {SHARED}, which are not part of the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def make_soma():
+    """Writes an AnnData as a SOMA experiment, or appends it to the one there: make_soma(adata, path) -> URI."""
+    # Imported on need: tiledbsoma takes a second.
+    import tiledbsoma.io
+
+    def make(adata, path):
+        registered = None
+        if path.exists():
+            registered = tiledbsoma.io.register_anndatas(
+                str(path), [adata], measurement_name="RNA", obs_field_name="obs_id", var_field_name="var_id"
+            )
+            registered.prepare_experiment(str(path))
+        return tiledbsoma.io.from_anndata(
+            str(path), adata, "RNA", X_layer_name="raw", registration_mapping=registered
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_home(tmp_path_factory):
+    """Keep Ray's token, MLflow's settings and everybody's caches out of the user's home."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    patch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def local_ray(_private_home):
+    """One local Ray for all tests of a session."""
+    import ray
+
+    from scgpt_ray.flows.cluster import connected
+
+    with connected():
+        assert ray.is_initialized()
+        yield
+
+
+GENES = [f"GENE{number}" for number in range(60)]
+
+
+@pytest.fixture(scope="session")
+def blood():
+    """260 made-up cells of three types x 60 genes of the vocabulary and 4 others; two of the cells are empty."""
+    import anndata
+    import numpy as np
+    import pandas as pd
+    import scipy.sparse as sp
+
+    random = np.random.default_rng(7)
+    kinds = np.arange(260) % 3
+    rates = random.gamma(0.5, 2.0, (3, 64))
+    counts = random.poisson(rates[kinds]).astype(np.float32)
+    counts[[5, 77]] = 0
+    obs = pd.DataFrame({"cell_type": np.array(["B", "T", "NK"])[kinds], "donor": np.array(["d1", "d2"])[kinds % 2]})
+    obs.index = [f"cell-{number:03d}" for number in range(260)]
+    var = pd.DataFrame({"feature_name": [*GENES, "other1", "other2", "other3", "other4"]})
+    var.index = [f"ENSG{number:011d}" for number in range(64)]
+    return anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=var)
+
+
+@pytest.fixture(scope="session")
+def blood_file(blood, tmp_path_factory):
+    path = tmp_path_factory.mktemp("blood") / "blood.h5ad"
+    blood.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A small checkpoint with random weights for the genes of `blood`."""
+    from scgpt_ray.model.checkpoint import random_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    random_checkpoint(folder, GENES, embsize=32, nheads=2, d_hid=32, nlayers=2)
+    return folder

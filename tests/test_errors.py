@@ -1,0 +1,19 @@
+import pickle
+
+import pytest
+
+from scgpt_ray import errors
+
+
+def test_message_says_found_expected_remedy_in_one_line():
+    error = errors.AtlasError("x.h5ad\n is cut off", expected="an HDF5 file", remedy="copy it again")
+    assert str(error) == "x.h5ad is cut off; expected an HDF5 file; copy it again"
+
+
+@pytest.mark.parametrize("kind", [errors.ConfigError, errors.AtlasError, errors.CheckpointError, errors.OutputError])
+def test_input_errors_are_value_errors_and_travel_between_processes(kind):
+    error = kind("found", expected="expected", remedy="remedy")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(error, ValueError)
+    assert type(copy) is kind
+    assert str(copy) == str(error)

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scgpt_ray.evaluate.baseline import pca_knn
+
+RNG = np.random.default_rng(0)
+
+
+def cells(n):
+    types = RNG.integers(3, size=n)
+    profiles = np.random.default_rng(1).gamma(1.0, size=(3, 40))
+    return np.log1p(RNG.poisson(profiles[types] * 3)), np.array(["A", "B", "C"], object)[types]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_types_that_differ_are_told_apart(kind):
+    reference, labels = cells(300)
+    query, truth = cells(200)
+    predicted = pca_knn(kind(reference), labels, kind(query), k=10, seed=0)
+    assert (predicted == truth).mean() > 0.9
+    np.testing.assert_array_equal(pca_knn(kind(reference), labels, kind(query), k=10, seed=0), predicted)
+
+
+def test_sparse_and_dense_agree():
+    reference, labels = cells(150)
+    query, _ = cells(60)
+    dense = pca_knn(reference, labels, query, k=5, seed=0)
+    compressed = pca_knn(sparse.csr_matrix(reference), labels, sparse.csr_matrix(query), k=5, seed=0)
+    np.testing.assert_array_equal(dense, compressed)
+
+
+def test_a_reference_smaller_than_k_and_components():
+    reference, labels = cells(4)
+    assert pca_knn(reference, labels, reference, k=10, seed=0).shape == (4,)

@@ -1,0 +1,93 @@
+import sys
+
+import numpy as np
+import pytest
+
+from scgpt_ray.errors import ConfigError, InputError
+from scgpt_ray.evaluate import plots
+from scgpt_ray.evaluate.labels import score_labels
+from scgpt_ray.evaluate.plots import confidence_histogram, confusion_heatmap, label_counts, umap_scatter
+from scgpt_ray.evaluate.umap import umap_coordinates
+
+RNG = np.random.default_rng(0)
+NAMES = ["CD4 T", "B", "costs $5 & <more>", "a label that is much longer than any axis has room for", "NK"]
+
+
+def pixels(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+
+
+def labels(n, names=NAMES):
+    return [names[place] for place in RNG.integers(len(names), size=n)]
+
+
+def test_every_picture_is_a_png_and_repeatable():
+    truth, predicted = labels(200), labels(200)
+    scores = score_labels(truth, predicted, RNG.random(200), NAMES[:3])
+    for draw in (
+        lambda: confusion_heatmap(scores),
+        lambda: confidence_histogram({"right": np.array([1.0, 0.5]), "wrong": np.array([0.2])}),
+        lambda: confidence_histogram({"all cells": np.array([0.0, 1.0], np.float32)}),
+        lambda: label_counts(truth, "Predicted cell_type"),
+        lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type"),
+    ):
+        png = draw()
+        width, height = pixels(png)
+        assert 300 < width < 2000
+        assert 200 < height < 2000
+        assert draw() == png
+
+
+def test_one_cell_is_enough():
+    scores = score_labels(["T"], ["B"], np.ones(1), ["B"])
+    for png in (
+        confusion_heatmap(scores),
+        label_counts(["T"], "x"),
+        umap_scatter(np.zeros((1, 2)), ["T"], "x"),
+    ):
+        pixels(png)
+
+
+def test_pyplot_stays_untouched():
+    label_counts(["T"], "x")
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_beyond_twenty_the_rare_labels_are_drawn_together():
+    many = [f"type {place:02d}" for place in range(30) for _ in range(40 - place)]
+    coloured = list(plots._coloured(many))
+    assert len(coloured) == plots.MAX_LABELS
+    assert coloured[0][0] == "type 00"
+    assert coloured[-1][0] == "other (11 labels)"
+    assert len({colour for _, colour, _ in coloured}) == plots.MAX_LABELS
+    assert sorted(np.concatenate([cells for *_, cells in coloured]).tolist()) == list(range(len(many)))
+    twenty = many[: sum(40 - place for place in range(20))]
+    assert [name for name, *_ in plots._coloured(twenty)] == [f"type {place:02d}" for place in range(20)]
+    pixels(umap_scatter(RNG.random((len(many), 2)), many, "many"))
+    assert sum(plots._most_frequent(many).values()) == len(many)
+
+
+@pytest.mark.slow
+def test_umap_is_repeatable_and_keeps_groups_apart():
+    pytest.importorskip("umap", reason="needs umap-learn")
+    centres = np.eye(8, dtype=np.float32)[RNG.integers(2, size=120)]
+    vectors = (centres + 0.05 * RNG.standard_normal((120, 8))).astype(np.float32)
+    first = umap_coordinates(vectors, seed=1)
+    assert (first.shape, first.dtype) == ((120, 2), np.float32)
+    np.testing.assert_array_equal(first, umap_coordinates(vectors, seed=1))
+    group = centres[:, 0] == 1
+    gap = np.linalg.norm(first[group].mean(axis=0) - first[~group].mean(axis=0))
+    assert gap > 2 * max(first[group].std(), first[~group].std())
+
+
+def test_too_few_cells_for_a_umap():
+    pytest.importorskip("umap", reason="needs umap-learn")
+    with pytest.raises(InputError, match="15 cells for a UMAP"):
+        umap_coordinates(np.ones((15, 4), np.float32), seed=0)
+
+
+def test_without_umap_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ConfigError, match=r"pip install 'scgpt-ray\[eval\]'"):
+        umap_coordinates(np.ones((20, 4), np.float32), seed=0)

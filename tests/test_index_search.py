@@ -1,0 +1,192 @@
+"""Search, merge and the exact twin: sharding must not be visible in a result."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgpt_ray.index.recall import recall_at
+from scgpt_ray.index.search import NONE, exact_search, merge, search
+from scgpt_ray.index.shard import build_shard, open_shard
+from scgpt_ray.index.template import train
+
+RNG = np.random.default_rng(0)
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def cells(n, d=24, types=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return unit(rng.standard_normal((types, d))[rng.integers(types, size=n)] + 0.4 * rng.standard_normal((n, d)))
+
+
+def by_definition(ids, vectors, queries, k):
+    """Slow twin: every score, sorted by score and id in Python."""
+    found_ids = np.full((len(queries), k), NONE)
+    found_scores = np.full((len(queries), k), -np.inf, np.float32)
+    for q, query in enumerate(queries):
+        scores = [np.float32(sum(float(a) * float(b) for a, b in zip(query, v, strict=True))) for v in vectors]
+        ranked = sorted(zip(scores, ids.tolist(), strict=True), key=lambda pair: (-pair[0], pair[1]))[:k]
+        for place, (score, joinid) in enumerate(ranked):
+            found_ids[q, place], found_scores[q, place] = joinid, score
+    return found_ids, found_scores
+
+
+def shards_of(factory, ids, vectors, groups, sample=None):
+    template = train(vectors if sample is None else sample, factory, seed=0)
+    return [open_shard(build_shard(template, [(ids[group], vectors[group])])) for group in groups]
+
+
+FACTORIES = ["Flat", "IVF16,Flat", "IVF16,SQ8", "IVF16_HNSW32,SQ8", "RR24,IVF16,RaBitQ"]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.parametrize("nprobe", [1, 4, 99])
+def test_shards_find_what_one_index_finds_to_the_bit(factory, nprobe):
+    vectors, ids = cells(1500), RNG.permutation(10**7)[:1500] + 10**10
+    vectors[700:760] = vectors[:60]  # the same cell twice is common in an atlas
+    queries = np.concatenate([vectors[:40], cells(60, seed=1)])
+    rows = RNG.permutation(1500)
+    groups = [rows[:600], rows[600:601], rows[600:600], rows[601:]]
+    (whole,) = shards_of(factory, ids, vectors, [np.arange(1500)])
+    expected_ids, expected_scores = search(whole, queries, 10, nprobe)
+    pieces = [search(shard, queries, 10, nprobe) for shard in shards_of(factory, ids, vectors, groups)]
+    found_ids, found_scores = merge(pieces, 10)
+    np.testing.assert_array_equal(found_ids, expected_ids)
+    np.testing.assert_array_equal(found_scores, expected_scores)
+
+
+@pytest.mark.parametrize("codec", ["RaBitQ2", "RaBitQ4"])
+def test_shards_of_several_bits_find_what_one_index_finds_but_for_its_shortcut(codec):
+    """faiss drops a candidate whose first bit makes it improbable beside those found so far."""
+    vectors, ids, queries = cells(1500), RNG.permutation(1500), cells(200, seed=1)
+    groups = [slice(None), slice(0, 601), slice(601, 602), slice(602, 1500)]
+    whole, *shards = shards_of(f"RR24,IVF16,{codec}", ids, vectors, groups)
+    expected_ids, expected_scores = search(whole, queries, 10, 8)
+    found_ids, found_scores = merge([search(shard, queries, 10, 8) for shard in shards], 10)
+    assert recall_at(found_ids, expected_ids) > 0.99
+    assert (found_scores >= expected_scores).all(), "what a shard finds more is better, never worse"
+
+
+def test_ties_across_shards_are_settled_by_id_at_full_width():
+    distinct = cells(300, d=512)
+    vectors, ids = np.repeat(distinct, 20, axis=0), RNG.permutation(6000)
+    rows = RNG.permutation(6000)
+    groups = [rows[:4001], rows[4001:4500], rows[4500:]]
+    queries = distinct[:101]
+    pieces = [search(shard, queries, 6, 1) for shard in shards_of("Flat", ids, vectors, groups)]
+    found_ids, found_scores = merge(pieces, 6)
+    np.testing.assert_array_equal(found_ids, np.sort(ids.reshape(300, 20), axis=1)[:101, :6])
+    assert (found_scores == found_scores[:, :1]).all()
+    (whole,) = shards_of("Flat", ids, vectors, [slice(None)])
+    for found, expected in zip((found_ids, found_scores), search(whole, queries, 6, 1), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 3), (1, 3), (2, 3), (3, 3), (4, 3), (50, 1), (50, 50), (50, 60)])
+def test_flat_and_exact_search_are_the_definition(n, k):
+    vectors, ids = cells(max(n, 1))[:n], RNG.permutation(n) + 100
+    queries = cells(7, seed=1)
+    expected_ids, expected_scores = by_definition(ids, vectors, queries, k)
+    (flat,) = shards_of("Flat", ids, vectors, [slice(None)], sample=np.empty((0, 24), np.float32))
+    blocks = [(ids[start : start + 9], vectors[start : start + 9]) for start in range(0, n, 9)]
+    for found_ids, found_scores in (search(flat, queries, k, 1), exact_search(iter(blocks), queries, k)):
+        assert (found_ids.shape, found_ids.dtype, found_scores.dtype) == ((7, k), np.int64, np.float32)
+        np.testing.assert_array_equal(found_ids, expected_ids)
+        np.testing.assert_allclose(found_scores, expected_scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,SQ8", "RR24,IVF4,RaBitQ4"])
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_of_equal_cells_the_smallest_ids_are_kept(factory, k):
+    distinct = cells(40)
+    vectors, ids = np.repeat(distinct, 30, axis=0), RNG.permutation(1200)
+    (index,) = shards_of(factory, ids, vectors, [slice(None)])
+    found, _ = search(index, distinct, k, 4)
+    own = ids.reshape(40, 30)
+    for query in np.flatnonzero(np.isin(found[:, 0], own) & (found[:, 0] == own.min(axis=1))):
+        np.testing.assert_array_equal(found[query], np.sort(own[query])[:k])
+    assert (found[:, 0] == own.min(axis=1)).mean() > 0.9
+    exact, _ = exact_search([(ids, vectors)], distinct, k)
+    np.testing.assert_array_equal(exact, np.sort(own, axis=1)[:, :k])
+
+
+def test_a_tie_of_all_cells_ends():
+    vectors, ids = np.repeat(cells(1), 5000, axis=0), RNG.permutation(5000)
+    (index,) = shards_of("Flat", ids, vectors, [slice(None)])
+    found, scores = search(index, vectors[:30], 4, 1)
+    assert (found == np.arange(4)).all()
+    assert (scores == scores[0, 0]).all()
+
+
+def test_no_queries_give_no_neighbours():
+    (index,) = shards_of("Flat", np.arange(5), cells(5), [slice(None)])
+    for ids, scores in (
+        search(index, cells(1)[:0], 3, 1),
+        exact_search([(np.arange(5), cells(5))], cells(1)[:0], 3),
+    ):
+        assert (ids.shape, scores.shape) == ((0, 3), (0, 3))
+
+
+def test_lists_that_are_not_probed_leave_places_empty():
+    vectors = cells(700)
+    (index,) = shards_of("IVF16,SQ8", np.arange(700), vectors, [slice(None)])
+    ids, scores = search(index, vectors[:50], 600, 1)
+    assert (ids == NONE).any()
+    np.testing.assert_array_equal(ids == NONE, np.isneginf(scores))
+    assert ((ids == NONE)[:, :-1] <= (ids == NONE)[:, 1:]).all(), "empty places come last"
+
+
+def test_nprobe_of_one_search_does_not_linger():
+    vectors = cells(1000)
+    (index,) = shards_of("IVF16,SQ8", np.arange(1000), vectors, [slice(None)])
+    before = search(index, vectors, 5, 2)
+    search(index, vectors, 5, 16)
+    np.testing.assert_array_equal(search(index, vectors, 5, 2)[0], before[0])
+
+
+def test_recall_grows_with_nprobe_and_is_whole_when_all_is_compared():
+    vectors, queries = cells(3000, types=200), cells(200, types=200, seed=0)
+    truth, _ = exact_search([(np.arange(3000), vectors)], queries, 10)
+    (index,) = shards_of("IVF32,Flat", np.arange(3000), vectors, [slice(None)])
+    recalls = [recall_at(search(index, queries, 10, nprobe)[0], truth) for nprobe in (1, 4, 32)]
+    assert recalls == sorted(recalls)
+    assert recalls[0] < 0.95
+    assert recalls[-1] == 1.0
+    (coarse,) = shards_of("IVF32,SQ8", np.arange(3000), vectors, [slice(None)])
+    assert recall_at(search(coarse, queries, 10, 32)[0], truth) > 0.95
+
+
+def test_merge_orders_by_score_then_id_and_puts_none_last():
+    inf = np.float32(np.inf)
+    first = (np.array([[5, 9, -1], [-1, -1, -1]]), np.array([[0.9, 0.5, 7.0], [-inf] * 3], np.float32))
+    second = (np.array([[7, 3], [4, -1]]), np.array([[0.9, 0.5], [-0.2, -inf]], np.float32))
+    for results in ([first, second], [second, first]):
+        ids, scores = merge(results, 4)
+        np.testing.assert_array_equal(ids, [[5, 7, 3, 9], [4, -1, -1, -1]])
+        np.testing.assert_array_equal(scores, np.array([[0.9, 0.9, 0.5, 0.5], [-0.2, -inf, -inf, -inf]], np.float32))
+    ids, scores = merge([second], 3)
+    np.testing.assert_array_equal(ids, [[7, 3, -1], [4, -1, -1]])
+    assert (ids.dtype, scores.dtype) == (np.int64, np.float32)
+
+
+@given(
+    scores=st.lists(st.integers(-3, 3), min_size=0, max_size=30),
+    k=st.integers(1, 12),
+    cuts=st.lists(st.integers(0, 30), max_size=4),
+)
+def test_merge_of_pieces_is_the_sorted_whole(scores, k, cuts):
+    n = len(scores)
+    values = np.array(scores, np.float32) / 4
+    ids = np.random.default_rng(n).permutation(n)
+    bounds = [0, *sorted(min(cut, n) for cut in cuts), n]
+    pieces = [(ids[None, a:b], values[None, a:b]) for a, b in pairwise(bounds)]
+    found_ids, found_scores = merge(pieces, k)
+    ranked = sorted(zip((-values).tolist(), ids.tolist(), strict=True))[:k]
+    padding = k - len(ranked)
+    assert found_ids[0].tolist() == [joinid for _, joinid in ranked] + [NONE] * padding
+    assert found_scores[0].tolist() == [-score for score, _ in ranked] + [-np.inf] * padding

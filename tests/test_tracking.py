@@ -1,0 +1,88 @@
+import json
+import socket
+import time
+
+import mlflow
+import pytest
+
+from scgpt_ray.folder import Folder
+from scgpt_ray.tracking import EXPERIMENT, SPOOL, Tracker
+
+
+@pytest.fixture
+def no_server(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def runs(uri):
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def test_a_run_lands_in_the_output_folder(tmp_path, no_server):
+    output = Folder.at(tmp_path / "out")
+    with Tracker("embed", output, {"config": {"seed": 3, "nested": {"a": "b"}}}) as tracker:
+        output.write("manifest.json", b"{}")
+        tracker.log_metrics({"cells_per_s": 12.5}, step=2)
+        tracker.log_artifact("manifest.json")
+    client, (run,) = runs(f"sqlite:///{tmp_path}/out/mlflow.db")
+    assert run.info.run_name == "embed"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"config.seed": "3", "config.nested.a": "b"}
+    assert run.data.metrics == {"cells_per_s": 12.5}
+    assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["manifest.json"]
+    assert (tmp_path / "out" / "mlartifacts").is_dir()
+    assert not output.has(SPOOL)
+
+
+def test_a_failed_run_is_marked_and_the_error_passes(tmp_path, no_server):
+    with pytest.raises(KeyError), Tracker("embed", Folder.at(tmp_path), {}):
+        raise KeyError
+    _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.info.status == "FAILED"
+
+
+def test_progress_is_thinned(tmp_path, no_server):
+    with Tracker("embed", Folder.at(tmp_path), {}) as tracker:
+        for step in range(50):
+            tracker.log_metrics({"cells": step}, step=step, now=False)
+    client, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert len(client.get_metric_history(run.info.run_id, "cells")) == 1
+
+
+def test_a_server_that_is_down_costs_seconds_and_keeps_the_events(tmp_path, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    started = time.monotonic()
+    with Tracker("embed", Folder.at(tmp_path), {"seed": 1}) as tracker:
+        tracker.log_metrics({"cells": 3})
+    assert time.monotonic() - started < 40
+    lines = [json.loads(line) for line in (tmp_path / SPOOL).read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["start", "params", "metrics", "end"]
+    assert lines[2]["payload"]["values"] == {"cells": 3.0}
+
+
+def test_a_server_that_never_answers_costs_seconds(tmp_path, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        with Tracker("embed", Folder.at(tmp_path), {"seed": 1}):
+            pass
+        assert time.monotonic() - started < 40
+    assert [json.loads(line)["kind"] for line in (tmp_path / SPOOL).read_text().splitlines()][-1] == "end"
+
+
+def test_an_object_store_without_a_server_keeps_the_events(tmp_path, no_server):
+    (tmp_path / "bucket").mkdir()
+    with Tracker("embed", Folder(f"file://{tmp_path}/bucket"), {}):
+        pass
+    assert [json.loads(line)["kind"] for line in (tmp_path / "bucket" / SPOOL).read_text().splitlines()] == [
+        "start",
+        "params",
+        "end",
+    ]
