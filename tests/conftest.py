@@ -33,9 +33,7 @@ def make_soma():
                 str(path), [adata], measurement_name="RNA", obs_field_name="obs_id", var_field_name="var_id"
             )
             registered.prepare_experiment(str(path))
-        return tiledbsoma.io.from_anndata(
-            str(path), adata, "RNA", X_layer_name="raw", registration_mapping=registered
-        )
+        return tiledbsoma.io.from_anndata(str(path), adata, "RNA", X_layer_name="raw", registration_mapping=registered)
 
     return make
 

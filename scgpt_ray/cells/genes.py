@@ -213,7 +213,12 @@ class Coverage:
 
     def to_dict(self) -> dict[str, object]:
         """Everything, as JSON holds it."""
-        return {**asdict(self), "fraction": self.fraction}
+        lists = {
+            "collisions": list(self.collisions),
+            "missing": [list(pair) for pair in self.missing],
+            "var_columns": list(self.var_columns),
+        }
+        return {**asdict(self), **lists, "fraction": self.fraction}
 
     def require(self, minimum: float, where: str) -> None:
         """Require a share of the counts.

@@ -78,7 +78,9 @@ def _plain_errors() -> Iterator[None]:
             raise cause from None
         raise WorkerError(f"a worker failed: {type(cause).__name__}: {' '.join(str(cause).split())}") from error
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        raise WorkerError(f"Ray failed: {' '.join(str(error).split())}; run the same command again to resume") from error
+        raise WorkerError(
+            f"Ray failed: {' '.join(str(error).split())}; run the same command again to resume"
+        ) from error
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -60,9 +60,7 @@ def build_index(settings: IndexSettings) -> IndexDescription:
         template = _train_template(source, manifest, request)
         output.write(TEMPLATE, template)
         shards = _build_shards(template, source, manifest, request, output)
-        nprobe, recall, n_queries = _measure_recall(
-            nlist_of(template), shards, source, manifest, request, output
-        )
+        nprobe, recall, n_queries = _measure_recall(nlist_of(template), shards, source, manifest, request, output)
         description = IndexDescription(
             request=request,
             factory=request["factory"],
