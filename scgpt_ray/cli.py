@@ -57,16 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="scgpt-ray",
+        allow_abbrev=False,
         description="Embed single-cell atlases with scGPT on Ray, index them with faiss, map new cells onto them.",
         epilog="Options may also stand in a YAML file (--config); options given here win.",
     )
     chosen = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in verbs.VERBS.items():
         summary = (verb.settings.__doc__ or "").strip()
-        sub = chosen.add_parser(name, help=summary, description=summary)
+        sub = chosen.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         sub.add_argument("--config", metavar="FILE.yaml", help="YAML file of these options, without the dashes")
-        for field, info in verb.settings.model_fields.items():
-            _add_option(sub, field, info)
+        own = verb.settings.__annotations__
+        for field in sorted(verb.settings.model_fields, key=lambda field: field not in own):  # own options first
+            _add_option(sub, field, verb.settings.model_fields[field])
     return parser
 
 
@@ -86,17 +88,10 @@ def _add_option(parser: argparse.ArgumentParser, field: str, info: FieldInfo) ->
         nargs="+" if many else None,
         action=_Pairs if read is _pair else "store",
         choices=_choices(info.annotation),
-        metavar=None if _choices(info.annotation) else ("KEY=VALUE" if read is _pair else field.split("_")[-1].upper()),
+        metavar=None if _choices(info.annotation) else _METAVARS[read],
         default=argparse.SUPPRESS,
         help=text,
     )
-
-
-class _Pairs(argparse.Action):
-    """Collect KEY=VALUE words into a dict."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **dict(values)})
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -104,6 +99,16 @@ def _pair(word: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{word!r} is not KEY=VALUE")
     return key, value
+
+
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", _pair: "KEY=VALUE"}
+
+
+class _Pairs(argparse.Action):
+    """Collect KEY=VALUE words into a dict."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **dict(values)})
 
 
 def _reader(annotation: Any) -> tuple[Callable[[str], Any], bool]:

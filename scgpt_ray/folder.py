@@ -1,6 +1,7 @@
 """A place for files, on a disk or an object store, in which a file is there whole or not at all."""
 
 import os
+import tempfile
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,5 +135,10 @@ class Folder:
                 raise OutputError(f"{self.uri}: {error}", expected="a writable place", remedy=remedy) from error
             return
         existing = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise OutputError(f"{self.uri} cannot be written", expected="a writable folder", remedy=remedy)
+        try:
+            with tempfile.TemporaryDirectory(dir=existing, prefix=".write-test-"):
+                return
+        except OSError as error:
+            raise OutputError(
+                f"{self.uri} cannot be written ({error.strerror})", expected="a writable folder", remedy=remedy
+            ) from error

@@ -3,22 +3,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import anndata
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 import scgpt_ray
+from scgpt_ray.cells.plan import cut
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.errors import CoverageError, OutputError
+from scgpt_ray.errors import AtlasError, CoverageError, OutputError
 from scgpt_ray.flows.embed import EmbedActor, inspect, prepare
 from scgpt_ray.folder import Folder
 from scgpt_ray.model.embedder import Embedder, set_threads
 from scgpt_ray.model.tokens import tokenize
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.store.export import read_embeddings
+from scgpt_ray.store.manifest import prove_coverage, read_plan
+from scgpt_ray.store.parts import PARTS, committed
 
 pytestmark = pytest.mark.ray
 
@@ -74,8 +79,6 @@ def test_ray_equals_a_plain_loop(embedded, blood_file, checkpoint):
     settings = EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output="unused")
     job = prepare(settings, None)
     joinids, _ = inspect(settings, job)
-    from scgpt_ray.cells.plan import cut
-
     set_threads(2)
     embedder = Embedder(job.checkpoint)
     plain = {}
@@ -113,7 +116,7 @@ def test_a_vector_depends_on_the_cell_alone(embedded, blood, checkpoint, tmp_pat
     assert_same(vectors(embedded[0]), found)
 
 
-def test_a_finished_run_is_left_alone(embedded, blood_file, checkpoint, caplog):
+def test_a_finished_run_is_left_alone(embedded, blood_file, checkpoint):
     output, manifest = embedded
     before = {path: path.stat().st_mtime_ns for path in (output / "parts").iterdir()}
     again = scgpt_ray.embed(
@@ -146,7 +149,7 @@ def test_only_what_is_missing_is_done(embedded, blood_file, checkpoint, tmp_path
 
 
 def test_another_run_into_the_same_folder_is_refused(embedded, blood_file, checkpoint):
-    with pytest.raises(OutputError, match="holds run .*, this is .*seed: 4 against 0.*; give --output another folder"):
+    with pytest.raises(OutputError, match=r"holds run .*, this is .*seed: 4 against 0.*; give --output another folder"):
         scgpt_ray.embed(
             atlas=str(blood_file),
             checkpoint=str(checkpoint),
@@ -162,14 +165,12 @@ def test_a_part_of_another_run_is_refused(embedded, blood_file, checkpoint, tmp_
     scgpt_ray.embed(**options, cells_per_partition=100)
     (tmp_path / "out" / "manifest.json").unlink()
     subprocess.run(["cp", output / "parts" / "part-00001.parquet", tmp_path / "out" / "parts"], check=True)
-    with pytest.raises(OutputError, match="part-00001.parquet has fingerprint .*; expected .* as plan.json says"):
+    with pytest.raises(OutputError, match=r"part-00001.parquet has fingerprint .*; expected .* as plan.json says"):
         scgpt_ray.embed(**options)
 
 
-def test_a_dead_worker_costs_only_its_partition(embedded, blood_file, checkpoint, tmp_path, monkeypatch):
+def test_a_dead_worker_costs_only_its_partition(embedded, blood_file, checkpoint, tmp_path):
     """The actor process is killed once it has begun; Ray starts another and nothing is lost or doubled."""
-    import psutil
-
     killed = []
 
     def kill_an_actor(limit_s=60):
@@ -181,8 +182,6 @@ def test_a_dead_worker_costs_only_its_partition(embedded, blood_file, checkpoint
                     killed.append(process.pid)
                     break
             time.sleep(0.005)
-
-    import threading
 
     thread = threading.Thread(target=kill_an_actor)
     thread.start()
@@ -197,13 +196,11 @@ def test_a_dead_worker_costs_only_its_partition(embedded, blood_file, checkpoint
 
 def test_an_error_in_a_worker_is_told_plainly(local_ray, blood, checkpoint, make_soma, tmp_path):
     """A SOMA atlas is only sampled by the driver; a reader meets what the sample missed."""
-    from scgpt_ray.errors import AtlasError
-
     many = anndata.concat([blood] * 12, index_unique="-")
     many.var = blood.var
     many.X.data[many.X.indptr[3001]] = -2
     atlas = make_soma(many, tmp_path / "atlas")
-    with pytest.raises(AtlasError, match="soma_joinid 3001 has -2 for gene .*; expected finite counts"):
+    with pytest.raises(AtlasError, match=r"soma_joinid 3001 has -2 for gene .*; expected finite counts"):
         scgpt_ray.embed(atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"))
 
 
@@ -228,16 +225,13 @@ def test_a_killed_driver_resumes_to_the_same_bytes(embedded, blood_file, checkpo
 
 
 def test_the_manifest_is_not_written_over_a_gap(embedded, tmp_path):
-    from scgpt_ray.store.manifest import prove_coverage, read_plan
-    from scgpt_ray.store.parts import PARTS, committed
-
     folder = Folder.at(embedded[0])
     parts = committed(folder.folder(PARTS))
     plan = read_plan(folder)
     prove_coverage(plan, parts)
     with pytest.raises(CoverageError, match=r"partition 3 \(\d+ cells\) has no part"):
         prove_coverage(plan, {number: part for number, part in parts.items() if number != 3})
-    with pytest.raises(CoverageError, match="part-00000.parquet holds other cells than planned"):
+    with pytest.raises(CoverageError, match=r"part-00000.parquet holds other cells than planned"):
         prove_coverage(plan, {**parts, 0: parts[1].__class__(**{**vars(parts[0]), "joinids": "0"})})
 
 
