@@ -100,3 +100,19 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     random_checkpoint(folder, GENES, embsize=32, nheads=2, d_hid=32, nlayers=2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_run(local_ray, tmp_path_factory):
+    """The demo, run once by the command line: its folder and what it printed."""
+    pytest.importorskip("umap", reason="the demo draws a UMAP: pip install 'scgpt-ray[eval]'", exc_type=ImportError)
+    import contextlib
+    import io
+
+    from scgpt_ray.cli import DONE, main
+
+    folder = tmp_path_factory.mktemp("run") / "demo"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["demo", "--output", str(folder)]) == DONE
+    return folder, printed.getvalue().splitlines()

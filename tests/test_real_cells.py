@@ -1,0 +1,100 @@
+"""The promises on real cells: 2,700 blood cells and the 60,694 genes of the published vocabulary, random weights."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import scgpt_ray
+from scgpt_ray.folder import Folder
+from scgpt_ray.model.checkpoint import random_checkpoint
+from scgpt_ray.schema import EMBEDDING, OBS_ID
+from scgpt_ray.store.export import read_embeddings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+GENE_COLUMNS = ["feature_name", "symbol_gencode44"]
+
+
+@pytest.fixture(scope="module")
+def network(shared, tmp_path_factory):
+    """A small network for the whole vocabulary, so that cells have hundreds of tokens and some are sampled."""
+    folder = tmp_path_factory.mktemp("network")
+    genes = json.loads((shared / "data" / "default_census_vocab.json").read_text())
+    random_checkpoint(folder, sorted(genes, key=genes.get), embsize=32, nheads=2, d_hid=32, nlayers=2)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(local_ray, shared, network, tmp_path_factory):
+    output = tmp_path_factory.mktemp("pbmc3k") / "out"
+    manifest = scgpt_ray.embed(
+        atlas=str(shared / "data" / "pbmc3k.h5ad"), checkpoint=network, output=str(output), gene_columns=GENE_COLUMNS
+    )
+    assert manifest.n_cells == 2700
+    assert manifest.coverage["fraction"] > 0.995
+    return output
+
+
+def vectors(output):
+    table = read_embeddings(Folder.at(output))
+    return dict(zip(table[OBS_ID].to_pylist(), np.stack(table[EMBEDDING].to_numpy()), strict=True))
+
+
+def test_a_vector_depends_on_the_cell_alone(reference, shared, network, tmp_path):
+    """Two actors, cells shuffled, genes permuted, cut into two files, another partition size."""
+    random = np.random.default_rng(3)
+    cells = anndata.read_h5ad(shared / "data" / "pbmc3k.h5ad")
+    shuffled = cells[random.permutation(cells.n_obs)][:, random.permutation(cells.n_vars)]
+    found = {}
+    for name, piece in (("a", shuffled[:1100]), ("b", shuffled[1100:])):
+        piece.write_h5ad(tmp_path / f"{name}.h5ad")
+        scgpt_ray.embed(
+            atlas=str(tmp_path / f"{name}.h5ad"),
+            checkpoint=network,
+            output=str(tmp_path / name),
+            gene_columns=GENE_COLUMNS,
+            actors=2,
+            cells_per_partition=177,
+        )
+        found |= vectors(tmp_path / name)
+    expected = vectors(reference)
+    assert found.keys() == expected.keys()
+    worst = max(np.abs(found[name] - vector).max() for name, vector in expected.items())
+    assert worst <= 1e-6
+
+
+def test_facs_sorted_cells_label_pbmc3k(reference, shared, network, tmp_path):
+    """The whole mapping runs on real cells; random weights promise nothing about its quality."""
+    scgpt_ray.embed(
+        atlas=str(shared / "data" / "pbmc_facs.h5ad"),
+        checkpoint=network,
+        output=str(tmp_path / "facs"),
+        gene_columns=GENE_COLUMNS,
+        obs_columns=["cell_type_coarse"],
+    )
+    scgpt_ray.build_index(embeddings=str(tmp_path / "facs"), output=str(tmp_path / "index"), shards=3)
+    mapped = scgpt_ray.map_query(
+        query=str(shared / "data" / "pbmc3k.h5ad"),
+        index=str(tmp_path / "index"),
+        checkpoint=network,
+        output=str(tmp_path / "mapped"),
+        gene_columns=GENE_COLUMNS,
+        truth_column="cell_type_coarse",
+    )
+    assert mapped.scores.n == 2638
+    assert 0 < mapped.scores.accuracy < 1
+    for name in ("predictions.parquet", "query.h5ad", "metrics.json", "report.html"):
+        assert (tmp_path / "mapped" / name).stat().st_size > 0
+    # Plain libraries open everything.
+    predictions = pd.read_parquet(tmp_path / "mapped" / "predictions.parquet")
+    assert predictions["cell_type_coarse"].notna().all()
+    assert predictions["cell_type_coarse_confidence"].between(0, 1).all()
+    query = anndata.read_h5ad(tmp_path / "mapped" / "query.h5ad")
+    assert query.obsm["X_scGPT"].shape == (2700, 32)
+    assert list(query.obs_names) == pq.read_table(tmp_path / "mapped" / "predictions.parquet")["obs_id"].to_pylist()
+    assert scgpt_ray.validate(embeddings=str(tmp_path / "facs")) == []
+    assert scgpt_ray.validate(index=str(tmp_path / "index")) == []
