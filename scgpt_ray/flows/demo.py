@@ -160,7 +160,7 @@ def _draw_umap(output: Folder) -> None:
     vectors = np.concatenate([vectors_of(table)[1] for table in tables])
     labels = [label for table in tables for label in table[LABEL].to_pylist()]
     coordinates = umap_coordinates(vectors, seed=_SEED)
-    output.write(UMAP, umap_scatter(coordinates, labels, "Cell types of 700 blood cells, embedded"))
+    output.write(UMAP, umap_scatter(coordinates, labels, "Blood cells in the embedding"))
 
 
 def _baseline(cells: Any) -> LabelScores:

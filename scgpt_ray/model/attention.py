@@ -9,48 +9,27 @@ Queries arrive scaled by 1 / sqrt(H), which the encoder folds into their weights
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.model.elementwise import has_triton
+from scgpt_ray.model.spans import Spans
+
 QUERY_BLOCK = 64
 """Queries whose scores are computed together on a CPU, so that they stay in its cache."""
 
+TRITON_WIDTHS = (16, 32, 64)
+"""Widths of a head that the Triton kernel is written for."""
+
 USUAL_LENGTH = 1200
 """Tokens of a full cell. The GPU kernel is told of as many even if no cell is full: it runs alike for all."""
-
-
-@dataclass(frozen=True)
-class Spans:
-    """Where each cell begins and ends in packed tokens.
-
-    Args:
-        offsets: On the host, n_cells + 1 of them, starting at 0.
-        cu_seqlens: The same, int32, on the device.
-    """
-
-    offsets: list[int]
-    cu_seqlens: Tensor
-
-    @classmethod
-    def of(cls, offsets: npt.NDArray[np.int64], device: torch.device) -> "Spans":
-        """Make spans of boundaries that start at 0."""
-        return cls(offsets.tolist(), torch.from_numpy(offsets.astype(np.int32)).to(device, non_blocking=True))
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest cell."""
-        return max((stop - start for start, stop in self), default=0)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return zip(self.offsets[:-1], self.offsets[1:], strict=True)
 
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Spans, Spans], Tensor]
@@ -65,13 +44,74 @@ class Attention:
     attend: Attend
 
 
-def choose_attention(device: torch.device, dtype: torch.dtype) -> Attention:
-    """The fastest attention for a device and a dtype; there is no other to fall back to."""
+Kind: TypeAlias = Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"]
+"""Names of the ways to attend; `auto` takes what suits device, dtype and width of a head."""
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype, width: int, kind: Kind = "auto") -> Attention:
+    """The way to attend that is asked for, or the fastest.
+
+    `auto` computes float32 cell by cell; on a CPU, 16 bits in blocks; on CUDA, 16 bits by the kernel of this project
+    where Triton is installed and it is written for the width, else by torch's `varlen_attn`. flash-attention 3 and 4
+    are only taken when asked for.
+
+    Args:
+        device: Where it runs.
+        dtype: Of queries, keys and values.
+        width: Of a head.
+        kind: What is asked for.
+
+    Raises:
+        ConfigError: If what is asked for cannot run here; nothing else is taken in its place.
+    """
+    assert kind in get_args(Kind), kind
+    if kind == "auto":
+        kind = _fastest(device, dtype, width)
+    elif kind in _CUDA_ONLY and (device.type != "cuda" or dtype == torch.float32):
+        raise ConfigError(
+            f"the attention {kind} was asked for on {device} in {dtype}",
+            expected="a CUDA GPU and a precision of 16 bits",
+            remedy="use the attention auto",
+        )
+    return _WAYS[kind](width)
+
+
+_CUDA_ONLY = ("triton", "varlen", "FA3", "FA4")
+
+
+def _fastest(device: torch.device, dtype: torch.dtype, width: int) -> Kind:
     if dtype == torch.float32:
-        return Attention("scaled_dot_product_attention, cell by cell", cellwise_attention)
-    if device.type == "cuda":
-        return Attention("varlen_attn", VarlenAttention())
-    return Attention(f"matrix products, {QUERY_BLOCK} queries of a cell at a time", blocked_attention)
+        return "cells"
+    if device.type != "cuda":
+        return "blocks"
+    return "triton" if has_triton() and width in TRITON_WIDTHS else "varlen"
+
+
+def _triton(width: int) -> Attention:
+    if not has_triton() or width not in TRITON_WIDTHS:
+        raise ConfigError(
+            f"the attention triton was asked for, for heads of width {width}",
+            expected=f"an installed triton, and a width of {', '.join(map(str, TRITON_WIDTHS))}",
+            remedy="use the attention auto",
+        )
+    from scgpt_ray.model.triton_attention import TritonAttention
+
+    return Attention("triton", TritonAttention())
+
+
+def _flash(version: str, _width: int) -> Attention:
+    """flash-attention 3 or 4, which register themselves as the inside of `varlen_attn`."""
+    from torch.nn import attention
+
+    try:
+        attention.activate_flash_attention_impl(version)
+    except (AttributeError, ImportError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the attention {version} was asked for, but torch cannot activate it ({error})",
+            expected="an installed flash-attention of that version, and a torch that knows it",
+            remedy="install it, or use the attention auto",
+        ) from error
+    return Attention(f"varlen_attn by {version}", VarlenAttention())
 
 
 def plain_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans, keys: Spans) -> Tensor:
@@ -141,3 +181,15 @@ class VarlenAttention:
             **self._keywords,
         )
         return context_TNH
+
+
+_WAYS: dict[Kind, Callable[[int], Attention]] = {
+    "cells": lambda _width: Attention("scaled_dot_product_attention, cell by cell", cellwise_attention),
+    "blocks": lambda _width: Attention(
+        f"matrix products, {QUERY_BLOCK} queries of a cell at a time", blocked_attention
+    ),
+    "triton": _triton,
+    "varlen": lambda _width: Attention("varlen_attn", VarlenAttention()),
+    "FA3": partial(_flash, "FA3"),
+    "FA4": partial(_flash, "FA4"),
+}
