@@ -2,6 +2,7 @@
 
 from scgpt_ray.config import ValidateSettings
 from scgpt_ray.folder import Folder
+from scgpt_ray.index.audit import audit_index
 from scgpt_ray.store.validation import audit_embeddings
 
 
@@ -17,4 +18,4 @@ def validate(settings: ValidateSettings) -> list[str]:
     if settings.embeddings is not None:
         return audit_embeddings(Folder.at(settings.embeddings))
     assert settings.index is not None, "the settings ask for one of the two"
-    return []
+    return audit_index(Folder.at(settings.index))

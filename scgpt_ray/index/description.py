@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.folder import Folder
 
 FORMAT_VERSION = 1
 METRIC = "inner_product"
@@ -83,6 +84,34 @@ class IndexDescription:
         if sum(shard.n_cells for shard in description.shards) != description.n_cells:
             raise _unusable(where, f"says {description.n_cells} cells, its shards sum to something else")
         return description
+
+
+def read_index(folder: Folder) -> IndexDescription | None:
+    """The description of a finished index, or None.
+
+    Raises:
+        ReferenceSetError: If there is an index.json that cannot be used.
+    """
+    if not folder.has(INDEX):
+        return None
+    return IndexDescription.from_json(folder.read(INDEX), folder.where(INDEX))
+
+
+def require_index(folder: Folder) -> IndexDescription:
+    """The description of an index that others build on.
+
+    Raises:
+        ReferenceSetError: If the folder is not that of a finished index.
+    """
+    index = read_index(folder)
+    if index is None:
+        unfinished = folder.has(TEMPLATE)
+        raise ReferenceSetError(
+            f"{folder.uri} has no {INDEX}",
+            expected="the output folder of a finished index",
+            remedy="run the same index command again to finish it" if unfinished else "give its path to --index",
+        )
+    return index
 
 
 def _retyped(values: dict[str, Any]) -> dict[str, Any]:

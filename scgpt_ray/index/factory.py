@@ -130,7 +130,7 @@ def empty_index(factory: str, d: int) -> faiss.Index:
         raise _refused(factory, d, reason(error)) from None
     if n_lists(index) == 0:
         raise _refused(factory, d, "no inverted lists")
-    keeps_ids = isinstance(_behind_transforms(index), faiss.IndexIVF | faiss.IndexIDMap)
+    keeps_ids = isinstance(behind_transforms(index), faiss.IndexIVF | faiss.IndexIDMap)
     return index if keeps_ids else faiss.IndexIDMap2(index)
 
 
@@ -142,7 +142,8 @@ def _refused(factory: str, d: int, why: str) -> ConfigError:
     )
 
 
-def _behind_transforms(index: faiss.Index) -> faiss.Index:
+def behind_transforms(index: faiss.Index) -> faiss.Index:
+    """The part of an index that keeps the vectors and their ids, behind rotations and the like."""
     while isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
     return index

@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.index.factory import reason
+from scgpt_ray.index.factory import behind_transforms, inverted_lists, reason
 from scgpt_ray.index.template import open_template, transformed
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
@@ -67,3 +67,16 @@ def open_shard(source: str | Path | bytes) -> faiss.Index:
             expected="a whole file that faiss wrote",
             remedy="build the index again",
         ) from None
+
+
+def ids_of(index: faiss.Index) -> Int64Array:
+    """The ids of all vectors of a shard, int64 [ntotal], in the order they are stored in."""
+    kept_in = behind_transforms(index)
+    if isinstance(kept_in, faiss.IndexIDMap):
+        return np.asarray(faiss.vector_to_array(kept_in.id_map), np.int64)
+    lists = inverted_lists(kept_in)
+    assert lists is not None, "an index keeps its ids in a map or in inverted lists"
+    sizes = [(number, lists.invlists.list_size(number)) for number in range(lists.nlist)]
+    # A copy, for the list's memory is gone with the index.
+    ids = [np.array(faiss.rev_swig_ptr(lists.invlists.get_ids(number), size)) for number, size in sizes if size]
+    return np.concatenate([np.empty(0, np.int64), *ids])
