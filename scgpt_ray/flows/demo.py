@@ -66,8 +66,8 @@ class Demo:
             lines.append(f"{name:<30}  {accuracy:8.3f}  {'' if macro_f1 is None else f'{macro_f1:8.3f}'}".rstrip())
         if self.weights_are_random:
             lines += [
-                "The weights are random: no trained checkpoint ships with the package. This shows that the chain works,",
-                "not what scGPT knows; give a published one with --checkpoint.",
+                "The weights are random: no trained checkpoint ships with the package. This shows that the chain",
+                "works, not what scGPT knows; give a published one with --checkpoint.",
             ]
         places = {
             "atlas (SOMA)": "atlas",
