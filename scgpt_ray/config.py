@@ -126,6 +126,12 @@ class ComputeSettings(Settings):
     actors: Count | None = None
     """CPU actors, when no GPU is used. Default: one per node, with all of its cores."""
 
+    @model_validator(mode="after")
+    def _one_kind_of_actor(self) -> Self:
+        if self.gpus and self.actors:
+            raise ValueError("give one of --gpus and --actors")
+        return self
+
 
 class EmbedSettings(CellSettings, ComputeSettings):
     """Embed every cell of an atlas with scGPT; Parquet parts, resumable."""
@@ -145,7 +151,7 @@ class EmbedSettings(CellSettings, ComputeSettings):
     ties: Literal["random", "top"] = "random"
     """Which bin equal counts get: a draw from the bins they span (as upstream embeds), or the top one (as upstream
     pretrains)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the network; embeddings are stored as float32 either way."""
 
 
@@ -241,6 +247,36 @@ class DemoSettings(Settings):
     """Folder to write everything to."""
     checkpoint: Text | None = None
     """Checkpoint folder. Default: a small one with random weights, made on the spot."""
+
+
+class BenchmarkSettings(Settings):
+    """Measure a stage on this machine: cells/s and what it is made of, as a table and as JSON lines."""
+
+    verb = "benchmark"
+
+    stage: Literal["model", "tokens", "read", "flow", "index"] = "model"
+    """What to measure: the network, the tokeniser, reading, Ray against a plain loop, or faiss."""
+    device: Text = "cpu"
+    """Where the network computes: cpu, cuda or cuda:N."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the network."""
+    attention: Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"] = "auto"
+    """The network's way to attend; auto takes the fastest that is installed."""
+    tokens: Annotated[str, Field(pattern=r"^([1-9]\d*|ragged)$")] | None = None
+    """Tokens of a cell: a number, or ragged (250 to 1,200, 600 on average). Default: ragged; 2000 for the stage tokens
+    and 2100 for read, before sampling."""
+    cells: Count | None = None
+    """Cells to measure with; vectors for the stage index. Default: what takes seconds."""
+    lengths_from: Text | None = None
+    """An .h5ad file whose cells give the stage model its lengths, in place of --tokens."""
+    checkpoint: Text | None = None
+    """Checkpoint folder. Default: random weights of whole-human's size."""
+    against: Literal["naive"] | None = None
+    """naive: measure also the padded, cell-by-cell way in plain torch (stages model and tokens), and the ratio."""
+    threads: Count | None = None
+    """CPU threads. Default: torch's own; one for the stage index."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """Time for the runs of one figure [default: 10]; for the stage flow, what a partition takes [default: 0.5]."""
 
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -104,6 +104,16 @@ def _demo(settings: config.DemoSettings) -> Result:
     return Result(told.text(), {"verb": "demo", **told.to_dict()})
 
 
+def _benchmark(settings: config.BenchmarkSettings) -> Result:
+    from scgpt_ray.benchmark.figures import table
+    from scgpt_ray.flows.benchmark import benchmark
+
+    figures = benchmark(settings)
+    lines = "\n".join(figure.to_json() for figure in figures)
+    values = {"verb": "benchmark", "stage": settings.stage, "figures": [figure.to_dict() for figure in figures]}
+    return Result(f"{table(figures)}\n{lines}", values)
+
+
 VERBS = {
     settings.verb: Verb(settings, run)
     for settings, run in (
@@ -113,5 +123,6 @@ VERBS = {
         (config.ValidateSettings, _validate),
         (config.ExportSettings, _export),
         (config.DemoSettings, _demo),
+        (config.BenchmarkSettings, _benchmark),
     )
 }

@@ -116,3 +116,60 @@ def demo_run(local_ray, tmp_path_factory):
     with contextlib.redirect_stdout(printed):
         assert main(["demo", "--output", str(folder)]) == DONE
     return folder, printed.getvalue().splitlines()
+
+
+@pytest.fixture(scope="session")
+def make_embeddings():
+    """Writes what a finished embed leaves: make_embeddings(path, ...) -> Folder; joinids are 10, 11, ..."""
+    import numpy as np
+    import pyarrow as pa
+
+    from scgpt_ray.cells.plan import Plan, cut
+    from scgpt_ray.folder import Folder
+    from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, matrix_array
+    from scgpt_ray.store.fingerprint import Fingerprint
+    from scgpt_ray.store.manifest import MANIFEST, PLAN, Manifest
+    from scgpt_ray.store.parts import PARTS, write_part
+
+    def make(path, *, n_cells=20, cells_per_part=8, empty=(3,), dimension=8, weights="w"):
+        folder = Folder.at(path)
+        random = np.random.default_rng(3)
+        vectors = random.standard_normal((n_cells, dimension)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        absent = np.isin(np.arange(n_cells), empty)
+        kinds = [["B", "T", None][number % 3] for number in range(n_cells)]
+        cells = pa.table({
+            JOINID: np.arange(n_cells) + 10,
+            "obs_id": [f"cell-{number}" for number in range(n_cells)],
+            "kind": pa.array(kinds, pa.string()),
+            "age": pa.array(np.arange(n_cells, dtype=np.int32)),
+            N_GENES: pa.array(np.where(absent, 0, 5), pa.int32()),
+            EMBEDDING: matrix_array(vectors, absent),
+        })  # fmt: skip
+        fingerprint = Fingerprint(model={"weights": weights}, cells={"uri": "atlas", "obs_columns": ["kind", "age"]})
+        partitions = cut(cells[JOINID].to_numpy(), cells_per_part)
+        parts = []
+        for partition in partitions:
+            rows = cells.slice(partition.first - 10, partition.n_cells)
+            parts.append(
+                write_part(
+                    folder.folder(PARTS), rows, partition, fingerprint=fingerprint.digest, n_tokens=5 * len(rows)
+                )
+            )
+        plan = Plan(fingerprint.to_dict(), {}, partitions, {"fraction": 1.0}, "2020-01-01")
+        manifest = Manifest(
+            fingerprint=fingerprint,
+            n_cells=n_cells,
+            n_empty=int(absent.sum()),
+            n_tokens=sum(part.n_tokens for part in parts),
+            dimension=dimension,
+            obs_columns=["kind", "age"],
+            parts={part.name: part.n_cells for part in parts},
+            coverage=plan.coverage,
+            versions={},
+        )
+        folder.write(PLAN, plan.to_json())
+        folder.write(MANIFEST, manifest.to_json())
+        return folder
+
+    return make

@@ -16,7 +16,8 @@ import scgpt_ray
 from scgpt_ray.cells.plan import cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import AtlasError, CoverageError, OutputError
-from scgpt_ray.flows.embed import EmbedActor, inspect, prepare
+from scgpt_ray.flows.embed import EmbedActor
+from scgpt_ray.flows.job import check
 from scgpt_ray.folder import Folder
 from scgpt_ray.model.embedder import Embedder, set_threads
 from scgpt_ray.model.tokens import tokenize
@@ -75,10 +76,10 @@ def test_what_is_left(embedded):
     np.testing.assert_allclose(norms, 1, atol=1e-6)
 
 
-def test_ray_equals_a_plain_loop(embedded, blood_file, checkpoint):
-    settings = EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output="unused")
-    job = prepare(settings, None)
-    joinids, _ = inspect(settings, job)
+def test_ray_equals_a_plain_loop(embedded, blood_file, checkpoint, tmp_path):
+    settings = EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "unused"))
+    job = check(settings)
+    joinids, _ = job.selection
     set_threads(2)
     embedder = Embedder(job.checkpoint)
     plain = {}

@@ -6,13 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.model import attention as attention_module
 from scgpt_ray.model.attention import (
-    Spans,
+    VarlenAttention,
     blocked_attention,
     cellwise_attention,
     choose_attention,
     plain_attention,
 )
+from scgpt_ray.model.spans import Spans
 
 CPU = torch.device("cpu")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -79,9 +82,34 @@ def test_spans():
 
 
 def test_the_choice_has_a_name():
-    float32, bfloat16 = (choose_attention(CPU, dtype) for dtype in (torch.float32, torch.bfloat16))
+    float32, bfloat16 = (choose_attention(CPU, dtype, 64) for dtype in (torch.float32, torch.bfloat16))
     assert (float32.attend, bfloat16.attend) == (cellwise_attention, blocked_attention)
     assert float32.name != bfloat16.name
+
+
+def test_without_triton_the_choice_is_torchs_own(monkeypatch):
+    monkeypatch.setattr(attention_module, "has_triton", lambda: False)
+    assert isinstance(choose_attention(torch.device("cuda"), torch.float16, 64).attend, VarlenAttention)
+    with pytest.raises(ConfigError, match="an installed triton"):
+        choose_attention(torch.device("cuda"), torch.float16, 64, "triton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine where flash-attention cannot be installed")
+@pytest.mark.parametrize("kind", ["FA3", "FA4"])
+def test_flash_attention_is_not_replaced_by_another(kind):
+    with pytest.raises(ConfigError, match=f"{kind} was asked for, but torch cannot activate it"):
+        choose_attention(torch.device("cuda"), torch.float16, 64, kind)
+    with pytest.raises(ConfigError, match=f"{kind} was asked for on cpu"):
+        choose_attention(CPU, torch.float16, 64, kind)
+
+
+def test_tiles_cover_every_token_once_and_long_cells_come_first():
+    spans = Spans.of(np.array([0, 3, 13, 14, 22]), CPU)
+    assert spans.tiles(4).tolist() == [[1, 0], [1, 4], [1, 8], [3, 0], [3, 4], [0, 0], [2, 0]]
+    assert spans.tiles(4).dtype == torch.int32
+    assert spans.tiles(4) is spans.tiles(4)
+    assert spans.tiles(100).tolist() == [[1, 0], [3, 0], [0, 0], [2, 0]]
+    assert Spans.of(np.array([0]), CPU).tiles(4).shape == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +125,7 @@ def test_cuda_is_near_the_definition(dtype, error):
     q, k, v, offsets = packed([1, 1200, 600, 17, 1300], heads=8, width=64)
     q, k, v = (x.to(device, dtype) for x in (q, k, v))
     cells = Spans.of(offsets, device)
-    attend = choose_attention(device, dtype).attend
+    attend = choose_attention(device, dtype, 64).attend
     plain = plain_attention(q.double(), k.double(), v.double(), cells, cells)
     assert (attend(q, k, v, cells, cells).double() - plain).norm() / plain.norm() < error
     each = Spans.of(np.arange(len(offsets)), device)
@@ -128,7 +156,7 @@ def test_varlen_attention_speaks_to_every_version_of_torch(monkeypatch, version,
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", version)
     q, k, v, offsets = packed(lengths)
     cells, each = Spans.of(offsets, CPU), Spans.of(np.arange(len(offsets)), CPU)
-    attend = choose_attention(torch.device("cuda"), torch.bfloat16).attend
+    attend = VarlenAttention()
     for queries, own in ((q, cells), (q[cells.cu_seqlens[:-1]], each)):
         plain = plain_attention(queries, k, v, own, cells)
         assert torch.allclose(attend(queries, k, v, own, cells), plain, atol=1e-5, rtol=0)

@@ -1,5 +1,7 @@
 """The embedder: golden embeddings, and independence of microbatches, neighbours and slices."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from scgpt_ray.errors import ConfigError, WorkerError
 from scgpt_ray.model.checkpoint import random_checkpoint, read_checkpoint
-from scgpt_ray.model.embedder import Embedder, microbatch_end, set_threads
+from scgpt_ray.model.embedder import Embedder, microbatch_end, set_threads, usual_budget
 from scgpt_ray.model.tokens import TokenRules, tokenize
 from scgpt_ray.schema import matrix
 
@@ -113,6 +115,7 @@ def short_of_memory(embedder, most_tokens):
     class ShortOfMemory:
         width = encode.width
         attention = encode.attention
+        elementwise = encode.elementwise
 
         def __call__(self, gene, bins, offsets):
             if len(gene) > most_tokens:
@@ -154,6 +157,63 @@ def test_an_embedding_that_is_not_finite_is_named(checkpoint, tokens):
         Embedder(broken)(tokens)
 
 
+def overflowing(checkpoint, gene):
+    """The same network, but in float16 the first hidden layer overflows for one gene.
+
+    The first component of the stream is that gene's alone: nothing else writes it, and the hidden layer amplifies it.
+    """
+    tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    layer = "transformer_encoder.layers.0"
+    for name in ("encoder.enc_norm.bias", "value_encoder.norm.weight", "value_encoder.norm.bias"):
+        tensors[name][0] = 0
+    for name in ("weight", "bias"):
+        tensors[f"{layer}.self_attn.out_proj.{name}"][0] = 0
+    tensors["encoder.embedding.weight"][:, 0] = 0
+    tensors["encoder.embedding.weight"][gene, 0] = 100
+    tensors[f"{layer}.linear1.weight"][:, 0] = 40_000
+    return type(checkpoint)(
+        checkpoint.folder, checkpoint.architecture, checkpoint.vocabulary, tensors, checkpoint.weights_sha256
+    )
+
+
+def test_cells_that_overflow_float16_are_computed_in_float32(checkpoint, tokens, monkeypatch, caplog):
+    monkeypatch.setattr(
+        "scgpt_ray.model.embedder.require_precision", lambda _device, _precision: None
+    )  # slow, not wrong
+    victim = tokens.to_pylist()[7]["gene"][1]
+    network = overflowing(checkpoint, victim)
+    embedder, exact = Embedder(network, precision="float16"), Embedder(network)
+    has_victim = np.array([victim in gene for gene in tokens["gene"].to_pylist()])
+    found, expected = vectors(embedder(tokens)), vectors(exact(tokens))
+    n_overflowed = embedder.describe()["cells_overflowed"]
+    assert 0 < n_overflowed == has_victim.sum() < 30
+    assert f"float16 overflowed in {n_overflowed} cells" in caplog.text
+    difference = np.abs(found - expected).max(axis=1)
+    assert (difference[has_victim] < 1e-6).all()
+    assert (np.nan_to_num(difference[~has_victim]) < 1e-2).all()
+    alone = vectors(Embedder(network, precision="float16", tokens_per_microbatch=1)(tokens))
+    assert np.allclose(alone[has_victim], found[has_victim], atol=1e-6, rtol=0)
+
+
+def test_two_threads_may_call_at_the_same_time(checkpoint, tokens, embeddings):
+    embedder = Embedder(checkpoint, tokens_per_microbatch=4000)
+    sizes = short_of_memory(embedder, most_tokens=600)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(embedder, [tokens] * 8))
+    assert all(np.allclose(vectors(one), vectors(embeddings), atol=1e-6, rtol=0, equal_nan=True) for one in found)
+    assert embedder.describe()["tokens_per_microbatch"] == 500
+    assert max(sizes) <= 500
+
+
+@pytest.mark.parametrize(
+    ("free", "bytes_per_token", "budget"), [(80 * 2**30, 10_000, 131_072), (2**30, 10_240, 52_428), (100, 10_000, 1)]
+)
+def test_the_budget_follows_the_free_memory_of_a_gpu(monkeypatch, free, bytes_per_token, budget):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 2 * free))
+    assert usual_budget(torch.device("cuda"), bytes_per_token) == budget
+    assert usual_budget(torch.device("cpu"), bytes_per_token) == 8192
+
+
 def test_describe(checkpoint):
     described = Embedder(checkpoint).describe()
     assert (described["device"], described["precision"], described["tokens_per_microbatch"]) == (
@@ -181,7 +241,11 @@ def test_set_threads():
 
 @pytest.mark.parametrize(
     ("precision", "error"),
-    [pytest.param("float32", 1e-6, marks=gpu), pytest.param("bfloat16", 1e-3, marks=gpu)],
+    [
+        pytest.param("float32", 1e-6, marks=gpu),
+        pytest.param("float16", 1e-5, marks=gpu),
+        pytest.param("bfloat16", 1e-3, marks=gpu),
+    ],
 )
 def test_cuda_is_near_the_cpu(checkpoint, tokens, embeddings, precision, error):
     found = Embedder(checkpoint, device="cuda", precision=precision, tokens_per_microbatch=1000)(tokens)

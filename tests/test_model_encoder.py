@@ -10,6 +10,7 @@ from torch import nn
 
 from scgpt_ray.model import encoder as encoder_module
 from scgpt_ray.model.checkpoint import Architecture, random_tensors
+from scgpt_ray.model.elementwise import PLAIN, Elementwise
 from scgpt_ray.model.encoder import Encoder, value_table
 
 CPU = torch.device("cpu")
@@ -98,6 +99,32 @@ def test_bfloat16_is_near_the_reference():
     assert (1 - F.cosine_similarity(found.double(), reference(architecture, tensors, *cells))).max() < 1e-3
 
 
+def test_a_stream_of_16_bits_is_near_the_reference():
+    """The arithmetic of a GPU, by plain operations: everything between the norms in float16."""
+
+    def add_norm(x, y, norm):
+        return norm(x.float() + y.float()).half()
+
+    half = Elementwise("plain, in float16", torch.float16, add_norm, PLAIN.linear_relu)
+    architecture = ARCHITECTURES["four layers, another pad value"]
+    tensors = random_tensors(architecture, seed=1)
+    cells = random_cells(40, LENGTHS)
+    found = Encoder(architecture, tensors, device=CPU, dtype=torch.float16, elementwise=half)(*cells)
+    assert found.dtype == torch.float32
+    assert (1 - F.cosine_similarity(found.double(), reference(architecture, tensors, *cells))).max() < 1e-5
+
+
+def test_bytes_per_token():
+    """Of whole-human: the float32 way of a CPU, and a 16-bit stream, which 131,072 tokens of 1.4 GB hold."""
+    architecture = Architecture(512, 8, 512, 1, -2, 40)
+    tensors = random_tensors(architecture, seed=1)
+    plain = Encoder(architecture, tensors, device=CPU, dtype=torch.float32)
+    assert plain.bytes_per_token == 512 * (4 + 16) + 512 * 4 + 8
+    half = Elementwise("plain, in float16", torch.float16, PLAIN.add_norm, PLAIN.linear_relu)
+    fused = Encoder(architecture, tensors, device=CPU, dtype=torch.float16, elementwise=half)
+    assert fused.bytes_per_token == 512 * 10 + 512 * 2 + 8
+
+
 def test_the_order_of_genes_does_not_matter():
     architecture = ARCHITECTURES["one head"]
     encoder = Encoder(architecture, random_tensors(architecture, seed=1), device=CPU, dtype=torch.float32)
@@ -125,7 +152,11 @@ def test_no_cells():
 
 @pytest.mark.parametrize(
     ("dtype", "error"),
-    [pytest.param(torch.float32, 1e-5, marks=gpu), pytest.param(torch.bfloat16, 1e-3, marks=gpu)],
+    [
+        pytest.param(torch.float32, 1e-5, marks=gpu),
+        pytest.param(torch.float16, 1e-5, marks=gpu),
+        pytest.param(torch.bfloat16, 1e-3, marks=gpu),
+    ],
 )
 def test_cuda_is_near_the_reference(dtype, error):
     architecture = Architecture(512, 8, 512, 4, -2, 2000)

@@ -43,14 +43,22 @@ def write_embedding_h5ad(path: Path, embeddings: pa.Table) -> None:
     joinids = embeddings[JOINID].to_numpy()
     columns = obs_columns(embeddings)
     names = embeddings[OBS_ID].to_pylist() if OBS_ID in columns else [str(joinid) for joinid in joinids]
-    obs = embeddings.select([name for name in columns if name != OBS_ID]).to_pandas()
-    obs = obs.astype({name: "category" for name in obs if obs[name].dtype == object})
+    obs = pa.table({name: _storable(embeddings[name]) for name in columns if name != OBS_ID}).to_pandas()
     obs = obs.assign(**{JOINID: joinids, N_GENES: embeddings[N_GENES].to_numpy()})
     obs.index = pd.Index(names, dtype=object)
     vectors = np.full((embeddings.num_rows, embeddings[EMBEDDING].type.list_size), np.nan, np.float32)
     present = embeddings[EMBEDDING].is_valid().to_numpy()
     vectors[present] = matrix(embeddings[EMBEDDING].drop_null())
     AnnData(obs=obs, obsm={OBSM_KEY: vectors}).write_h5ad(path)
+
+
+def _storable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as .h5ad files can hold it: numbers and truth values as they are, all else as categories of text."""
+    kind = column.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if is_number or (pa.types.is_boolean(kind) and not column.null_count):
+        return column
+    return column.cast(pa.string()).dictionary_encode()
 
 
 __all__ = ["OBSM_KEY", "AnnData", "read_anndata", "write_embedding_h5ad"]

@@ -12,7 +12,7 @@ import ray.exceptions
 from ray.data.exceptions import ExecutionTimeoutError
 
 from scgpt_ray.config import ComputeSettings
-from scgpt_ray.errors import ConfigError, ScgptRayError, WorkerError
+from scgpt_ray.errors import ScgptRayError, WorkerError
 
 _CELLS_PER_GPU_PARTITION = 8192
 _CELLS_PER_CPU_PARTITION = 512
@@ -34,6 +34,16 @@ class Pool:
     num_gpus: int
     num_cpus: float
     threads: int
+
+    @property
+    def read_cpus(self) -> float:
+        """CPUs of one read task: a core where GPUs wait for it, half of one where the network is the slow part."""
+        return 1 if self.num_gpus else 0.5
+
+    @property
+    def write_cpus(self) -> float:
+        """CPUs of one write task, which mostly waits for the disk."""
+        return 0.25
 
     @property
     def device(self) -> str:
@@ -94,35 +104,25 @@ def _quiet_data() -> None:
     """Settings of Ray Data; they are copied into a dataset when it is built."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # what wraps it loses its cause between processes
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S  # bounds a partition that kills every process it meets
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
 
 
-def pool(settings: ComputeSettings) -> Pool:
-    """Choose the actors for the cluster this process is connected to.
+def cpus_of_nodes() -> list[int]:
+    """CPUs of each node that has some; one node of one, where an autoscaler has still to start the first."""
+    found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [cpus for cpus in found if cpus] or [1]
 
-    Raises:
-        ConfigError: If GPUs are asked for together with CPU actors, or there are none on a fixed local machine.
-    """
+
+def pool(settings: ComputeSettings) -> Pool:
+    """Choose the actors for the cluster this process is connected to."""
     found = int(ray.cluster_resources().get("GPU", 0))
     gpus = found if settings.gpus is None and settings.actors is None else settings.gpus or 0
-    if gpus and settings.actors:
-        raise ConfigError(
-            f"--gpus {gpus} and --actors {settings.actors}",
-            expected="one of them",
-            remedy="drop --actors to use GPUs",
-        )
-    if gpus and not found and "RAY_ADDRESS" not in os.environ:
-        raise ConfigError(
-            f"--gpus {gpus}",
-            expected="GPUs on this machine, but Ray finds none",
-            remedy="drop --gpus or set RAY_ADDRESS",
-        )
     if gpus:
         return Pool(size=gpus, num_gpus=1, num_cpus=1, threads=1)
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    workers = [cpus for cpus in nodes if cpus]
+    workers = cpus_of_nodes()
     size = settings.actors or len(workers)
     per_node = -(-size // len(workers))
     cpus = min(workers)

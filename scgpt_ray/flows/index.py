@@ -5,23 +5,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
 from scgpt_ray.config import IndexSettings, parse_bytes
 from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
-from scgpt_ray.flows.cluster import connected
+from scgpt_ray.flows.cluster import connected, cpus_of_nodes
 from scgpt_ray.flows.search import exact_neighbors, index_neighbors
 from scgpt_ray.folder import Folder
-from scgpt_ray.index.description import INDEX, TEMPLATE, IndexDescription, ShardDescription
-from scgpt_ray.index.factory import check_factory, choose_factory, training_size
+from scgpt_ray.index.description import INDEX, TEMPLATE, IndexDescription, ShardDescription, read_index
+from scgpt_ray.index.factory import check_factory, choose_factory, empty_index, n_lists, training_size
 from scgpt_ray.index.recall import choose_nprobe
 from scgpt_ray.index.search import set_threads
 from scgpt_ray.index.shard import build_shard
 from scgpt_ray.index.template import nlist_of, train
-from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix, Int64Array
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
 from scgpt_ray.store.manifest import Manifest, require_manifest
-from scgpt_ray.store.parts import PARTS, read_part, read_vectors, vectors_of
+from scgpt_ray.store.parts import PARTS, iterate_parts, read_part, read_vectors, vectors_of
 from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 RECALL_K = 10
 _RECALL_QUERIES = 256
 _CELLS_PER_SHARD = 1_000_000
+_LISTS_PER_THREAD = 4096  # the work of k-means grows with the square of its lists
 
 
 def build_index(settings: IndexSettings) -> IndexDescription:
@@ -42,8 +44,8 @@ def build_index(settings: IndexSettings) -> IndexDescription:
     source, output = Folder.at(settings.embeddings), Folder.at(settings.output)
     manifest = require_manifest(source)
     request = resolve(settings, manifest)
-    if output.has(INDEX):
-        there = IndexDescription.from_json(output.read(INDEX), output.where(INDEX))
+    there = read_index(output)
+    if there is not None:
         if there.request != request:
             raise OutputError(
                 f"{output.uri} holds another index ({there.factory} over {there.n_cells} cells of {there.embeddings})",
@@ -86,7 +88,7 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be had of these embeddings.
     """
-    labels = list(settings.label_columns or manifest.obs_columns)
+    labels = list(dict.fromkeys(settings.label_columns or manifest.obs_columns))
     lacking = [name for name in labels if name not in manifest.obs_columns]
     if lacking:
         raise ConfigError(
@@ -122,7 +124,10 @@ def _train_template(source: Folder, manifest: Manifest, request: dict[str, Any])
     n_cells = manifest.n_cells - manifest.n_empty
     size = training_size(request["factory"], n_cells, manifest.dimension)
     _, sample = _sample(source, manifest, size, request["seed"])
-    template: bytes = ray.get(_train.remote(sample, request["factory"], request["seed"]))
+    nlist = n_lists(empty_index(request["factory"], manifest.dimension))
+    threads = min(max(cpus_of_nodes()), -(-nlist // _LISTS_PER_THREAD))
+    trained = _train.options(num_cpus=threads).remote(sample, request["factory"], request["seed"], threads)
+    template: bytes = ray.get(trained)
     return template
 
 
@@ -183,7 +188,8 @@ def _sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int6
     ends = np.cumsum(rows)
     random = np.random.default_rng(seed)
     # Cells without an embedding fall out when they are read: draw for all of them, and thin afterwards.
-    drawn = np.sort(random.permutation(ends[-1])[: n + manifest.n_empty] if n else [])
+    n_drawn = min(n + manifest.n_empty, ends[-1]) if n else 0
+    drawn = np.sort(random.choice(ends[-1], n_drawn, replace=False, shuffle=False))
     part_of = np.searchsorted(ends, drawn, side="right")
     tasks = [
         _take.remote(source.folder(PARTS), name, drawn[part_of == number] - (ends - rows)[number])
@@ -202,9 +208,9 @@ def _take(parts: Folder, name: str, rows: Int64Array) -> tuple[Int64Array, Float
     return vectors_of(read_part(parts, name, [JOINID, EMBEDDING]).take(pa.array(rows)))
 
 
-@ray.remote(num_cpus=1)
-def _train(sample: Float32Matrix, factory: str, seed: int) -> bytes:
-    set_threads(1)
+@ray.remote
+def _train(sample: Float32Matrix, factory: str, seed: int, threads: int) -> bytes:
+    set_threads(threads)
     return train(sample, factory, seed=seed)
 
 
@@ -214,12 +220,13 @@ def _add_shard(
 ) -> ShardDescription:
     """Fill one shard and write it, with its labels beside it."""
     set_threads(1)
-    shard = ShardDescription(name=f"shard-{number:05d}.faiss", n_cells=0, labels=f"labels-{number:05d}.parquet")
-    output.write(shard.name, build_shard(template, (read_vectors(parts, name) for name in names)))
-    tables = [read_part(parts, name, [JOINID, EMBEDDING, *labels]) for name in names]
-    indexed = pa.concat_tables([table.unify_dictionaries() for table in tables])
-    kept = indexed.filter(indexed[EMBEDDING].is_valid()).select([JOINID, *labels]).sort_by(JOINID)
+    name, labels_name = f"shard-{number:05d}.faiss", f"labels-{number:05d}.parquet"
+    output.write(name, build_shard(template, (read_vectors(parts, part) for part in names)))
+    tables = iterate_parts(parts, names, [JOINID, N_GENES, *labels])
+    # A cell has an embedding where it has genes; the vectors need not be read again.
+    embedded = pa.concat_tables(table.filter(pc.field(N_GENES) > 0).unify_dictionaries() for table in tables)
+    kept = embedded.select([JOINID, *labels]).sort_by(JOINID).replace_schema_metadata(None)
     sink = pa.BufferOutputStream()
-    pq.write_table(kept.replace_schema_metadata(None), sink, compression="zstd")
-    output.write(shard.labels, sink.getvalue())
-    return ShardDescription(name=shard.name, n_cells=kept.num_rows, labels=shard.labels)
+    pq.write_table(kept, sink, compression="zstd")
+    output.write(labels_name, sink.getvalue())
+    return ShardDescription(name, kept.num_rows, labels_name)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,13 @@ def from_row(row: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
     return pa.table({name: row[name].combine_chunks().flatten() for name in names}), values
 
 
+class Reading(Protocol):
+    """A way to make the TOKENS of a partition, as a value that pickles."""
+
+    def read(self, partition: Partition) -> pa.Table:
+        """Read and tokenise one partition."""
+
+
 @dataclass(frozen=True)
 class ReadJob:
     """What a read task needs to know: locators and rules, no handles and no weights.
@@ -81,7 +88,7 @@ def _vocabulary(checkpoint: Folder) -> Vocabulary:
     return read_vocabulary(checkpoint.uri)
 
 
-def _read_row(job: ReadJob, partition: Partition) -> Iterable[Block]:
+def _read_row(job: Reading, partition: Partition) -> Iterable[Block]:
     yield as_row(job.read(partition), partition=json.dumps(asdict(partition)))
 
 
@@ -93,7 +100,7 @@ class PartitionSource(ray.data.Datasource):
         partitions: What is still to be done.
     """
 
-    def __init__(self, job: ReadJob, partitions: tuple[Partition, ...]) -> None:
+    def __init__(self, job: Reading, partitions: tuple[Partition, ...]) -> None:
         super().__init__()
         self._job = job
         self._partitions = partitions
@@ -107,7 +114,7 @@ class PartitionSource(ray.data.Datasource):
         return sum(partition.n_cells for partition in self._partitions) * _BYTES_PER_CELL
 
 
-def _reader(job: ReadJob, partition: Partition) -> Callable[[], Iterable[Block]]:
+def _reader(job: Reading, partition: Partition) -> Callable[[], Iterable[Block]]:
     return partial(_read_row, job, partition)
 
 

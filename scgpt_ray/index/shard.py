@@ -76,7 +76,9 @@ def ids_of(index: faiss.Index) -> Int64Array:
         return np.asarray(faiss.vector_to_array(kept_in.id_map), np.int64)
     lists = inverted_lists(kept_in)
     assert lists is not None, "an index keeps its ids in a map or in inverted lists"
-    sizes = [(number, lists.invlists.list_size(number)) for number in range(lists.nlist)]
-    # A copy, for the list's memory is gone with the index.
-    ids = [np.array(faiss.rev_swig_ptr(lists.invlists.get_ids(number), size)) for number, size in sizes if size]
+    inverted = lists.invlists
+    assert inverted is not None
+    sizes = [(number, inverted.list_size(number)) for number in range(lists.nlist)]
+    # A copy, for the memory of the lists goes with the index.
+    ids = [np.array(faiss.rev_swig_ptr(inverted.get_ids(number), size)) for number, size in sizes if size]
     return np.concatenate([np.empty(0, np.int64), *ids])

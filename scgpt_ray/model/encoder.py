@@ -28,7 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scgpt_ray.model.attention import Spans, choose_attention
+from scgpt_ray.model.attention import Kind, choose_attention
+from scgpt_ray.model.elementwise import Elementwise, Linear, Norm, choose_elementwise
+from scgpt_ray.model.spans import Spans
 
 if TYPE_CHECKING:
     from scgpt_ray.model.checkpoint import Architecture
@@ -38,30 +40,6 @@ LARGEST_VALUE = 512.0
 
 TABLE_BYTES = 512 * 2**20
 """Largest table of first-layer projections; whole-human takes 356 MiB in float32."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A layer normalisation, always in float32."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        """Normalise each row."""
-        return F.layer_norm(x_TD, self.weight.shape, self.weight, self.bias, eps=1e-5)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer in its own dtype, whatever comes in."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        """Apply it to each row."""
-        return F.linear(x_TD.to(self.weight.dtype), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -77,10 +55,10 @@ class Layer:
     linear2: Linear
     norm2: Norm
 
-    def finish(self, x_TD: Tensor, context_TNH: Tensor) -> Tensor:
-        """All that comes after attention. The residual stream x is float32, and is changed in place."""
-        x_TD = self.norm1(x_TD.add_(self.output(context_TNH.flatten(1))))
-        return self.norm2(x_TD.add_(self.linear2(self.linear1(x_TD).relu_())))
+    def finish(self, x_TD: Tensor, context_TNH: Tensor, elementwise: Elementwise) -> Tensor:
+        """All that comes after attention. The residual stream x may be overwritten."""
+        x_TD = elementwise.add_norm(x_TD, self.output(context_TNH.flatten(1)), self.norm1)
+        return elementwise.add_norm(x_TD, self.linear2(elementwise.linear_relu(x_TD, self.linear1)), self.norm2)
 
 
 class Encoder:
@@ -90,7 +68,12 @@ class Encoder:
         architecture: Sizes of the network.
         tensors: Its weights under canonical names.
         device: Where it computes.
-        dtype: Of linear layers and attention, float32 or bfloat16; norms and the residual stream are float32.
+        dtype: Of linear layers and attention; norms are float32.
+        attention: The way to attend; `auto` for the fastest.
+        elementwise: The way to compute the rest; None for the fastest.
+
+    Raises:
+        ConfigError: If the way to attend cannot run here.
     """
 
     def __init__(
@@ -100,11 +83,15 @@ class Encoder:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        attention: Kind = "auto",
+        elementwise: Elementwise | None = None,
     ) -> None:
         self._device, self._dtype = device, dtype
         self._heads = architecture.nheads
+        self._hidden = architecture.d_hid
         self.width = architecture.embsize
-        self.attention = choose_attention(device, dtype)
+        self.attention = choose_attention(device, dtype, self.width // self._heads, attention)
+        self.elementwise = elementwise or choose_elementwise(device, dtype)
         with torch.inference_mode():
             self._gene_VD = gene_table(tensors).to(device)
             self._value_BD = value_table(tensors, architecture).to(device)
@@ -130,23 +117,34 @@ class Encoder:
         gene_T, bin_T = gene_T.to(self._device, torch.int32), bin_T.to(self._device, torch.int32)
         cells = Spans.of(offsets, self._device)
         x_TD = F.embedding(gene_T, self._gene_VD).add_(F.embedding(bin_T, self._value_BD))
+        x_TD = x_TD.to(self.elementwise.stream_dtype)
         for i, layer in enumerate(self._layers[:-1]):
-            if i == 0 and self._first_tables is not None:
-                gene_VE, value_BE = self._first_tables
-                qkv_TE = F.embedding(gene_T, gene_VE).add_(F.embedding(bin_T, value_BE))
-            else:
-                qkv_TE = layer.queries_keys_values(x_TD)
+            tables = self._first_tables if i == 0 else None
+            qkv_TE = layer.queries_keys_values(x_TD) if tables is None else _look_up(tables, gene_T, bin_T)
             q_TNH, k_TNH, v_TNH = self._split(qkv_TE, 3)
-            x_TD = layer.finish(x_TD, self.attention.attend(q_TNH, k_TNH, v_TNH, cells, cells))
-        return F.normalize(self._finish_cls(self._layers[-1], x_TD, cells), dim=1)
+            context_TNH = self.attention.attend(q_TNH, k_TNH, v_TNH, cells, cells)
+            del qkv_TE, q_TNH, k_TNH, v_TNH  # the largest of all
+            x_TD = layer.finish(x_TD, context_TNH, self.elementwise)
+        return F.normalize(self._finish_last(self._layers[-1], x_TD, cells).float(), dim=1)
 
-    def _finish_cls(self, layer: Layer, x_TD: Tensor, cells: Spans) -> Tensor:
+    @property
+    def bytes_per_token(self) -> int:
+        """Most memory that activations take at a time for each token, for a budget; weights are not counted.
+
+        A layer holds the stream, queries, keys, values and context, then the hidden layer of F and the new
+        stream; the sum of the two float32 tables, before the first layer, holds less in float32 only.
+        """
+        item, stream = self._dtype.itemsize, self.elementwise.stream_dtype.itemsize
+        ids = 2 * torch.int32.itemsize
+        return self.width * max(stream + 4 * item, 2 * stream + 2 * item, 8 + stream) + self._hidden * item + ids
+
+    def _finish_last(self, layer: Layer, x_TD: Tensor, cells: Spans) -> Tensor:
         """The last layer, for the first token of each cell."""
         k_TNH, v_TNH = self._split(layer.keys_values(x_TD), 2)
         x_CD = x_TD[cells.cu_seqlens[:-1]]
         (q_CNH,) = self._split(layer.queries(x_CD), 1)
         each = Spans.of(np.arange(len(x_CD) + 1), self._device)
-        return layer.finish(x_CD, self.attention.attend(q_CNH, k_TNH, v_TNH, each, cells))
+        return layer.finish(x_CD, self.attention.attend(q_CNH, k_TNH, v_TNH, each, cells), self.elementwise)
 
     def _split(self, x_TE: Tensor, parts: int) -> tuple[Tensor, ...]:
         """Views of the parts of each row, [T, N, H] each."""
@@ -167,6 +165,12 @@ class Encoder:
             return None
         linear = self._layers[0].queries_keys_values
         return F.linear(self._gene_VD.to(self._dtype), linear.weight), linear(self._value_BD)
+
+
+def _look_up(tables: tuple[Tensor, Tensor], gene_T: Tensor, bin_T: Tensor) -> Tensor:
+    """Queries, keys and values of the first layer, [T, E]."""
+    gene_VE, value_BE = tables
+    return F.embedding(gene_T, gene_VE).add_(F.embedding(bin_T, value_BE))
 
 
 def gene_table(tensors: Mapping[str, Tensor]) -> Tensor:

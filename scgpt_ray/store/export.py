@@ -6,33 +6,31 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from scgpt_ray.cells.anndata_file import write_embedding_h5ad
+from scgpt_ray.errors import OutputError
 from scgpt_ray.folder import Folder
 from scgpt_ray.schema import JOINID
 from scgpt_ray.store.manifest import require_manifest
 from scgpt_ray.store.parts import PARTS, iterate_parts
 
 
-def read_embeddings(folder: Folder, columns: list[str] | None = None) -> pa.Table:
+def read_embeddings(folder: Folder) -> pa.Table:
     """All parts of a finished run as one table, in order of joinid.
 
     Args:
         folder: Output folder of `embed`.
-        columns: Columns to read; None for all.
 
     Raises:
         ReferenceSetError: If the folder is not that of a finished run.
     """
     manifest = require_manifest(folder)
-    tables = [
-        table.unify_dictionaries() for table in iterate_parts(folder.folder(PARTS), list(manifest.parts), columns)
-    ]
+    tables = [table.unify_dictionaries() for table in iterate_parts(folder.folder(PARTS), list(manifest.parts))]
     return pa.concat_tables(tables).replace_schema_metadata(None).sort_by(JOINID)
 
 
 def export_h5ad(folder: Folder, file: str) -> int:
     """Write obsm["X_scGPT"] and the carried obs columns; cells without an embedding get NaN rows.
 
-    The whole set is in memory while it is written: 4 x d bytes per cell.
+    The whole set is in memory while it is written, a few times: 4 x d bytes per cell each.
 
     Args:
         folder: Output folder of `embed`.
@@ -47,6 +45,8 @@ def export_h5ad(folder: Folder, file: str) -> int:
     """
     place = Folder.at(str(PurePosixPath(file).parent) if "://" not in file else file.rpartition("/")[0])
     place.require_writable()
+    if place.is_local and (place.path / PurePosixPath(file).name).is_dir():
+        raise OutputError(f"{file} is a folder", expected="the name of a file", remedy="give --output such as x.h5ad")
     embeddings = read_embeddings(folder)
     write_h5ad(place, PurePosixPath(file).name, embeddings)
     return int(embeddings.num_rows)

@@ -1,0 +1,80 @@
+"""What a benchmark leaves: figures, each with what it was measured with, and the clock they are read from."""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+LEAST_RUNS = 3
+"""Runs whose median is taken, even if they take longer than was granted."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        stage: What was measured.
+        name: Which of its numbers.
+        value: The number.
+        unit: Its unit; empty for a ratio.
+        setting: What it was measured with.
+    """
+
+    stage: str
+    name: str
+    value: float
+    unit: str
+    setting: dict[str, str | int | float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """The figure, to five digits."""
+        return {**asdict(self), "value": float(f"{self.value:.5g}")}
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(self.to_dict())
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Figures for people: one line each, under a line for each setting."""
+    width = max((len(figure.name) for figure in figures), default=0)
+    lines: list[str] = []
+    setting = None
+    for figure in figures:
+        if figure.setting != setting:
+            setting = figure.setting
+            lines.append(f"{figure.stage}: " + ", ".join(f"{key} {value}" for key, value in setting.items()))
+        lines.append(f"  {figure.name:<{width}}  {figure.value:>12,.4g} {figure.unit}".rstrip())
+    return "\n".join(lines)
+
+
+def median_seconds(work: Callable[[], object], seconds: float, least_runs: int = LEAST_RUNS) -> float:
+    """Median wall time of a piece of work, after one run that does not count.
+
+    Args:
+        work: What to do; returns when it is done.
+        seconds: Time for all counted runs, unless least_runs take longer.
+        least_runs: Runs at least.
+    """
+    work()
+    runs: list[float] = []
+    while len(runs) < least_runs or sum(runs) < seconds:
+        runs.append(seconds_of(work))
+    return statistics.median(runs)
+
+
+def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of one run by a clock, of the wall unless told otherwise."""
+    started = clock()
+    work()
+    return clock() - started
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has had so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,143 @@
+"""The stage `flow` of the benchmark: what Ray adds to a plain loop over the same partitions.
+
+Both make tokens, spend a fixed time where the network would be, and commit parts. The time is slept, so that
+nothing else on the machine changes it, and by one call at a time, as a device computes.
+"""
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from scgpt_ray.benchmark.figures import Figure, seconds_of
+from scgpt_ray.benchmark.made_up import WHOLE_HUMAN_TOKENS, cell_lengths, made_up_tokens
+from scgpt_ray.cells.plan import Partition, cut
+from scgpt_ray.flows.cluster import connected
+from scgpt_ray.flows.partitions import PartitionSource, as_row, from_row
+from scgpt_ray.folder import Folder
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, matrix_array
+from scgpt_ray.store.parts import write_part
+
+CELLS_PER_PARTITION = 256
+PARTITIONS = 24
+SECONDS = 0.5
+"""That the stand-in takes for a partition unless told otherwise."""
+
+WIDTH = 512
+_RUN = "0" * 64  # in place of a fingerprint
+
+
+@dataclass(frozen=True)
+class MadeUpReading:
+    """Reading that makes cells up.
+
+    Args:
+        tokens: Of each cell: a number or `ragged`.
+    """
+
+    tokens: str
+
+    def read(self, partition: Partition) -> pa.Table:
+        """TOKENS of a partition."""
+        lengths = cell_lengths(self.tokens, partition.n_cells, seed=partition.number)
+        tokens = made_up_tokens(lengths, WHOLE_HUMAN_TOKENS, WHOLE_HUMAN_TOKENS - 1, seed=partition.number)
+        joinids = pa.array(np.arange(partition.first, partition.last + 1))
+        return tokens.set_column(0, JOINID, joinids)
+
+
+class StandIn:
+    """An embedder of fixed cost.
+
+    Args:
+        seconds: That a partition takes.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._turn = threading.Lock()
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """A row of TOKENS to a row of EMBEDDINGS."""
+        tokens, values = from_row(row)
+        return as_row(self.embed(tokens), **values)
+
+    def embed(self, tokens: pa.Table) -> pa.Table:
+        """Unit vectors that say nothing."""
+        with self._turn:
+            time.sleep(self._seconds)
+        vectors = np.full((len(tokens), WIDTH), WIDTH**-0.5, np.float32)
+        return tokens.select([JOINID, N_GENES]).append_column(EMBEDDING, matrix_array(vectors))
+
+
+def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -> list[Figure]:
+    """Measure the flow against a loop.
+
+    Args:
+        tokens: Of a cell: a number or `ragged`.
+        n_cells: In all.
+        seconds: That the stand-in takes for a partition.
+    """
+    n_cells = n_cells or PARTITIONS * CELLS_PER_PARTITION
+    partitions = cut(np.arange(n_cells), CELLS_PER_PARTITION)
+    reading = MadeUpReading(tokens)
+    with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as place:
+        loop, flow = (Folder.at(Path(place) / name) for name in ("loop", "flow"))
+        loop_s = seconds_of(lambda: run_loop(partitions, reading, seconds, loop))
+        with connected():
+            started = time.perf_counter()
+            arrivals = [time.perf_counter() for _receipt in run_flow(partitions, reading, seconds, flow)]
+    each_s = (arrivals[-1] - arrivals[0]) / max(1, len(arrivals) - 1)
+    setting: dict[str, str | int | float] = {
+        "partitions": len(partitions),
+        "cells_per_partition": CELLS_PER_PARTITION,
+        "tokens": tokens,
+        "stand_in_s": seconds,
+    }
+    return [
+        Figure("flow", "loop, a partition", loop_s / len(partitions), "s", setting),
+        Figure("flow", "flow, a partition", each_s, "s", setting),
+        Figure("flow", "overhead", 100 * (each_s * len(partitions) / loop_s - 1), "%", setting),
+        Figure("flow", "actor busy share", seconds / each_s if each_s else 1.0, "", setting),
+        Figure("flow", "until the first part", arrivals[0] - started, "s", setting),
+    ]
+
+
+def run_loop(partitions: Sequence[Partition], reading: MadeUpReading, seconds: float, output: Folder) -> None:
+    """The same work without Ray."""
+    stand_in = StandIn(seconds)
+    for partition in partitions:
+        write_part(output, stand_in.embed(reading.read(partition)), partition, fingerprint=_RUN, n_tokens=0)
+
+
+def run_flow(
+    partitions: tuple[Partition, ...], reading: MadeUpReading, seconds: float, output: Folder
+) -> Iterator[dict[str, str]]:
+    """The stages of `embed`, with one actor; a receipt per part."""
+    dataset = (
+        ray.data.read_datasource(
+            PartitionSource(reading, partitions), override_num_blocks=len(partitions), num_cpus=0.5
+        )
+        .map_batches(
+            StandIn,
+            fn_constructor_args=(seconds,),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=0.5,
+            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2),
+        )
+        .map_batches(_commit, fn_args=(output,), batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+    )
+    yield from dataset.iter_rows()
+
+
+def _commit(row: pa.Table, output: Folder) -> pa.Table:
+    embeddings, values = from_row(row)
+    part = write_part(output, embeddings, Partition(**json.loads(values["partition"])), fingerprint=_RUN, n_tokens=0)
+    return pa.table({"part": [part.name]})

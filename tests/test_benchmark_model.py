@@ -1,0 +1,162 @@
+"""The stage `model`: its formulas, the padded way against ours, and a bare machine."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from scgpt_ray.benchmark.figures import Figure, median_seconds, table
+from scgpt_ray.benchmark.made_up import cell_lengths, lengths_of_file, made_up_cells, made_up_tokens
+from scgpt_ray.benchmark.model import (
+    WHOLE_HUMAN,
+    ModelRequest,
+    benchmark_model,
+    nominal_flops,
+    random_checkpoint_of,
+)
+from scgpt_ray.benchmark.naive import NaiveNetwork, naive_bins, naive_tokens, padding_waste, same_tokens
+from scgpt_ray.model.checkpoint import Architecture
+from scgpt_ray.model.embedder import Embedder
+from scgpt_ray.model.tokens import TokenRules, tokenize
+from scgpt_ray.schema import BIN, GENE, matrix, ragged
+
+SMALL = Architecture(32, 2, 32, 2, -2, 3000)
+
+
+@pytest.mark.parametrize(("length", "gflop"), [(300, 13.54), (600, 31.50), (1200, 80.69)])
+def test_nominal_flops_of_whole_human(length, gflop):
+    assert nominal_flops(np.array([length]), WHOLE_HUMAN) == pytest.approx(gflop * 1e9, rel=1e-3)
+    assert nominal_flops(np.array([length] * 3), WHOLE_HUMAN) == pytest.approx(3 * gflop * 1e9, rel=1e-3)
+
+
+def test_nominal_flops_are_those_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer = torch.nn.TransformerEncoderLayer(32, 2, 48, batch_first=True)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(1, 70, 32))
+    assert nominal_flops(np.array([70]), Architecture(32, 2, 48, 1, -2, 100)) == counter.get_total_flops()
+
+
+def test_padding_waste():
+    assert padding_waste(np.full(130, 600)) == 0
+    assert padding_waste(np.array([100] * 63 + [200])) == pytest.approx(64 * 200 / (63 * 100 + 200) - 1)
+    two_boxes = np.array([100] * 64 + [50] * 10)
+    assert padding_waste(two_boxes) == 0
+
+
+def test_ragged_lengths():
+    lengths = cell_lengths("ragged", 20_000)
+    assert 250 <= lengths.min() < 260
+    assert 1150 < lengths.max() <= 1200
+    assert abs(lengths.mean() - 600) < 5
+    assert cell_lengths("7", 3).tolist() == [7, 7, 7]
+
+
+def test_lengths_of_a_file(blood_file, blood):
+    expected = np.diff(blood.X.indptr)[:50]
+    assert lengths_of_file(blood_file, 50).tolist() == (expected + 1).tolist()
+    assert lengths_of_file(blood_file, 50, max_length=20).tolist() == np.minimum(expected + 1, 20).tolist()
+
+
+@pytest.mark.parametrize("log1p", [False, True])
+def test_made_up_cells_have_distinct_genes(log1p):
+    cells = made_up_cells(np.array([5, 2990, 1]), 3000, log1p=log1p)
+    for genes in cells[GENE].to_pylist():
+        assert len(set(genes)) == len(genes)
+        assert max(genes) < 2997
+    tokens = made_up_tokens(np.array([4, 1]), 3000, 2998)
+    offsets, genes = ragged(tokens[GENE])
+    assert genes[offsets[:-1]].tolist() == [2998, 2998]
+    assert ragged(tokens[BIN])[1][offsets[:-1]].tolist() == [0, 0]
+
+
+def test_the_naive_network_gives_the_same_embeddings():
+    checkpoint = random_checkpoint_of(SMALL)
+    tokens = made_up_tokens(cell_lengths("ragged", 70), 3000, checkpoint.vocabulary.cls_token)
+    naive = NaiveNetwork(SMALL, checkpoint.tensors, torch.device("cpu"))(same_tokens(tokens, -2))
+    assert np.abs(naive - matrix(Embedder(checkpoint)(tokens)["embedding"])).max() < 1e-5
+
+
+def test_naive_tokens_are_tokens():
+    """Not drawn alike, but from the same bins, and the same where nothing is drawn."""
+    vocabulary = random_checkpoint_of(SMALL).vocabulary
+    cells = made_up_cells(np.array([40, 400, 1]), 3000)
+    naive = naive_tokens(cells, vocabulary.cls_token, -2.0, 100, np.random.default_rng(0))
+    ours = tokenize(cells, vocabulary, TokenRules(max_length=100))
+    for cell, row in zip(naive, ours.to_pylist(), strict=True):
+        assert len(cell.genes) == len(cell.values) == len(row["gene"])
+        assert (cell.genes[0], cell.values[0]) == (vocabulary.cls_token, -2)
+    assert set(naive[0].genes) == set(ours[GENE][0].as_py())
+    distinct = np.random.default_rng(0).permutation(200) + 1.0
+    cells = pa.table(
+        {"soma_joinid": [0], GENE: [list(range(200))], "count": pa.array([distinct], pa.list_(pa.float32()))}
+    )
+    cells = cells.set_column(1, GENE, cells[GENE].cast(pa.list_(pa.int32())))
+    bins = naive_bins(distinct, np.random.default_rng(1))
+    ours = tokenize(cells, vocabulary, TokenRules())[BIN][0].as_py()[1:]
+    spread = np.digitize(distinct, np.quantile(distinct, np.linspace(0, 1, 50)))
+    assert bins.tolist() == ours == spread.tolist()
+
+
+def test_figures_of_a_small_network():
+    request = ModelRequest(cells=6, tokens="40", against="naive", seconds=0.01)
+    figures = benchmark_model(request, SMALL)
+    values = {figure.name: figure.value for figure in figures}
+    assert values["tokens"] == pytest.approx(40 * values["cells"])
+    assert values["nominal rate"] * 1e12 == pytest.approx(values["cells"] * nominal_flops(np.array([40]), SMALL))
+    assert values["MFU"] == pytest.approx(values["nominal rate"] / values["matmul rate"])
+    assert values["ratio of the networks"] == pytest.approx(values["cells"] / values["naive network"])
+    assert values["peak memory"] > 0
+    for figure in figures:
+        read = json.loads(figure.to_json())
+        assert read["setting"]["attention"] == "scaled_dot_product_attention, cell by cell"
+        assert read["value"] == pytest.approx(figure.value, rel=1e-4)
+    assert table(figures).count("\n") == len(figures)
+
+
+def test_table_groups_figures_by_setting():
+    figures = [Figure("s", "a", 1, "x/s", {"n": 1}), Figure("s", "bb", 2000, "", {"n": 1}), Figure("s", "a", 1, "", {})]
+    assert table(figures).splitlines() == [
+        "s: n 1",
+        "  a              1 x/s",
+        "  bb         2,000",
+        "s: ",
+        "  a              1",
+    ]
+
+
+def test_median_seconds_runs_once_more_than_it_counts():
+    runs = []
+    median_seconds(lambda: runs.append(1), 0, least_runs=3)
+    assert len(runs) == 4
+
+
+BARE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Absent())
+from scgpt_ray.benchmark import gpu, model
+from scgpt_ray.model.checkpoint import Architecture
+model.WHOLE_HUMAN = Architecture(32, 2, 32, 2, -2, 3000)
+model.benchmark_model.__defaults__ = (model.WHOLE_HUMAN,)
+model.main(["--cells", "3", "--tokens", "20", "--seconds", "0.01", "--threads", "1"])
+"""
+
+
+def test_a_machine_with_torch_numpy_and_pyarrow_only():
+    blocked = {"pydantic", "numba", "pandas", "scipy", "ray", "tiledbsoma", "anndata", "faiss", "safetensors", "yaml"}
+    program = BARE.replace("{blocked}", repr(blocked))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    names = [json.loads(line)["name"] for line in done.stdout.splitlines()]
+    assert {"cells", "MFU", "peak memory"} <= set(names)
+    assert "model: device cpu" in done.stderr

@@ -1,0 +1,74 @@
+"""Every stage at a tiny size, through the command line: a table, a JSON line per figure, and the result at the end."""
+
+import json
+
+import pytest
+
+from scgpt_ray.cli import main
+
+
+def figures(capsys, *options):
+    """Name -> value, of the lines, which the result repeats."""
+    assert main(["benchmark", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    *each, result = [json.loads(line) for line in lines if line.startswith("{")]
+    assert result["verb"] == "benchmark"
+    assert result["figures"] == each
+    assert len(lines) > 2 * len(each)
+    return {(figure["name"], figure["unit"]): figure["value"] for figure in each}
+
+
+def test_model(capsys, checkpoint):
+    found = figures(
+        capsys,
+        "--checkpoint",
+        str(checkpoint),
+        "--cells",
+        "5",
+        "--tokens",
+        "30",
+        "--seconds",
+        "0.01",
+        "--against",
+        "naive",
+    )
+    assert found["cells", "cells/s"] > 0
+    assert found["ratio of tokens and network", ""] > 0
+
+
+def test_model_with_the_lengths_of_a_file(capsys, checkpoint, blood_file):
+    found = figures(
+        capsys, "--checkpoint", str(checkpoint), "--cells", "5", "--lengths-from", str(blood_file), "--seconds", "0.01"
+    )
+    assert found["padding waste, were cells padded to the longest of 64", ""] > 0
+
+
+def test_tokens(capsys):
+    found = figures(
+        capsys, "--stage", "tokens", "--cells", "20", "--tokens", "300", "--seconds", "0.01", "--against", "naive"
+    )
+    assert found["ratio to naive", ""] > 1
+
+
+def test_read(capsys):
+    found = figures(capsys, "--stage", "read", "--cells", "60", "--tokens", "100")
+    assert found["read", "cells/s"] > 0
+    assert found["read and tokens", "cells per CPU second"] > 0
+
+
+def test_index(capsys):
+    found = figures(capsys, "--stage", "index", "--cells", "2000", "--seconds", "0.01")
+    assert found["adding", "vectors/s"] > 0
+    assert found["searching", "queries/s"] > 0
+
+
+@pytest.mark.ray
+def test_flow(capsys, local_ray):
+    found = figures(capsys, "--stage", "flow", "--cells", "600", "--tokens", "20", "--seconds", "0.05")
+    assert found["loop, a partition", "s"] >= 0.05
+    assert found["flow, a partition", "s"] > 0
+
+
+def test_a_length_that_is_none(capsys):
+    assert main(["benchmark", "--tokens", "many"]) == 2
+    assert "--tokens" in capsys.readouterr().err

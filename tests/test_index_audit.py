@@ -1,0 +1,220 @@
+"""The audit of an index: every kind of damage gives its line."""
+
+import json
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.folder import Folder
+from scgpt_ray.index.audit import audit_index
+from scgpt_ray.index.description import INDEX, TEMPLATE, IndexDescription, ShardDescription
+from scgpt_ray.index.shard import build_shard, ids_of, open_shard
+from scgpt_ray.index.template import train
+from scgpt_ray.schema import JOINID
+from scgpt_ray.store.manifest import require_manifest
+from scgpt_ray.store.parts import PARTS, read_part, read_vectors
+
+SHARD, LABELS = "shard-00001.faiss", "labels-00001.parquet"
+FACTORIES = ["Flat", "IVF2,SQ8", "RR8,IVF2,RaBitQ"]
+
+
+def vectors_of_run(run):
+    blocks = [read_vectors(run.folder(PARTS), name) for name in require_manifest(run).parts]
+    return np.concatenate([vectors for _, vectors in blocks])
+
+
+def write_shard(folder, run, name, labels, parts, template):
+    folder.write(name, build_shard(template, [read_vectors(run.folder(PARTS), part) for part in parts]))
+    tables = [read_part(run.folder(PARTS), part, [JOINID, "kind", "n_genes"]) for part in parts]
+    rows = [row for table in tables for row in table.to_pylist() if row.pop("n_genes")]
+    folder.write(labels, table_bytes(rows))
+    return ShardDescription(name, len(rows), labels)
+
+
+def table_bytes(rows):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema({JOINID: pa.int64(), "kind": pa.string()})), sink)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def run(make_embeddings, tmp_path):
+    return make_embeddings(tmp_path / "run", n_cells=200, cells_per_part=100, empty=(3, 150))
+
+
+@pytest.fixture(params=FACTORIES)
+def factory(request):
+    return request.param
+
+
+@pytest.fixture
+def index(run, tmp_path, factory):
+    """Two shards of a part each; shard 1 holds joinids 110 to 209 but for 160."""
+    folder, manifest = Folder.at(tmp_path / "index"), require_manifest(run)
+    template = train(vectors_of_run(run), factory, seed=0)
+    folder.write(TEMPLATE, template)
+    shards = tuple(
+        write_shard(folder, run, f"shard-0000{number}.faiss", f"labels-0000{number}.parquet", [part], template)
+        for number, part in enumerate(manifest.parts)
+    )
+    description = IndexDescription(
+        request={}, factory=factory, d=8, n_cells=198, nprobe=1, recall_at_10=1.0, recall_queries=1, shards=shards,
+        label_columns=("kind",), fingerprint=manifest.fingerprint.to_dict(), embeddings=run.uri,
+    )  # fmt: skip
+    folder.write(INDEX, description.to_json())
+    return folder
+
+
+def describe(index, **changes):
+    index.write(INDEX, json.dumps(json.loads(index.read(INDEX)) | changes).encode())
+
+
+def labels_of(index):
+    return pq.read_table(index.path / LABELS).to_pylist()
+
+
+def test_all_is_well(index):
+    assert audit_index(index) == []
+
+
+def test_ids_in_the_order_they_are_stored_in(index):
+    ids = ids_of(open_shard(index.path / SHARD))
+    assert ids.dtype == np.int64
+    assert sorted(ids.tolist()) == [joinid for joinid in range(110, 210) if joinid != 160]
+
+
+only_flat = pytest.mark.parametrize("factory", ["Flat"], indirect=True)
+
+
+@only_flat
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        (TEMPLATE, None),
+        (SHARD, "99 cells are embedded in {run}, but not indexed"),
+        (LABELS, None),
+    ],
+)
+def test_missing_and_torn_files(index, run, name, more):
+    others = [more.format(run=run.uri)] if more else []
+    content = index.read(name)
+    index.remove(name)
+    assert audit_index(index) == [f"{name} is missing", *others]
+    index.write(name, content[: len(content) // 2])
+    first, *rest = audit_index(index)
+    assert first.startswith(f"{name}")
+    assert "cannot be read: " in first
+    assert rest == others
+
+
+@pytest.mark.parametrize("factory", FACTORIES[:2], indirect=True)
+def test_a_shard_with_other_cells_than_its_labels(index):
+    shard = open_shard(index.read(SHARD))
+    shard.remove_ids(np.array([111]))
+    shard.add_with_ids(np.eye(1, 8, dtype=np.float32), np.array([12345]))
+    index.write(SHARD, faiss.serialize_index(shard).tobytes())
+    assert audit_index(index) == [
+        f"{SHARD} and {LABELS} hold different cells",
+        f"1 cell is embedded in {json.loads(index.read(INDEX))['embeddings']}, but not indexed",
+        f"1 cell is indexed, but not embedded in {json.loads(index.read(INDEX))['embeddings']}",
+    ]
+
+
+@only_flat
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[1:],
+        lambda rows: [*rows, {JOINID: 12345, "kind": "B"}],
+        lambda rows: [rows[1], *rows[1:]],
+    ],
+)
+def test_labels_of_other_cells_than_their_shard(index, change):
+    index.write(LABELS, table_bytes(change(labels_of(index))))
+    assert audit_index(index) == [f"{SHARD} and {LABELS} hold different cells"]
+
+
+@only_flat
+def test_the_order_of_labels_is_free(index):
+    index.write(LABELS, table_bytes(labels_of(index)[::-1]))
+    assert audit_index(index) == []
+
+
+@only_flat
+@pytest.mark.parametrize("column", [JOINID, "kind"])
+def test_a_lost_column(index, column):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pq.read_table(index.path / LABELS).drop_columns(column), sink)
+    index.write(LABELS, sink.getvalue())
+    assert audit_index(index) == [f"{LABELS} has no column {column}"]
+
+
+@only_flat
+def test_cells_in_two_shards(index, run):
+    for name, other in ((SHARD, "shard-00000.faiss"), (LABELS, "labels-00000.parquet")):
+        index.write(name, index.read(other))
+    assert audit_index(index) == [
+        "99 cells are indexed more than once, the first is soma_joinid 10",
+        f"99 cells are embedded in {run.uri}, but not indexed",
+    ]
+
+
+@only_flat
+def test_a_count_that_is_wrong(index):
+    shards = json.loads(index.read(INDEX))["shards"]
+    describe(index, shards=[shards[0], shards[1] | {"n_cells": 98}], n_cells=197)
+    assert audit_index(index) == [f"{SHARD} holds 99 cells, the description says 98"]
+
+
+@only_flat
+def test_another_width(index):
+    describe(index, d=9)
+    assert audit_index(index) == [
+        f"{TEMPLATE} is of width 8, the description says 9",
+        "shard-00000.faiss is of width 8, the description says 9",
+        f"{SHARD} is of width 8, the description says 9",
+    ]
+
+
+@only_flat
+def test_a_template_that_is_none(index):
+    index.write(TEMPLATE, index.read(SHARD))
+    assert audit_index(index) == [f"{TEMPLATE} is not a trained, empty index"]
+
+
+@only_flat
+def test_embeddings_made_anew(index, run, make_embeddings):
+    make_embeddings(run.path, n_cells=200, cells_per_part=100, empty=(3, 150), weights="v")
+    assert audit_index(index) == [f"{run.uri} now holds other embeddings than were indexed (weights: 'v' against 'w')"]
+
+
+@only_flat
+def test_embeddings_that_are_gone_or_unfinished_say_nothing(index, run):
+    run.remove("manifest.json")
+    assert audit_index(index) == []
+    run.path.rename(run.path.with_name("elsewhere"))
+    assert audit_index(index) == []
+
+
+@only_flat
+@pytest.mark.parametrize("name", ["manifest.json", "parts/part-00001.parquet"])
+def test_embeddings_that_are_damaged(index, run, name):
+    run.write(name, b"{}")
+    (line,) = audit_index(index)
+    assert line.startswith("the embeddings cannot be compared: ")
+
+
+@only_flat
+def test_an_unfinished_or_foreign_folder_is_refused(index, run):
+    with pytest.raises(ReferenceSetError, match=r"has no index.json; .*; give its path to --index"):
+        audit_index(run)
+    describe(index, format_version=2)
+    with pytest.raises(ReferenceSetError, match="has format_version 2"):
+        audit_index(index)
+    index.remove(INDEX)
+    with pytest.raises(ReferenceSetError, match=r"has no index.json; .*; run the same index command again"):
+        audit_index(index)
