@@ -119,7 +119,7 @@ class ComputeSettings(Settings):
     """How the work is spread. Nothing here changes a number in the output."""
 
     cells_per_partition: Count | None = None
-    """Cells per partition: the unit of reading, retry and resume. Default: 8192 with GPUs, 512 without. Fixed by the
+    """Cells per partition: the unit of reading, retry and resume. Default: 8192 with GPUs, 256 without. Fixed by the
     first run into an output folder."""
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPU actors. Default: one for each GPU of the cluster; 0 forces CPU actors."""

@@ -45,7 +45,7 @@ def test_the_pool_fits_the_cluster(monkeypatch, cpus, gpus, options, expected):
 
 def test_partitions_follow_the_device():
     assert Pool(1, 1, 1, 1).cells_per_partition == 8192
-    assert Pool(1, 0, 1, 1).cells_per_partition == 512
+    assert Pool(1, 0, 1, 1).cells_per_partition == 256
     assert [Pool(1, gpus, 1, 1).device for gpus in (0, 1)] == ["cpu", "cuda"]
 
 
@@ -108,9 +108,9 @@ def test_errors_of_ray_are_told_in_one_line(local_ray):
 
         os._exit(1)
 
-    with pytest.raises(WorkerError, match=r"^Ray failed: .*; run the same command again to resume$") as caught:
-        with connected():
-            ray.get(die.remote())
+    told = r"^Ray failed: .*; run the same command again to resume$"
+    with pytest.raises(WorkerError, match=told) as caught, connected():
+        ray.get(die.remote())
     assert "\n" not in str(caught.value)
 
 

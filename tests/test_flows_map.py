@@ -69,7 +69,7 @@ def mapped(reference, checkpoint):
     return scgpt_ray.map_query(**options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"]))
 
 
-def neighbours_by_hand(reference, query, allowed=lambda own, other: True):
+def neighbours_by_hand(reference, query, allowed=lambda *_: True):
     """Names of the K nearest reference cells of each query cell that has an embedding."""
     rows = [row for row in read_embeddings(Folder.at(reference / "reference")).to_pylist() if row[EMBEDDING]]
     vectors = np.array([row[EMBEDDING] for row in rows])

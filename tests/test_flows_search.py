@@ -30,13 +30,14 @@ def reference(request, local_ray, run, tmp_path_factory):
 QUERIES = np.random.default_rng(5).standard_normal((40, 16)).astype(np.float32)
 
 
-def brute_force(run, queries, k, allowed=lambda query, ids: np.ones(len(ids), bool)):
+def brute_force(run, queries, k, allowed=None):
     """ids and scores by definition, one query at a time."""
     ids, vectors = vectors_of(read_embeddings(run))
     found = np.full((len(queries), k), -1)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for row, query in enumerate(queries):
-        score = np.where(allowed(row, ids), vectors.astype(np.float64) @ query, -np.inf)
+        may_vote = np.ones(len(ids), bool) if allowed is None else allowed(row, ids)
+        score = np.where(may_vote, vectors.astype(np.float64) @ query, -np.inf)
         best = [place for place in np.lexsort((ids, -score))[:k] if np.isfinite(score[place])]
         found[row, : len(best)], scores[row, : len(best)] = ids[best], score[best]
     return found, scores

@@ -39,7 +39,7 @@ def test_round_trip(finished):
         lambda values: {key: value for key, value in values.items() if key != "n_cells"},
         lambda values: values | {"surplus": 1},
         lambda values: values | {"fingerprint": {"model": {}}},
-        lambda values: [],
+        list,
     ],
 )
 def test_another_format_is_refused(finished, change):

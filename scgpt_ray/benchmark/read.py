@@ -51,7 +51,9 @@ def made_up_atlas(n_genes: Int64Array) -> AnnData:
     """Cells x 60,694 genes as CSR."""
     cells = made_up_cells(n_genes, WHOLE_HUMAN_TOKENS)
     offsets, gene = ragged(cells[GENE])
-    counts = scipy.sparse.csr_matrix((ragged(cells[COUNT])[1], gene, offsets), shape=(len(n_genes), N_GENES))
+    # Copies, for Arrow's memory is read-only.
+    parts = (ragged(cells[COUNT])[1].copy(), gene.copy(), offsets)
+    counts = scipy.sparse.csr_matrix(parts, shape=(len(n_genes), N_GENES))
     counts.sort_indices()
     return AnnData(
         counts,

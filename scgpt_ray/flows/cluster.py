@@ -15,7 +15,7 @@ from scgpt_ray.config import ComputeSettings
 from scgpt_ray.errors import ScgptRayError, WorkerError
 
 _CELLS_PER_GPU_PARTITION = 8192
-_CELLS_PER_CPU_PARTITION = 512
+_CELLS_PER_CPU_PARTITION = 256
 _NO_PROGRESS_S = 900
 
 
