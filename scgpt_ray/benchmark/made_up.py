@@ -88,10 +88,12 @@ def made_up_tokens(lengths: Int64Array, vocabulary_size: int, cls_token: int, se
 
 
 def _genes(lengths: Int64Array, n_genes: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Distinct genes in each cell: from a random one on, in long steps around the vocabulary."""
+    """Distinct genes in each cell, ascending: from a random one on, in long steps around the vocabulary."""
     assert lengths.max(initial=0) <= n_genes, "a cell has distinct genes"
     assert n_genes % _STRIDE, "steps around the vocabulary meet every gene"
     ends = np.cumsum(lengths)
     rank = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
     first = np.repeat(rng.integers(0, n_genes, len(lengths)), lengths)
-    return np.asarray((first + rank * _STRIDE) % n_genes)
+    cell = np.repeat(np.arange(len(lengths)), lengths)
+    # Sorted by cell and gene at once.
+    return np.asarray(np.sort(cell * n_genes + (first + rank * _STRIDE) % n_genes) % n_genes)

@@ -7,9 +7,11 @@ Also a program of its own, for a bare GPU machine that has torch, numpy and pyar
 import argparse
 import importlib.util
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -166,14 +168,16 @@ def against_naive(
     Returns:
         Name, value and unit: of the networks alone; and of tokens and network together, where numba is installed.
     """
-    network = NaiveNetwork(checkpoint.architecture, checkpoint.tensors, torch.device(request.device))
+    device = torch.device(request.device)
     padded = same_tokens(tokens, checkpoint.architecture.pad_value)
-    network(padded[:2])  # the first call allocates
-    naive_s = seconds_of(lambda: network(padded))
-    found = [
-        ("naive network", len(padded) / naive_s, "cells/s"),
-        ("ratio of the networks", naive_s / seconds, ""),
-    ]
+    found, naive_s = [], math.inf
+    for nested in (True, False) if device.type == "cpu" else (False,):
+        network = NaiveNetwork(checkpoint.architecture, checkpoint.tensors, device, nested=nested)
+        network(padded[:2])  # the first call allocates
+        naive_s = seconds_of(partial(network, padded))
+        name = ", nested tensors" if nested else ""
+        found.append((f"naive network{name}", len(padded) / naive_s, "cells/s"))
+        found.append((f"ratio of the networks{name}", naive_s / seconds, ""))
     if importlib.util.find_spec("numba") is None:
         return found
     from scgpt_ray.model.tokens import TokenRules, tokenize

@@ -4,6 +4,7 @@ Cells are binned by `np.quantile` and `np.digitize` with random ties, 64 of them
 `nn.TransformerEncoder` computes every token of every layer. On CUDA it runs under autocast to float16.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -79,15 +80,18 @@ class NaiveNetwork:
         architecture: Sizes.
         tensors: Weights under canonical names.
         device: Where it computes.
+        nested: Whether torch may drop the padding inside (its own default; it does so on a CPU, not under autocast).
     """
 
-    def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    def __init__(
+        self, architecture: Architecture, tensors: Mapping[str, Tensor], device: torch.device, *, nested: bool = False
+    ) -> None:
         self._tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         self._architecture, self._device = architecture, device
         layer = nn.TransformerEncoderLayer(
             architecture.embsize, architecture.nheads, architecture.d_hid, batch_first=True, device=device
         )
-        network = nn.TransformerEncoder(layer, architecture.nlayers, enable_nested_tensor=False)
+        network = nn.TransformerEncoder(layer, architecture.nlayers, enable_nested_tensor=nested)
         prefix = "transformer_encoder."
         network.load_state_dict(
             {
@@ -101,7 +105,9 @@ class NaiveNetwork:
     def __call__(self, cells: Sequence[NaiveCell]) -> npt.NDArray[np.float32]:
         """Unit vectors [cells, embsize], box by box."""
         boxes = (cells[i : i + BOX_CELLS] for i in range(0, len(cells), BOX_CELLS))
-        with torch.no_grad(), torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
+        on_cuda = self._device.type == "cuda"
+        with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cuda", torch.float16, enabled=on_cuda):
+            warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
             return np.concatenate([F.normalize(self._embed(box).float(), dim=1).cpu().numpy() for box in boxes])
 
     def _embed(self, box: Sequence[NaiveCell]) -> Tensor:

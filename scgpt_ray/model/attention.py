@@ -99,8 +99,18 @@ def _triton(width: int) -> Attention:
     return Attention("triton", TritonAttention())
 
 
+def _varlen(_width: int) -> Attention:
+    """The kernel of torch itself, also if flash-attention 3 or 4 took its place earlier in this process."""
+    from torch.nn import attention
+
+    active = getattr(attention, "current_flash_attention_impl", None)  # torch 2.11 and later
+    if active is not None and active() is not None:
+        attention.restore_flash_attention_impl()
+    return Attention("varlen_attn", VarlenAttention())
+
+
 def _flash(version: str, _width: int) -> Attention:
-    """flash-attention 3 or 4, which register themselves as the inside of `varlen_attn`."""
+    """flash-attention 3 or 4, which take the place of `varlen_attn`'s inside for the whole process."""
     from torch.nn import attention
 
     try:
@@ -189,7 +199,7 @@ _WAYS: dict[Kind, Callable[[int], Attention]] = {
         f"matrix products, {QUERY_BLOCK} queries of a cell at a time", blocked_attention
     ),
     "triton": _triton,
-    "varlen": lambda _width: Attention("varlen_attn", VarlenAttention()),
+    "varlen": _varlen,
     "FA3": partial(_flash, "FA3"),
     "FA4": partial(_flash, "FA4"),
 }
