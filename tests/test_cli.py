@@ -128,6 +128,8 @@ def altered(blood, tmp_path):
         ({"snapshot": 5}, "--snapshot 5"),
         ({"checkpoint": "/nowhere"}, "/nowhere has no"),
         ({"precision": "float64"}, "argument --precision: invalid choice: 'float64'"),
+        ({"precision": "float16"}, "float16 was asked for on a CPU"),
+        ({"gpus": 1}, "--gpus 1 on a machine without a GPU"),
         ({"gpus": 1, "actors": 2}, "give one of --gpus and --actors"),
         ({"max_length": 1}, "--max-length: input should be greater than or equal to 2, found 1"),
         ({"output": "/proc/nowhere/out"}, "cannot be written"),

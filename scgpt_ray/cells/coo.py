@@ -59,15 +59,19 @@ def gather(parts: Sequence[Part], joinids: Int64Array, gene_tokens: Int32Array, 
     """
     row_map_R = _row_map(joinids)
     first = int(joinids[0])
-    kept_N = np.zeros(len(joinids), np.int64)
+    stored_N = np.zeros(len(joinids), np.int64)
+    for row_E, _, _ in parts:
+        _count_stored(row_E, first, row_map_R, stored_N)
+    # Room for all that is stored, so that the first pass reads rows alone: few entries or none are dropped later.
+    starts = _boundaries(stored_N)
+    assert starts[-1] < 2**31, "a block is small enough for int32 offsets"
+    gene_E, count_E = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
+    next_N = starts[:-1].copy()
     for part in parts:
-        _raise_fault(_count_kept(*part, first, row_map_R, gene_tokens, kept_N), part, refuse)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_N)])
-    assert offsets[-1] < 2**31, "a block is small enough for int32 offsets"
-    gene_E, count_E = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
-    next_N = offsets[:-1].copy()
-    for part in parts:
-        _scatter(*part, first, row_map_R, gene_tokens, next_N, gene_E, count_E)
+        _raise_fault(_scatter(*part, first, row_map_R, gene_tokens, next_N, gene_E, count_E), part, refuse)
+    offsets = _boundaries(next_N - starts[:-1])
+    if offsets[-1] < starts[-1]:
+        gene_E, count_E = _close_gaps(starts, offsets, gene_E, count_E)
     return pa.table({GENE: ragged_array(offsets, gene_E), COUNT: ragged_array(offsets, count_E)})
 
 
@@ -91,6 +95,10 @@ def _row_map(joinids: Int64Array) -> Int32Array:
     return row_map_R
 
 
+def _boundaries(lengths_N: Int64Array) -> Int64Array:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_N)])
+
+
 def _raise_fault(entry: int, part: Part, refuse: Refuse) -> None:
     if entry >= 0:
         rows, columns, values = part
@@ -99,28 +107,21 @@ def _raise_fault(entry: int, part: Part, refuse: Refuse) -> None:
 
 # In the kernels, an index cast to uint64 is checked against both ends at once, and numba leaves out its handling of
 # indices below zero. A helper function that took the arrays would cost a reference count per entry.
+# The entries of a row stand in runs (a tile of 2,048 columns at a time), and what belongs to the row is kept in
+# registers during a run: through memory, each entry would wait for the store of the one before it.
 
 
 @numba.njit(nogil=True, cache=True)
-def _count_kept(
-    row_E: Int64Array,
-    column_E: Int64Array,
-    value_E: npt.NDArray[np.float32],
-    first: int,
-    row_map_R: Int32Array,
-    gene_tokens: Int32Array,
-    kept_N: Int64Array,
-) -> int:
-    n_rows, n_columns = np.uint64(row_map_R.size), np.uint64(gene_tokens.size)
-    for entry in range(row_E.size):
-        offset, column = np.uint64(row_E[entry] - first), np.uint64(column_E[entry])
-        if offset >= n_rows or row_map_R[offset] < 0:
-            continue
-        value = value_E[entry]
-        if not 0 <= value < np.inf or column >= n_columns:
-            return entry
-        kept_N[row_map_R[offset]] += (value > 0) & (gene_tokens[column] >= 0)
-    return -1
+def _count_stored(row_E: Int64Array, first: int, row_map_R: Int32Array, stored_N: Int64Array) -> None:
+    n_rows = np.uint64(row_map_R.size)
+    entry = 0
+    while entry < row_E.size:
+        joinid, start = row_E[entry], entry
+        while entry < row_E.size and row_E[entry] == joinid:
+            entry += 1
+        offset = np.uint64(joinid - first)
+        if offset < n_rows and row_map_R[offset] >= 0:
+            stored_N[row_map_R[offset]] += entry - start
 
 
 @numba.njit(nogil=True, cache=True)
@@ -134,19 +135,42 @@ def _scatter(
     next_N: Int64Array,
     gene_out: Int32Array,
     count_out: npt.NDArray[np.float32],
-) -> None:
-    n_rows = np.uint64(row_map_R.size)
-    for entry in range(row_E.size):
-        offset = np.uint64(row_E[entry] - first)
+) -> int:
+    n_rows, n_columns = np.uint64(row_map_R.size), np.uint64(gene_tokens.size)
+    entry = 0
+    while entry < row_E.size:
+        joinid = row_E[entry]
+        offset = np.uint64(joinid - first)
         if offset >= n_rows or row_map_R[offset] < 0:
+            entry += 1
             continue
-        token = gene_tokens[np.uint64(column_E[entry])]
-        if value_E[entry] > 0 and token >= 0:
-            row = np.uint64(row_map_R[offset])
-            place = np.uint64(next_N[row])
-            next_N[row] += 1
+        row = row_map_R[offset]
+        place = np.uint64(next_N[row])
+        while entry < row_E.size and row_E[entry] == joinid:
+            value, column = value_E[entry], np.uint64(column_E[entry])
+            if not 0 <= value < np.inf or column >= n_columns:
+                return entry
+            token = gene_tokens[column]
+            # Without a branch on what nobody can predict: the next entry takes the place of a dropped one.
             gene_out[place] = token
-            count_out[place] = value_E[entry]
+            count_out[place] = value
+            place += np.uint64((value > 0) & (token >= 0))
+            entry += 1
+        next_N[row] = place
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _close_gaps(
+    starts: Int64Array, offsets: Int64Array, gene_in: Int32Array, count_in: npt.NDArray[np.float32]
+) -> tuple[Int32Array, npt.NDArray[np.float32]]:
+    gene_out, count_out = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+    for row in range(starts.size - 1):
+        gap = starts[row] - offsets[row]
+        for place in range(offsets[row], offsets[row + 1]):
+            gene_out[place] = gene_in[place + gap]
+            count_out[place] = count_in[place + gap]
+    return gene_out, count_out
 
 
 @numba.njit(nogil=True, cache=True)

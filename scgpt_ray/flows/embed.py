@@ -3,29 +3,27 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from scgpt_ray import __version__
-from scgpt_ray.cells.plan import Partition, Plan, cut
+from scgpt_ray.cells.plan import Plan, cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.flows.cluster import Pool, connected, pool
 from scgpt_ray.flows.job import EmbedJob, check
-from scgpt_ray.flows.partitions import PartitionSource, ReadJob, as_row, from_row
+from scgpt_ray.flows.partitions import ReadJob, as_row, from_row
 from scgpt_ray.flows.progress import Progress
+from scgpt_ray.flows.stream import Stages, stream
 from scgpt_ray.folder import Folder
 from scgpt_ray.model.checkpoint import read_checkpoint
 from scgpt_ray.model.embedder import Embedder, set_threads
+from scgpt_ray.model.precision import require_precision
 from scgpt_ray.schema import BIN
 from scgpt_ray.store.manifest import GENES, MANIFEST, PLAN, Manifest, committed_parts, prove_coverage
-from scgpt_ray.store.parts import PARTS, Part, write_part
+from scgpt_ray.store.parts import Part
 from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -55,6 +53,7 @@ def embed(settings: EmbedSettings) -> Manifest:
 def run(job: EmbedJob, tracker: Tracker) -> Manifest:
     """Do what is still to be done of a checked request, on the Ray this process is connected to."""
     workers = pool(job.settings)
+    require_precision(workers.device, job.settings.precision)
     plan = make_plan(job, workers) if job.began is None else job.began
     parts = run_plan(plan, job, workers, tracker)
     return finish(plan, parts, job)
@@ -90,7 +89,7 @@ def run_plan(plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker) -> dict
     if not todo:
         return parts
     with Progress(total=plan.n_cells, done=sum(part.n_cells for part in parts.values())) as progress:
-        for number, receipt in enumerate(stream(todo, job, workers)):
+        for number, receipt in enumerate(stream(todo, stages_of(job, workers), workers)):
             if number == 0:
                 logger.info("%d actors of %s", workers.size, receipt["actor"])
                 tracker.log_params({"actors": workers.size, "actor": json.loads(receipt["actor"])})
@@ -102,36 +101,16 @@ def run_plan(plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker) -> dict
     return parts
 
 
-def stream(todo: tuple[Partition, ...], job: EmbedJob, workers: Pool) -> Iterator[dict[str, Any]]:
-    """The picture in the README: read and tokenise, embed on the actor pool, commit; one receipt per part."""
+def stages_of(job: EmbedJob, workers: Pool) -> Stages:
+    """Reading, embedding and committing of a job."""
     checkpoint = Folder.at(job.checkpoint.folder)
-    reading = ReadJob(job.source, job.output, checkpoint, job.rules)
-    dataset = (
-        ray.data.read_datasource(
-            PartitionSource(reading, todo),
-            override_num_blocks=len(todo),
-            num_cpus=workers.read_cpus,
-        )
-        .map_batches(
-            EmbedActor,
-            fn_constructor_args=(checkpoint.uri, job.settings.precision, workers.device, workers.threads),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_gpus=workers.num_gpus or None,
-            num_cpus=workers.num_cpus,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=min(workers.size, len(todo)), max_concurrent_calls_per_actor=2
-            ),
-        )
-        .map_batches(
-            commit,
-            fn_args=(job.output, job.fingerprint.digest),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=workers.write_cpus,
-        )
+    return Stages(
+        reading=ReadJob(job.source, job.output, checkpoint, job.rules),
+        actor=EmbedActor,
+        arguments=(checkpoint.uri, job.settings.precision, workers.device, workers.threads),
+        output=job.output,
+        fingerprint=job.fingerprint.digest,
     )
-    yield from dataset.iter_rows()
 
 
 class EmbedActor:
@@ -153,20 +132,6 @@ class EmbedActor:
             embed_s=time.monotonic() - started,
             actor=json.dumps(self.embedder.describe()),
         )
-
-
-def commit(row: pa.Table, output: Folder, fingerprint: str) -> pa.Table:
-    """Write the part of one row; returns its receipt."""
-    embeddings, values = from_row(row)
-    part = write_part(
-        output.folder(PARTS),
-        embeddings,
-        Partition(**json.loads(values["partition"])),
-        fingerprint=fingerprint,
-        n_tokens=values["n_tokens"],
-    )
-    receipt = {"part": json.dumps(asdict(part)), "embed_s": values["embed_s"], "actor": values["actor"]}
-    return pa.Table.from_pylist([receipt])
 
 
 def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:

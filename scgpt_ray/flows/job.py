@@ -13,6 +13,7 @@ from scgpt_ray.errors import ConfigError, OutputError
 from scgpt_ray.folder import Folder
 from scgpt_ray.model.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.model.embedder import has_gpu
+from scgpt_ray.model.precision import require_precision
 from scgpt_ray.model.tokens import RULES_VERSION, TokenRules
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.store.fingerprint import Fingerprint
@@ -137,14 +138,18 @@ def require_same(began: Plan, wanted: Fingerprint, output: Folder) -> None:
 
 
 def require_device(settings: EmbedSettings) -> None:
-    """Refuse GPUs that a local Ray cannot have.
+    """Refuse what a local Ray cannot have; what a cluster has is only known when it is joined.
 
     Raises:
-        ConfigError: If GPUs are asked for on a machine without one.
+        ConfigError: If GPUs are asked for on a machine without one, or a precision that its CPU lacks.
     """
-    if settings.gpus and "RAY_ADDRESS" not in os.environ and not has_gpu():
+    if "RAY_ADDRESS" in os.environ:
+        return
+    on_cpu = not has_gpu() or settings.gpus == 0 or settings.actors is not None
+    if settings.gpus and on_cpu:
         raise ConfigError(
             f"--gpus {settings.gpus} on a machine without a GPU",
             expected="GPUs here, or a cluster that RAY_ADDRESS names",
             remedy="drop --gpus, or set RAY_ADDRESS",
         )
+    require_precision("cpu" if on_cpu else "cuda", settings.precision)

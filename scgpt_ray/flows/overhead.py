@@ -4,7 +4,6 @@ Both make tokens, spend a fixed time where the network would be, and commit part
 nothing else on the machine changes it, and by one call at a time, as a device computes.
 """
 
-import json
 import tempfile
 import threading
 import time
@@ -14,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from scgpt_ray.benchmark.figures import Figure, seconds_of
 from scgpt_ray.benchmark.made_up import WHOLE_HUMAN_TOKENS, cell_lengths, made_up_tokens
 from scgpt_ray.cells.plan import Partition, cut
-from scgpt_ray.flows.cluster import connected
-from scgpt_ray.flows.partitions import PartitionSource, as_row, from_row
+from scgpt_ray.flows.cluster import Pool, connected
+from scgpt_ray.flows.partitions import as_row, from_row
+from scgpt_ray.flows.stream import Stages, stream
 from scgpt_ray.folder import Folder
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, matrix_array
 from scgpt_ray.store.parts import write_part
@@ -66,7 +65,7 @@ class StandIn:
     def __call__(self, row: pa.Table) -> pa.Table:
         """A row of TOKENS to a row of EMBEDDINGS."""
         tokens, values = from_row(row)
-        return as_row(self.embed(tokens), **values)
+        return as_row(self.embed(tokens), **values, n_tokens=0, embed_s=self._seconds, actor="{}")
 
     def embed(self, tokens: pa.Table) -> pa.Table:
         """Unit vectors that say nothing."""
@@ -119,25 +118,6 @@ def run_loop(partitions: Sequence[Partition], reading: MadeUpReading, seconds: f
 def run_flow(
     partitions: tuple[Partition, ...], reading: MadeUpReading, seconds: float, output: Folder
 ) -> Iterator[dict[str, str]]:
-    """The stages of `embed`, with one actor; a receipt per part."""
-    dataset = (
-        ray.data.read_datasource(
-            PartitionSource(reading, partitions), override_num_blocks=len(partitions), num_cpus=0.5
-        )
-        .map_batches(
-            StandIn,
-            fn_constructor_args=(seconds,),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=0.5,
-            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2),
-        )
-        .map_batches(_commit, fn_args=(output,), batch_size=1, batch_format="pyarrow", num_cpus=0.25)
-    )
-    yield from dataset.iter_rows()
-
-
-def _commit(row: pa.Table, output: Folder) -> pa.Table:
-    embeddings, values = from_row(row)
-    part = write_part(output, embeddings, Partition(**json.loads(values["partition"])), fingerprint=_RUN, n_tokens=0)
-    return pa.table({"part": [part.name]})
+    """The pipeline of `embed`, with one actor that stands in for the network; a receipt per part."""
+    stages = Stages(reading=reading, actor=StandIn, arguments=(seconds,), output=output, fingerprint=_RUN)
+    yield from stream(partitions, stages, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1))
