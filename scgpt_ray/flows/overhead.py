@@ -4,6 +4,7 @@ Both make tokens, spend a fixed time where the network would be, and commit part
 nothing else on the machine changes it, and by one call at a time, as a device computes.
 """
 
+import json
 import tempfile
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from scgpt_ray.benchmark.figures import Figure, seconds_of
+from scgpt_ray.benchmark.figures import Figure, peak_bytes, seconds_of
 from scgpt_ray.benchmark.made_up import WHOLE_HUMAN_TOKENS, cell_lengths, made_up_tokens
 from scgpt_ray.cells.plan import Partition, cut
 from scgpt_ray.flows.cluster import Pool, connected
@@ -65,7 +66,8 @@ class StandIn:
     def __call__(self, row: pa.Table) -> pa.Table:
         """A row of TOKENS to a row of EMBEDDINGS."""
         tokens, values = from_row(row)
-        return as_row(self.embed(tokens), **values, n_tokens=0, embed_s=self._seconds, actor="{}")
+        actor = json.dumps({"peak_bytes": peak_bytes()})
+        return as_row(self.embed(tokens), **values, n_tokens=0, embed_s=self._seconds, actor=actor)
 
     def embed(self, tokens: pa.Table) -> pa.Table:
         """Unit vectors that say nothing."""
@@ -73,6 +75,15 @@ class StandIn:
             time.sleep(self._seconds)
         vectors = np.full((len(tokens), WIDTH), WIDTH**-0.5, np.float32)
         return tokens.select([JOINID, N_GENES]).append_column(EMBEDDING, matrix_array(vectors))
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When a receipt came, and the most memory that driver and actor had had by then."""
+
+    time_s: float
+    driver_bytes: int
+    actor_bytes: int
 
 
 def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -> list[Figure]:
@@ -91,8 +102,12 @@ def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -
         loop_s = seconds_of(lambda: run_loop(partitions, reading, seconds, loop))
         with connected():
             started = time.perf_counter()
-            arrivals = [time.perf_counter() for _receipt in run_flow(partitions, reading, seconds, flow)]
-    each_s = (arrivals[-1] - arrivals[0]) / max(1, len(arrivals) - 1)
+            arrivals = [
+                Arrival(time.perf_counter(), peak_bytes(), json.loads(receipt["actor"])["peak_bytes"])
+                for receipt in run_flow(partitions, reading, seconds, flow)
+            ]
+    first, tenth, last = arrivals[0], arrivals[len(arrivals) // 10], arrivals[-1]
+    each_s = (last.time_s - first.time_s) / max(1, len(arrivals) - 1)
     setting: dict[str, str | int | float] = {
         "partitions": len(partitions),
         "cells_per_partition": CELLS_PER_PARTITION,
@@ -104,7 +119,11 @@ def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -
         Figure("flow", "flow, a partition", each_s, "s", setting),
         Figure("flow", "overhead", 100 * (each_s * len(partitions) / loop_s - 1), "%", setting),
         Figure("flow", "actor busy share", seconds / each_s if each_s else 1.0, "", setting),
-        Figure("flow", "until the first part", arrivals[0] - started, "s", setting),
+        Figure("flow", "until the first part", first.time_s - started, "s", setting),
+        Figure("flow", "driver memory after a tenth", tenth.driver_bytes / 1e6, "MB", setting),
+        Figure("flow", "driver memory at the end", last.driver_bytes / 1e6, "MB", setting),
+        Figure("flow", "actor memory after a tenth", tenth.actor_bytes / 1e6, "MB", setting),
+        Figure("flow", "actor memory at the end", last.actor_bytes / 1e6, "MB", setting),
     ]
 
 
