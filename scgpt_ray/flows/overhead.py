@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from scgpt_ray.benchmark.figures import Figure, peak_bytes, seconds_of
+from scgpt_ray.benchmark.figures import Figure, private_bytes, seconds_of
 from scgpt_ray.benchmark.made_up import WHOLE_HUMAN_TOKENS, cell_lengths, made_up_tokens
 from scgpt_ray.cells.plan import Partition, cut
 from scgpt_ray.flows.cluster import Pool, connected
@@ -66,7 +66,7 @@ class StandIn:
     def __call__(self, row: pa.Table) -> pa.Table:
         """A row of TOKENS to a row of EMBEDDINGS."""
         tokens, values = from_row(row)
-        actor = json.dumps({"peak_bytes": peak_bytes()})
+        actor = json.dumps({"private_bytes": private_bytes()})
         return as_row(self.embed(tokens), **values, n_tokens=0, embed_s=self._seconds, actor=actor)
 
     def embed(self, tokens: pa.Table) -> pa.Table:
@@ -79,7 +79,7 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Arrival:
-    """When a receipt came, and the most memory that driver and actor had had by then."""
+    """When a receipt came, and the memory of driver and actor by then."""
 
     time_s: float
     driver_bytes: int
@@ -103,7 +103,7 @@ def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -
         with connected():
             started = time.perf_counter()
             arrivals = [
-                Arrival(time.perf_counter(), peak_bytes(), json.loads(receipt["actor"])["peak_bytes"])
+                Arrival(time.perf_counter(), private_bytes(), json.loads(receipt["actor"])["private_bytes"])
                 for receipt in run_flow(partitions, reading, seconds, flow)
             ]
     first, tenth, last = arrivals[0], arrivals[len(arrivals) // 10], arrivals[-1]
