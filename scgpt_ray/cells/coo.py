@@ -107,8 +107,6 @@ def _raise_fault(entry: int, part: Part, refuse: Refuse) -> None:
 
 # In the kernels, an index cast to uint64 is checked against both ends at once, and numba leaves out its handling of
 # indices below zero. A helper function that took the arrays would cost a reference count per entry.
-# The entries of a row stand in runs (a tile of 2,048 columns at a time), and what belongs to the row is kept in
-# registers during a run: through memory, each entry would wait for the store of the one before it.
 
 
 @numba.njit(nogil=True, cache=True)
@@ -116,6 +114,8 @@ def _count_stored(row_E: Int64Array, first: int, row_map_R: Int32Array, stored_N
     n_rows = np.uint64(row_map_R.size)
     entry = 0
     while entry < row_E.size:
+        # Entries of a row stand in runs, of the columns of a tile: with one addition for each of them, all but the
+        # first would wait for the store of the one before.
         joinid, start = row_E[entry], entry
         while entry < row_E.size and row_E[entry] == joinid:
             entry += 1
@@ -137,26 +137,19 @@ def _scatter(
     count_out: npt.NDArray[np.float32],
 ) -> int:
     n_rows, n_columns = np.uint64(row_map_R.size), np.uint64(gene_tokens.size)
-    entry = 0
-    while entry < row_E.size:
-        joinid = row_E[entry]
-        offset = np.uint64(joinid - first)
+    for entry in range(row_E.size):
+        offset, column = np.uint64(row_E[entry] - first), np.uint64(column_E[entry])
         if offset >= n_rows or row_map_R[offset] < 0:
-            entry += 1
             continue
-        row = row_map_R[offset]
+        value = value_E[entry]
+        if not 0 <= value < np.inf or column >= n_columns:
+            return entry
+        row, token = np.uint64(row_map_R[offset]), gene_tokens[column]
+        # Without a branch on what nobody can predict: the next entry overwrites one that is dropped.
         place = np.uint64(next_N[row])
-        while entry < row_E.size and row_E[entry] == joinid:
-            value, column = value_E[entry], np.uint64(column_E[entry])
-            if not 0 <= value < np.inf or column >= n_columns:
-                return entry
-            token = gene_tokens[column]
-            # Without a branch on what nobody can predict: the next entry takes the place of a dropped one.
-            gene_out[place] = token
-            count_out[place] = value
-            place += np.uint64((value > 0) & (token >= 0))
-            entry += 1
-        next_N[row] = place
+        gene_out[place] = token
+        count_out[place] = value
+        next_N[row] += (value > 0) & (token >= 0)
     return -1
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,9 +19,11 @@ import pandas as pd
 import pyarrow as pa
 import tiledbsoma as soma
 
-from scgpt_ray.cells.coo import TILE, Part, add_totals, as_part, blocks, gather
+from scgpt_ray.cells.ahead import in_order
+from scgpt_ray.cells.coo import TILE, Part, Refuse, add_totals, as_part, blocks, gather
 from scgpt_ray.cells.filter import parse
 from scgpt_ray.cells.genes import VAR_JOINID
+from scgpt_ray.cells.heap import keep_freed_memory
 from scgpt_ray.cells.plan import Partition
 from scgpt_ray.cells.table import cells_table, not_counts, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError
@@ -44,6 +46,9 @@ _SAMPLE_TILES = 4
 _SAMPLE_CELLS_PER_TILE = 512
 _DENSE_SELECTION = 0.1
 """From this share of a span's rows on, reading the whole span is cheaper than naming its rows."""
+
+_BLOCKS_AHEAD = 2
+"""Blocks requested from an object store before they are needed; from a disk there is no latency to hide."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,8 @@ class SomaSource:
             obs = self._obs(experiment, partition)
             joinids = obs[JOINID].to_numpy()
             partition.require(joinids, self.uri)
-            matrix = self._matrix(experiment)
-            lists = [gather(_parts(matrix, ids), ids, gene_tokens, self._refuse) for ids in blocks(joinids, TILE)]
+            ahead = _BLOCKS_AHEAD if "://" in self.uri else 0
+            lists = _lists(self._matrix(experiment), joinids, gene_tokens, self._refuse, ahead)
         return cells_table(obs, lists)
 
     def _obs(self, experiment: Any, partition: Partition) -> pa.Table:
@@ -237,6 +242,7 @@ class SomaSource:
 def _context(process: int, config: tuple[tuple[str, str], ...]) -> Any:
     """One per process and configuration: a context owns threads, and must not cross a fork."""
     assert process == os.getpid()
+    keep_freed_memory()
     return soma.SOMATileDBContext(tiledb_config={**CONFIG, **dict(config)})
 
 
@@ -270,6 +276,14 @@ def _parts(matrix: Any, joinids: Int64Array) -> list[Part]:
         for table in tables
         for batch in table.to_batches()
     ]
+
+
+def _lists(
+    matrix: Any, joinids: Int64Array, gene_tokens: npt.NDArray[np.int32], refuse: Refuse, ahead: int
+) -> list[pa.Table]:
+    tiles = blocks(joinids, TILE)
+    fetched = in_order(partial(_parts, matrix), tiles, ahead)
+    return [gather(next(fetched), ids, gene_tokens, refuse) for ids in tiles]
 
 
 def _sample(joinids: Int64Array) -> list[Int64Array]:

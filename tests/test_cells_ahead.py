@@ -1,0 +1,65 @@
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from scgpt_ray.cells.ahead import in_order
+from scgpt_ray.cells.coo import blocks
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 9])
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_results_keep_the_order(ahead, n):
+    assert list(in_order(lambda item: item * item, range(n), ahead)) == [item * item for item in range(n)]
+
+
+def test_just_so_many_calls_run_before_they_are_asked_for():
+    called, third = [], threading.Event()
+
+    def call(item):
+        called.append(item)
+        if len(called) == 3:
+            third.set()
+        return item
+
+    results = in_order(call, range(9), 2)
+    assert next(results) == 0
+    assert third.wait(10), "two more are called while the first is in use"
+    assert sorted(called) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_failure_comes_at_its_place(ahead):
+    results = in_order(lambda item: 6 // item, [3, 2, 0, 1], ahead)
+    assert [next(results), next(results)] == [2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    """The X of 5,000 cells, three blocks."""
+    anndata = pytest.importorskip("anndata")
+    from scgpt_ray.cells.soma_file import write_soma
+
+    counts = scipy.sparse.random(5000, 40, 0.2, "csr", np.float32, np.random.default_rng(0))
+    adata = anndata.AnnData(counts, obs=pd.DataFrame(index=[f"c{i}" for i in range(5000)]))
+    path = tmp_path_factory.mktemp("ahead") / "atlas"
+    write_soma(path, adata)
+    import tiledbsoma as soma
+
+    with soma.Experiment.open(str(path)) as experiment:
+        yield experiment.ms["RNA"].X["raw"]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_reading_ahead_gives_the_same_lists(matrix, ahead):
+    from scgpt_ray.cells.soma import _lists
+
+    joinids, genes = np.arange(0, 5000, 3), np.arange(40, dtype=np.int32)[::-1].copy()
+    plain = _lists(matrix, joinids, genes, pytest.fail, 0)
+    assert len(plain) == len(blocks(joinids)) == 3
+    lists = _lists(matrix, joinids, genes, pytest.fail, ahead)
+    assert all(ours.equals(theirs) for ours, theirs in zip(lists, plain, strict=True))
