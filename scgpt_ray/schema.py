@@ -45,13 +45,20 @@ def ragged(column: pa.Array | pa.ChunkedArray) -> tuple[Int64Array, npt.NDArray[
         offsets: int64 [n + 1], starting at 0.
         values: [offsets[-1]], the flat values; a view of Arrow's memory (read-only) where there is one chunk.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = _whole(column)
     assert array.null_count == 0, "a ragged column has no nulls: an empty cell is an empty list"
     if len(array) == 0:
         return np.zeros(1, np.int64), array.values.slice(0, 0).to_numpy()
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy()
     return offsets - offsets[0], values
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in one piece; only several chunks are copied, while `combine_chunks` always copies."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def ragged_array(offsets: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> pa.ListArray:
@@ -66,7 +73,7 @@ def ragged_array(offsets: npt.NDArray[np.integer], values: npt.NDArray[np.generi
 
 def matrix(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.generic]:
     """View a fixed_size_list column without nulls as [n, width]; zero-copy where it is one chunk."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = _whole(column)
     assert array.null_count == 0, "select the cells that have an embedding first"
     width = array.type.list_size
     return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), width)

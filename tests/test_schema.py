@@ -34,6 +34,12 @@ def test_ragged_array_does_not_copy_the_values():
     assert ragged_array(np.array([0, 2, 5]), values).values.buffers()[1].address == values.ctypes.data
 
 
+def test_one_chunk_is_not_copied():
+    array = ragged_array(np.array([0, 2, 5]), np.arange(5, dtype=np.float32))
+    _, values = ragged(pa.chunked_array([array]))
+    assert values.ctypes.data == array.values.buffers()[1].address
+
+
 def test_ragged_refuses_nulls():
     with pytest.raises(AssertionError, match="no nulls"):
         ragged(pa.array([[1], None], pa.list_(pa.uint8())))

@@ -28,6 +28,9 @@ GENES = "2100"
 """Genes of a cell unless told otherwise."""
 
 CELLS_PER_PARTITION = 2048
+PASSES = 3
+"""Over the whole atlas, of which the fastest counts: the first ones fill the heap."""
+
 N_GENES = WHOLE_HUMAN_TOKENS - len(SPECIALS)
 
 
@@ -72,13 +75,15 @@ def _figures(kind: str, uri: str, n_genes: Int64Array) -> list[Figure]:
         "cells": len(n_genes),
         "mean_genes": round(float(n_genes.mean())),
         "cells_per_partition": CELLS_PER_PARTITION,
+        "best_of_passes": PASSES,
     }
     figures = []
     for name, tokenizer in (("read", None), ("read and tokens", vocabulary)):
         work = partial(_read, source, partitions, tokenizer)
         # Of the process: the share of a core that other programs take does not count.
         for clock, unit in ((time.process_time, "cells per CPU second"), (time.perf_counter, "cells/s")):
-            figures.append(Figure("read", name, len(n_genes) / seconds_of(work, clock), unit, setting))
+            seconds = min(seconds_of(work, clock) for _ in range(PASSES))
+            figures.append(Figure("read", name, len(n_genes) / seconds, unit, setting))
     return figures
 
 
