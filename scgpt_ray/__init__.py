@@ -4,7 +4,7 @@ The verbs of the command line as functions, each with the options of `scgpt-ray 
 
     embed(atlas=..., checkpoint=..., output=...)          -> Manifest
     build_index(embeddings=..., output=...)               -> IndexDescription
-    map_query(query=..., index=..., checkpoint=..., ...)  -> Mapping
+    map_query(query=..., index=..., checkpoint=..., ...)  -> Mapped
     validate(embeddings=...)                              -> list of problems
     export(embeddings=..., output=...)                    -> number of cells
     demo(output=...)                                      -> Demo
