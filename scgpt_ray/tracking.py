@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from scgpt_ray import __version__
 from scgpt_ray.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class Tracker:
         self._last_metrics = 0.0
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
         self._tell("start", name=verb)
-        self._tell("params", values=_flatten(params))
+        self._tell("params", values=_flatten({**params, "versions": versions()}))
 
     def __enter__(self) -> "Tracker":
         self._thread.start()
@@ -187,6 +189,12 @@ class _Run:
             self.client.log_artifact(self.run_id, str(self.output.path / name))
         else:
             self.client.log_text(self.run_id, self.output.read(name).decode(), Path(name).name)
+
+
+def versions() -> dict[str, str]:
+    """Package -> version of what computes here."""
+    packages = ("ray", "torch", "pyarrow", "numpy", "tiledbsoma")
+    return {"scgpt-ray": __version__, **{package: version(package) for package in packages}}
 
 
 def _artifacts_beside(uri: str) -> str | None:

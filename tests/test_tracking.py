@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import socket
 import time
@@ -6,7 +7,7 @@ import mlflow
 import pytest
 
 from scgpt_ray.folder import Folder
-from scgpt_ray.tracking import EXPERIMENT, SPOOL, Tracker
+from scgpt_ray.tracking import EXPERIMENT, SPOOL, Tracker, versions
 
 
 @pytest.fixture
@@ -29,7 +30,9 @@ def test_a_run_lands_in_the_output_folder(tmp_path, no_server):
     client, (run,) = runs(f"sqlite:///{tmp_path}/out/mlflow.db")
     assert run.info.run_name == "embed"
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"config.seed": "3", "config.nested.a": "b"}
+    told = {f"versions.{package}": number for package, number in versions().items()}
+    assert told["versions.ray"] == importlib.metadata.version("ray")
+    assert run.data.params == {"config.seed": "3", "config.nested.a": "b", **told}
     assert run.data.metrics == {"cells_per_s": 12.5}
     assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["manifest.json"]
     assert (tmp_path / "out" / "mlartifacts").is_dir()

@@ -4,12 +4,10 @@ import json
 import logging
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scgpt_ray import __version__
 from scgpt_ray.cells.plan import Plan, cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.flows.cluster import Pool, connected, pool
@@ -24,7 +22,7 @@ from scgpt_ray.model.precision import require_precision
 from scgpt_ray.schema import BIN
 from scgpt_ray.store.manifest import GENES, MANIFEST, PLAN, Manifest, committed_parts, prove_coverage
 from scgpt_ray.store.parts import Part
-from scgpt_ray.tracking import Tracker
+from scgpt_ray.tracking import Tracker, versions
 
 logger = logging.getLogger(__name__)
 
@@ -151,10 +149,7 @@ def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:
         obs_columns=list(job.fingerprint.cells["obs_columns"]),
         parts={part.name: part.n_cells for part in ordered},
         coverage=plan.coverage,
-        versions={
-            "scgpt-ray": __version__,
-            **{name: version(name) for name in ("ray", "torch", "pyarrow", "numpy")},
-        },
+        versions=versions(),
     )
     job.output.write(MANIFEST, manifest.to_json())
     return manifest
