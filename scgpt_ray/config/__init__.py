@@ -1,0 +1,27 @@
+"""What a run is asked to do: one frozen settings class per verb.
+
+A class here is at once the YAML schema, the command line and the arguments of the Python function of that verb: the
+text under a field is its `--help`. Options beat the file, the file beats the defaults, and an unknown key is an error.
+"""
+
+from scgpt_ray.config.benchmark import BenchmarkSettings
+from scgpt_ray.config.cells import CellSettings, ComputeSettings
+from scgpt_ray.config.embed import EmbedSettings
+from scgpt_ray.config.folders import DemoSettings, ExportSettings, ValidateSettings
+from scgpt_ray.config.index import IndexSettings
+from scgpt_ray.config.map import MapSettings
+from scgpt_ray.config.settings import Settings, parse_bytes
+
+__all__ = [
+    "BenchmarkSettings",
+    "CellSettings",
+    "ComputeSettings",
+    "DemoSettings",
+    "EmbedSettings",
+    "ExportSettings",
+    "IndexSettings",
+    "MapSettings",
+    "Settings",
+    "ValidateSettings",
+    "parse_bytes",
+]

@@ -1,0 +1,37 @@
+"""What `index` is asked."""
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from scgpt_ray.config.settings import Count, Fraction, Settings, Text, parse_bytes
+
+
+class IndexSettings(Settings):
+    """Build a sharded faiss index over embeddings, with labels beside it and recall measured."""
+
+    verb = "index"
+
+    embeddings: Text
+    """Output folder of a finished `embed`."""
+    output: Text
+    """Folder for index.json, template.faiss, shards and labels."""
+    label_columns: tuple[Text, ...] = ()
+    """obs columns to keep beside the index. Default: all that the embeddings carry."""
+    factory: Text = "auto"
+    """faiss factory string, such as IVF4096,SQ8; `auto` chooses by the number of cells and --memory-budget."""
+    target_recall: Fraction = 0.95
+    """Recall@10 against exact search that nprobe is raised for; measured on a sample, written to index.json."""
+    memory_budget: Text | None = None
+    """Most memory the whole index may take when searched, such as 8GB; only read by factory auto."""
+    shards: Count | None = None
+    """Number of index shards. Default: one per million cells."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the training and recall samples."""
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _is_size(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_bytes(text)
+        return text
