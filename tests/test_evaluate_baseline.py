@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scgpt_ray.evaluate.baseline import pca_knn
+from scgpt_ray.evaluate.baseline import majority, pca_knn, pca_knn_votes
 
 RNG = np.random.default_rng(0)
 
@@ -33,3 +33,19 @@ def test_sparse_and_dense_agree():
 def test_a_reference_smaller_than_k_and_components():
     reference, labels = cells(4)
     assert pca_knn(reference, labels, reference, k=10, seed=0).shape == (4,)
+
+
+def test_the_majority_of_the_reference():
+    labels, share = majority(np.array(["T", "B", "T", "B", "NK"], object), 3)
+    assert labels.tolist() == ["B"] * 3
+    assert share.tolist() == [0.4] * 3
+
+
+def test_the_share_of_the_neighbours_that_agree():
+    rng = np.random.default_rng(0)
+    reference = np.repeat(np.eye(6)[:2] * 9, 20, axis=0) + rng.normal(scale=0.1, size=(40, 6))
+    names = np.repeat(np.array(["B", "T"], object), 20)
+    names[:5] = "T"
+    labels, share = pca_knn_votes(reference, names, np.eye(6)[:2] * 9, k=20, seed=0, n_components=3)
+    assert labels.tolist() == ["B", "T"]
+    assert share.tolist() == [0.75, 1.0]

@@ -5,9 +5,18 @@ import pytest
 
 from scgpt_ray.errors import ConfigError, InputError
 from scgpt_ray.evaluate import plots
+from scgpt_ray.evaluate.coverage import coverage_curve
 from scgpt_ray.evaluate.labels import score_labels
-from scgpt_ray.evaluate.plots import confidence_histogram, confusion_heatmap, label_counts, umap_scatter
+from scgpt_ray.evaluate.plots import (
+    confidence_histogram,
+    confusion_heatmap,
+    coverage_accuracy,
+    label_counts,
+    reliability_diagram,
+    umap_scatter,
+)
 from scgpt_ray.evaluate.umap import umap_coordinates
+from scgpt_ray.mapping.reliability import reliability
 
 RNG = np.random.default_rng(0)
 NAMES = ["CD4 T", "B", "costs $5 & <more>", "a label that is much longer than any axis has room for", "NK"]
@@ -25,7 +34,12 @@ def labels(n, names=NAMES):
 def test_every_picture_is_a_png_and_repeatable():
     truth, predicted = labels(200), labels(200)
     scores = score_labels(truth, predicted, RNG.random(200), NAMES[:3])
+    confidence, right = RNG.random(200), RNG.random(200) < 0.7
+    bins, curve = reliability(confidence, right), coverage_curve(confidence, right)
     for draw in (
+        lambda: reliability_diagram({"share of the votes": bins, "calibrated": bins}),
+        lambda: coverage_accuracy({"scGPT": curve}),
+        lambda: coverage_accuracy({"scGPT": curve, "PCA + kNN": curve}, (0.8, curve.at(0.8))),
         lambda: confusion_heatmap(scores),
         lambda: confidence_histogram({"right": np.array([1.0, 0.5]), "wrong": np.array([0.2])}),
         lambda: confidence_histogram({"all cells": np.array([0.0, 1.0], np.float32)}),
@@ -44,6 +58,8 @@ def test_one_cell_is_enough():
     for png in (
         confusion_heatmap(scores),
         label_counts(["T"], "x"),
+        reliability_diagram({"x": reliability(np.ones(1), np.ones(1, bool))}),
+        coverage_accuracy({"x": coverage_curve(np.ones(1), np.ones(1, bool))}, (1.0, 1.0)),
         umap_scatter(np.zeros((1, 2)), ["T"], "x"),
     ):
         pixels(png)

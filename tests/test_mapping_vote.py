@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scgpt_ray.mapping.vote import vote
+from scgpt_ray.mapping.vote import elect, vote
 
 
 def vote_one_by_one(codes_QK, scores_QK):
@@ -74,3 +74,61 @@ def test_agrees_with_the_definition_at_size():
 def test_a_code_without_a_label_is_our_own_mistake():
     with pytest.raises(AssertionError):
         vote(np.array([[3]], np.int32), np.ones((1, 1), np.float32), 3)
+
+
+def elect_one_by_one(codes_QK, scores_QK, weights_QK):
+    """Slow twin with exact sums: winner, share, runner-up, its share, nearness."""
+    found = []
+    for codes, scores, weights in zip(codes_QK.tolist(), scores_QK.tolist(), weights_QK.tolist(), strict=True):
+        votes, sums, voters = defaultdict(Fraction), defaultdict(Fraction), []
+        for code, score, weight in zip(codes, scores, weights, strict=True):
+            if code != -1:
+                votes[code] += Fraction(weight)
+                sums[code] += Fraction(score)
+                voters.append(Fraction(score))
+        total = sum(votes.values())
+        ranked = [(code, float(votes[code] / total)) for code in sorted(votes, key=lambda c: (-votes[c], -sums[c], c))]
+        ranked += [(-1, 0.0)] * 2
+        nearness = float(sum(voters) / len(voters)) if voters else -np.inf
+        found.append((*ranked[0], *ranked[1], nearness))
+    return [np.array(column) for column in zip(*found, strict=True)]
+
+
+def test_an_election_by_hand():
+    election = elect(
+        np.array([[2, 0, 2, 1], [1, 1, -1, -1], [-1, -1, -1, -1]], np.int32),
+        np.array([[0.75, 0.5, 0.25, 0.5], [0.5, 0.25, 0.9, 0.9], [0.9] * 4], np.float32),
+        3,
+        np.array([[1, 2, 0.5, 0.5], [1, 0, 9, 9], [1, 1, 1, 1]]),
+    )
+    assert election.winner.tolist() == [0, 1, -1]
+    assert election.share.tolist() == [0.5, 1.0, 0.0]
+    assert election.runner_up.tolist() == [2, -1, -1]
+    assert election.runner_up_share.tolist() == [0.375, 0.0, 0.0]
+    assert election.margin.tolist() == [0.125, 1.0, 0.0]
+    assert election.nearness.tolist() == [0.5, 0.375, -np.inf]
+    assert election.held.tolist() == [True, True, False]
+    assert election.take(np.array([2, 0])).winner.tolist() == [-1, 0]
+
+
+@given(data=st.data(), shape=st.tuples(st.integers(0, 9), st.integers(1, 9)), n_labels=st.integers(1, 4))
+def test_a_weighted_election_agrees_with_the_definition_in_any_order(data, shape, n_labels):
+    codes = data.draw(hnp.arrays(np.int32, shape, elements=st.integers(-1, n_labels - 1)))
+    scores = (data.draw(hnp.arrays(np.int32, shape, elements=st.integers(-16, 16))) / 16).astype(np.float32)
+    weights = data.draw(hnp.arrays(np.int32, shape, elements=st.integers(1, 7))) / 4
+    election = elect(codes, scores, n_labels, weights)
+    figures = [election.winner, election.share, election.runner_up, election.runner_up_share, election.nearness]
+    if shape[0]:
+        for found, expected in zip(figures, elect_one_by_one(codes, scores, weights), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+    order = data.draw(st.permutations(range(shape[1])))
+    shuffled = elect(codes[:, order], scores[:, order], n_labels, weights[:, order])
+    for name, values in vars(election).items():
+        np.testing.assert_array_equal(getattr(shuffled, name), values)
+
+
+def test_votes_that_differ_by_rounding_tie():
+    # 0.1 + 0.2 is not 0.3 in floats; the scores then decide.
+    codes = np.array([[0, 0, 1]], np.int32)
+    for scores, winner in (([0.1, 0.1, 0.9], 1), ([0.9, 0.9, 0.1], 0)):
+        assert elect(codes, np.array([scores], np.float32), 2, np.array([[0.1, 0.2, 0.3]])).winner.tolist() == [winner]

@@ -1,4 +1,4 @@
-"""The baseline that an embedding must beat: principal components and nearest neighbours."""
+"""The baselines that an embedding must beat: always the same label, and principal components with neighbours."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,19 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 
-def pca_knn(
+def majority(
+    reference_labels: npt.NDArray[np.object_], n_queries: int
+) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.float64]]:
+    """Call every query cell by the reference's most frequent label, of equals the one that sorts first.
+
+    Returns:
+        Labels str [n_queries], and its share of the reference for each, [n_queries].
+    """
+    names, cells = np.unique(reference_labels.astype(str), return_counts=True)
+    return np.full(n_queries, str(names[cells.argmax()]), object), np.full(n_queries, cells.max() / cells.sum())
+
+
+def pca_knn_votes(
     reference_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
     reference_labels: npt.NDArray[np.object_],
     query_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
@@ -15,7 +27,7 @@ def pca_knn(
     k: int,
     seed: int,
     n_components: int = 30,
-) -> npt.NDArray[np.object_]:
+) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.float64]]:
     """Predict query labels by the k nearest reference cells on the reference's principal components.
 
     Args:
@@ -27,11 +39,26 @@ def pca_knn(
         n_components: Principal components; fewer where the reference is smaller.
 
     Returns:
-        str [m].
+        Labels str [m], and the share of the k that voted for each, [m].
     """
     assert reference_log1p.shape[1] == query_log1p.shape[1], "reference and query need the same genes"
     n_components = min(n_components, min(reference_log1p.shape) - 1)
     components = PCA(n_components, svd_solver="arpack", random_state=seed)
     reference_NC = components.fit_transform(reference_log1p)
     neighbours = KNeighborsClassifier(min(k, len(reference_NC))).fit(reference_NC, reference_labels)
-    return np.asarray(neighbours.predict(components.transform(query_log1p)), object)
+    share_MC = neighbours.predict_proba(components.transform(query_log1p))
+    return np.asarray(neighbours.classes_[share_MC.argmax(axis=1)], object), share_MC.max(axis=1)
+
+
+def pca_knn(
+    reference_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
+    reference_labels: npt.NDArray[np.object_],
+    query_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
+    *,
+    k: int,
+    seed: int,
+    n_components: int = 30,
+) -> npt.NDArray[np.object_]:
+    """The labels of `pca_knn_votes`, str [m]."""
+    labels, _ = pca_knn_votes(reference_log1p, reference_labels, query_log1p, k=k, seed=seed, n_components=n_components)
+    return labels

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from scgpt_ray.evaluate.coverage import CoverageCurve
 from scgpt_ray.evaluate.labels import LabelScores
+from scgpt_ray.mapping.reliability import Reliability
 
 MAX_LABELS = 20
 """Colours and bars that can be told apart; rarer labels are drawn together as `other`."""
@@ -81,6 +83,52 @@ def confidence_histogram(confidence: Mapping[str, npt.NDArray[np.floating]]) -> 
     _title(axes, f"Confidence of {total:,} cells")
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     _only_grid(axes, "y")
+    return _png(figure)
+
+
+def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
+    """Whether confidences mean what they say: on the diagonal they do. Dots grow with the share of cells in a bin.
+
+    Args:
+        curves: Name -> curve over the same cells, such as `share of the votes` and `calibrated`.
+    """
+    figure, axes = _canvas(5.4, 5.2)
+    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    for (name, curve), colour in zip(curves.items(), _STRONG, strict=False):
+        x, y = [part.confidence for part in curve.bins], [part.accuracy for part in curve.bins]
+        label = f"{name} (calibration error {curve.ece:.3f})"
+        axes.plot(x, y, color=colour, linewidth=1.6, label=label)
+        sizes = [8 + 200 * part.cells / curve.n_cells for part in curve.bins]
+        axes.scatter(x, y, s=sizes, c=colour, linewidths=0, alpha=0.6)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("confidence, mean of the bin")
+    axes.set_ylabel("accuracy: share of the bin that is right")
+    _title(axes, f"Reliability, {next(iter(curves.values())).n_cells:,} cells")
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    _only_grid(axes, "both")
+    return _png(figure)
+
+
+def coverage_accuracy(curves: Mapping[str, CoverageCurve], threshold: tuple[float, float] | None = None) -> bytes:
+    """What rejecting the least sure cells buys.
+
+    Args:
+        curves: Name -> curve over the same cells, such as `scGPT` and `PCA + kNN`.
+        threshold: Coverage and accuracy of the thresholds in use, marked by a dot; None for no dot.
+    """
+    figure, axes = _canvas(6.4, 4.2)
+    for (name, curve), colour in zip(curves.items(), _STRONG, strict=False):
+        axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
+    if threshold is not None:
+        axes.scatter(*threshold, s=46, c=_INK, zorder=3, label=f"kept: {threshold[0]:.0%}, {threshold[1]:.3f} right")
+    axes.set_xlim(0, 1.01)
+    axes.set_xlabel("coverage: share of the cells that keep a label, the surest first")
+    axes.set_ylabel("accuracy of these cells")
+    cells = len(next(iter(curves.values())).accuracy)
+    _title(axes, f"Accuracy against coverage, {cells:,} cells")
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    _only_grid(axes, "both")
     return _png(figure)
 
 

@@ -7,17 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.mapping.label_table import NO_NEIGHBOR, encoded, label_texts, neighbor_labels, neighbor_rows
 from scgpt_ray.mapping.vote import ABSTAINS, Codes, vote
-from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
+from scgpt_ray.schema import Float32Matrix, Int64Array
 
 UNKNOWN = "Unknown"
 """The label of a query without a labelled neighbour."""
-
-NO_NEIGHBOR = -1
-"""The id that a search gives where there are fewer than K neighbours."""
 
 
 def transfer(
@@ -37,13 +33,14 @@ def transfer(
     Raises:
         ReferenceSetError: If a column is absent, or a neighbour is missing or twice in the table.
     """
-    rows_QK = _rows(neighbor_ids_QK, labels)
+    rows_QK = neighbor_rows(neighbor_ids_QK, labels)
     transferred: dict[str, pa.Array] = {}
     for column in columns:
-        names, code_L = _encoded(_column(labels, column))
-        winner_Q, confidence_Q = vote(_voters(code_L, rows_QK), scores_QK, len(names))
+        neighbor = neighbor_labels(rows_QK, labels, column)
+        names = [*neighbor.names, UNKNOWN]
+        winner_Q, confidence_Q = vote(neighbor.codes_QK, scores_QK, len(neighbor.names))
         # The last name is the one that -1 picks.
-        transferred[column] = pa.array([*names, UNKNOWN], pa.string()).take(pa.array(winner_Q % (len(names) + 1)))
+        transferred[column] = pa.array(names, pa.string()).take(pa.array(winner_Q % len(names)))
         transferred[f"{column}_confidence"] = pa.array(confidence_Q, pa.float32())
     return pa.table(transferred)
 
@@ -65,10 +62,11 @@ def group_codes(
     Raises:
         ReferenceSetError: As `transfer`.
     """
-    reference = _text(_column(labels, column))
-    _, code_LQ = _encoded(pa.chunked_array([*reference.chunks, *_text(query_values).chunks], pa.string()))
+    reference, queries = label_texts(labels, column), query_values.cast(pa.string())
+    _, code_LQ = encoded(pa.chunked_array([*reference.chunks, *queries.chunks], pa.string()))
     code_L, code_Q = np.split(code_LQ, [len(reference)])
-    return _voters(code_L, _rows(neighbor_ids_QK, labels)), code_Q
+    # A row of -1 picks the entry behind the last cell.
+    return np.append(code_L, np.int32(ABSTAINS))[neighbor_rows(neighbor_ids_QK, labels)], code_Q
 
 
 def exclude(
@@ -99,58 +97,3 @@ def exclude(
     ids_Qk = np.where(gone_Qk, NO_NEIGHBOR, np.take_along_axis(neighbor_ids_QK, first_QK, axis=1))
     scores_Qk = np.where(gone_Qk, np.float32(-np.inf), np.take_along_axis(scores_QK, first_QK, axis=1))
     return ids_Qk, scores_Qk, np.flatnonzero(gone_Qk.any(axis=1))
-
-
-def _rows(neighbor_ids_QK: Int64Array, labels: pa.Table) -> Int64Array:
-    """Row of each neighbour in the label table, int64 [Q, K]; -1 where there is no neighbour."""
-    joinid_L = labels[JOINID].to_numpy()
-    order_L = np.argsort(joinid_L, kind="stable")
-    sorted_L = joinid_L[order_L]
-    if len(sorted_L) > 1 and (sorted_L[1:] == sorted_L[:-1]).any():
-        raise _broken("a cell has two rows in the label table")
-    exists_QK = neighbor_ids_QK != NO_NEIGHBOR
-    wanted = neighbor_ids_QK[exists_QK]
-    place = np.searchsorted(sorted_L, wanted)
-    known = place < len(sorted_L)
-    known[known] = sorted_L[place[known]] == wanted[known]
-    if not known.all():
-        raise _broken(f"neighbour {wanted[~known][0]} has no row in the label table")
-    rows_QK = np.full(neighbor_ids_QK.shape, NO_NEIGHBOR, np.int64)
-    rows_QK[exists_QK] = order_L[place]
-    return rows_QK
-
-
-def _voters(code_L: Codes, rows_QK: Int64Array) -> Codes:
-    # A row of -1 picks the entry behind the last label.
-    return np.append(code_L, np.int32(ABSTAINS))[rows_QK]
-
-
-def _encoded(values: pa.ChunkedArray) -> tuple[list[str], Codes]:
-    """Sorted distinct texts, and per value the place of its own; -1 for null."""
-    texts = _text(values)
-    names = pc.unique(texts).drop_null().sort()
-    codes = pc.index_in(texts, value_set=names).fill_null(ABSTAINS)
-    return names.to_pylist(), np.asarray(codes.to_numpy(), np.int32)
-
-
-def _text(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return values.cast(pa.string())
-
-
-def _column(labels: pa.Table, column: str) -> pa.ChunkedArray:
-    if column not in labels.column_names:
-        kept = ", ".join(name for name in labels.column_names if name != JOINID)
-        raise ReferenceSetError(
-            f"the index keeps no label column {column!r}",
-            expected=f"one of: {kept}",
-            remedy="name one of these, or build the index with --label-columns",
-        )
-    return labels[column]
-
-
-def _broken(found: str) -> ReferenceSetError:
-    return ReferenceSetError(
-        found,
-        expected="every indexed cell once in the labels",
-        remedy="build the index again; see scgpt-ray validate",
-    )

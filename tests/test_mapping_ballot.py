@@ -1,0 +1,79 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.mapping.ballot import VoteRules, hold_ballot
+
+LABELS = pa.table(
+    {
+        "soma_joinid": pa.array([1, 2, 3, 4, 5], pa.int64()),
+        "cell_type": pa.array(["T", "T", "B", "B", None]).dictionary_encode(),
+        "dataset_id": pa.array(["x", "x", "y", None, "y"]),
+    }
+)
+IDS = np.array([[1, 2, 3, 5], [3, 1, 4, -1], [5, -1, -1, -1]], np.int64)
+SCORES = np.array([[0.75, 0.5, 0.25, 0.125], [0.75, 0.5, 0.25, -np.inf], [0.5] + [-np.inf] * 3], np.float32)
+
+
+def ballot(rules, reference_cells=None, ids=IDS, labels=LABELS):
+    return hold_ballot(ids, SCORES[: len(ids)], labels, "cell_type", rules, reference_cells or {})
+
+
+def test_a_plain_vote():
+    held = ballot(VoteRules())
+    assert held.names == ("B", "T")
+    assert held.codes_QK.tolist() == [[1, 1, 0, -1], [0, 1, 0, -1], [-1] * 4]
+    assert held.winners.tolist() == ["T", "B", None]
+    assert held.runners_up.tolist() == ["B", "T", None]
+    assert held.election.share.tolist() == [2 / 3, 2 / 3, 0]
+
+
+def test_the_nearer_weigh_more():
+    held = ballot(VoteRules("distance"))
+    assert held.weights_QK.tolist() == [[1, 0.5, 0, 0], [1, 0.5, 0, 0], [0] * 4]
+    assert held.winners.tolist() == ["T", "B", None]
+    assert held.election.share.tolist() == [1, 2 / 3, 0]
+
+
+def test_balance_by_label_divides_by_its_share():
+    # T is 90 of 100 cells: its two votes count 2 / 90, the one for B 1 / 10.
+    held = ballot(VoteRules(balance="label"), {"cell_type": {"T": 90, "B": 10, None: 900}})
+    assert held.winners.tolist() == ["B", "B", None]
+    assert held.election.share[0] == pytest.approx((1 / 10) / (1 / 10 + 2 / 90))
+
+
+def test_balance_by_dataset_counts_the_cells_without_one_as_one_more():
+    held = ballot(VoteRules(balance="dataset_id"), {"dataset_id": {"x": 4, "y": 1, None: 2}})
+    assert held.weights_QK[1].tolist() == pytest.approx([7 / 3, 7 / 12, 7 / 6, 0])
+    assert held.winners.tolist() == ["B", "B", None]
+    assert held.election.share[0] == pytest.approx((7 / 3) / (7 / 3 + 2 * 7 / 12))
+
+
+def test_distance_and_balance_multiply():
+    held = ballot(VoteRules("distance", "label"), {"cell_type": {"T": 90, "B": 10}})
+    assert held.weights_QK[1].tolist() == pytest.approx([100 / 20, 0.5 * 100 / 180, 0, 0])
+
+
+@given(st.integers(1, 1000), st.permutations(range(4)))
+def test_equal_shares_are_no_balance_and_the_order_of_neighbours_does_not_matter(cells, order):
+    plain = ballot(VoteRules())
+    for balance, column, values in (("label", "cell_type", ["T", "B"]), ("dataset_id", "dataset_id", ["x", "y", None])):
+        found = ballot(VoteRules(balance=balance), {column: dict.fromkeys(values, cells)})
+        for name, figures in vars(plain.election).items():
+            np.testing.assert_array_equal(getattr(found.election, name), figures)
+    shuffled = hold_ballot(IDS[:, order], SCORES[:, order], LABELS, "cell_type", VoteRules("distance"), {})
+    expected = ballot(VoteRules("distance"))
+    for name, figures in vars(expected.election).items():
+        np.testing.assert_array_equal(getattr(shuffled.election, name), figures)
+
+
+def test_a_value_that_nobody_counted_is_refused():
+    with pytest.raises(ReferenceSetError, match="a neighbour has y, which is none of the reference's 2 values"):
+        ballot(VoteRules(balance="dataset_id"), {"dataset_id": {"x": 2, None: 2}})
+    with pytest.raises(ReferenceSetError, match="a neighbour has None, which"):
+        ballot(VoteRules(balance="dataset_id"), {"dataset_id": {"x": 2, "y": 2}})
+    with pytest.raises(ReferenceSetError, match="keeps no label column 'tissue'"):
+        ballot(VoteRules(balance="tissue"), {"tissue": {"blood": 5}})

@@ -1,0 +1,73 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgpt_ray.mapping.rejection import Thresholds, least_nearness, least_probability
+
+
+@pytest.mark.parametrize(
+    ("probability", "right", "target", "threshold"),
+    [
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 0.0, 0.8),
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 0.4, 0.7),
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 0.5, 0.6),
+        # Below the threshold of 0.9 it gets worse, and then better again: most cells are accepted.
+        ([0.9, 0.8, 0.7, 0.6, 0.5], [1, 0, 1, 1, 1], 0.2, 0.5),
+        # Cells of equal probability are accepted together.
+        ([0.9, 0.9, 0.8], [1, 0, 1], 0.3, math.inf),
+        ([0.9, 0.9, 0.8], [1, 0, 1], 0.4, 0.8),
+        ([0.9], [0], 0.5, math.inf),
+        ([], [], 0.5, math.inf),
+    ],
+)
+def test_the_least_probability_that_keeps_the_error(probability, right, target, threshold):
+    assert least_probability(np.array(probability, float), np.array(right, bool), target) == threshold
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30), st.sampled_from([0, 0.1, 0.25, 1])
+)
+def test_no_other_threshold_accepts_more(cells, target):
+    probability, right = np.array([p for p, _ in cells]) / 5, np.array([r for _, r in cells])
+    found = least_probability(probability, right, target)
+    allowed = [t for t in set(probability.tolist()) if (~right[probability >= t]).mean() <= target]
+    assert found == min(allowed, default=math.inf)
+
+
+def test_nearness_of_a_label_and_of_the_rare_ones():
+    # Rate 1/4: T has 7 cells, j = floor(8 / 4) = 2; B has 2, too few; all 9 give j = floor(10 / 4) = 2.
+    nearness = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 0.15])
+    winner = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1], np.int32)
+    assert least_nearness(["T", "B"], winner, nearness, 0.25) == ({"T": 0.2}, 0.15)
+    assert least_nearness(["T", "B"], winner[:2], nearness[:2], 0.25) == ({}, None)
+
+
+@given(st.integers(1, 200), st.sampled_from([0.01, 0.05, 0.2, 0.5]), st.integers(0, 10**6))
+def test_at_most_the_wanted_share_of_the_cells_is_rejected(n, rate, seed):
+    nearness = np.random.default_rng(seed).integers(0, 50, n).astype(float)
+    _, least = least_nearness(["T"], np.zeros(n, np.int32), nearness, rate)
+    rejected = 0.0 if least is None else (nearness < least).mean()
+    assert rejected <= rate
+
+
+def test_reasons_in_their_order():
+    thresholds = Thresholds(0.5, {"T": 0.6}, 0.3)
+    reasons = thresholds.reasons(
+        ["B", "T"],
+        np.array([-1, 1, 1, 0, 0, 1], np.int32),
+        np.array([-np.inf, 0.6, 0.59, 0.59, 0.29, 0.9]),
+        np.array([0, 0.5, 0.1, 0.9, 0.9, 0.49]),
+    )
+    assert reasons == ["no neighbour", "", "distance", "", "distance", "confidence"]
+    assert Thresholds.from_dict(json.loads(json.dumps(thresholds.to_dict()))) == thresholds
+
+
+def test_without_targets_nobody_with_a_vote_is_rejected():
+    reasons = Thresholds(0.0, {}, None).reasons(
+        ["T"], np.array([0, -1], np.int32), np.array([-5.0, -np.inf]), np.array([0.0, 0.0])
+    )
+    assert reasons == ["", "no neighbour"]
