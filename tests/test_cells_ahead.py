@@ -6,7 +6,6 @@ import pytest
 import scipy.sparse
 
 from scgpt_ray.cells.ahead import in_order
-from scgpt_ray.cells.coo import blocks
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 9])
@@ -39,27 +38,33 @@ def test_a_failure_comes_at_its_place(ahead):
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory):
-    """The X of 5,000 cells, three blocks."""
+def experiment(tmp_path_factory):
+    """5,000 cells, three blocks."""
     anndata = pytest.importorskip("anndata")
     from scgpt_ray.cells.soma_file import write_soma
 
     counts = scipy.sparse.random(5000, 40, 0.2, "csr", np.float32, np.random.default_rng(0))
-    adata = anndata.AnnData(counts, obs=pd.DataFrame(index=[f"c{i}" for i in range(5000)]))
+    adata = anndata.AnnData(counts, obs=pd.DataFrame({"n": np.arange(5000)}, index=[f"c{i}" for i in range(5000)]))
     path = tmp_path_factory.mktemp("ahead") / "atlas"
     write_soma(path, adata)
-    import tiledbsoma as soma
-
-    with soma.Experiment.open(str(path)) as experiment:
-        yield experiment.ms["RNA"].X["raw"]
+    return path
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_reading_ahead_gives_the_same_lists(matrix, ahead):
-    from scgpt_ray.cells.soma import _lists
+@pytest.mark.parametrize("chosen", ["n >= 0", "n < 40 or n > 4990"])
+def test_reading_ahead_gives_the_same_blocks(experiment, monkeypatch, chosen, ahead):
+    from scgpt_ray.cells import soma
+    from scgpt_ray.cells.plan import cut
+    from scgpt_ray.cells.source import locate
+    from scgpt_ray.config import CellSettings
 
-    joinids, genes = np.arange(0, 5000, 3), np.arange(40, dtype=np.int32)[::-1].copy()
-    plain = _lists(matrix, joinids, genes, pytest.fail, 0)
-    assert len(plain) == len(blocks(joinids)) == 3
-    lists = _lists(matrix, joinids, genes, pytest.fail, ahead)
-    assert all(ours.equals(theirs) for ours, theirs in zip(lists, plain, strict=True))
+    monkeypatch.setattr(soma, "_BLOCKS_AHEAD", ahead)
+    genes = np.arange(40, dtype=np.int32)[::-1].copy()
+    read = {}
+    for uri in (str(experiment), f"file://{experiment}"):  # a place with a scheme is read ahead
+        source = locate(uri, CellSettings(obs_filter=chosen))
+        [partition] = cut(source.joinids(), 5000)
+        read[uri] = list(source.read(partition, genes))
+    plain, early = read.values()
+    assert len(plain) == len(early) > 1
+    assert all(ours.equals(theirs) for ours, theirs in zip(early, plain, strict=True))

@@ -23,7 +23,7 @@ def test_every_count_is_read_back(blood, tmp_path):
     var = source.var()
     assert var["feature_name"].tolist() == blood.var["feature_name"].tolist()
     # All genes as their own token, so that nothing is left out.
-    cells = source.read(cut(joinids, 260)[0], np.arange(64, dtype=np.int32))
+    [cells] = source.read(cut(joinids, 260)[0], np.arange(64, dtype=np.int32))
     assert cells[OBS_ID].to_pylist() == blood.obs_names.tolist()
     assert cells["cell_type"].to_pylist() == blood.obs["cell_type"].tolist()
     for row, (genes, counts) in enumerate(zip(cells[GENE].to_pylist(), cells[COUNT].to_pylist(), strict=True)):

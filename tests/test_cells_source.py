@@ -7,6 +7,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 
@@ -80,7 +81,7 @@ def read(uri, size=4096, **settings):
     """Read all cells as a run does, through a pickled locator."""
     source = pickle.loads(pickle.dumps(locate(str(uri), CellSettings(**settings))))
     tokens = lookup(source)
-    return [source.read(partition, tokens) for partition in cut(source.joinids(), size)]
+    return [pa.concat_tables(source.read(partition, tokens)) for partition in cut(source.joinids(), size)]
 
 
 def rows(tables):
@@ -247,10 +248,10 @@ def test_a_snapshot_does_not_see_an_append(tmp_path, make_soma):
     make_soma(atlas(30, 50), tmp_path / "exp")
     assert len(before.joinids()) == 50
     again = locate(uri, CellSettings(snapshot=before.identity()["snapshot"]))
-    assert rows([again.read(partition, lookup(again))]) == expected(atlas(50), range(50), ())
+    assert rows(again.read(partition, lookup(again))) == expected(atlas(50), range(50), ())
     now = locate(uri, CellSettings())
     assert len(now.joinids()) == 80
-    assert rows([now.read(cut(now.joinids(), 100)[0], lookup(now))]) == expected(atlas(80), range(80), ())
+    assert rows(now.read(cut(now.joinids(), 100)[0], lookup(now))) == expected(atlas(80), range(80), ())
 
 
 def test_a_snapshot_before_the_experiment(folder):
@@ -263,19 +264,19 @@ def test_an_atlas_that_changed_under_the_plan(tmp_path, make_soma):
     planned = cut(locate(uri, CellSettings()).joinids(), 100)[0]
     other = locate(uri, CellSettings(obs_filter="n != 7"))
     with pytest.raises(WorkerError, match="changed under the plan"):
-        other.read(planned, lookup(other))
+        next(other.read(planned, lookup(other)))
     file = tmp_path / "cells.h5ad"
     atlas(50).write_h5ad(file)
     source = locate(str(file), CellSettings())
     with pytest.raises(WorkerError, match="changed under the plan"):
-        locate(str(file), CellSettings(obs_filter="n != 7")).read(planned, lookup(source))
+        next(locate(str(file), CellSettings(obs_filter="n != 7")).read(planned, lookup(source)))
     tokens = lookup(source)
     os.utime(file, ns=(0, 0))
     with pytest.raises(WorkerError, match="changed during the run"):
-        source.read(planned, tokens)
+        next(source.read(planned, tokens))
     file.unlink()
     with pytest.raises(WorkerError, match="is gone"):
-        source.read(planned, tokens)
+        next(source.read(planned, tokens))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
@@ -297,7 +298,7 @@ def test_values_that_are_not_counts(tmp_path, make_soma, value, gene):
         with pytest.raises(AtlasError, match=message):
             source.totals(source.joinids())
         with pytest.raises(AtlasError, match=message):
-            source.read(partition, tokens)
+            next(source.read(partition, tokens))
     with pytest.raises(AtlasError, match=f"the AnnData: cell cell41 has {found} for gene g{gene};"):
         cells_of(adata, None, tokens)
 
@@ -501,7 +502,7 @@ def test_real_cells_are_the_same_through_both_faces(shared, tmp_path, make_soma)
             where=place,
         )
         assert np.all(found.token >= 0)
-        [table] = [source.read(part, found.lookup()) for part in cut(source.joinids(), 8192)]
-        tables.append(table)
+        [partition] = cut(source.joinids(), 8192)
+        tables.append(pa.concat_tables(source.read(partition, found.lookup())))
     assert tables[0].num_rows == 2638
     assert tables[0].combine_chunks().equals(tables[1].combine_chunks())

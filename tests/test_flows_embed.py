@@ -9,6 +9,7 @@ import time
 import anndata
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,7 +85,7 @@ def test_ray_equals_a_plain_loop(embedded, blood_file, checkpoint, tmp_path):
     embedder = Embedder(job.checkpoint)
     plain = {}
     for partition in cut(joinids, 50):
-        cells = job.source.read(partition, job.genes.lookup())
+        cells = pa.concat_tables(job.source.read(partition, job.genes.lookup()))
         table = embedder(tokenize(cells, job.checkpoint.vocabulary, job.rules))
         plain |= dict(zip(table[OBS_ID].to_pylist(), table[EMBEDDING].to_pylist(), strict=True))
     assert_same(vectors(embedded[0]), plain, tolerance=1e-7)

@@ -14,9 +14,9 @@ from scgpt_ray.model.checkpoint import (
     random_checkpoint,
     random_tensors,
     read_checkpoint,
-    read_vocabulary,
     write_checkpoint,
 )
+from scgpt_ray.model.checkpoint_files import read_vocabulary
 
 GENES = [f"G{i}" for i in range(20)]
 LAYER = "transformer_encoder.layers.0"

@@ -80,14 +80,20 @@ def private_bytes() -> int:
 
     Ray's object store is shared memory: a worker seems to grow while it merely touches more of it.
     """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_bytes()
-    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("RssAnon:"))
-    return 1024 * int(line.split()[1])
+    return _status_bytes("RssAnon") or peak_bytes()
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has had so far, in bytes."""
+    """Most memory that this process has had since it began to run its program, in bytes."""
+    # What getrusage tells begins with the memory of the process that started this one, which Linux counts too.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return _status_bytes("VmHWM") or (peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def _status_bytes(name: str) -> int | None:
+    """What Linux tells about the memory of this process under a name."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])

@@ -1,5 +1,6 @@
 """Made-up cells: as long as real ones, with genes and counts from a seed."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def lengths_of_file(path: Path, n_cells: int, max_length: int = 1200) -> Int64Ar
     source = locate(str(path), CellSettings())
     genes = np.arange(len(source.var()), dtype=np.int32)
     parts = cut(source.joinids()[:n_cells], _LENGTHS_AT_ONCE)
-    n_genes = np.concatenate([np.diff(ragged(source.read(part, genes)[GENE])[0]) for part in parts])
+    blocks = chain.from_iterable(source.read(part, genes) for part in parts)
+    n_genes = np.concatenate([np.diff(ragged(cells[GENE])[0]) for cells in blocks])
     return np.asarray(np.minimum(n_genes, max_length - 1) + 1)
 
 

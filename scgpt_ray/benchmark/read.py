@@ -1,12 +1,15 @@
-"""The stage `read`: cells/s of one core from a SOMA experiment in the Census' layout, and from an .h5ad file.
+"""The stage `read`: cells/s from a SOMA experiment in the Census' layout and from an .h5ad file, and memory.
 
 Both are made up in a temporary folder, so the disk's cache is warm: this is the CPU's share of reading.
 """
 
 import tempfile
 import time
+from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,32 +17,35 @@ import scipy.sparse
 
 from scgpt_ray.benchmark.figures import Figure, seconds_of
 from scgpt_ray.benchmark.made_up import WHOLE_HUMAN_TOKENS, cell_lengths, made_up_cells
+from scgpt_ray.benchmark.readers import N_GENES, read_at_once, read_tokens, readers
 from scgpt_ray.cells.anndata_file import AnnData
 from scgpt_ray.cells.plan import Partition, cut
 from scgpt_ray.cells.soma_file import CENSUS_LAYOUT, write_soma
 from scgpt_ray.cells.source import Source, locate
 from scgpt_ray.config import CellSettings
-from scgpt_ray.model.tokens import TokenRules, tokenize
-from scgpt_ray.model.vocabulary import SPECIALS, Vocabulary
 from scgpt_ray.schema import COUNT, GENE, Int64Array, ragged
 
-CELLS = 4096
+CELLS = 8192
 GENES = "2100"
 """Genes of a cell unless told otherwise."""
 
 CELLS_PER_PARTITION = 2048
+LARGE_PARTITION = 8192
+"""Cells of a partition for a GPU, with which memory is measured."""
+
 PASSES = 3
 """Over the whole atlas, of which the fastest counts: the first ones fill the heap."""
 
-N_GENES = WHOLE_HUMAN_TOKENS - len(SPECIALS)
+Setting: TypeAlias = dict[str, str | int | float]
 
 
-def benchmark_read(tokens: str | None, n_cells: int | None) -> list[Figure]:
-    """Measure reading alone, and reading with tokenising.
+def benchmark_read(tokens: str | None, n_cells: int | None, n_readers: int | None) -> list[Figure]:
+    """Measure reading alone, reading with tokenising, its memory, and several processes at once.
 
     Args:
         tokens: Genes of a cell: a number or `ragged`; None for 2,100.
         n_cells: Cells of the atlas.
+        n_readers: Processes; None for no figures of several.
     """
     lengths = cell_lengths(tokens or GENES, n_cells or CELLS)
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as folder:
@@ -47,7 +53,11 @@ def benchmark_read(tokens: str | None, n_cells: int | None) -> list[Figure]:
         h5ad, experiment = Path(folder) / "cells.h5ad", Path(folder) / "cells.soma"
         atlas.write_h5ad(h5ad)
         write_soma(experiment, atlas, layout=CENSUS_LAYOUT)
-        return [*_figures("soma", str(experiment), lengths), *_figures("h5ad", str(h5ad), lengths)]
+        figures = []
+        for kind, uri in (("soma", experiment), ("h5ad", h5ad)):
+            setting: Setting = {"source": kind, "cells": len(lengths), "mean_genes": round(float(lengths.mean()))}
+            figures += _figures(locate(str(uri), CellSettings()), setting, n_readers)
+    return figures
 
 
 def made_up_atlas(n_genes: Int64Array) -> AnnData:
@@ -65,31 +75,63 @@ def made_up_atlas(n_genes: Int64Array) -> AnnData:
     )
 
 
-def _figures(kind: str, uri: str, n_genes: Int64Array) -> list[Figure]:
-    source = locate(uri, CellSettings())
-    partitions = cut(source.joinids(), CELLS_PER_PARTITION)
-    vocabulary = Vocabulary({f"GENE{number}": number for number in range(N_GENES)})
-    _read(source, partitions[:1], vocabulary)  # opens the place and compiles the kernels
-    setting: dict[str, str | int | float] = {
-        "source": kind,
-        "cells": len(n_genes),
-        "mean_genes": round(float(n_genes.mean())),
-        "cells_per_partition": CELLS_PER_PARTITION,
-        "best_of_passes": PASSES,
-    }
-    figures = []
-    for name, tokenizer in (("read", None), ("read and tokens", vocabulary)):
-        work = partial(_read, source, partitions, tokenizer)
-        # Of the process: the share of a core that other programs take does not count.
-        for clock, unit in ((time.process_time, "cells per CPU second"), (time.perf_counter, "cells/s")):
-            seconds = min(seconds_of(work, clock) for _ in range(PASSES))
-            figures.append(Figure("read", name, len(n_genes) / seconds, unit, setting))
+def _figures(source: Source, setting: Setting, n_readers: int | None) -> list[Figure]:
+    joinids = source.joinids()
+    setting = {**setting, "cells_per_partition": CELLS_PER_PARTITION, "best_of_passes": PASSES}
+    figures = _speed(source, cut(joinids, CELLS_PER_PARTITION), setting)
+    figures.append(_memory(source, cut(joinids, LARGE_PARTITION), {**setting, "cells_per_partition": LARGE_PARTITION}))
+    if n_readers is not None:
+        # Small enough for each of them to get as many, where the cells do not fill whole tiles.
+        size = min(CELLS_PER_PARTITION, -(-len(joinids) // n_readers))
+        figures += _scaling(source, cut(joinids, size), n_readers, {**setting, "cells_per_partition": size})
     return figures
 
 
-def _read(source: Source, partitions: tuple[Partition, ...], vocabulary: Vocabulary | None) -> None:
-    genes, rules = np.arange(N_GENES, dtype=np.int32), TokenRules()
+def _speed(source: Source, partitions: tuple[Partition, ...], setting: Setting) -> list[Figure]:
+    """Cells/s of this process."""
+    read_tokens(source, partitions[:1])  # opens the place and compiles the kernels
+    n_cells, figures = _n_cells(partitions), []
+    for name, read in (("read", _read), ("read and tokens", read_tokens)):
+        work = partial(read, source, partitions)
+        # Of the process: the share of a core that other programs take does not count.
+        for clock, unit in ((time.process_time, "cells per CPU second"), (time.perf_counter, "cells/s")):
+            seconds = min(seconds_of(work, clock) for _ in range(PASSES))
+            figures.append(Figure("read", name, n_cells / seconds, unit, setting))
+    return figures
+
+
+def _read(source: Source, partitions: Sequence[Partition]) -> None:
+    genes = np.arange(N_GENES, dtype=np.int32)
     for partition in partitions:
-        cells = source.read(partition, genes)
-        if vocabulary is not None:
-            tokenize(cells, vocabulary, rules)
+        deque(source.read(partition, genes), maxlen=0)
+
+
+def _memory(source: Source, partitions: tuple[Partition, ...], setting: Setting) -> Figure:
+    """The most memory of a process that reads and makes tokens, and does nothing else."""
+    with readers(1, source) as connections:
+        [peak] = max(read_at_once(connections, [partitions]) for _ in range(PASSES))
+    return Figure("read", "peak memory of a reader", peak / 1e6, "MB", setting)
+
+
+def _scaling(source: Source, partitions: tuple[Partition, ...], n_readers: int, setting: Setting) -> list[Figure]:
+    """Cells/s by the clock on the wall, of one process and of several that share the work."""
+    n_cells = _n_cells(partitions)
+    alone = [partitions, *[()] * (n_readers - 1)]
+    together = [partitions[reader::n_readers] for reader in range(n_readers)]
+    with readers(n_readers, source) as connections:
+        read_at_once(connections, [partitions[:1]] * n_readers)  # opens the place and compiles the kernels
+        # In turns, so that what else the machine does meets both.
+        seconds = [
+            [seconds_of(partial(read_at_once, connections, shares)) for shares in (alone, together)]
+            for _ in range(PASSES)
+        ]
+    one_s, several_s = (min(passes) for passes in zip(*seconds, strict=True))
+    return [
+        Figure("read", "read and tokens, 1 process", n_cells / one_s, "cells/s", setting),
+        Figure("read", f"read and tokens, {n_readers} processes", n_cells / several_s, "cells/s", setting),
+        Figure("read", f"ratio of {n_readers} processes to 1", one_s / several_s, "", setting),
+    ]
+
+
+def _n_cells(partitions: Sequence[Partition]) -> int:
+    return sum(partition.n_cells for partition in partitions)

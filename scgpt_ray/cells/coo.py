@@ -71,8 +71,9 @@ def gather(parts: Sequence[Part], joinids: Int64Array, gene_tokens: Int32Array, 
         _raise_fault(_scatter(*part, first, row_map_R, gene_tokens, next_N, gene_E, count_E), part, refuse)
     offsets = _boundaries(next_N - starts[:-1])
     if offsets[-1] < starts[-1]:
-        gene_E, count_E = _close_gaps(starts, offsets, gene_E, count_E)
-    return pa.table({GENE: ragged_array(offsets, gene_E), COUNT: ragged_array(offsets, count_E)})
+        _close_gaps(starts, offsets, gene_E, count_E)
+    kept = slice(0, offsets[-1])
+    return pa.table({GENE: ragged_array(offsets, gene_E[kept]), COUNT: ragged_array(offsets, count_E[kept])})
 
 
 def add_totals(parts: Sequence[Part], joinids: Int64Array, totals_V: Float64Array, refuse: Refuse) -> None:
@@ -154,16 +155,13 @@ def _scatter(
 
 
 @numba.njit(nogil=True, cache=True)
-def _close_gaps(
-    starts: Int64Array, offsets: Int64Array, gene_in: Int32Array, count_in: npt.NDArray[np.float32]
-) -> tuple[Int32Array, npt.NDArray[np.float32]]:
-    gene_out, count_out = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+def _close_gaps(starts: Int64Array, offsets: Int64Array, gene_E: Int32Array, count_E: npt.NDArray[np.float32]) -> None:
+    # In place: entries only move towards the front, where nothing is left to be read.
     for row in range(starts.size - 1):
         gap = starts[row] - offsets[row]
         for place in range(offsets[row], offsets[row + 1]):
-            gene_out[place] = gene_in[place + gap]
-            count_out[place] = count_in[place + gap]
-    return gene_out, count_out
+            gene_E[place] = gene_E[place + gap]
+            count_E[place] = count_E[place + gap]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -136,24 +136,40 @@ class Combination:
 Condition: TypeAlias = Comparison | Combination
 
 
-def parse(text: str, schema: pa.Schema, where: str) -> Condition:
+def parse(text: str, schema: pa.Schema, where: str, option: str = "--obs-filter") -> Condition:
     """Read a filter and check it against the columns of obs.
 
     Args:
         text: The filter as the user wrote it.
         schema: Arrow schema of obs.
         where: The atlas, for messages.
+        option: What the user gave the filter with, likewise.
 
     Raises:
         AtlasError: If it does not parse, uses what the language lacks, names a column obs lacks, or compares
             a column with a value of another type.
     """
-    reader = _Reader(text, schema, where)
+    reader = _Reader(text, schema, where, option)
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError) as error:
         reader.refuse(f"does not parse ({error})")
     return reader.condition(tree.body)
+
+
+def filter_columns(text: str) -> tuple[str, ...]:
+    """Columns that a filter names, in order; none for an empty text, or one that does not parse.
+
+    Whether they exist, and whether the rest makes sense, is for `parse` to say.
+    """
+    try:
+        tree = ast.parse(text.strip() or "()", mode="eval")
+    except (SyntaxError, ValueError):
+        return ()
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id != "attr"]
+    quoted = [arg for node in ast.walk(tree) if isinstance(node, ast.Call) for arg in node.args]
+    names += [str(arg.value) for arg in quoted if isinstance(arg, ast.Constant)]
+    return tuple(dict.fromkeys(names))
 
 
 def _plain(mask: pa.Array) -> npt.NDArray[np.bool_]:
@@ -165,13 +181,14 @@ class _Reader:
     text: str
     schema: pa.Schema
     where: str
+    option: str
 
     def refuse(self, found: str) -> NoReturn:
         raise AtlasError(
             f"{self.where}: obs filter {self.text!r}: {found}",
             expected="comparisons of obs columns with values (==, !=, <, <=, >, >=, in [...], not in [...]), "
             "joined by and, or, not",
-            remedy="change --obs-filter, such as \"cell_type in ['B cell', 'T cell'] and n_genes > 500\"",
+            remedy=f"change {self.option}, such as \"cell_type in ['B cell', 'T cell'] and n_genes > 500\"",
         )
 
     def condition(self, node: ast.expr) -> Condition:

@@ -16,11 +16,11 @@ import pyarrow as pa
 import scipy.sparse
 from anndata.io import read_elem
 
-from scgpt_ray.cells.coo import TILE, Refuse, add_totals, blocks, gather
+from scgpt_ray.cells.coo import Refuse, add_totals, blocks, gather
 from scgpt_ray.cells.filter import parse
 from scgpt_ray.cells.matrix import CsrRows, DenseRows, Matrix, csr_rows
 from scgpt_ray.cells.plan import Partition
-from scgpt_ray.cells.table import cells_table, not_counts, plain_columns, refuse_missing
+from scgpt_ray.cells.table import cells_block, concatenated, not_counts, obs_blocks, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError, WorkerError
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 
@@ -103,18 +103,18 @@ class H5adSource:
         totals = np.zeros(len(self.var()))
         with self._opened() as file:
             matrix = self._matrix(file)
-            for ids in blocks(joinids, TILE):
+            for ids in blocks(joinids):
                 add_totals(matrix.parts(int(ids[0]), int(ids[-1])), ids, totals, self._refuse)
         return totals, len(joinids)
 
-    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> pa.Table:
-        """Read the cells of a partition.
+    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+        """Read the cells of a partition, a block of rows at a time.
 
         Args:
             partition: A partition of the plan.
             gene_tokens: Token of each var row, int32; -1 outside the vocabulary.
 
-        Returns:
+        Yields:
             CELLS: soma_joinid, obs_id (obs_names), the obs columns as plain types, gene, count. A row per
             planned cell, also for one without counts.
 
@@ -126,10 +126,9 @@ class H5adSource:
         first, last = np.searchsorted(selected, (partition.first, partition.last + 1))
         joinids = selected[first:last]
         partition.require(joinids, self.uri)
+        obs = plain_columns(all_obs.take(joinids)).add_column(0, JOINID, pa.array(joinids))
         with self._opened() as file:
-            lists = _lists(self._matrix(file), joinids, gene_tokens, self._refuse)
-        obs = plain_columns(all_obs.take(joinids))
-        return cells_table(obs.add_column(0, JOINID, pa.array(joinids)), lists)
+            yield from _cells(self._matrix(file), obs, gene_tokens, self._refuse)
 
     def _matrix(self, file: h5py.File) -> Matrix:
         node = _node(file, self.layer, self.uri)
@@ -181,7 +180,7 @@ def cells_of(adata: anndata.AnnData, layer: str | None, gene_tokens: npt.NDArray
 
     joinids = np.arange(adata.n_obs, dtype=np.int64)
     obs = pa.table({JOINID: joinids, OBS_ID: pa.array(adata.obs_names.astype(str), pa.string())})
-    return cells_table(obs, _lists(matrix, joinids, gene_tokens, refuse))
+    return concatenated(obs, _cells(matrix, obs, gene_tokens, refuse))
 
 
 def _gene(names: pd.Index, column: int) -> str | None:
@@ -205,8 +204,14 @@ def _values(adata: anndata.AnnData, layer: str) -> tuple[Any, pd.Index]:
     return values, names
 
 
-def _lists(matrix: Matrix, joinids: Int64Array, gene_tokens: npt.NDArray[np.int32], refuse: Refuse) -> list[pa.Table]:
-    return [gather(matrix.parts(int(ids[0]), int(ids[-1])), ids, gene_tokens, refuse) for ids in blocks(joinids, TILE)]
+def _cells(matrix: Matrix, obs: pa.Table, gene_tokens: npt.NDArray[np.int32], refuse: Refuse) -> Iterator[pa.Table]:
+    def cells(block: pa.Table) -> pa.Table:
+        joinids = block[JOINID].to_numpy()
+        parts = matrix.parts(int(joinids[0]), int(joinids[-1]))
+        return cells_block(block, gather(parts, joinids, gene_tokens, refuse))
+
+    # Not a loop, whose variables would keep the entries of a block until the next one is read.
+    return map(cells, obs_blocks(obs))
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -48,10 +49,12 @@ class Source(Protocol):
         Raises AtlasError where something met is not a count.
         """
 
-    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> pa.Table:
-        """CELLS of a partition; `gene_tokens` go by var joinid, int32.
+    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+        """CELLS of a partition, a block of at most 2,048 rows at a time; `gene_tokens` go by var joinid, int32.
 
-        Raises WorkerError if the atlas changed under the plan, AtlasError where something is not a count.
+        At least one block, and each is made when it is asked for: who drops one before asking for the next has the
+        counts of one block in memory, however large the partition. Before the first one, it raises WorkerError if
+        the atlas changed under the plan; at any block, AtlasError where something is not a count.
         """
 
 

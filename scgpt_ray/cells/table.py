@@ -1,4 +1,4 @@
-"""The CELLS table, put together the same way for every source, and the errors all sources share."""
+"""CELLS, put together the same way by every source, a block of rows at a time, and the errors all sources share."""
 
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -6,22 +6,28 @@ from typing import NoReturn
 import numpy as np
 import pyarrow as pa
 
+from scgpt_ray.cells.coo import blocks
 from scgpt_ray.errors import AtlasError
-from scgpt_ray.schema import COUNT, GENE
+from scgpt_ray.schema import COUNT, GENE, JOINID
 
 _NO_LISTS = pa.schema([(GENE, pa.list_(pa.int32())), (COUNT, pa.list_(pa.float32()))]).empty_table()
 
 
-def cells_table(obs: pa.Table, lists: Sequence[pa.Table]) -> pa.Table:
-    """Set the ragged lists of consecutive blocks beside the obs columns of their cells, without copying.
+def obs_blocks(obs: pa.Table) -> list[pa.Table]:
+    """Split the obs columns of cells, sorted by joinid, where the tile of rows changes; none for no cells."""
+    lengths = [len(joinids) for joinids in blocks(obs[JOINID].to_numpy())]
+    return [obs.slice(end - length, length) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
 
-    Args:
-        obs: soma_joinid and obs columns of all cells.
-        lists: gene and count of each block, in order of the cells; none for no cells.
-    """
-    ragged = pa.concat_tables([_NO_LISTS, *lists])
-    assert ragged.num_rows == obs.num_rows
-    return obs.append_column(GENE, ragged[GENE]).append_column(COUNT, ragged[COUNT])
+
+def cells_block(obs: pa.Table, lists: pa.Table) -> pa.Table:
+    """Set the gene and count lists of a block beside the obs columns of its cells: CELLS, without copying."""
+    assert lists.num_rows == obs.num_rows
+    return obs.append_column(GENE, lists[GENE]).append_column(COUNT, lists[COUNT])
+
+
+def concatenated(obs: pa.Table, cells: Iterable[pa.Table]) -> pa.Table:
+    """All blocks as one table; with the columns that `obs` has also if there are none."""
+    return pa.concat_tables([cells_block(obs.slice(0, 0), _NO_LISTS), *cells])
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
@@ -47,7 +53,7 @@ def refuse_missing(columns: Sequence[str], present: Iterable[str], where: str) -
         raise AtlasError(
             f"{where}: obs has no column {', '.join(missing)}",
             expected=f"columns of {', '.join(present)}",
-            remedy="correct --obs-columns",
+            remedy="correct the names of obs columns",
         )
 
 

@@ -22,7 +22,7 @@ from scgpt_ray.cells.genes import GeneMap
 from scgpt_ray.cells.plan import Partition
 from scgpt_ray.cells.source import Source
 from scgpt_ray.folder import Folder
-from scgpt_ray.model.checkpoint import read_vocabulary
+from scgpt_ray.model.checkpoint_files import read_vocabulary
 from scgpt_ray.model.tokens import TokenRules, tokenize
 from scgpt_ray.model.vocabulary import Vocabulary
 from scgpt_ray.store.manifest import GENES
@@ -61,19 +61,21 @@ class ReadJob:
     Attributes:
         source: Where the cells are.
         output: Folder with genes.parquet.
-        checkpoint: Folder with the vocabulary.
+        checkpoint: Name of the checkpoint, whose vocabulary is read.
         rules: Token rules.
     """
 
     source: Source
     output: Folder
-    checkpoint: Folder
+    checkpoint: str
     rules: TokenRules
 
     def read(self, partition: Partition) -> pa.Table:
-        """Read and tokenise one partition: TOKENS."""
-        cells = self.source.read(partition, _gene_tokens(self.output))
-        return tokenize(cells, _vocabulary(self.checkpoint), self.rules)
+        """Read and tokenise one partition, block by block: TOKENS."""
+        blocks = self.source.read(partition, _gene_tokens(self.output))
+        tokenized = partial(tokenize, vocabulary=_vocabulary(self.checkpoint), rules=self.rules)
+        # Not a loop, whose variable would keep the counts of a block until the next one is read.
+        return pa.concat_tables(map(tokenized, blocks))
 
 
 @lru_cache(maxsize=4)
@@ -84,8 +86,8 @@ def _gene_tokens(output: Folder) -> npt.NDArray[np.int32]:
 
 
 @lru_cache(maxsize=4)
-def _vocabulary(checkpoint: Folder) -> Vocabulary:
-    return read_vocabulary(checkpoint.uri)
+def _vocabulary(checkpoint: str) -> Vocabulary:
+    return read_vocabulary(checkpoint)
 
 
 def _read_row(job: Reading, partition: Partition) -> Iterable[Block]:

@@ -1,12 +1,13 @@
 """A checkpoint: a folder of args.json, vocab.json and weights, of which nothing is taken on trust."""
 
 import hashlib
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -14,13 +15,19 @@ from torch import Tensor
 
 from scgpt_ray.errors import CheckpointError
 from scgpt_ray.folder import Folder
+from scgpt_ray.model.checkpoint_files import (
+    ARGS_FILE,
+    SAFETENSORS_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    checkpoint_place,
+    file_content,
+    incomplete,
+    portable_name,
+    read_vocabulary,
+)
 from scgpt_ray.model.vocabulary import SPECIALS, Vocabulary
-from scgpt_ray.model.weights import encoder_shapes, match, unpack
-
-ARGS_FILE = "args.json"
-VOCABULARY_FILE = "vocab.json"
-WEIGHTS_FILE = "best_model.pt"
-SAFETENSORS_FILE = "model.safetensors"
+from scgpt_ray.model.weights import UNUSED, encoder_shapes, match, pack, unpack
 
 EMBEDDING_TABLE = "encoder.embedding.weight"
 
@@ -72,11 +79,12 @@ class Checkpoint:
     """Everything an `Embedder` is made of.
 
     Args:
-        folder: Path or URI it was read from.
+        folder: Path, URI or name it was read from, which means the same on every node.
         architecture: Sizes, which the tensors are known to have.
         vocabulary: Tokens, one for each row of the gene embedding.
         tensors: The encoder's, under canonical names: float32, contiguous, finite, on the CPU.
         weights_sha256: Of the weights file.
+        heads: Tensors of the training objectives that the file has beside the encoder, as they are there.
     """
 
     folder: str
@@ -84,37 +92,28 @@ class Checkpoint:
     vocabulary: Vocabulary
     tensors: dict[str, Tensor]
     weights_sha256: str
+    heads: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint from a path or a URI.
+    """Read a checkpoint from a path or a URI, or `demo`, the one that ships with the package.
 
     Raises:
         CheckpointError: If a file is missing or unreadable, or the three do not fit together.
     """
-    place = Folder.at(folder)
+    place = checkpoint_place(folder)
     weights = _weights_name(place)
-    vocabulary = _read_vocabulary(place)
-    architecture = _architecture(_read(place, ARGS_FILE), place.where(ARGS_FILE), vocabulary.size)
-    content = _read(place, weights)
+    vocabulary = read_vocabulary(folder)
+    architecture = _architecture(file_content(place, ARGS_FILE), place.where(ARGS_FILE), vocabulary.size)
+    content = file_content(place, weights)
     where = place.where(weights)
     found = unpack(content, where)
     _require_rows(found, vocabulary, where)
     tensors = match(found, architecture.shapes(), where)
-    return Checkpoint(place.uri, architecture, vocabulary, tensors, hashlib.sha256(content).hexdigest())
-
-
-def read_vocabulary(folder: str | Path) -> Vocabulary:
-    """Read only the vocabulary of a checkpoint, which is all that making tokens needs.
-
-    Raises:
-        CheckpointError: If vocab.json is missing or unusable.
-    """
-    return _read_vocabulary(Folder.at(folder))
-
-
-def _read_vocabulary(place: Folder) -> Vocabulary:
-    return Vocabulary.from_json(_read(place, VOCABULARY_FILE), place.where(VOCABULARY_FILE))
+    heads = {name: tensor for name, tensor in found.items() if name.startswith(UNUSED)}
+    return Checkpoint(
+        portable_name(folder), architecture, vocabulary, tensors, hashlib.sha256(content).hexdigest(), heads
+    )
 
 
 def _weights_name(place: Folder) -> str:
@@ -122,11 +121,11 @@ def _weights_name(place: Folder) -> str:
     try:
         names = set(place.names())
     except (OSError, pa.ArrowException) as error:
-        raise _incomplete(f"{place.uri} cannot be listed ({error})") from error
+        raise incomplete(f"{place.uri} cannot be listed ({error})") from error
     weights = [name for name in (WEIGHTS_FILE, SAFETENSORS_FILE) if name in names]
     missing = [name for name in (ARGS_FILE, VOCABULARY_FILE) if name not in names] + [WEIGHTS_FILE] * (not weights)
     if missing:
-        raise _incomplete(f"{place.uri} has no {' and no '.join(missing)}")
+        raise incomplete(f"{place.uri} has no {' and no '.join(missing)}")
     if len(weights) > 1:
         raise CheckpointError(
             f"{place.uri} has both {WEIGHTS_FILE} and {SAFETENSORS_FILE}",
@@ -134,21 +133,6 @@ def _weights_name(place: Folder) -> str:
             remedy="keep the one you mean",
         )
     return weights[0]
-
-
-def _read(place: Folder, name: str) -> bytes:
-    try:
-        return place.read(name)
-    except (OSError, pa.ArrowException) as error:
-        raise _incomplete(f"{place.where(name)} cannot be read ({error})") from error
-
-
-def _incomplete(found: str) -> CheckpointError:
-    return CheckpointError(
-        found,
-        expected=f"a folder with {ARGS_FILE}, {VOCABULARY_FILE} and {WEIGHTS_FILE} (or {SAFETENSORS_FILE})",
-        remedy="point --checkpoint at a folder that has all three",
-    )
 
 
 def _architecture(content: bytes, where: str, n_tokens: int) -> Architecture:
@@ -200,7 +184,13 @@ def _require_rows(found: Mapping[str, Tensor], vocabulary: Vocabulary, where: st
 
 
 def write_checkpoint(
-    folder: Path, architecture: Architecture, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]
+    folder: str | Path,
+    architecture: Architecture,
+    vocabulary: Vocabulary,
+    tensors: Mapping[str, Tensor],
+    *,
+    more_args: Mapping[str, Any] = MappingProxyType({}),
+    as_safetensors: bool = False,
 ) -> None:
     """Write a checkpoint that any reader of scGPT loads.
 
@@ -208,16 +198,17 @@ def write_checkpoint(
         folder: Where to; made if it is not there.
         architecture: Sizes of the network.
         vocabulary: One token for each row of the gene embedding.
-        tensors: The encoder's under canonical names, and any heads beside it.
+        tensors: The encoder's under canonical names, and any heads beside it; in their own dtype.
+        more_args: Further keys of args.json.
+        as_safetensors: Whether the weights go to model.safetensors instead of best_model.pt.
     """
     match(tensors, architecture.shapes(), str(folder))
     sizes = {name: getattr(architecture, name) for name in (*SIZES, "pad_value")}
-    weights = io.BytesIO()
-    torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, weights)
+    packed = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     place = Folder.at(folder)
-    place.write(ARGS_FILE, json.dumps({**sizes, **FIXED_ARGS, **OTHER_ARGS}, indent=2).encode())
+    place.write(ARGS_FILE, json.dumps({**sizes, **FIXED_ARGS, **OTHER_ARGS, **more_args}, indent=2).encode())
     place.write(VOCABULARY_FILE, json.dumps(dict(vocabulary.tokens), indent=2).encode())
-    place.write(WEIGHTS_FILE, weights.getvalue())
+    place.write(SAFETENSORS_FILE if as_safetensors else WEIGHTS_FILE, pack(packed, as_safetensors=as_safetensors))
 
 
 def random_tensors(architecture: Architecture, seed: int) -> dict[str, Tensor]:

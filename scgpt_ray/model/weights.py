@@ -16,7 +16,7 @@ RENAMED = (
 )
 """Other names of the same tensors: wrapped flash attention, torch's attention. Rows are q, k, v in all."""
 
-UNUSED = ("decoder.", "mvc_decoder.", "cls_decoder.", "flag_encoder.")
+UNUSED = ("decoder.", "mvc_decoder.", "cls_decoder.", "flag_encoder.", "grad_reverse_discriminator.")
 """Beginnings of names that embedding does not need: heads of the training objectives."""
 
 UNREADABLE = (RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError)
@@ -91,6 +91,17 @@ def _unpack_torch(content: bytes, where: str) -> object:
             ) from error
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise _unusable(f"{where} cannot be read ({reason})") from error
+
+
+def pack(tensors: Mapping[str, Tensor], *, as_safetensors: bool) -> bytes:
+    """The content of a weights file: the other way round from `unpack`."""
+    if as_safetensors:
+        import safetensors.torch
+
+        return bytes(safetensors.torch.save(dict(tensors)))
+    content = io.BytesIO()
+    torch.save(dict(tensors), content)
+    return content.getvalue()
 
 
 def match(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Tensor]:
