@@ -6,17 +6,22 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
+from scgpt_ray.mapping.ballot import CountOfValue
 
-def majority(
-    reference_labels: npt.NDArray[np.object_], n_queries: int
-) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.float64]]:
+
+def majority(cells: CountOfValue, n_queries: int) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.float64]]:
     """Call every query cell by the reference's most frequent label, of equals the one that sorts first.
+
+    Args:
+        cells: Label -> reference cells; those without a label do not count.
+        n_queries: Query cells.
 
     Returns:
         Labels str [n_queries], and its share of the reference for each, [n_queries].
     """
-    names, cells = np.unique(reference_labels.astype(str), return_counts=True)
-    return np.full(n_queries, str(names[cells.argmax()]), object), np.full(n_queries, cells.max() / cells.sum())
+    labelled = {name: n for name, n in cells.items() if name is not None}
+    most = min(labelled, key=lambda name: (-labelled[name], name))
+    return np.full(n_queries, most, object), np.full(n_queries, labelled[most] / sum(labelled.values()))
 
 
 def pca_knn_votes(

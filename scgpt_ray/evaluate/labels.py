@@ -139,13 +139,11 @@ def has_truth(truth: Labels) -> npt.NDArray[np.bool_]:
     return np.array([text.strip().lower() not in _NO_TRUTH for text in _texts(truth)], bool)
 
 
-def confidence_by_outcome(
-    truth: Labels, predicted: Labels, confidence: npt.NDArray[np.floating]
-) -> dict[str, npt.NDArray[np.floating]]:
-    """The confidences of right and wrong predictions, and of cells without truth where there are any."""
+def outcomes(truth: Labels, predicted: Labels) -> dict[str, Int64Array]:
+    """Rows of the right and the wrong predictions, and of the cells without truth; of those that there are."""
     judged, right = has_truth(truth), _texts(truth) == _texts(predicted)
     groups = {"right": judged & right, "wrong": judged & ~right, "no truth": ~judged}
-    return {name: np.asarray(confidence)[cells] for name, cells in groups.items() if cells.any()}
+    return {name: np.flatnonzero(cells) for name, cells in groups.items() if cells.any()}
 
 
 def _per_label(

@@ -1,18 +1,13 @@
-"""The pictures of a mapping, each a function that returns the bytes of a PNG.
+"""The pictures of a mapping, each a function that returns the bytes of a PNG."""
 
-Figures are made with matplotlib's objects alone, so that nothing here changes a session's pyplot.
-"""
-
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from scgpt_ray.evaluate.canvas import FAINT, INK, OTHER, STRONG, canvas, heading, only_grid, png
 from scgpt_ray.evaluate.coverage import CoverageCurve
 from scgpt_ray.evaluate.labels import LabelScores
 from scgpt_ray.mapping.reliability import Reliability
@@ -20,15 +15,7 @@ from scgpt_ray.mapping.reliability import Reliability
 MAX_LABELS = 20
 """Colours and bars that can be told apart; rarer labels are drawn together as `other`."""
 
-_INK, _FAINT, _GRID = "#1f2430", "#6b7280", "#e5e7eb"
-_OTHER = "#c3c7ce"
-# Ten colours that colour-blind readers tell apart (Petroff 2021, arXiv:2107.02270), then the same, lighter.
-_STRONG = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
-_OUTCOMES = {"right": "#3f90da", "wrong": "#e76300", "no truth": _OTHER}
-_DOTS_PER_INCH = 144
+_OUTCOMES = {"right": "#3f90da", "wrong": "#e76300", "no truth": OTHER}
 _CROWDED = 15
 _LONGEST = 34
 _SHOWN_SHARE = 0.005
@@ -40,15 +27,15 @@ def confusion_heatmap(scores: LabelScores) -> bytes:
     columns = [_short(label) for label in scores.predicted_labels]
     share = scores.confusion / scores.confusion.sum(axis=1, keepdims=True)
     cell = 0.36 if len(columns) > _CROWDED else 0.5
-    figure, axes = _canvas(3.6 + cell * len(columns), 2.2 + cell * len(rows))
+    figure, axes = canvas(3.6 + cell * len(columns), 2.2 + cell * len(rows))
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel("predicted label")
     axes.set_ylabel("true label (cells)")
-    _title(axes, f"Confusion, {scores.n:,} cells\naccuracy {scores.accuracy:.3f}, macro-F1 {scores.macro_f1:.3f}")
+    heading(axes, f"Confusion, {scores.n:,} cells\naccuracy {scores.accuracy:.3f}, macro-F1 {scores.macro_f1:.3f}")
     for row, column in zip(*np.nonzero(share >= _SHOWN_SHARE), strict=True):
-        ink = "white" if share[row, column] > 0.5 else _INK  # noqa: PLR2004 - the middle of the colour scale
+        ink = "white" if share[row, column] > 0.5 else INK  # noqa: PLR2004 - the middle of the colour scale
         axes.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
@@ -57,33 +44,54 @@ def confusion_heatmap(scores: LabelScores) -> bytes:
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=24, pad=0.02, label="share of the true label's cells")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0)
-    return _png(figure)
+    return png(figure)
 
 
-def confidence_histogram(confidence: Mapping[str, npt.NDArray[np.floating]]) -> bytes:
+def confidence_histogram(
+    confidence: Mapping[str, npt.NDArray[np.floating]], meaning: str = "share of the votes for the label"
+) -> bytes:
     """How sure the votes were.
 
     Args:
         confidence: Name of a group of cells -> their confidences, 0 to 1; such as `right` and `wrong`.
+        meaning: Of the confidence.
     """
-    total = sum(len(values) for values in confidence.values())
-    figure, axes = _canvas(6.4, 3.6)
+    figure, axes = canvas(6.4, 3.6)
+    cells = _stacked(axes, confidence, np.linspace(0, 1, 21))
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"confidence: {meaning}")
+    heading(axes, f"Confidence of {cells:,} cells")
+    return png(figure)
+
+
+def distance_histogram(distance: Mapping[str, npt.NDArray[np.floating]]) -> bytes:
+    """How far cells are from the reference.
+
+    Args:
+        distance: Name of a group of cells -> their distances, such as `right` and `wrong`; not all empty.
+    """
+    figure, axes = canvas(6.4, 3.6)
+    cells = _stacked(axes, distance, np.histogram_bin_edges(np.concatenate(list(distance.values())), 30))
+    axes.set_xlabel("cosine distance to the farthest neighbour that votes")
+    heading(axes, f"Distance of {cells:,} cells from the reference")
+    return png(figure)
+
+
+def _stacked(axes: Any, groups: Mapping[str, npt.NDArray[np.floating]], edges: npt.NDArray[np.floating]) -> int:
+    """Draw groups of cells on top of one another; the number of cells."""
     axes.hist(
-        list(confidence.values()),
-        bins=np.linspace(0, 1, 21).tolist(),
+        list(groups.values()),
+        bins=edges.tolist(),
         stacked=True,
-        color=[_OUTCOMES.get(name, _STRONG[0]) for name in confidence],
-        label=[f"{name} ({len(values):,}, mean {np.mean(values):.2f})" for name, values in confidence.items()],
+        color=[_OUTCOMES.get(name, STRONG[0]) for name in groups],
+        label=[f"{name} ({len(values):,}, mean {np.mean(values):.2f})" for name, values in groups.items()],
         edgecolor="white",
         linewidth=0.6,
     )
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("confidence: share of the neighbours that voted for the label")
     axes.set_ylabel("cells")
-    _title(axes, f"Confidence of {total:,} cells")
     axes.legend(frameon=False, loc="upper left", fontsize=9)
-    _only_grid(axes, "y")
-    return _png(figure)
+    only_grid(axes, "y")
+    return sum(len(values) for values in groups.values())
 
 
 def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
@@ -92,9 +100,9 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
     Args:
         curves: Name -> curve over the same cells, such as `share of the votes` and `calibrated`.
     """
-    figure, axes = _canvas(5.4, 5.2)
-    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    for (name, curve), colour in zip(curves.items(), _STRONG, strict=False):
+    figure, axes = canvas(5.4, 5.2)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    for (name, curve), colour in zip(curves.items(), STRONG, strict=False):
         x, y = [part.confidence for part in curve.bins], [part.accuracy for part in curve.bins]
         label = f"{name} (calibration error {curve.ece:.3f})"
         axes.plot(x, y, color=colour, linewidth=1.6, label=label)
@@ -104,10 +112,10 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("confidence, mean of the bin")
     axes.set_ylabel("accuracy: share of the bin that is right")
-    _title(axes, f"Reliability, {next(iter(curves.values())).n_cells:,} cells")
+    heading(axes, f"Reliability, {next(iter(curves.values())).n_cells:,} cells")
     axes.legend(frameon=False, loc="upper left", fontsize=9)
-    _only_grid(axes, "both")
-    return _png(figure)
+    only_grid(axes, "both")
+    return png(figure)
 
 
 def coverage_accuracy(curves: Mapping[str, CoverageCurve], threshold: tuple[float, float] | None = None) -> bytes:
@@ -117,19 +125,19 @@ def coverage_accuracy(curves: Mapping[str, CoverageCurve], threshold: tuple[floa
         curves: Name -> curve over the same cells, such as `scGPT` and `PCA + kNN`.
         threshold: Coverage and accuracy of the thresholds in use, marked by a dot; None for no dot.
     """
-    figure, axes = _canvas(6.4, 4.2)
-    for (name, curve), colour in zip(curves.items(), _STRONG, strict=False):
+    figure, axes = canvas(6.4, 4.2)
+    for (name, curve), colour in zip(curves.items(), STRONG, strict=False):
         axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
     if threshold is not None:
-        axes.scatter(*threshold, s=46, c=_INK, zorder=3, label=f"kept: {threshold[0]:.0%}, {threshold[1]:.3f} right")
+        axes.scatter(*threshold, s=46, c=INK, zorder=3, label=f"kept: {threshold[0]:.0%}, {threshold[1]:.3f} right")
     axes.set_xlim(0, 1.01)
     axes.set_xlabel("coverage: share of the cells that keep a label, the surest first")
     axes.set_ylabel("accuracy of these cells")
     cells = len(next(iter(curves.values())).accuracy)
-    _title(axes, f"Accuracy against coverage, {cells:,} cells")
+    heading(axes, f"Accuracy against coverage, {cells:,} cells")
     axes.legend(frameon=False, loc="best", fontsize=9)
-    _only_grid(axes, "both")
-    return _png(figure)
+    only_grid(axes, "both")
+    return png(figure)
 
 
 def label_counts(labels: Sequence[str], title: str) -> bytes:
@@ -140,18 +148,18 @@ def label_counts(labels: Sequence[str], title: str) -> bytes:
         title: What is counted, such as `Predicted cell_type`.
     """
     counts = _most_frequent(labels)
-    figure, axes = _canvas(6.4, 1.1 + 0.3 * len(counts))
+    figure, axes = canvas(6.4, 1.1 + 0.3 * len(counts))
     names, cells = [_short(name) for name in counts], list(counts.values())
-    bars = axes.barh(range(len(names)), cells, color=_STRONG[0], height=0.72)
+    bars = axes.barh(range(len(names)), cells, color=STRONG[0], height=0.72)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.bar_label(bars, [f"{n:,}  ({n / len(labels):.1%})" for n in cells], padding=4, color=_FAINT, fontsize=8.5)
+    axes.bar_label(bars, [f"{n:,}  ({n / len(labels):.1%})" for n in cells], padding=4, color=FAINT, fontsize=8.5)
     axes.set_xlim(0, max(cells) * 1.22)
     axes.set_xlabel("cells")
-    _title(axes, f"{title}, {len(labels):,} cells, {len(set(labels)):,} labels")
+    heading(axes, f"{title}, {len(labels):,} cells, {len(set(labels)):,} labels")
     axes.tick_params(axis="y", length=0)
-    _only_grid(axes, "x")
-    return _png(figure)
+    only_grid(axes, "x")
+    return png(figure)
 
 
 def umap_scatter(coordinates_N2: npt.NDArray[np.floating], labels: Sequence[str], title: str) -> bytes:
@@ -162,37 +170,37 @@ def umap_scatter(coordinates_N2: npt.NDArray[np.floating], labels: Sequence[str]
         labels: One per cell, [n].
         title: What the colours mean.
     """
-    figure, axes = _canvas(8.6, 5.6)
+    figure, axes = canvas(8.6, 5.6)
     size = float(np.clip(12_000 / len(labels), 1.5, 22))
     for number, (name, colour, cells) in enumerate(_coloured(labels), start=1):
         x, y = coordinates_N2[cells].T
         axes.scatter(
             x, y, s=size, c=colour, linewidths=0, alpha=0.8, rasterized=True,
-            zorder=1 if colour == _OTHER else 2, label=f"{number}  {_short(name)} ({len(cells):,})",
+            zorder=1 if colour == OTHER else 2, label=f"{number}  {_short(name)} ({len(cells):,})",
         )  # fmt: skip
-        if colour != _OTHER:
+        if colour != OTHER:
             _mark(axes, _central(coordinates_N2[cells]), str(number), colour)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_xlabel("UMAP 1", loc="left", color=_FAINT)
-    axes.set_ylabel("UMAP 2", loc="bottom", color=_FAINT)
-    _title(axes, f"{title}, {len(labels):,} cells")
+    axes.set_xlabel("UMAP 1", loc="left", color=FAINT)
+    axes.set_ylabel("UMAP 2", loc="bottom", color=FAINT)
+    heading(axes, f"{title}, {len(labels):,} cells")
     legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handletextpad=0.3, fontsize=9)
     for handle in legend.legend_handles:
         handle.set_sizes([40])
         handle.set_alpha(1)
-    return _png(figure)
+    return png(figure)
 
 
 def _coloured(labels: Sequence[str]) -> Iterator[tuple[str, str, npt.NDArray[np.intp]]]:
     """Name, colour and cells of each label, the most frequent first; what has no colour left is `other`."""
     values = np.asarray(labels, object)
     shown = _most_frequent(labels)
-    palette = [*_STRONG, *(_lighter(colour) for colour in _STRONG)]
+    palette = [*STRONG, *(_lighter(colour) for colour in STRONG)]
     for place, name in enumerate(shown):
         is_rest = place == MAX_LABELS - 1 and len(set(labels)) > MAX_LABELS
         cells = ~np.isin(values, [other for other in shown if other != name]) if is_rest else values == name
-        yield name, _OTHER if is_rest else palette[place], np.flatnonzero(cells)
+        yield name, OTHER if is_rest else palette[place], np.flatnonzero(cells)
 
 
 def _central(coordinates_N2: npt.NDArray[np.floating]) -> tuple[float, float]:
@@ -204,7 +212,7 @@ def _central(coordinates_N2: npt.NDArray[np.floating]) -> tuple[float, float]:
 
 def _mark(axes: Any, place: tuple[float, float], text: str, colour: str) -> None:
     box = {"boxstyle": "circle,pad=0.25", "fc": "white", "ec": colour, "lw": 1.2, "alpha": 0.9}
-    axes.annotate(text, place, ha="center", va="center", fontsize=8, weight="bold", color=_INK, bbox=box, zorder=3)
+    axes.annotate(text, place, ha="center", va="center", fontsize=8, weight="bold", color=INK, bbox=box, zorder=3)
 
 
 def _most_frequent(labels: Sequence[str]) -> dict[str, int]:
@@ -224,30 +232,3 @@ def _lighter(colour: str) -> str:
 def _short(name: str) -> str:
     # A dollar would start matplotlib's mathematics.
     return (name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…").replace("$", r"\$")
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[:].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    return figure, axes
-
-
-def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=12)
-
-
-def _only_grid(axes: Any, direction: str) -> None:
-    axes.grid(axis=direction, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
-    return content.getvalue()

@@ -1,11 +1,16 @@
-"""The report of a mapping: one HTML file without outside resources, for a light and a dark screen."""
+"""The report of a run: one HTML file without outside resources, for a light and a dark screen."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from scgpt_ray.evaluate.comparison import Comparison
+from scgpt_ray.evaluate.coverage import COVERAGES
+from scgpt_ray.evaluate.judgement import Judgement
 from scgpt_ray.evaluate.labels import LabelScores
+from scgpt_ray.evaluate.rejection import RejectionScores
+from scgpt_ray.mapping.calibration import Calibration
 
 _STYLE = """
 :root {
@@ -47,11 +52,19 @@ figcaption { color: #667085; font-size: 13px; padding: 10px 4px 0; }
 """
 
 _LIMITS = (
-    "Every label comes from the reference: a cell whose type the reference lacks gets the label of "
-    "whatever is nearest, often with high confidence. Confidence is the share of the neighbours that agree, "
-    "not the probability of being right. The embedding is zero-shot: the model was not fine-tuned on these "
-    "labels or this query, and differences of technology, tissue or processing between reference and query "
-    "can outweigh those between cell types. Distances and shapes in a UMAP carry no meaning of their own."
+    "Every label comes from the reference: a cell whose type the reference lacks gets the label of whatever is "
+    "nearest, often with high confidence, unless it is rejected. {confidence} The embedding is zero-shot: the model "
+    "was not fine-tuned on these labels or this query, and differences of technology, tissue or processing between "
+    "reference and query can outweigh those between cell types. Distances and shapes in a UMAP carry no meaning of "
+    "their own."
+)
+_UNCALIBRATED = (
+    "Confidence is the share of the votes for the label, not the probability of being right; --calibrate-by gives that."
+)
+_CALIBRATED = (
+    "Probabilities and thresholds were learnt on cells of the reference that were mapped with their own group left "
+    "out: they hold for a query that differs from the reference as its groups differ from one another, and promise "
+    "too much for one that differs more."
 )
 
 
@@ -67,7 +80,8 @@ def map_report(
     title: str,
     facts: Mapping[str, object],
     pictures: Sequence[Picture],
-    scores: LabelScores | None = None,
+    judgement: Judgement | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
 ) -> str:
     """Write the report of a mapping.
 
@@ -75,62 +89,106 @@ def map_report(
         title: Heading, such as `pbmc3k mapped onto pbmc_facs`.
         facts: What was mapped onto what and how: name -> value, in order; ints get thousands separators.
         pictures: Shown in order.
-        scores: Where the truth is known.
+        judgement: Where the truth is known.
+        calibrations: Of the label columns that are calibrated.
 
     Returns:
         The HTML document.
     """
+    limits = _LIMITS.format(confidence=_CALIBRATED if calibrations else _UNCALIBRATED)
     sections = [
-        *(_scores(scores) if scores else [_section("Scores", _paragraph("No true labels were given to judge by."))]),
-        _section("What was mapped", f'<div class="card"><table class="facts">{_fact_rows(facts)}</table></div>'),
-        _section("Pictures", "".join(_figure(picture) for picture in pictures)) if pictures else "",
-        _section("Limits", _paragraph(_LIMITS)),
+        *(
+            _judged(judgement)
+            if judgement
+            else [section("Scores", paragraph("No true labels were given to judge by."))]
+        ),
+        section("Calibration", _calibration(calibrations)) if calibrations else "",
+        section("What was mapped", f'<div class="card"><table class="facts">{fact_rows(facts)}</table></div>'),
+        section("Pictures", "".join(figure(picture) for picture in pictures)) if pictures else "",
+        section("Limits", paragraph(limits)),
     ]
+    return page(title, "Labels transferred by scgpt-ray", sections)
+
+
+def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
+    """The HTML document of a report, with its style and nothing from outside."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f'<body><main><h1>{escape(title)}</h1><p class="faint">Labels transferred by scgpt-ray</p>\n'
+        f'<body><main><h1>{escape(title)}</h1><p class="faint">{escape(subtitle)}</p>\n'
         + "\n".join(sections)
         + "\n</main></body></html>\n"
     )
 
 
-def _scores(scores: LabelScores) -> list[str]:
+def _judged(judgement: Judgement) -> list[str]:
+    scores, rejection = judgement.scores, judgement.rejection
     tiles = [
         (f"{scores.accuracy:.3f}", f"accuracy of {scores.n:,} cells"),
         (f"{scores.macro_f1:.3f}", f"macro-F1 over {len(scores.per_label)} labels"),
-        (f"{scores.majority_accuracy:.3f}", "accuracy of always saying the most frequent label"),
+        (f"{scores.majority_accuracy:.3f}", "accuracy of always saying the most frequent true label"),
     ]
     if scores.absent_labels and scores.accuracy_in_reference is not None:
-        tiles.append(
-            (
-                f"{scores.accuracy_in_reference:.3f}",
-                f"accuracy of {scores.n_in_reference:,} cells the reference can name",
-            )
-        )
+        text = f"accuracy of {scores.n_in_reference:,} cells the reference can name"
+        tiles.append((f"{scores.accuracy_in_reference:.3f}", text))
+    if rejection.coverage < 1 and rejection.accuracy_accepted is not None:
+        tiles.append((f"{rejection.accuracy_accepted:.3f}", f"accuracy of the {rejection.coverage:.1%} not rejected"))
     body = "".join(f'<div class="card tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in tiles)
     return [
-        _section("Scores", f'<div class="tiles">{body}</div>'),
-        _section(
-            "By label",
-            f'<div class="card"><table class="scores">{_score_rows(scores)}</table></div>{_notes(scores)}',
-        ),
+        section("Scores", f'<div class="tiles">{body}</div>'),
+        section("By label", _by_label(scores, rejection) + _notes(scores)),
+        section("Beside a baseline", _compared(judgement.comparison)),
     ]
 
 
-def _score_rows(scores: LabelScores) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("true label", "cells", "precision", "recall", "F1"))
-    rows = (
-        f"<tr><td>{escape(score.label)}{'' if score.in_reference else ' *'}</td><td>{score.support:,}</td>"
-        f"<td>{score.precision:.3f}</td><td>{score.recall:.3f}</td><td>{score.f1:.3f}</td></tr>"
-        for score in scores.per_label
-    )
-    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+def _by_label(scores: LabelScores, rejection: RejectionScores) -> str:
+    rejected = {label.label: label.rejected for label in rejection.per_label}
+    return _table(
+        ("true label", "cells", "precision", "recall", "F1", "Unknown"),
+        (
+            (f"{score.label}{'' if score.in_reference else ' *'}", f"{score.support:,}", f"{score.precision:.3f}",
+             f"{score.recall:.3f}", f"{score.f1:.3f}", f"{rejected[score.label]:,}")
+            for score in scores.per_label
+        ),
+    )  # fmt: skip
+
+
+def _compared(comparison: Comparison) -> str:
+    at = COVERAGES[1:]
+    return _table(
+        ("method", "accuracy", "macro-F1", *(f"accuracy of the surest {share:.0%}" for share in at)),
+        (
+            (method.name, f"{method.accuracy:.3f}", f"{method.macro_f1:.3f}",
+             *(f"{method.accuracy_at[f'{share:g}']:.3f}" for share in at))
+            for method in comparison.methods
+        ),
+    )  # fmt: skip
+
+
+def _calibration(calibrations: Mapping[str, Calibration]) -> str:
+    """What calibration did to cells of the reference whose group it had not seen."""
+    told = {column: calibration.held_out for column, calibration in calibrations.items()}
+    return _table(
+        ("label column", "cells", "groups", "accuracy", "error of the share", "error of the probability", "kept",
+         "wrong among the kept"),
+        (
+            (column, f"{held.cells:,}", f"{held.groups:,}", f"{held.accuracy:.3f}", f"{held.before.ece:.3f}",
+             f"{held.after.ece:.3f}", f"{held.coverage:.1%}",
+             "" if held.error_accepted is None else f"{held.error_accepted:.1%}")
+            for column, held in told.items()
+        ),
+    )  # fmt: skip
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in row)}</tr>" for row in rows)
+    return f'<div class="card"><table class="scores"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _notes(scores: LabelScores) -> str:
-    notes: list[str] = []
+    notes = ["Precision, recall and F1 are those of the vote, before any cell was rejected."]
     if scores.absent_labels:
         notes.append("* The reference lacks this label, so it could not be predicted.")
     if scores.n_without_truth:
@@ -140,10 +198,11 @@ def _notes(scores: LabelScores) -> str:
             f"Mean confidence is {scores.confidence_right:.2f} where the prediction is right and "
             f"{scores.confidence_wrong:.2f} where it is wrong."
         )
-    return f'<p class="faint notes">{escape(" ".join(notes))}</p>' if notes else ""
+    return f'<p class="faint notes">{escape(" ".join(notes))}</p>'
 
 
-def _fact_rows(facts: Mapping[str, object]) -> str:
+def fact_rows(facts: Mapping[str, object]) -> str:
+    """Rows of a table of class `facts`; ints get thousands separators."""
     return "".join(_row(name, f"{fact:,}" if type(fact) is int else str(fact)) for name, fact in facts.items())
 
 
@@ -151,15 +210,18 @@ def _row(name: str, value: str) -> str:
     return f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A picture with its caption, the image in the page itself."""
     source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
     caption = escape(picture.caption)
     return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _section(heading: str, body: str) -> str:
+def section(heading: str, body: str) -> str:
+    """HTML under a heading."""
     return f"<h2>{escape(heading)}</h2>\n{body}"
 
 
-def _paragraph(text: str) -> str:
+def paragraph(text: str) -> str:
+    """Plain text as HTML."""
     return f"<p>{escape(text)}</p>"

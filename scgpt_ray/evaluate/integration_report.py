@@ -1,0 +1,101 @@
+"""The report of an integration: metrics side by side, verdicts on batch effects with their figures, pictures."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from scgpt_ray.evaluate.expression import ExpressionShift
+from scgpt_ray.evaluate.factors import FactorEffect
+from scgpt_ray.evaluate.integration import METRICS, Integration
+from scgpt_ray.evaluate.report import Picture, fact_rows, figure, page, paragraph, section
+from scgpt_ray.evaluate.verdict import verdict
+
+_GENES_SHOWN = 10
+
+_METRICS_SAY = (
+    "AvgBIO is the mean of NMI, ARI and ASW label; AvgBATCH is the mean of graph connectivity and ASW batch. All run "
+    "from 0 to 1 and larger is better, except PCR, the share of variance that batch keys explain."
+)
+
+_LIMITS = (
+    "The embedding is zero-shot: the model was not fine-tuned on these labels or batch keys. Labels that were made by "
+    "clustering the same cells favour whatever embedding resembles the one they were made from. A type I effect is a "
+    "change of depth that all genes share, a type II effect changes single genes at equal depth; whether the latter is "
+    "technical or biology, such as a treatment, the counts cannot tell. What varies together, such as donor and lane, "
+    "cannot be told apart. Distances and shapes in a UMAP carry no meaning of their own."
+)
+
+
+def integration_report(
+    title: str,
+    facts: Mapping[str, object],
+    integration: Integration,
+    effects: Sequence[FactorEffect],
+    pictures: Sequence[Picture],
+) -> str:
+    """Write the report of an integration.
+
+    Args:
+        title: Heading.
+        facts: What was judged and how: name -> value, in order.
+        integration: Metrics of the embeddings.
+        effects: What factors do.
+        pictures: Shown in order.
+
+    Returns:
+        The HTML document.
+    """
+    reasons = {
+        f"{METRICS[metric]} of {scores.name}: {reason}"
+        for scores in integration.scores
+        for metric, reason in scores.undefined.items()
+    }
+    notes = "".join(f"<li>{escape(reason)}</li>" for reason in sorted(reasons))
+    sections = [
+        section("Metrics", _table(*_metric_rows(integration)) + paragraph(_METRICS_SAY)),
+        section("Not defined here", f"<ul>{notes}</ul>") if notes else "",
+        section("Batch effects", "".join(_effect(effect) for effect in effects)),
+        section("What was judged", f'<div class="card"><table class="facts">{fact_rows(facts)}</table></div>'),
+        section("Pictures", "".join(figure(picture) for picture in pictures)) if pictures else "",
+        section("Limits", paragraph(_LIMITS)),
+    ]
+    return page(title, "Integration judged by scgpt-ray", sections)
+
+
+def _metric_rows(integration: Integration) -> tuple[list[str], list[list[str]]]:
+    head = ["metric", *(scores.name for scores in integration.scores)]
+    rows = [
+        [shown, *(_number(getattr(scores, metric)) for scores in integration.scores)]
+        for metric, shown in METRICS.items()
+    ]
+    return head, rows
+
+
+def _effect(effect: FactorEffect) -> str:
+    head = ["embedding", "variance: label", "beside it", "by label", "probe", "chance", "purity", "by chance"]
+    rows = []
+    for carried in effect.embeddings:
+        variance, probe, purity = carried.variance, carried.probe, carried.purity
+        shares = [f"{share:.1%}" for share in (variance.label, variance.factor, variance.interaction)]
+        probed = (probe.score, probe.chance) if probe else (None, None)
+        shared = (purity.share, purity.expected) if purity else (None, None)
+        rows.append([carried.embedding, *shares, *map(_number, (*probed, *shared))])
+    genes = _table(*_gene_rows(effect.shift)) if effect.shift and effect.shift.driven else ""
+    return f"<h3>{escape(effect.name)}</h3>{paragraph(verdict(effect))}{_table(head, rows)}{genes}"
+
+
+def _gene_rows(shift: ExpressionShift) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [gene.gene, gene.level, f"{gene.effect:+.2f}", f"{gene.log2_fold:+.2f}", f"{gene.fdr:.1e}"]
+        for gene in shift.driven[:_GENES_SHOWN]
+    ]
+    return ["gene at equal depth", "level", "effect (SD)", "log2 fold", "FDR"], rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="card"><table class="scores"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
