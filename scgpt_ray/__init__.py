@@ -5,6 +5,8 @@ The verbs of the command line as functions, each with the options of `scgpt-ray 
     embed(atlas=..., checkpoint=..., output=...)          -> Manifest
     build_index(embeddings=..., output=...)               -> IndexDescription
     map_query(query=..., index=..., checkpoint=..., ...)  -> Mapped
+    integrate(embeddings=..., batch_column=..., ...)      -> Integrated
+    pretrain(atlas=..., output=...)                       -> Trained
     validate(embeddings=...)                              -> list of problems
     export(embeddings=..., output=...)                    -> number of cells
     demo(output=...)                                      -> Demo
@@ -16,12 +18,12 @@ that `scgpt_ray.model` works on a bare GPU machine.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scgpt_ray.api import build_index, demo, embed, export, map_query, validate
+    from scgpt_ray.api import build_index, demo, embed, export, integrate, map_query, pretrain, validate
     from scgpt_ray.upstream import embed_data
 
 __version__ = "0.1.0"
 
-__all__ = ["build_index", "demo", "embed", "embed_data", "export", "map_query", "validate"]
+__all__ = ["build_index", "demo", "embed", "embed_data", "export", "integrate", "map_query", "pretrain", "validate"]
 
 
 def __getattr__(name: str) -> object:

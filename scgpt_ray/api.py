@@ -7,8 +7,12 @@ from scgpt_ray.flows.demo import Demo
 from scgpt_ray.flows.demo import demo as _demo
 from scgpt_ray.flows.embed import embed as _embed
 from scgpt_ray.flows.index import build_index as _build_index
+from scgpt_ray.flows.integrate import integrate as _integrate
+from scgpt_ray.flows.integrated import Integrated
 from scgpt_ray.flows.map import map_query as _map_query
 from scgpt_ray.flows.mapped import Mapped
+from scgpt_ray.flows.pretrain import Trained
+from scgpt_ray.flows.pretrain import pretrain as _pretrain
 from scgpt_ray.flows.validate import validate as _validate
 from scgpt_ray.folder import Folder
 from scgpt_ray.index.description import IndexDescription
@@ -43,6 +47,25 @@ def map_query(**options: Any) -> Mapped:
         RunError: If the work failed; the same call resumes it.
     """
     return _map_query(config.MapSettings.of(options))
+
+
+def integrate(**options: Any) -> Integrated:
+    """Judge embeddings of several batch keys together; options are the fields of `IntegrateSettings`.
+
+    Raises:
+        InputError: If anything in the input is wrong.
+    """
+    return _integrate(config.IntegrateSettings.of(options))
+
+
+def pretrain(**options: Any) -> Trained:
+    """Train a network, or go on training one with labels; options are the fields of `PretrainSettings`.
+
+    Raises:
+        InputError: If anything in the input is wrong.
+        RunError: If the work failed; the same call resumes it.
+    """
+    return _pretrain(config.PretrainSettings.of(options))
 
 
 def validate(**options: Any) -> list[str]:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("faiss", "matplotlib", "numba"):
+    for noisy in ("faiss", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         options = vars(_parser().parse_args(arguments))
@@ -79,10 +79,14 @@ def _add_option(parser: argparse.ArgumentParser, field: str, info: FieldInfo) ->
     if info.is_required():
         text += " Required."
     elif info.default is not None and info.default_factory is None and info.default != ():
-        default = " ".join(info.default) if isinstance(info.default, tuple) else info.default
+        default = " ".join(map(str, info.default)) if isinstance(info.default, tuple) else info.default
         text += f" [default: {default}]"
+    name = "--" + field.replace("_", "-")
+    if info.annotation is bool:
+        parser.add_argument(name, dest=field, action="store_true", default=argparse.SUPPRESS, help=text)
+        return
     parser.add_argument(
-        "--" + field.replace("_", "-"),
+        name,
         dest=field,
         type=read,
         nargs="+" if many else None,

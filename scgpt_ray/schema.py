@@ -35,6 +35,10 @@ RESERVED = frozenset({JOINID, GENE, COUNT, BIN, N_GENES, EMBEDDING, NEIGHBOR, SC
 """Names that an obs column carried along must not have."""
 
 
+NO_LABEL = frozenset({"", "unknown", "nan", "none"})
+"""Texts of a label column, in lower case, that say that a cell's label is not known; so does null."""
+
+
 def ragged(column: pa.Array | pa.ChunkedArray) -> tuple[Int64Array, npt.NDArray[np.generic]]:
     """Take a list column apart into boundaries and values.
 

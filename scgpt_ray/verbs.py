@@ -58,7 +58,8 @@ def _index(settings: config.IndexSettings) -> Result:
     output = Folder.at(settings.output)
     return Result(
         f"{description.n_cells} cells indexed as {description.factory} in {len(description.shards)} shards, "
-        f"recall@10 {description.recall_at_10:.4f} at nprobe {description.nprobe}: {output.uri}",
+        f"recall@10 {description.recall_at_10:.4f} at nprobe {description.nprobe}, rerank {description.rerank}: "
+        f"{output.uri}",
         {
             "verb": "index",
             "output": output.uri,
@@ -66,6 +67,7 @@ def _index(settings: config.IndexSettings) -> Result:
             "n_cells": description.n_cells,
             "shards": len(description.shards),
             "nprobe": description.nprobe,
+            "rerank": description.rerank,
             "recall_at_10": description.recall_at_10,
         },
     )
@@ -76,6 +78,21 @@ def _map(settings: config.MapSettings) -> Result:
 
     mapped = map_query(settings)
     return Result(mapped.text(), {"verb": "map", **mapped.to_dict()})
+
+
+def _integrate(settings: config.IntegrateSettings) -> Result:
+    from scgpt_ray.flows.integrate import integrate
+
+    integrated = integrate(settings)
+    return Result(integrated.text(), {"verb": "integrate", **integrated.to_dict()})
+
+
+def _pretrain(settings: config.PretrainSettings) -> Result:
+    from scgpt_ray.flows.pretrain import pretrain
+
+    trained = pretrain(settings)
+    values = {name: trained.metrics[name] for name in ("steps", "n_cells", "n_kept_out", "best_loss")}
+    return Result(trained.text(), {"verb": "pretrain", "output": trained.output.uri, **values})
 
 
 def _validate(settings: config.ValidateSettings) -> Result:
@@ -120,6 +137,8 @@ VERBS = {
         (config.EmbedSettings, _embed),
         (config.IndexSettings, _index),
         (config.MapSettings, _map),
+        (config.IntegrateSettings, _integrate),
+        (config.PretrainSettings, _pretrain),
         (config.ValidateSettings, _validate),
         (config.ExportSettings, _export),
         (config.DemoSettings, _demo),

@@ -10,9 +10,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def test_the_whole_chain_on_real_cells(demo_run):
     folder, lines = demo_run
     result = json.loads(lines[-1])
-    assert result["weights_are_random"]
-    assert any("The weights are random" in line for line in lines)
     assert result["pca_knn_accuracy"] > result["majority_accuracy"]
+    # The cells were not trained on: the shipped network is better than its form alone, and than no network.
+    assert result["accuracy"] > result["untrained_accuracy"] + 0.1
+    assert result["macro_f1"] > result["untrained_macro_f1"] + 0.1
+    assert result["accuracy"] > result["majority_accuracy"] + 0.2
     places = ("atlas", "reference/manifest.json", "index/index.json", "mapped/report.html", "umap.png", "mlflow.db")
     for place in places:
         assert (folder / place).exists()

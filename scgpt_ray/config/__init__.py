@@ -9,7 +9,9 @@ from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings
 from scgpt_ray.config.folders import DemoSettings, ExportSettings, ValidateSettings
 from scgpt_ray.config.index import IndexSettings
+from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.map import MapSettings
+from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.settings import Settings, parse_bytes
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "EmbedSettings",
     "ExportSettings",
     "IndexSettings",
+    "IntegrateSettings",
     "MapSettings",
+    "PretrainSettings",
     "Settings",
     "ValidateSettings",
     "parse_bytes",

@@ -16,7 +16,8 @@ class EmbedSettings(CellSettings, ComputeSettings):
     atlas: Text
     """Where the cells are: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:VERSION (human)."""
     checkpoint: Text
-    """Checkpoint folder: args.json, vocab.json, and best_model.pt or model.safetensors."""
+    """Checkpoint folder: args.json, vocab.json, and best_model.pt or model.safetensors; or demo, a small one for blood
+    that ships with the package."""
     output: Text
     """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""
     max_length: Annotated[int, Field(ge=2)] = 1200

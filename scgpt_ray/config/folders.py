@@ -44,5 +44,5 @@ class DemoSettings(Settings):
 
     output: Text = "demo"
     """Folder to write everything to."""
-    checkpoint: Text | None = None
-    """Checkpoint folder. Default: a small one with random weights, made on the spot."""
+    checkpoint: Text = "demo"
+    """Checkpoint folder, or demo: a small one that ships with the package, trained on other blood cells."""

@@ -19,13 +19,16 @@ class IndexSettings(Settings):
     label_columns: tuple[Text, ...] = ()
     """obs columns to keep beside the index. Default: all that the embeddings carry."""
     factory: Text = "auto"
-    """faiss factory string, such as IVF4096,SQ8; `auto` chooses by the number of cells and --memory-budget."""
+    """faiss factory string, such as IVF4096,SQ8; `auto` chooses by the number of cells, --memory-budget and
+    --target-recall."""
     target_recall: Fraction = 0.95
-    """Recall@10 against exact search that nprobe is raised for; measured on a sample, written to index.json."""
+    """Recall@10 against exact search that the search is widened for; measured on a sample, see recall.json."""
     memory_budget: Text | None = None
-    """Most memory the whole index may take when searched, such as 8GB; only read by factory auto."""
+    """Most memory that the opened index, and the training sample, may take, such as 8GB."""
     shards: Count | None = None
-    """Number of index shards. Default: one per million cells."""
+    """Number of index shards. Default: one per two million cells; with --append, of the cells that are new."""
+    append: bool = False
+    """Add the cells that a finished index in --output lacks, in new shards of the same template."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the training and recall samples."""
 

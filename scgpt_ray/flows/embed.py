@@ -15,7 +15,6 @@ from scgpt_ray.flows.job import EmbedJob, check
 from scgpt_ray.flows.partitions import ReadJob, as_row, from_row
 from scgpt_ray.flows.progress import Progress
 from scgpt_ray.flows.stream import Stages, stream
-from scgpt_ray.folder import Folder
 from scgpt_ray.model.checkpoint import read_checkpoint
 from scgpt_ray.model.embedder import Embedder, set_threads
 from scgpt_ray.model.precision import require_precision
@@ -101,11 +100,11 @@ def run_plan(plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker) -> dict
 
 def stages_of(job: EmbedJob, workers: Pool) -> Stages:
     """Reading, embedding and committing of a job."""
-    checkpoint = Folder.at(job.checkpoint.folder)
+    checkpoint = job.checkpoint.folder
     return Stages(
         reading=ReadJob(job.source, job.output, checkpoint, job.rules),
         actor=EmbedActor,
-        arguments=(checkpoint.uri, job.settings.precision, workers.device, workers.threads),
+        arguments=(checkpoint, job.settings.precision, workers.device, workers.threads),
         output=job.output,
         fingerprint=job.fingerprint.digest,
     )

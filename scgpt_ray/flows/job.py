@@ -15,6 +15,7 @@ from scgpt_ray.model.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.model.embedder import has_gpu
 from scgpt_ray.model.precision import require_precision
 from scgpt_ray.model.tokens import RULES_VERSION, TokenRules
+from scgpt_ray.model.vocabulary import Vocabulary
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.store.fingerprint import Fingerprint
 from scgpt_ray.store.manifest import Manifest, read_manifest, read_plan
@@ -65,7 +66,7 @@ def check(settings: EmbedSettings) -> EmbedJob:
     earlier = began.fingerprint["cells"].get("snapshot") if began else None
     source = locate(settings.atlas, settings.model_copy(update={"snapshot": settings.snapshot or earlier}))
     checkpoint = read_checkpoint(settings.checkpoint)
-    genes = harmonize_genes(source, checkpoint, settings)
+    genes = harmonize_genes(source, checkpoint.vocabulary, settings)
     rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
     fingerprint = Fingerprint(
         model=model_identity(checkpoint, rules, settings.precision),
@@ -99,11 +100,11 @@ def inspect(settings: CellSettings, source: Source, genes: GeneMap) -> tuple[Int
     return joinids, report
 
 
-def harmonize_genes(source: Source, checkpoint: Checkpoint, settings: CellSettings) -> GeneMap:
+def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettings) -> GeneMap:
     """Name the genes of an atlas in the words of the vocabulary."""
     return harmonize(
         source.var(),
-        checkpoint.vocabulary.tokens,
+        vocabulary.tokens,
         columns=settings.gene_columns,
         gene_table=settings.gene_table,
         columns_are_default=settings.gene_columns == CellSettings.model_fields["gene_columns"].default,

@@ -9,7 +9,6 @@ In the file `embedding` is `list<float>`: pyarrow 25 writes null values of a fix
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,10 +19,10 @@ from scgpt_ray.cells.plan import Partition, digest_joinids
 from scgpt_ray.errors import CoverageError
 from scgpt_ray.folder import Folder
 from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
+from scgpt_ray.store.footer import read_all, read_stamp, stamped
 
 PARTS = "parts"
 _FOOTER = b"scgpt_ray.part"
-_READERS = 16
 _STORED = pa.list_(pa.field("element", pa.float32()))
 
 
@@ -89,7 +88,7 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
         n_tokens=n_tokens,
         dimension=table[EMBEDDING].type.list_size,
     )
-    encoded = _encoded(table).replace_schema_metadata({_FOOTER: json.dumps(asdict(part))})
+    encoded = stamped(_encoded(table), _FOOTER, asdict(part))
     sink = pa.BufferOutputStream()
     # Floats of a unit vector do not compress; ids and dictionaries do.
     compression = {name: "none" if name == EMBEDDING else "zstd" for name in encoded.column_names}
@@ -117,24 +116,17 @@ def _encoded(table: pa.Table) -> pa.Table:
 
 def read_footer(parts: Folder, name: str) -> Part | None:
     """What a part says of itself; None where the file is torn or is not a part of ours."""
-    try:
-        with parts.open(name) as stream:
-            metadata = pq.read_metadata(stream)
-    except (pa.ArrowInvalid, OSError):
+    found = read_stamp(parts, name, _FOOTER)
+    if found is None:
         return None
-    footer = (metadata.metadata or {}).get(_FOOTER)
-    if footer is None:
-        return None
-    part = Part(**json.loads(footer))
-    return part if part.name == name and part.n_cells == metadata.num_rows else None
+    part, n_rows = Part(**found[0]), found[1]
+    return part if part.name == name and part.n_cells == n_rows else None
 
 
 def committed(parts: Folder) -> dict[int, Part]:
     """The parts that are there, by partition; torn files are not."""
     names = [name for name in parts.names() if name.startswith("part-")]
-    with ThreadPoolExecutor(_READERS) as pool:  # on an object store a footer is a round trip
-        footers = list(pool.map(lambda name: read_footer(parts, name), names))
-    return {part.partition: part for part in footers if part is not None}
+    return {part.partition: part for part in read_all(lambda name: read_footer(parts, name), names)}
 
 
 def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.Table:

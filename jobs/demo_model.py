@@ -1,0 +1,230 @@
+"""Train the checkpoint that ships with the package, and judge it on cells it never saw.
+
+python jobs/demo_model.py --data ../shared/data --output demo-model [--seeds 0 1 2] [--ship scgpt_ray/model/demo]
+
+For each seed: a purely generative network, the same continued with cell-type labels, and an untrained one; beside
+them principal components. Prints a line per figure, and leaves them in `judged.json`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import numpy.typing as npt
+import scanpy as sc
+
+import scgpt_ray
+from scgpt_ray.evaluate.baseline import pca_knn
+from scgpt_ray.evaluate.blood import LABEL, SPLIT, blood_cells
+from scgpt_ray.evaluate.labels import score_labels
+from scgpt_ray.evaluate.nearest import nearest_labels
+from scgpt_ray.flows.cluster import connected
+from scgpt_ray.folder import Folder
+from scgpt_ray.model.checkpoint import random_checkpoint, read_checkpoint, write_checkpoint
+from scgpt_ray.model.checkpoint_files import ARGS_FILE, read_vocabulary
+from scgpt_ray.schema import JOINID
+from scgpt_ray.store.export import read_embeddings
+from scgpt_ray.store.parts import vectors_of
+
+GENES = ("feature_name", "symbol_gencode44")
+K = 10
+SIZE = {"embsize": 128, "nheads": 4, "d_hid": 128, "nlayers": 4}
+COMMON = {
+    "gene_columns": GENES,
+    "dropout": 0.0,
+    "cells_per_step": 64,
+    "min_length": 64,
+    "max_length": 256,
+    "learning_rate": 1e-3,
+    "steps_per_checkpoint": 200,
+}
+GENERATIVE = {"steps": 400, "warmup_steps": 100}
+SUPERVISED = {"steps": 1600, "warmup_steps": 100, "value_weight": 0.3, "cell_weight": 0.3}
+
+OTHERS = ("pbmc_facs", "zheng_sorted", "pbmc_donor_a_unlabelled")
+
+COARSE = "cell_type_coarse"
+MAPPINGS = {
+    "pbmc_facs -> pbmc3k": ("pbmc_facs", "pbmc3k", ("T", "B", "NK", "Monocyte")),
+    "pbmc3k -> pbmc4k_sub": ("pbmc3k", "pbmc4k_sub", ("T", "B", "NK", "Monocyte", "DC", "Platelet")),
+}
+"""Name -> reference, query, and the types of the query that the reference has."""
+UNSEEN = "pbmc3k -> pbmc4k_sub"
+
+
+def training_files(data: Path, folder: Path) -> list[str]:
+    """The sets to learn from; of kang_ctrl_12k only cells that kang_ctrlstim lacks, by barcode and by content."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kang = ad.read_h5ad(data / "kang_ctrl_12k.h5ad")
+    rest = folder / "kang_ctrl_rest.h5ad"
+    if not rest.exists():
+        kang[not_in(kang, ad.read_h5ad(data / "kang_ctrlstim.h5ad"))].copy().write_h5ad(rest)
+    return [*(str(data / f"{name}.h5ad") for name in OTHERS), str(rest)]
+
+
+def not_in(cells: ad.AnnData, judged: ad.AnnData) -> npt.NDArray[np.bool_]:
+    """Which cells do not occur in another set."""
+    genes = [gene for gene in cells.var_names if gene in set(judged.var_names)]
+    seen_contents = set(contents(judged[:, genes]))
+    seen_barcodes = {barcode(name) for name in judged.obs_names}
+    fresh = [
+        content not in seen_contents and barcode(name) not in seen_barcodes
+        for name, content in zip(cells.obs_names, contents(cells[:, genes]), strict=True)
+    ]
+    return np.array(fresh)
+
+
+def contents(cells: ad.AnnData) -> Iterator[bytes]:
+    """The counts of each cell, in the order of the genes given."""
+    return (row.tobytes() for row in cells.X.toarray())
+
+
+def barcode(name: str) -> str:
+    """The part of a cell's name that the sequencer read."""
+    return name.split("-")[0]
+
+
+def train(seed: int, files: list[str], data: Path, output: Path) -> dict[str, Path]:
+    """Both stages of one seed; name -> checkpoint folder."""
+    generative, supervised = output / f"generative-{seed}", output / f"supervised-{seed}"
+    scgpt_ray.pretrain(
+        atlas=files,
+        vocabulary=str(data / "default_census_vocab.json"),
+        output=str(generative),
+        seed=seed,
+        **SIZE,
+        **COMMON,
+        **GENERATIVE,
+    )
+    scgpt_ray.pretrain(
+        atlas=files,
+        checkpoint=str(generative / "checkpoint"),
+        label_column="cell_type",
+        output=str(supervised),
+        seed=seed,
+        **COMMON,
+        **SUPERVISED,
+    )
+    return {"generative": generative / "checkpoint", "supervised": supervised / "checkpoint"}
+
+
+def judge(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[float, float]]:
+    """Accuracy and macro-F1 of each mapping."""
+    blood = folder.parent / "blood.h5ad"
+    if not blood.exists():
+        blood_cells(0).write_h5ad(blood)
+    places = {name: data / f"{name}.h5ad" for name in ("pbmc_facs", "pbmc3k", "pbmc4k_sub")}
+    found = {name: embedded(place, checkpoint, folder / name, (COARSE,), GENES) for name, place in places.items()}
+    scores = {}
+    for name, (reference, query, types) in MAPPINGS.items():
+        known, asked = np.isin(found[reference][1], ["unknown", "Other"]), np.isin(found[query][1], types)
+        pairs = [(vectors[rows], labels[rows]) for (vectors, labels), rows in
+                 ((found[reference], ~known), (found[query], asked))]  # fmt: skip
+        scores[name] = knn(*pairs[0], *pairs[1])
+    vectors, labels = embedded(blood, checkpoint, folder / "blood", (LABEL,), ("index",))
+    is_query = (ad.read_h5ad(blood).obs[SPLIT] == "query").to_numpy()
+    scores["demo cells"] = knn(vectors[~is_query], labels[~is_query], vectors[is_query], labels[is_query])
+    return scores
+
+
+def embedded(
+    place: Path, checkpoint: Path, output: Path, columns: tuple[str, ...], genes: tuple[str, ...]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.object_]]:
+    """Embeddings [n, d] of a file by `scgpt-ray embed`, and the labels in its first column."""
+    scgpt_ray.embed(
+        atlas=str(place), checkpoint=str(checkpoint), output=str(output), obs_columns=columns, gene_columns=genes
+    )
+    table = read_embeddings(Folder.at(output)).sort_by(JOINID)
+    return vectors_of(table)[1], np.array(table[columns[0]].to_pylist(), object)
+
+
+def knn(
+    reference: npt.NDArray[np.float32],
+    reference_labels: npt.NDArray[np.object_],
+    query: npt.NDArray[np.float32],
+    truth: npt.NDArray[np.object_],
+) -> tuple[float, float]:
+    """Accuracy and macro-F1 of a majority vote of the nearest neighbours by cosine."""
+    predicted, share = nearest_labels(reference, reference_labels, query, K)
+    judged = score_labels(truth, predicted, share, set(reference_labels))
+    return judged.accuracy, judged.macro_f1
+
+
+def judge_components(data: Path, seed: int) -> dict[str, tuple[float, float]]:
+    """The same of principal components: 30, of log1p counts per 10,000, and as many neighbours."""
+    scores = {}
+    for name, (reference, query, types) in MAPPINGS.items():
+        known, asked = (log1p_cells(data / f"{which}.h5ad") for which in (reference, query))
+        known = known[~known.obs[COARSE].isin(["unknown", "Other"])]
+        asked = asked[asked.obs[COARSE].isin(types)]
+        genes = known.var_names.intersection(asked.var_names)
+        labels = known.obs[COARSE].to_numpy(object)
+        predicted = pca_knn(known[:, genes].X, labels, asked[:, genes].X, k=K, seed=seed)
+        truth = asked.obs[COARSE].to_numpy(object)
+        judged = score_labels(truth, predicted, np.ones(len(truth)), set(labels))
+        scores[name] = judged.accuracy, judged.macro_f1
+    return scores
+
+
+def log1p_cells(place: Path) -> ad.AnnData:
+    """Cells of a file by current symbols, log1p of counts per 10,000."""
+    cells = ad.read_h5ad(place)
+    current, published = (cells.var[column].astype(object) for column in ("symbol_gencode44", "feature_name"))
+    cells.var_names = current.where(current.notna(), published).astype(str)
+    cells = cells[:, ~cells.var_names.duplicated()].copy()
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    return cells
+
+
+def ship(checkpoint: Path, folder: Path) -> None:
+    """Write a checkpoint in half precision, as the package carries it."""
+    read = read_checkpoint(checkpoint)
+    args = json.loads((checkpoint / ARGS_FILE).read_text())
+    halves = {name: tensor.half() for name, tensor in {**read.tensors, **read.heads}.items()}
+    more = {name: args[name] for name in ("mask_value", "mask_ratio", "training_tasks", "MVC", "no_cls", "cell_types")}
+    write_checkpoint(folder, read.architecture, read.vocabulary, halves, more_args=more, as_safetensors=True)
+
+
+def main() -> None:
+    """Train, judge, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the .h5ad files")
+    parser.add_argument("--output", type=Path, required=True, help="folder for everything")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a network for each [default: 0]")
+    parser.add_argument("--ship", type=Path, help="folder for the better network of the first seed, in half precision")
+    options = parser.parse_args()
+    files = training_files(options.data, options.output / "cells")
+    told: list[dict[str, Any]] = []
+
+    def tell(network: str, seed: int, scores: dict[str, tuple[float, float]]) -> None:
+        for task, (accuracy, macro_f1) in scores.items():
+            told.append({"network": network, "seed": seed, "task": task, "accuracy": accuracy, "macro_f1": macro_f1})
+            sys.stdout.write(json.dumps(told[-1]) + "\n")
+            sys.stdout.flush()
+
+    with connected():
+        tell("principal components", 0, judge_components(options.data, 0))
+        for seed in options.seeds:
+            checkpoints = train(seed, files, options.data, options.output)
+            untrained = options.output / f"untrained-{seed}"
+            genes = [gene for gene in read_vocabulary(checkpoints["generative"]).tokens if not gene.startswith("<")]
+            random_checkpoint(untrained, genes, seed=seed, **SIZE)
+            for network, checkpoint in {"untrained": untrained, **checkpoints}.items():
+                tell(network, seed, judge(checkpoint, options.data, options.output / f"judged-{network}-{seed}"))
+    (options.output / "judged.json").write_text(json.dumps(told, indent=1))
+    if options.ship:
+        # By cells and labels that neither stage saw.
+        unseen = [line for line in told if line["seed"] == options.seeds[0] and line["task"] == UNSEEN]
+        trained = [line for line in unseen if line["network"] in ("generative", "supervised")]
+        best = max(trained, key=lambda line: line["accuracy"])["network"]
+        ship(options.output / f"{best}-{options.seeds[0]}" / "checkpoint", options.ship)
+
+
+if __name__ == "__main__":
+    main()

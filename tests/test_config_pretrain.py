@@ -1,0 +1,69 @@
+"""What `pretrain` accepts."""
+
+import pytest
+
+from scgpt_ray.config import PretrainSettings
+from scgpt_ray.errors import ConfigError
+
+NEEDED = {"atlas": ["a"], "output": "o"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "pretrain: --atlas is missing; --output is missing"),
+        ({**NEEDED, "atlas": []}, "--atlas: .* at least 1 item"),
+        ({**NEEDED, "atlas": ["a", "b", "a"]}, "an atlas is named twice"),
+        ({**NEEDED, "atlas": [""]}, "--atlas.0: string should have at least 1 character"),
+        ({**NEEDED, "embsize": 30, "nheads": 4}, "--embsize 30 is no multiple of --nheads 4"),
+        ({**NEEDED, "checkpoint": "c", "vocabulary": "v"}, "give one of --checkpoint and --vocabulary"),
+        ({**NEEDED, "checkpoint": "c", "nlayers": 3, "embsize": 64}, "--checkpoint brings its own embsize, nlayers"),
+        ({**NEEDED, "min_length": 200, "max_length": 100}, "--min-length 200 is above --max-length 100"),
+        ({**NEEDED, "min_length": 1}, "--min-length: input should be greater than or equal to 2"),
+        ({**NEEDED, "max_length": 1}, "--max-length: input should be greater than or equal to 2"),
+        ({**NEEDED, "mask_ratios": [0.5, 1.0]}, "--mask-ratios.1: input should be less than 1, found 1.0"),
+        ({**NEEDED, "mask_ratios": [0.0]}, "--mask-ratios.0: input should be greater than 0"),
+        ({**NEEDED, "mask_ratios": []}, "there is nothing to learn"),
+        ({**NEEDED, "value_weight": 0, "cell_weight": 0}, "there is nothing to learn"),
+        ({**NEEDED, "mask_ratios": [], "label_column": "t", "label_weight": 0}, "there is nothing to learn"),
+        ({**NEEDED, "value_weight": 0, "cell_weight": 0, "domain_column": "d"}, "there is nothing to learn"),
+        ({**NEEDED, "cell_weight": -1}, "--cell-weight: .* found -1"),
+        ({**NEEDED, "dropout": 1.0}, "--dropout: input should be less than 1"),
+        ({**NEEDED, "validation_share": 1.5}, "--validation-share: .* found 1.5"),
+        ({**NEEDED, "steps": 500}, "--warmup-steps 500 is not below --steps 500"),
+        ({**NEEDED, "learning_rate": 0}, "--learning-rate: input should be greater than 0"),
+        ({**NEEDED, "seed": 2**31}, "--seed: input should be less than 2147483648"),
+        ({**NEEDED, "precision": "float16"}, "--precision: input should be 'float32' or 'bfloat16'"),
+        ({**NEEDED, "gene_table": "t.csv"}, "--gene-table leads to names that --vocabulary must give"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        PretrainSettings.of(options)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("see scgpt-ray pretrain --help")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask_ratios": [], "label_column": "t"},
+        {"value_weight": 0, "cell_weight": 0, "label_column": "t"},
+        {"value_weight": 0},
+        {"checkpoint": "c", "gene_table": "t.csv"},
+        {"vocabulary": "v", "gene_table": "t.csv"},
+        {"min_length": 50, "max_length": 50},
+        {"steps": 10, "warmup_steps": 0},
+        {"validation_share": 0.0, "validation_filter": "donor == 'd1'"},
+    ],
+)
+def test_what_makes_sense_is_accepted(options):
+    settings = PretrainSettings.of({**NEEDED, **options})
+    assert {name: getattr(settings, name) for name in options} == {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+
+
+def test_words_of_the_command_line_are_read():
+    settings = PretrainSettings.of({**NEEDED, "mask_ratios": ["0.25", "0.5"]})
+    assert settings.mask_ratios == (0.25, 0.5)

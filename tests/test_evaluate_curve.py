@@ -1,0 +1,25 @@
+"""The picture of a training run."""
+
+import pytest
+
+from scgpt_ray.evaluate.curve import training_curve
+
+
+def judged(step, **more):
+    return {"step": step, "loss": 5.0 / (step + 1), "value": 700.0 / (step + 1), **more}
+
+
+@pytest.mark.parametrize(
+    ("told", "panels"),
+    [
+        ([judged(500)], 2),
+        ([judged(500), judged(1000), judged(1500)], 2),
+        ([judged(10, cell=3.0, label=1.5, domain=0.7), judged(20, cell=2.0, label=1.0, domain=0.7)], 5),
+    ],
+    ids=["one saving", "several", "all objectives"],
+)
+def test_a_panel_for_each_objective(told, panels):
+    png = training_curve(told)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(png[16:20]) == pytest.approx(120 * 3.2 * panels, abs=1)
+    assert int.from_bytes(png[20:24]) == pytest.approx(120 * 2.8, abs=1)
