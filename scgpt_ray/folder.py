@@ -1,8 +1,11 @@
 """A place for files, on a disk or an object store, in which a file is there whole or not at all."""
 
 import os
+import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +14,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from scgpt_ray.errors import OutputError
+
+_COPIED_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,56 @@ class Folder:
             temporary.replace(place)
         finally:
             temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A local path to write a file to that is too large for memory; in its place when the block ends well.
+
+        On an object store the finished file is uploaded, so that it needs room on the local disk for the while.
+
+        Raises:
+            OSError: As `write`.
+        """
+        if not self.is_local:
+            with tempfile.TemporaryDirectory() as scratch:
+                written = Path(scratch) / "staged"
+                yield written
+                filesystem, root = self._remote
+                with written.open("rb") as source, filesystem.open_output_stream(f"{root}/{name}") as stream:
+                    shutil.copyfileobj(source, stream, _COPIED_BYTES)
+            return
+        place = self.path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(place)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where it is not there."""
+        if self.is_local:
+            place = self.path / name
+            return place.stat().st_size if place.is_file() else None
+        filesystem, root = self._remote
+        info = filesystem.get_file_info(f"{root}/{name}")
+        return int(info.size) if info.type == pafs.FileType.File else None
+
+    def fetch(self, name: str, cache: Path) -> Path:
+        """A local path to a file, as a memory map needs: its own, or that of a copy in `cache`.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        if self.is_local:
+            return self.path / name
+        copy = cache / name.replace("/", "_")
+        with self.open(name) as source, copy.open("wb") as stream:
+            shutil.copyfileobj(source, stream, _COPIED_BYTES)
+        return copy
 
     def remove(self, name: str) -> None:
         """Delete a file that is there."""

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -184,11 +185,9 @@ class _Run:
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def _artifact(self, event: Event) -> None:
-        name = event.payload["name"]
-        if self.output.is_local:
-            self.client.log_artifact(self.run_id, str(self.output.path / name))
-        else:
-            self.client.log_text(self.run_id, self.output.read(name).decode(), Path(name).name)
+        with tempfile.TemporaryDirectory() as cache:
+            file = self.output.fetch(event.payload["name"], Path(cache))
+            self.client.log_artifact(self.run_id, str(file))
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from scgpt_ray.benchmark import index
 from scgpt_ray.cli import main
 
 
@@ -51,15 +52,31 @@ def test_tokens(capsys):
 
 
 def test_read(capsys):
-    found = figures(capsys, "--stage", "read", "--cells", "60", "--tokens", "100")
+    found = figures(capsys, "--stage", "read", "--cells", "60", "--tokens", "100", "--readers", "2")
     assert found["read", "cells/s"] > 0
     assert found["read and tokens", "cells per CPU second"] > 0
+    assert 50 < found["peak memory of a reader", "MB"] < 1000
+    one, two = (found[f"read and tokens, {of}", "cells/s"] for of in ("1 process", "2 processes"))
+    assert found["ratio of 2 processes to 1", ""] == pytest.approx(two / one, rel=1e-3)
 
 
-def test_index(capsys):
-    found = figures(capsys, "--stage", "index", "--cells", "2000", "--seconds", "0.01")
-    assert found["adding", "vectors/s"] > 0
-    assert found["searching", "queries/s"] > 0
+def test_one_reader_is_not_several(capsys):
+    assert main(["benchmark", "--stage", "read", "--readers", "1"]) == 2
+    assert "--readers" in capsys.readouterr().err
+
+
+def test_index(capsys, monkeypatch):
+    monkeypatch.setattr(index, "UPSTREAM_FACTORY", "PCA64,IVF{}_HNSW32,PQ16np")  # polysemous codes take half a minute
+    found = figures(capsys, "--stage", "index", "--cells", "12000")
+    assert found["recall@10", ""] >= 0.98 > found["upstream: recall@10", ""]
+    assert found["building a million", "s"] > found["adding a million", "s"] > 0
+    assert found["base: local intrinsic dimension", ""] > found["grown: local intrinsic dimension", ""] > 5
+
+
+def test_index_from_too_few_embeddings(capsys, make_embeddings, tmp_path):
+    run = make_embeddings(tmp_path / "run")
+    assert main(["benchmark", "--stage", "index", "--embeddings-from", run.uri]) == 2
+    assert "--embeddings-from" in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -36,7 +36,7 @@ def test_a_reference_smaller_than_k_and_components():
 
 
 def test_the_majority_of_the_reference():
-    labels, share = majority(np.array(["T", "B", "T", "B", "NK"], object), 3)
+    labels, share = majority({"T": 2, "B": 2, "NK": 1, None: 9}, 3)
     assert labels.tolist() == ["B"] * 3
     assert share.tolist() == [0.4] * 3
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluate.labels import confidence_by_outcome, has_truth, score_labels
+from scgpt_ray.evaluate.labels import has_truth, outcomes, score_labels
 
 TRUTH = ["T", "T", "T", "B", "NK", None, "unknown", "B"]
 PREDICTED = ["T", "T", "B", "B", "T", "T", "B", "Unknown"]
@@ -75,11 +75,11 @@ def test_a_query_without_any_truth_is_refused():
         score_labels([None, "unknown"], ["T", "T"], np.ones(2), {"T"})
 
 
-def test_confidence_by_outcome():
-    groups = confidence_by_outcome(TRUTH, PREDICTED, CONFIDENCE)
-    assert {name: values.tolist() for name, values in groups.items()} == {
-        "right": CONFIDENCE[[0, 1, 3]].tolist(),
-        "wrong": CONFIDENCE[[2, 4, 7]].tolist(),
-        "no truth": CONFIDENCE[[5, 6]].tolist(),
+def test_rows_by_outcome():
+    groups = outcomes(TRUTH, PREDICTED)
+    assert {name: rows.tolist() for name, rows in groups.items()} == {
+        "right": [0, 1, 3],
+        "wrong": [2, 4, 7],
+        "no truth": [5, 6],
     }
-    assert list(confidence_by_outcome(["T"], ["T"], np.ones(1))) == ["right"]
+    assert list(outcomes(["T"], ["T"])) == ["right"]

@@ -11,15 +11,21 @@ from scgpt_ray.evaluate.plots import (
     confidence_histogram,
     confusion_heatmap,
     coverage_accuracy,
+    distance_histogram,
     label_counts,
     reliability_diagram,
     umap_scatter,
 )
+from scgpt_ray.evaluate.recall_plot import recall_curve
 from scgpt_ray.evaluate.umap import umap_coordinates
+from scgpt_ray.index.recall import Point
+from scgpt_ray.index.searcher import Effort
 from scgpt_ray.mapping.reliability import reliability
 
 RNG = np.random.default_rng(0)
 NAMES = ["CD4 T", "B", "costs $5 & <more>", "a label that is much longer than any axis has room for", "NK"]
+
+TRIED = [Point(nprobe, rerank, 0.9, 1 - 0.3 / nprobe / (1 + rerank), 1) for nprobe in (1, 4, 16) for rerank in (0, 16)]
 
 
 def pixels(png):
@@ -43,6 +49,9 @@ def test_every_picture_is_a_png_and_repeatable():
         lambda: confusion_heatmap(scores),
         lambda: confidence_histogram({"right": np.array([1.0, 0.5]), "wrong": np.array([0.2])}),
         lambda: confidence_histogram({"all cells": np.array([0.0, 1.0], np.float32)}),
+        lambda: confidence_histogram({"all cells": np.array([0.5])}, "probability of being right"),
+        lambda: distance_histogram({"right": np.array([0.1, 0.3]), "wrong": np.array([0.7])}),
+        lambda: recall_curve(TRIED, Effort(4, 16), 0.95),
         lambda: label_counts(truth, "Predicted cell_type"),
         lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type"),
     ):
@@ -58,6 +67,8 @@ def test_one_cell_is_enough():
     for png in (
         confusion_heatmap(scores),
         label_counts(["T"], "x"),
+        distance_histogram({"wrong": np.zeros(1)}),
+        recall_curve(TRIED[:1], TRIED[0].effort, 0.5),
         reliability_diagram({"x": reliability(np.ones(1), np.ones(1, bool))}),
         coverage_accuracy({"x": coverage_curve(np.ones(1), np.ones(1, bool))}, (1.0, 1.0)),
         umap_scatter(np.zeros((1, 2)), ["T"], "x"),

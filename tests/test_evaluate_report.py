@@ -2,9 +2,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from scgpt_ray.evaluate.labels import score_labels
+from scgpt_ray.evaluate.judgement import judge
 from scgpt_ray.evaluate.plots import label_counts
 from scgpt_ray.evaluate.report import Picture, map_report
+from scgpt_ray.mapping.calibration import Calibration, HeldOut, Targets
+from scgpt_ray.mapping.calibrator import Calibrator
+from scgpt_ray.mapping.rejection import Thresholds
+from scgpt_ray.mapping.reliability import Bin, Reliability
 
 VOID = {"meta", "img"}
 
@@ -33,15 +37,28 @@ class Page(HTMLParser):
 EVIL = '<script>alert("x")</script> & "quotes\' <b>'
 
 
+TRUTH, VOTED = ["T", "B", EVIL, None], ["T", "T", EVIL, "T"]
+SURE = {"share of the votes": np.array([1, 0.5, 0.25, 0.1])}
+REJECTED = np.array([False, True, False, False])
+
+
+def calibration():
+    bins = Reliability((Bin(10, 0.5, 0.25),))
+    held_out = HeldOut(1234, 7, 0.25, bins, Reliability((Bin(10, 0.5, 0.375),)), 0.5, 0.125, 0.0, {})
+    flat = (0.0, 0.0, 0.0)
+    return Calibration(Calibrator(flat, flat, flat, (0.0,), (0.5,)), Thresholds(0.0, {}, None), Targets(), held_out)
+
+
 def test_the_report_is_whole_and_stands_alone():
-    scores = score_labels(["T", "B", EVIL, None], ["T", "T", EVIL, "T"], np.array([1, 0.5, 0.25, 0.1]), {"T", "B"})
+    judgement = judge(TRUTH, VOTED, SURE, REJECTED, {"T": 3, "B": 1, None: 5})
     picture = Picture(label_counts(["T"], "x"), EVIL)
-    html = map_report(f"a {EVIL}", {"Reference": EVIL, "Cells": 1234567, EVIL: 0.95}, [picture], scores)
+    facts = {"Reference": EVIL, "Cells": 1234567, EVIL: 0.95}
+    html = map_report(f"a {EVIL}", facts, [picture], judgement, {EVIL: calibration()})
     page = Page(html)
     assert page.open == []
     assert "script" not in page.tags
     assert "b" in page.tags, "the tiles have their own"
-    assert page.text.count(EVIL) == 6, "two titles, a fact's name and value, a label, a caption"
+    assert page.text.count(EVIL) == 7, "two titles, a fact's name and value, a label, a label column, a caption"
     assert ("alt", EVIL) in page.attributes
     sources = [value for name, value in page.attributes if name in {"src", "href"}]
     assert len(sources) == 1
@@ -52,16 +69,21 @@ def test_the_report_is_whole_and_stands_alone():
         "1,234,567",
         "0.667",
         "accuracy of 3 cells",
+        "1.000accuracy of the 66.7% not rejected",
+        "majority class0.333",
+        "1,23470.2500.2500.12550.0%12.5%",
         "1 cells without a true label",
         "reference lacks",
+        "Probabilities and thresholds were learnt on cells of the reference",
     ):
-        assert shown in page.text
+        assert shown in page.text, shown
     assert "prefers-color-scheme: dark" in html
 
 
-def test_without_truth_the_report_says_so():
+def test_without_truth_and_calibration_the_report_says_so():
     page = Page(map_report("pbmc onto atlas", {"k": 10}, []))
     assert "No true labels were given" in page.text
     assert "Pictures" not in page.text
     assert "Limits" in page.text
+    assert "not the probability of being right; --calibrate-by gives that." in page.text
     assert page.open == []

@@ -10,9 +10,10 @@ import pytest
 import scgpt_ray
 from scgpt_ray.config import IndexSettings
 from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
-from scgpt_ray.flows.index import _sample, _without_self, build_index, resolve
+from scgpt_ray.flows.index import build_index, resolve
+from scgpt_ray.flows.shards import sample
 from scgpt_ray.folder import Folder
-from scgpt_ray.index.shard import ids_of, open_shard
+from scgpt_ray.index.recall import without_self
 from scgpt_ray.schema import EMBEDDING, JOINID
 from scgpt_ray.store.export import read_embeddings
 from scgpt_ray.store.manifest import MANIFEST, require_manifest
@@ -35,10 +36,11 @@ def built(local_ray, reference, tmp_path_factory):
 @pytest.mark.ray
 def test_what_is_left(built, reference):
     output, description = built
-    names = [f"{kind}-{number:05d}.{suffix}" for kind, suffix in (("labels", "parquet"), ("shard", "faiss"))
-             for number in range(3)]  # fmt: skip
+    kinds = (("ids", "npy"), ("labels", "parquet"), ("shard", "faiss"), ("shard", "json"))
+    names = [f"{kind}-{number:05d}.{suffix}" for kind, suffix in kinds for number in range(3)]
     left = sorted(path.name for path in output.iterdir() if not path.name.startswith("ml"))
-    assert left == ["index.json", *names[:3], *names[3:], "template.faiss"]
+    others = ["centre.npy", "index.json", "recall.json", "template.faiss", "template.json"]
+    assert left == sorted([*names, *others])
     assert (description.factory, description.n_cells, description.d) == ("Flat", N - len(EMPTY), 16)
     assert (description.nprobe, description.recall_at_10, description.recall_queries) == (1, 1.0, 256)
     assert description.label_columns == ("kind", "age")
@@ -53,14 +55,15 @@ def test_each_embedded_cell_is_in_one_shard_with_its_labels_and_vector(built, re
     seen = []
     for shard in description.shards:
         index = faiss.read_index(str(output / shard.name))  # as a user would
-        ids = ids_of(open_shard(output / shard.name))
+        ids = np.load(output / shard.ids)
         labels = pq.read_table(output / shard.labels)
         assert labels.column_names == [JOINID, "kind", "age"]
-        assert sorted(ids.tolist()) == labels[JOINID].to_pylist()
+        assert shard.vectors is None
+        assert ids.tolist() == labels[JOINID].to_pylist()
         assert index.ntotal == shard.n_cells == labels.num_rows
-        for row in labels.to_pylist():
+        for place, row in enumerate(labels.to_pylist()):
             assert row == {name: cells[row[JOINID]][name] for name in row}
-            np.testing.assert_array_equal(index.reconstruct(row[JOINID]), np.float32(cells[row[JOINID]][EMBEDDING]))
+            np.testing.assert_array_equal(index.reconstruct(place), np.float32(cells[row[JOINID]][EMBEDDING]))
         seen += ids.tolist()
     assert sorted(seen) == [joinid for joinid in range(10, 10 + N) if joinid - 10 not in EMPTY]
 
@@ -78,7 +81,7 @@ def test_a_finished_index_is_left_alone_and_another_refused(built, reference):
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("options", "n_lists"),
-    [({"factory": "IVF4,SQ8", "shards": 2}, 4), ({"factory": "RR16,IVF4,RaBitQ4", "target_recall": 0.5}, 4)],
+    [({"factory": "IVF4,SQ8", "shards": 2}, 4), ({"factory": "PCAR16,IVF4,PQ8x4fs", "target_recall": 0.99}, 4)],
 )
 def test_an_approximate_index_and_its_measured_recall(local_ray, reference, tmp_path, options, n_lists):
     description = scgpt_ray.build_index(embeddings=reference.uri, output=str(tmp_path / "index"), **options)
@@ -91,9 +94,10 @@ def test_an_approximate_index_and_its_measured_recall(local_ray, reference, tmp_
 
 
 @pytest.mark.ray
-def test_a_recall_out_of_reach_is_told(local_ray, reference, tmp_path, caplog):
+def test_a_recall_out_of_reach_is_told(local_ray, make_embeddings, tmp_path, caplog):
+    many = make_embeddings(tmp_path / "many", n_cells=1500, cells_per_part=500)
     settings = IndexSettings(
-        embeddings=reference.uri, output=str(tmp_path), factory="RR16,IVF4,RaBitQ", target_recall=1.0
+        embeddings=many.uri, output=str(tmp_path / "index"), factory="PCA2,IVF4,PQ1x2", target_recall=1.0
     )
     with caplog.at_level("WARNING", logger="scgpt_ray.flows.index"):
         description = build_index(settings)
@@ -122,20 +126,22 @@ def test_small_and_empty_pieces(local_ray, make_embeddings, tmp_path, n_cells, p
 @pytest.mark.ray
 @pytest.mark.parametrize("n", [0, 1, 50, 295, 1000])
 def test_a_sample_is_drawn_evenly_without_repetition(local_ray, reference, n):
-    ids, vectors = _sample(reference, require_manifest(reference), n, seed=1)
+    ids, vectors = sample(reference, require_manifest(reference), n, seed=1)
     assert vectors.shape == (min(n, N - len(EMPTY)), 16)
     assert len(set(ids.tolist())) == len(ids) == len(vectors)
     assert not {joinid - 10 for joinid in ids.tolist()} & set(EMPTY)
-    again, _ = _sample(reference, require_manifest(reference), n, seed=1)
+    again, _ = sample(reference, require_manifest(reference), n, seed=1)
     assert again.tolist() == ids.tolist()
     if n == 50:
         assert 30 < np.mean(ids) - 10 < 270
-        assert _sample(reference, require_manifest(reference), n, seed=2)[0].tolist() != ids.tolist()
+        assert sample(reference, require_manifest(reference), n, seed=2)[0].tolist() != ids.tolist()
 
 
 def test_without_self():
     found = np.array([[5, 1, 2], [1, 6, 2], [1, 2, 3], [-1, -1, -1]])
-    assert _without_self(found, np.array([5, 6, 7, 8])).tolist() == [[1, 2], [1, 2], [1, 2], [-1, -1]]
+    ids, scores = without_self(found, found / np.float32(10), np.array([5, 6, 7, 8]))
+    assert ids.tolist() == [[1, 2], [1, 2], [1, 2], [-1, -1]]
+    np.testing.assert_allclose(scores, ids / 10)
 
 
 @pytest.mark.parametrize(

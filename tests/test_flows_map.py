@@ -13,13 +13,16 @@ import scgpt_ray
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
 from scgpt_ray.evaluate.labels import score_labels
-from scgpt_ray.flows.mapped import own_name
+from scgpt_ray.flows.map import TERMS
 from scgpt_ray.folder import Folder
-from scgpt_ray.schema import EMBEDDING, OBS_ID
+from scgpt_ray.mapping.calibration import Calibration
+from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID
 from scgpt_ray.store.export import read_embeddings
 
 pytestmark = pytest.mark.ray
 K = 7
+PLAIN = ("", "_confidence", "_voted", "_runner_up", "_runner_up_share", "_unknown")
+CALIBRATED = {"calibrate_by": "sample", "label_columns": ["cell_type"], "truth_column": "cell_type"}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,8 @@ def files(blood, place):
     """200 reference cells, one of them (5) empty; 60 query cells, of which cell-077 is empty."""
     order = np.argsort([number % 4 == 1 for number in range(260)], kind="stable")
     cells = blood[order].copy()
+    cells.obs["sample"] = [f"s{number // 3 % 5}" for number in range(260)]
+    cells.obs[TERMS] = cells.obs["cell_type"].map({"B": "CL:0000236", "T": "CL:0000084", "NK": "CL:0000623"})
     cells[:200].copy().write_h5ad(place / "reference.h5ad")
     assert {"cell-005", "cell-077"} <= set(cells.obs_names)
     cells[200:].copy().write_h5ad(place / "query.h5ad")
@@ -44,18 +49,24 @@ def reference(local_ray, files, checkpoint, place):
         atlas=str(files[0]),
         checkpoint=str(checkpoint),
         output=str(place / "reference"),
-        obs_columns=["cell_type", "donor"],
+        obs_columns=["cell_type", "donor", "sample", TERMS],
         cells_per_partition=60,
     )
-    for shards in (1, 3):
-        scgpt_ray.build_index(embeddings=str(place / "reference"), output=str(place / f"index-{shards}"), shards=shards)
+    for name, shards, columns in (
+        ("index-1", 1, ["cell_type", "donor"]),
+        ("index-3", 3, ["cell_type", "donor"]),
+        ("index-samples", 2, ["cell_type", TERMS, "donor", "sample"]),
+    ):
+        scgpt_ray.build_index(
+            embeddings=str(place / "reference"), output=str(place / name), shards=shards, label_columns=columns
+        )
     return place
 
 
-def options(place, checkpoint, output="mapped", shards=1, **more):
+def options(place, checkpoint, output="mapped", index=1, **more):
     return {
         "query": str(place / "query.h5ad"),
-        "index": str(place / f"index-{shards}"),
+        "index": str(place / f"index-{index}"),
         "checkpoint": str(checkpoint),
         "output": str(place / output),
         "k": K,
@@ -103,7 +114,7 @@ def test_every_label_is_the_vote_of_the_nearest(mapped, reference):
     predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
     assert predictions.column_names == [
         "soma_joinid", "obs_id", "donor_query", "cell_type_query",
-        "cell_type", "cell_type_confidence", "donor", "donor_confidence",
+        *(f"{column}{suffix}" for column in ("cell_type", "donor") for suffix in PLAIN), "neighbor", "score",
     ]  # fmt: skip
     assert predictions.num_rows == 60
     neighbours = neighbours_by_hand(reference, reference / "mapped")
@@ -111,7 +122,21 @@ def test_every_label_is_the_vote_of_the_nearest(mapped, reference):
     assert_voted(predictions, neighbours, ["cell_type", "donor"])
     by_name = {row[OBS_ID]: row for row in predictions.to_pylist()}
     empty = by_name["cell-077"]
-    assert (empty["cell_type"], empty["cell_type_confidence"], empty["donor"]) == ("Unknown", 0.0, "Unknown")
+    for column in ("cell_type", "donor"):
+        assert {suffix: empty[f"{column}{suffix}"] for suffix in PLAIN} == {
+            "": "Unknown", "_confidence": 0.0, "_voted": None, "_runner_up": None, "_runner_up_share": 0.0,
+            "_unknown": "no embedding",
+        }  # fmt: skip
+    assert (empty["neighbor"], empty["score"]) == ([], [])
+
+
+def test_every_cell_names_its_neighbours(mapped, reference):
+    neighbours = neighbours_by_hand(reference, reference / "mapped")
+    rows = pq.read_table(reference / "mapped" / "predictions.parquet").to_pylist()
+    for row in rows:
+        expected = neighbours.get(row[OBS_ID], [])
+        assert row["neighbor"] == [cell[JOINID] for cell, _ in expected]
+        assert row["score"] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 def test_the_truth_and_the_columns_of_the_query_stay(mapped, reference, files):
@@ -144,7 +169,7 @@ def test_the_report_needs_nothing_else(mapped, reference):
     page = (reference / "mapped" / "report.html").read_text()
     assert "query.h5ad" in page
     assert "index-1" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 5
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import|<script', page)
 
 
@@ -157,7 +182,7 @@ def test_the_labelled_query_opens_in_scanpy(mapped, reference):
     assert cells.obs["cell_type"].tolist() == predictions["cell_type"].to_pylist()
     assert np.isnan(cells.obsm["X_scGPT"]).any(axis=1).sum() == 1
     assert list(cells.obs) == [
-        "donor_query", "cell_type_query", "cell_type", "cell_type_confidence", "donor", "donor_confidence",
+        "donor_query", "cell_type_query", *(f"{column}{part}" for column in ("cell_type", "donor") for part in PLAIN),
         "soma_joinid", "n_genes",
     ]  # fmt: skip
 
@@ -175,21 +200,21 @@ def test_again_embeds_nothing(mapped, reference, checkpoint):
 def test_a_sharded_index_gives_the_same(mapped, reference, checkpoint):
     predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
     more = {"truth_column": "cell_type", "obs_columns": ["donor"]}
-    scgpt_ray.map_query(**options(reference, checkpoint, shards=3, **more))
+    scgpt_ray.map_query(**options(reference, checkpoint, index=3, **more))
     assert pq.read_table(reference / "mapped" / "predictions.parquet").equals(predictions)
 
 
 @pytest.fixture(scope="module")
 def excluded(mapped, reference, checkpoint):
     scgpt_ray.map_query(
-        **options(reference, checkpoint, "excluded", shards=3, exclude_same="donor", label_columns=["cell_type"])
+        **options(reference, checkpoint, "excluded", index=3, exclude_same=["donor"], label_columns=["cell_type"])
     )
     return reference / "excluded"
 
 
 def test_no_neighbour_of_the_same_donor_votes(excluded, reference):
     predictions = pq.read_table(excluded / "predictions.parquet")
-    assert predictions.column_names == ["soma_joinid", "obs_id", "donor", "cell_type", "cell_type_confidence"]
+    assert predictions.column_names[:5] == ["soma_joinid", "obs_id", "donor", "cell_type", "cell_type_confidence"]
     neighbours = neighbours_by_hand(reference, excluded, lambda own, other: own["donor"] != other["donor"])
     assert_voted(predictions, neighbours, ["cell_type"])
     with_own = neighbours_by_hand(reference, excluded)
@@ -203,14 +228,163 @@ def test_without_truth_there_are_no_scores(excluded):
     assert "those with the same donor" in (excluded / "report.html").read_text()
 
 
-def test_more_neighbours_than_cells(mapped, reference, checkpoint):
-    settings = options(reference, checkpoint, k=500, truth_column="cell_type", obs_columns=["donor"])
+def test_as_many_neighbours_as_cells(mapped, reference, checkpoint):
+    settings = options(reference, checkpoint, k=199, truth_column="cell_type", obs_columns=["donor"])
     assert scgpt_ray.map_query(**settings | {"output": str(reference / "mapped")}).n_unknown == 1
     rows = pq.read_table(reference / "mapped" / "predictions.parquet").to_pylist()
     reference_rows = read_embeddings(Folder.at(reference / "reference")).to_pylist()
     most = Counter(row["cell_type"] for row in reference_rows if row[EMBEDDING]).most_common(1)[0][1]
     shares = {round(row["cell_type_confidence"], 6) for row in rows if row["cell_type"] != "Unknown"}
     assert shares == {round(most / sum(row[EMBEDDING] is not None for row in reference_rows), 6)}
+
+
+def test_only_neighbours_that_a_filter_allows_vote(mapped, reference, checkpoint):
+    settings = options(reference, checkpoint, "filtered", index=3, neighbor_filter="cell_type != 'T' and donor == 'd1'")
+    scgpt_ray.map_query(**settings | {"obs_columns": ["donor"]})
+    predictions = pq.read_table(reference / "filtered" / "predictions.parquet")
+    neighbours = neighbours_by_hand(
+        reference,
+        reference / "filtered",
+        lambda _, other: other["cell_type"] != "T" and other["donor"] == "d1",
+    )
+    assert_voted(predictions, neighbours, ["cell_type"])
+    assert "cell_type != &#x27;T&#x27;" in (reference / "filtered" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def calibrated(mapped, reference, checkpoint):
+    pytest.importorskip("cellxgene_ontology_guide", reason="the roll-up needs it: pip install 'scgpt-ray[eval]'")
+    more = {"label_columns": ["cell_type", TERMS], "target_error": 0.02, "false_rejection": 0.1}
+    return scgpt_ray.map_query(**options(reference, checkpoint, "calibrated", "samples", **CALIBRATED | more))
+
+
+def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, reference):
+    rows = [row for row in read_embeddings(Folder.at(reference / "reference")).to_pylist() if row[EMBEDDING]]
+    vectors = np.array([row[EMBEDDING] for row in rows])
+    right = 0
+    for own, vector in zip(rows, vectors, strict=True):
+        scores = np.where([row["sample"] != own["sample"] for row in rows], vectors @ vector, -np.inf)
+        nearest = [(rows[place], scores[place]) for place in np.argsort(-scores, kind="stable")[:K]]
+        right += vote_by_hand(nearest, "cell_type")[0] == own["cell_type"]
+    told = json.loads((reference / "calibrated" / "calibration.json").read_bytes())
+    assert set(told) == {"cell_type", TERMS}
+    held_out = told["cell_type"]["held_out"]
+    assert (held_out["cells"], held_out["groups"]) == (199, 5)
+    assert held_out["accuracy"] == pytest.approx(right / 199)
+    assert set(held_out["withheld"]) == {"B", "T", "NK"}
+    assert json.loads((reference / "calibrated" / "metrics.json").read_bytes())["calibration"]["cell_type"] == held_out
+    assert told["cell_type"]["targets"] == {"error": 0.02, "false_rejection": 0.1}
+
+
+def test_a_label_stands_where_the_calibration_accepts_it(calibrated, reference):
+    predictions = pq.read_table(reference / "calibrated" / "predictions.parquet")
+    neighbours = neighbours_by_hand(reference, reference / "calibrated")
+    thresholds = Calibration.from_dict(
+        json.loads((reference / "calibrated" / "calibration.json").read_bytes())["cell_type"]
+    ).thresholds
+    reasons = Counter(predictions["cell_type_unknown"].to_pylist())
+    assert reasons.keys() == {None, "no embedding", "distance", "confidence"}
+    assert reasons == Counter({None: 60 - calibrated.n_unknown, **calibrated.unknown["cell_type"]})
+    for row in predictions.to_pylist():
+        if row["cell_type_unknown"] == "no embedding":
+            continue
+        label, share = vote_by_hand(neighbours[row[OBS_ID]], "cell_type")
+        assert (row["cell_type_voted"], row["cell_type_confidence"]) == (label, pytest.approx(share))
+        assert 0 < row["cell_type_probability"] < 1
+        far = np.mean(row["score"]) < thresholds.nearness.get(label, thresholds.nearness_of_others)
+        unsure = row["cell_type_probability"] < np.float32(thresholds.probability)
+        assert row["cell_type_unknown"] == ("distance" if far else "confidence" if unsure else None)
+        assert row["cell_type"] == ("Unknown" if far or unsure else label)
+
+
+def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, reference):
+    predictions = pq.read_table(reference / "calibrated" / "predictions.parquet")
+    truth = predictions["cell_type_query"].to_pylist()
+    voted = [label or "Unknown" for label in predictions["cell_type_voted"].to_pylist()]
+    sure = predictions["cell_type_probability"].to_numpy()
+    metrics = json.loads((reference / "calibrated" / "metrics.json").read_bytes())
+    assert metrics["scores"] == score_labels(truth, voted, sure, {"B", "T", "NK"}).to_dict()
+    kept = [own == label for own, label in zip(truth, predictions["cell_type"].to_pylist(), strict=True)
+            if label != "Unknown"]  # fmt: skip
+    assert metrics["rejection"]["coverage"] == pytest.approx(len(kept) / 60)
+    assert metrics["accuracy_accepted"] == metrics["rejection"]["accuracy_accepted"] == pytest.approx(np.mean(kept))
+    assert list(metrics["comparison"]) == ["scGPT + kNN", "majority class"]
+    assert metrics["coverage"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
+    page = (reference / "calibrated" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 7, "a reliability diagram for each calibrated column"
+    assert "Probabilities and thresholds were learnt" in page
+
+
+def test_terms_are_rolled_up(calibrated, reference):
+    rows = pq.read_table(reference / "calibrated" / "predictions.parquet").to_pylist()
+    far = [row for row in rows if row[f"{TERMS}_unknown"] in ("distance", "no embedding")]
+    assert {row[f"{TERMS}_rolled_up"] for row in far} == {row[f"{TERMS}_rolled_up_label"] for row in far} == {"Unknown"}
+    clear = [row for row in rows if row not in far and row[f"{TERMS}_confidence"] > 0.5]
+    assert clear
+    assert all(row[f"{TERMS}_rolled_up"] == row[f"{TERMS}_voted"] for row in clear)
+    named = {row[f"{TERMS}_rolled_up"]: row[f"{TERMS}_rolled_up_label"] for row in clear}
+    assert named["CL:0000084"] == "T cell"
+    assert calibrated.foreign_terms == {}
+
+
+def test_cells_of_a_type_that_the_reference_lacks_are_unknown_by_distance(mapped, reference, checkpoint):
+    lacking = {"neighbor_filter": "cell_type != 'NK'", "false_rejection": 0.05}
+    found = scgpt_ray.map_query(**options(reference, checkpoint, "lacking", "samples", **CALIBRATED | lacking))
+    rejection = found.judgement.rejection
+    assert found.calibrations["cell_type"].held_out.withheld.keys() == {"B", "T"}
+    assert rejection.absent == 20
+    assert rejection.absent_rejected / rejection.absent > 3 * rejection.known_rejected / rejection.known
+    assert set(found.predictions["cell_type_voted"].to_pylist()) == {"B", "T", None}
+    more = CALIBRATED | {"calibrate_by": None}
+    plain = scgpt_ray.map_query(**options(reference, checkpoint, "lacking", "samples", **more))
+    assert plain.calibrations == {}
+    assert not (reference / "lacking" / "calibration.json").exists(), "that of before would mislead"
+
+
+@pytest.mark.parametrize("balance", ["label", "sample"])
+def test_balanced_votes(mapped, reference, checkpoint, balance):
+    more = {"label_columns": ["cell_type"], "balance": balance, "neighbor_filter": "sample == 's1' or cell_type == 'B'"}
+    found = scgpt_ray.map_query(**options(reference, checkpoint, "balanced", "samples", **more))
+    column = "cell_type" if balance == "label" else balance
+    rows = [row for row in read_embeddings(Folder.at(reference / "reference")).to_pylist() if row[EMBEDDING]]
+    cells = Counter(row[column] for row in rows if row["sample"] == "s1" or row["cell_type"] == "B")
+    neighbours = neighbours_by_hand(
+        reference, reference / "balanced", lambda _, row: row["sample"] == "s1" or row["cell_type"] == "B"
+    )
+    differing = 0
+    for row in found.predictions.to_pylist():
+        if row[OBS_ID] in neighbours:
+            votes = Counter()
+            for cell, _ in neighbours[row[OBS_ID]]:
+                votes[cell["cell_type"]] += 1 / cells[cell[column]]
+            assert votes[row["cell_type"]] == pytest.approx(max(votes.values()))
+            assert row["cell_type_confidence"] == pytest.approx(max(votes.values()) / votes.total(), abs=1e-6)
+            differing += row["cell_type"] != vote_by_hand(neighbours[row[OBS_ID]], "cell_type")[0]
+    assert differing > 0, "balance changes some label"
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (
+            {"calibrate_by": "donor", "target_error": 0.01},
+            ConfigError,
+            r"cell_type: a target error of 0.01; .*even the surest err more; raise --target-error, or leave",
+        ),
+        ({"neighbor_filter": "sample == 's1'"}, ReferenceSetError, r"cells of [01] group\(s\) to calibrate with"),
+        (
+            {"neighbor_filter": "sample == 's9'"},
+            ReferenceSetError,
+            r"no cell of .* that may be a neighbour has a cell_t",
+        ),
+    ],
+)
+def test_calibrations_that_cannot_be_had(mapped, reference, checkpoint, more, error, message):
+    with pytest.raises(error, match=message):
+        scgpt_ray.map_query(**options(reference, checkpoint, "uncalibrated", "samples", **CALIBRATED | more))
+    assert not (reference / "uncalibrated" / "embeddings" / "manifest.json").exists(), (
+        "told before anything is embedded"
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +395,11 @@ def test_more_neighbours_than_cells(mapped, reference, checkpoint):
             ConfigError,
             r"keeps no column age; expected one of cell_type, donor",
         ),
-        ({"exclude_same": "batch"}, ConfigError, r"keeps no column batch; .*; build the index with --label-columns"),
+        ({"exclude_same": ["donor", "batch"]}, ConfigError, r"keeps no column batch; .*; build the index with --label"),
+        ({"balance": "batch_key"}, ConfigError, r"keeps no column batch_key; expected one of cell_type, donor"),
+        ({"calibrate_by": "sample"}, ConfigError, r"keeps no column sample; expected one of cell_type, donor"),
+        ({"k": 500}, ConfigError, r"--k 500: .*index-1 holds 199 cells; .*; lower --k"),
+        ({"neighbor_filter": "age > 3"}, ConfigError, r"--neighbor-filter 'age > 3': no column age; .*--label-columns"),
         ({"truth_column": "n_genes"}, ConfigError, r"n_genes would clash with an output column"),
         ({"truth_column": "absent"}, AtlasError, r"obs has no column absent"),
         (
@@ -262,19 +440,6 @@ def test_a_query_without_known_truth_is_refused(mapped, reference, checkpoint):
     settings = options(reference, checkpoint, "blind", query=str(reference / "blind.h5ad"), truth_column="truth")
     with pytest.raises(InputError, match="none of 10 query cells has a true label"):
         scgpt_ray.map_query(**settings)
-
-
-@pytest.mark.parametrize(
-    ("column", "name"),
-    [
-        ("donor", "donor"),
-        ("cell_type", "cell_type_query"),
-        ("cell_type_confidence", "cell_type_confidence_query"),
-        ("cell_type_query", "cell_type_query"),
-    ],
-)
-def test_names_of_query_columns(column, name):
-    assert own_name(column, ["cell_type"]) == name
 
 
 def test_the_index_of_the_tests_is_sound(mapped, reference):

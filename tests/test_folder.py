@@ -95,3 +95,29 @@ def test_a_read_only_folder_is_refused(tmp_path):
 def test_require_writable_leaves_no_trace(tmp_path):
     Folder.at(tmp_path / "a" / "b").require_writable()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_staged_file_is_there_whole_or_not_at_all(tmp_path, scheme):
+    folder = Folder(f"{scheme}{tmp_path}")
+    with folder.staged("a.bin") as path:
+        path.write_bytes(b"12345")
+        assert not folder.has("a.bin")
+    assert (folder.read("a.bin"), folder.size("a.bin"), folder.size("b.bin")) == (b"12345", 5, None)
+    with pytest.raises(OSError, match="full"), folder.staged("a.bin") as path:
+        path.write_bytes(b"67")
+        raise OSError("full")
+    assert folder.read("a.bin") == b"12345"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_file_is_fetched_only_from_elsewhere(tmp_path):
+    here, cache = Folder.at(tmp_path / "here"), tmp_path / "cache"
+    cache.mkdir()
+    here.write("a.bin", b"123")
+    assert here.fetch("a.bin", cache) == here.path / "a.bin"
+    fetched = Folder(f"file://{here.uri}").fetch("a.bin", cache)
+    assert fetched.parent == cache
+    assert fetched.read_bytes() == b"123"
+    with pytest.raises(FileNotFoundError):
+        Folder(f"file://{here.uri}").fetch("b.bin", cache)

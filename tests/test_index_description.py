@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.index.description import IndexDescription, ShardDescription
+from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.index.shard import ShardDescription
 
 DESCRIPTION = IndexDescription(
     request={"factory": "IVF8,SQ8", "seed": 0},
@@ -12,15 +13,17 @@ DESCRIPTION = IndexDescription(
     d=512,
     n_cells=30,
     nprobe=4,
+    rerank=16,
     recall_at_10=0.96875,
     recall_queries=256,
     shards=(
-        ShardDescription("shard-00000.faiss", 10, "labels-00000.parquet"),
-        ShardDescription("shard-00001.faiss", 20, "labels-00001.parquet"),
+        ShardDescription.of(0, 10, is_exact=False),
+        ShardDescription.of(1, 20, is_exact=True),
     ),
     label_columns=("cell_type", "spécial"),
     fingerprint={"model": {"weights": "ab12", "max_length": 1200}},
     embeddings="s3://bucket/embeddings",
+    appended=("s3://bucket/more",),
 )
 
 
@@ -28,7 +31,7 @@ def test_a_description_survives_the_file():
     content = DESCRIPTION.to_json()
     assert IndexDescription.from_json(content, "index.json") == DESCRIPTION
     assert IndexDescription.from_json(content, "index.json").to_json() == content
-    assert json.loads(content)["metric"] == "inner_product"
+    assert json.loads(content)["metric"] == "cosine"
 
 
 def test_a_whole_number_of_recall_survives():
@@ -51,7 +54,7 @@ def without(name):
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "format_version None"),
         (b"{}", "format_version None"),
-        (changed(format_version=2), "format_version 2"),
+        (changed(format_version=1), "format_version 1"),
         (changed(d="512"), "d is '512'"),
         (changed(nprobe=1.5), "nprobe"),
         (changed(n_cells=True), "n_cells"),
@@ -61,6 +64,8 @@ def without(name):
         (changed(shards=["a"]), "missing, unknown or mistyped"),
         (changed(label_columns=[1]), "0 is 1"),
         (changed(metric="l2"), "metric"),
+        (changed(appended=[1]), "0 is 1"),
+        (changed(rerank=None), "rerank"),
         (changed(surprise=1), "surprise"),
         (without("factory"), "factory"),
         (without("metric"), "metric"),

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from scgpt_ray.index.recall import choose_nprobe, recall_at
+from scgpt_ray.index.recall import Exam, choose_effort, cost_model, recall_at
+from scgpt_ray.index.searcher import Effort
 
 
 @pytest.mark.parametrize(
@@ -20,34 +21,52 @@ def test_recall_is_the_part_of_the_true_neighbours_found(found, true, expected):
 
 
 def search_with(recall_of, asked):
-    """A search over 1,000 true neighbours that finds the given part of them."""
+    """A search over 1,000 true neighbours that finds the part of them that an effort is given."""
 
-    def find(nprobe):
-        asked.append(nprobe)
+    def find(queries, k, effort):
+        assert k == 11
+        asked.append((effort.nprobe, effort.rerank))
         found = np.arange(1000)
-        found[round(recall_of(nprobe) * 1000) :] += 10_000
-        return found.reshape(100, 10)
+        found[round(recall_of(effort.nprobe, effort.rerank) * 1000) :] += 10_000
+        ids = np.hstack([np.full((100, 1), 77_777), found.reshape(100, 10)])
+        return ids, np.zeros(ids.shape, np.float32)
 
     return find
 
 
-TRUTH = np.arange(1000).reshape(100, 10)
+EXAM = Exam(
+    np.full(100, 77_777),
+    np.zeros((100, 2), np.float32),
+    np.arange(1000).reshape(100, 10),
+    np.zeros((100, 10), np.float32),
+)
 
 
 @pytest.mark.parametrize(
-    ("recall_of", "nlist", "target", "expected", "asked"),
+    ("recall_of", "nlist", "target", "chosen"),
     [
-        (lambda _: 1.0, 64, 0.95, (1, 1.0), [1]),
-        (lambda nprobe: min(1, nprobe / 10), 64, 0.75, (8, 0.8), [1, 2, 4, 8]),
-        (lambda nprobe: min(1, nprobe / 10), 6, 0.95, (6, 0.6), [1, 2, 4, 6]),
-        (lambda _: 0.7, 1, 0.95, (1, 0.7), [1]),
-        # A codec that loses a fifth: looking everywhere would not help.
-        (lambda nprobe: min(0.8, nprobe / 10), 4096, 0.95, (8, 0.8), [1, 2, 4, 8, 16, 32]),
-        # A slow start is no plateau as long as two doublings gain.
-        (lambda nprobe: 0.5 + 0.001 * nprobe, 4096, 0.6, (128, 0.628), [1, 2, 4, 8, 16, 32, 64, 128]),
+        (lambda _n, _r: 1.0, 64, 0.95, (1, 40)),
+        (lambda n, _: min(1, n / 10), 64, 0.75, (8, 40)),
+        (lambda n, _: min(1, n / 10), 6, 0.95, (6, 40)),  # out of reach: all lists, no candidates in vain
+        (lambda _n, _r: 0.7, 1, 0.95, (1, 40)),
+        (lambda n, _: min(0.8, n / 10), 4096, 0.95, (8, 40)),  # a plateau
+        (lambda n, r: min(1, n / 8) * min(1, r / 160), 64, 0.9, (8, 160)),
+        # Twice the lists are cheaper than four times the candidates.
+        (lambda n, r: 1.0 if (n >= 4 and r >= 640) or (n >= 8 and r >= 40) else 0.5, 64, 0.95, (8, 40)),
     ],
 )
-def test_nprobe_doubles_to_the_target_or_the_plateau(recall_of, nlist, target, expected, asked):
-    seen = []
-    assert choose_nprobe(search_with(recall_of, seen), TRUTH, nlist, target) == expected
-    assert seen == asked
+def test_the_cheapest_effort_that_meets_the_target(recall_of, nlist, target, chosen):
+    asked = []
+    cost = cost_model("PCAR16,IVF64,PQ8x4fs", 64, 100_000, 1, 64)
+    point, curve = choose_effort(EXAM, search_with(recall_of, asked), nlist, cost, target)
+    assert (point.nprobe, point.rerank) == chosen
+    assert [(entry.nprobe, entry.rerank) for entry in curve] == asked
+    assert point in curve
+    assert point.recall_at_10 == pytest.approx(recall_of(*chosen), abs=1e-3)
+
+
+def test_what_an_effort_costs():
+    cost = cost_model("PCAR80,IVF1024,PQ40x4fs", 512, 1_000_000, 2, 1024)
+    assert cost(Effort(512, 0)) == 500_000 * 28
+    assert cost(Effort(1, 40)) - cost(Effort(1, 0)) == 4 * 2 * 40 * 1024
+    assert cost(Effort(9999, 0)) == cost(Effort(1024, 0))

@@ -1,26 +1,48 @@
-"""Template and shards: training, filling, opening."""
+"""Template and shards: training, filling, sealing, opening, searching in two steps."""
 
+import json
 from itertools import pairwise
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scgpt_ray.errors import ConfigError, InputError, ReferenceSetError
-from scgpt_ray.index.search import set_threads
-from scgpt_ray.index.shard import build_shard, open_shard
-from scgpt_ray.index.template import nlist_of, open_template, train
+from scgpt_ray.folder import Folder
+from scgpt_ray.index import searcher
+from scgpt_ray.index.allowed import Allowed
+from scgpt_ray.index.description import CENTRE
+from scgpt_ray.index.recall import recall_at
+from scgpt_ray.index.search import exact_search, set_threads
+from scgpt_ray.index.searcher import Effort, Searcher
+from scgpt_ray.index.shard import HALF, ShardDescription, build_shard, open_faiss, seal, sealed
+from scgpt_ray.index.template import centre_of, nlist_of, open_template, train
 
 
-def unit_vectors(n, d=32, seed=0):
-    vectors = np.random.default_rng(seed).standard_normal((n, d), np.float32)
+def unit_vectors(n, d=32, seed=0, mean=0.0):
+    vectors = np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32) + np.float32(mean)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-FACTORIES = ["Flat", "IVF8,SQ8", "IVF8_HNSW32,SQ8", "RR32,IVF8_HNSW32,RaBitQ4", "RR32,IVF8,RaBitQ"]
+CODES = ["IVF8,SQ8", "PCAR16,IVF8,PQ8x4fs", "PCAR16,IVF8_HNSW32,PQ8x4fs", "RR32,IVF8,RaBitQ"]
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
+def write(folder, factory, vectors, ids, number=0, template=None, blocks=None):
+    """A shard of one block, unless cut, with a label table."""
+    template = template or train(vectors, factory, seed=0)
+    shard = ShardDescription.of(number, len(ids), is_exact=factory == "Flat")
+    stream = blocks or [(ids, vectors)]
+    assert build_shard(template, stream, folder, shard, centre_of(vectors)) == len(ids)
+    with folder.staged(CENTRE) as path, path.open("wb") as file:
+        np.save(file, centre_of(vectors))
+    labels = pa.table({"soma_joinid": ids, "kind": [str(number % 3) for number in ids]})
+    pq.write_table(labels, folder.path / shard.labels)
+    return shard
+
+
+@pytest.mark.parametrize("factory", ["Flat", *CODES])
 def test_training_is_a_function_of_sample_and_seed(factory):
     sample = unit_vectors(1000)
     set_threads(2)
@@ -32,10 +54,11 @@ def test_training_is_a_function_of_sample_and_seed(factory):
         assert train(sample, factory, seed=4) != first
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
-def test_a_template_is_empty_trained_and_for_inner_product(factory):
+@pytest.mark.parametrize("factory", ["Flat", *CODES])
+def test_a_template_is_empty_and_trained(factory):
     index = open_template(train(unit_vectors(400), factory, seed=0))
-    assert (index.ntotal, index.is_trained, index.metric_type) == (0, True, faiss.METRIC_INNER_PRODUCT)
+    metric = faiss.METRIC_INNER_PRODUCT if factory == "Flat" else faiss.METRIC_L2
+    assert (index.ntotal, index.is_trained, index.metric_type) == (0, True, metric)
 
 
 def test_the_graph_over_the_centroids_finds_the_nearest():
@@ -43,90 +66,157 @@ def test_the_graph_over_the_centroids_finds_the_nearest():
     index = open_template(train(sample, "IVF64_HNSW32,SQ8", seed=0))
     lists = faiss.extract_index_ivf(index)
     centroids = faiss.downcast_index(lists.quantizer).reconstruct_n(0, 64)
-    assert lists.quantizer.ntotal == 64
     nearest = lists.quantizer.search(sample, 1)[1][:, 0]
-    assert (nearest == (sample @ centroids.T).argmax(axis=1)).mean() > 0.99
+    distances = ((sample[:, None] - centroids[None]) ** 2).sum(axis=2)
+    assert (nearest == distances.argmin(axis=1)).mean() > 0.99
 
 
-def test_too_few_cells_for_the_lists_are_refused():
-    with pytest.raises(
-        InputError, match=r"IVF16,SQ8: 100 cells to train 16 inverted lists.*624 in all.*at most 2 lists"
-    ):
-        train(unit_vectors(100), "IVF16,SQ8", seed=0)
+def test_a_bad_factory_and_too_few_cells_are_refused():
+    with pytest.raises(ConfigError, match=r"^--factory nonsense"):
+        train(unit_vectors(10), "nonsense", seed=0)
+    with pytest.raises(InputError, match="100 cells to train 8 inverted lists; expected at least 39 cells a list"):
+        train(unit_vectors(100), "IVF8,SQ8", seed=0)
 
 
-def test_too_few_cells_for_a_codebook_are_refused():
-    with pytest.raises(InputError, match="PQ8 cannot be trained on 100 cells"):
-        train(unit_vectors(100), "PQ8", seed=0)
-
-
-def test_a_bad_factory_is_refused_before_training():
-    with pytest.raises(ConfigError, match="nonsense"):
-        train(unit_vectors(100), "nonsense", seed=0)
-
-
-def test_flat_needs_no_sample():
-    template = train(np.empty((0, 32), np.float32), "Flat", seed=0)
-    assert open_template(template).d == 32
-
-
-@pytest.mark.parametrize("factory", FACTORIES)
-def test_blocks_and_one_block_give_the_same_bytes(factory):
+@pytest.mark.parametrize("factory", ["Flat", *CODES])
+def test_the_cut_into_blocks_leaves_no_trace(factory, tmp_path):
     vectors, ids = unit_vectors(500), np.arange(500) * 7 + 2**40
     template = train(vectors, factory, seed=0)
-    whole = build_shard(template, [(ids, vectors)])
     cut = [0, 1, 1, 200, 499, 500]
-    blocks = [(ids[a:b], vectors[a:b]) for a, b in pairwise(cut)]
-    assert build_shard(template, iter(blocks)) == whole
+    blocks = iter([(ids[a:b], vectors[a:b]) for a, b in pairwise(cut)])
+    whole = write(Folder.at(tmp_path / "whole"), factory, vectors, ids, template=template)
+    pieces = write(Folder.at(tmp_path / "pieces"), factory, vectors, ids, template=template, blocks=blocks)
+    for name in whole.files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "pieces" / name).read_bytes(), name
+    assert pieces == whole
 
 
-def test_a_read_only_and_a_strided_block_are_welcome():
-    vectors, ids = unit_vectors(100), np.arange(200)[::2]
-    vectors.setflags(write=False)
-    shard = open_shard(build_shard(train(vectors, "Flat", seed=0), [(ids[::2], vectors[::2])]))
-    assert shard.search(vectors[:1], 1)[1] == [[0]]
+def test_what_a_shard_leaves_opens_with_numpy_and_faiss(tmp_path):
+    vectors, ids = unit_vectors(500, mean=1.0), np.arange(500) * 3 + 5
+    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fs", vectors, ids)
+    assert np.load(tmp_path / shard.ids).tolist() == ids.tolist()
+    halved = np.load(tmp_path / shard.vectors)
+    assert halved.dtype == HALF
+    np.testing.assert_allclose(halved + np.load(tmp_path / CENTRE), vectors, atol=2e-4)
+    assert faiss.read_index(str(tmp_path / shard.name)).ntotal == 500
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_the_template_is_left_as_it_was():
-    vectors = unit_vectors(400)
-    template = train(vectors, "IVF8,SQ8", seed=0)
-    assert open_shard(build_shard(template, [(np.arange(400), vectors)])).ntotal == 400
-    assert open_template(template).ntotal == 0
+def test_a_block_that_fails_leaves_nothing(tmp_path):
+    def broken():
+        yield np.arange(10), unit_vectors(10)
+        raise OSError("gone")
+
+    template = train(unit_vectors(400), "IVF8,SQ8", seed=0)
+    with pytest.raises(OSError, match="gone"):
+        build_shard(
+            template, broken(), Folder.at(tmp_path), ShardDescription.of(0, 10, is_exact=False), np.zeros(32, "f4")
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_seal_is_of_one_request_and_of_whole_files(tmp_path):
+    folder = Folder.at(tmp_path)
+    shard = write(folder, "IVF8,SQ8", unit_vectors(400), np.arange(400))
+    assert sealed(folder, 0, "a") is None
+    seal(folder, shard, "a")
+    assert sealed(folder, 0, "a") == shard
+    assert sealed(folder, 0, "b") is None
+    assert sealed(folder, 1, "a") is None
+    content = folder.read(shard.ids)
+    folder.write(shard.ids, content[:-1])
+    assert sealed(folder, 0, "a") is None
+    folder.write(shard.ids, content)
+    for torn in (b"", b"{}", b"[1]", json.dumps({"request": "a", "shard": {"name": 1}}).encode()):
+        folder.write("shard-00000.json", torn)
+        assert sealed(folder, 0, "a") is None
+
+
+@pytest.mark.parametrize("factory", CODES)
+@pytest.mark.parametrize("mean", [0.0, 2.0])
+def test_the_second_ranking_finds_the_truth_however_the_vectors_crowd(factory, mean, tmp_path):
+    vectors, ids, queries = unit_vectors(1500, mean=mean), np.arange(1500) + 10**12, unit_vectors(60, seed=1, mean=mean)
+    shard = write(Folder.at(tmp_path), factory, vectors, ids)
+    truth_ids, truth_scores = exact_search([(ids, vectors)], queries, 10)
+    opened = Searcher(Folder.at(tmp_path), [shard])
+    found_ids, found_scores = opened.search(queries, 10, Effort(8, 1000))
+    assert recall_at(found_ids, truth_ids) > 0.99
+    np.testing.assert_allclose(found_scores, truth_scores, atol=3e-4)
+    few, _ = opened.search(queries, 10, Effort(1, 0))
+    assert recall_at(few, truth_ids) < recall_at(found_ids, truth_ids)
+    assert recall_at(opened.exact(queries, 10)[0], truth_ids) > 0.99
+
+
+def test_an_answer_does_not_depend_on_the_queries_beside_it(tmp_path, monkeypatch):
+    vectors, queries = unit_vectors(1500, mean=1.0), unit_vectors(50, seed=1, mean=1.0)
+    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fs", vectors, np.arange(1500))
+    opened = Searcher(Folder.at(tmp_path), [shard])
+    expected = opened.search(queries, 5, Effort(8, 300))
+    monkeypatch.setattr(searcher, "_BLOCK_FLOATS", 1)
+    for found, whole in zip(opened.search(queries, 5, Effort(8, 300)), expected, strict=True):
+        np.testing.assert_array_equal(found, whole)
+
+
+def test_ties_of_many_candidates_go_to_the_smallest_ids(tmp_path):
+    distinct = unit_vectors(40, mean=1.0)
+    vectors = np.repeat(distinct, 50, axis=0)
+    shard = write(Folder.at(tmp_path), "IVF8,SQ8", vectors, np.arange(2000))
+    found, scores = Searcher(Folder.at(tmp_path), [shard]).search(distinct, 7, Effort(8, 300))
+    np.testing.assert_array_equal(found, 50 * np.arange(40)[:, None] + np.arange(7))
+    assert (scores == scores[:, :1]).all()
+
+
+@pytest.mark.parametrize("exact_rows", [0, 10**6])
+def test_a_filter_by_selector_and_by_comparison_agree_with_brute_force(exact_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(searcher, "EXACT_ROWS", exact_rows)
+    vectors, ids, queries = unit_vectors(1500), np.arange(1500) + 100, unit_vectors(40, seed=1)
+    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fs", vectors, ids)
+    allowed = Allowed.among("soma_joinid < 900", pa.table({"kind": ["0", None] * 20}), 40)
+    found, _ = Searcher(Folder.at(tmp_path), [shard]).search(queries, 10, Effort(8, 600), allowed)
+    for place in range(40):
+        may = (ids < 900) & ((ids % 3 != 0) | (place % 2 == 1))
+        truth, _ = exact_search([(ids[may], vectors[may])], queries[place : place + 1], 10)
+        assert recall_at(found[place : place + 1], truth) >= 0.9
+        assert set(found[place]) <= set(ids[may])
+
+
+@pytest.mark.parametrize("factory", ["Flat", *CODES])
 @pytest.mark.parametrize("n", [0, 1, 300])
-def test_a_shard_is_the_same_from_a_path_and_from_bytes(factory, n, tmp_path):
+def test_small_and_empty_shards(factory, n, tmp_path):
     vectors = unit_vectors(400)
-    content = build_shard(train(vectors, factory, seed=0), [(np.arange(n), vectors[:n])])
-    path = tmp_path / "shard-00000.faiss"
-    path.write_bytes(content)
-    mapped, private = open_shard(path), open_shard(content)
-    assert mapped.ntotal == private.ntotal == n
-    for found, expected in zip(mapped.search(vectors, 5), private.search(vectors, 5), strict=True):
-        np.testing.assert_array_equal(found, expected)
-    plain = faiss.read_index(str(path))
-    np.testing.assert_array_equal(plain.search(vectors, 5)[1], private.search(vectors, 5)[1])
-
-
-def test_a_path_given_as_text_is_a_path(tmp_path):
-    (tmp_path / "a.faiss").write_bytes(train(unit_vectors(10), "Flat", seed=0))
-    assert open_shard(str(tmp_path / "a.faiss")).ntotal == 0
+    shard = write(Folder.at(tmp_path), factory, vectors[:n], np.arange(n), template=train(vectors, factory, seed=0))
+    ids, scores = Searcher(Folder.at(tmp_path), [shard]).search(vectors[:7], 5, Effort(8, 350))
+    assert ((ids >= 0).sum(axis=1) == min(5, n)).all()
+    assert np.isfinite(scores).sum() == 7 * min(5, n)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 50, 1000, -8])
 def test_a_torn_file_is_refused(keep, tmp_path):
-    vectors = unit_vectors(400)
-    torn = build_shard(train(vectors, "IVF8,SQ8", seed=0), [(np.arange(400), vectors)])[:keep]
-    (tmp_path / "torn.faiss").write_bytes(torn)
-    for source in (tmp_path / "torn.faiss", torn):
+    shard = write(Folder.at(tmp_path), "IVF8,SQ8", unit_vectors(400), np.arange(400))
+    for name in (shard.name, shard.ids, shard.vectors):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:keep])
         with pytest.raises(ReferenceSetError, match="cannot be read") as caught:
-            open_shard(source)
+            _ = Searcher(Folder.at(tmp_path), [shard]).shards
         assert "\n" not in str(caught.value)
+        (tmp_path / name).write_bytes(whole)
+    torn = (tmp_path / shard.name).read_bytes()[:keep]
+    with pytest.raises(ReferenceSetError, match="cannot be read"):
+        open_faiss(torn)
 
 
 def test_an_absent_file_and_another_kind_of_file_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("not an index at all, whatever it is called")
     for name, problem in (("notes.txt", "not recognized"), ("none.faiss", "No such file")):
         with pytest.raises(ReferenceSetError, match=problem):
-            open_shard(tmp_path / name)
+            open_faiss(tmp_path / name)
+
+
+def test_the_files_of_an_object_store_are_fetched(tmp_path, monkeypatch):
+    vectors, ids = unit_vectors(400), np.arange(400)
+    shard = write(Folder.at(tmp_path), "IVF8,SQ8", vectors, ids)
+    expected = Searcher(Folder.at(tmp_path), [shard]).search(vectors[:5], 3, Effort(8, 9))
+    remote = Searcher(Folder(f"file://{tmp_path}"), [shard])
+    assert remote.shards[0].vectors_ND.filename.parent == remote._cache
+    for found, whole in zip(remote.search(vectors[:5], 3, Effort(8, 9)), expected, strict=True):
+        np.testing.assert_array_equal(found, whole)

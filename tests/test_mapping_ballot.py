@@ -77,3 +77,48 @@ def test_a_value_that_nobody_counted_is_refused():
         ballot(VoteRules(balance="dataset_id"), {"dataset_id": {"x": 2, "y": 2}})
     with pytest.raises(ReferenceSetError, match="keeps no label column 'tissue'"):
         ballot(VoteRules(balance="tissue"), {"tissue": {"blood": 5}})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS.set_column(1, "cell_type", LABELS["cell_type"].cast(pa.string())),
+        LABELS.set_column(1, "cell_type", LABELS["cell_type"].cast(pa.large_string())),
+        pa.concat_tables([LABELS.slice(0, 1), LABELS.slice(1, 0), LABELS.slice(1)]),
+        pa.concat_tables([LABELS, LABELS]).slice(5, 5),
+        LABELS.take(pa.array([4, 2, 0, 3, 1])),
+        pa.concat_tables(
+            [
+                piece.set_column(1, "cell_type", piece["cell_type"].cast(pa.string()).dictionary_encode())
+                for piece in (LABELS.slice(0, 3), LABELS.slice(3))
+            ]
+        ),
+    ],
+    ids=["string", "large_string", "chunks", "slice", "order", "two_dictionaries"],
+)
+def test_how_the_labels_lie_in_memory_does_not_matter(labels):
+    for rules, cells in ((VoteRules(), {}), (VoteRules("distance", "label"), {"cell_type": {"T": 90, "B": 10}})):
+        found, expected = ballot(rules, cells, labels=labels), ballot(rules, cells)
+        assert found.names == expected.names
+        np.testing.assert_array_equal(found.codes_QK, expected.codes_QK)
+        np.testing.assert_array_equal(found.weights_QK, expected.weights_QK)
+
+
+def test_nobody_asks_and_nobody_knows():
+    assert ballot(VoteRules("distance"), ids=IDS[:0]).winners.tolist() == []
+    nothing = pa.table({"soma_joinid": [1], "cell_type": pa.nulls(1, pa.string())})
+    assert ballot(VoteRules(), ids=np.array([[1, -1, -1, -1]]), labels=nothing).winners.tolist() == [None]
+    assert ballot(VoteRules(), ids=np.full((1, 4), -1), labels=LABELS.slice(0, 0)).winners.tolist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "labels", "problem"),
+    [
+        (6, LABELS, "neighbour 6 has no row"),
+        (0, LABELS, "neighbour 0 has no row"),
+        (1, pa.concat_tables([LABELS, LABELS.slice(1, 1)]), "two rows"),
+    ],
+)
+def test_a_broken_reference_is_refused(neighbour, labels, problem):
+    with pytest.raises(ReferenceSetError, match=problem):
+        ballot(VoteRules(), ids=np.array([[neighbour, -1, -1, -1]]), labels=labels)

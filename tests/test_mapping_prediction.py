@@ -9,10 +9,9 @@ from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.mapping.ballot import VoteRules
 from scgpt_ray.mapping.calibration import Calibration, HeldOut, Targets
 from scgpt_ray.mapping.calibrator import Calibrator
-from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.mapping.prediction import SUFFIXES, PredictionRules, predict
 from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.mapping.reliability import Reliability
-from scgpt_ray.mapping.transfer import transfer
 
 LABELS = pa.table(
     {
@@ -67,13 +66,43 @@ def test_the_columns_of_a_plain_prediction():
     assert table["cell_type_runner_up"].to_pylist() == ["CD8", "CD8", None, None]
 
 
+def by_hand(ids, scores, column):
+    """Label and share of the plain vote of one query, in the words of `VoteRules`."""
+    label_of = dict(zip(LABELS["soma_joinid"].to_pylist(), LABELS[column].to_pylist(), strict=True))
+    votes = [(str(label_of[i]), s) for i, s in zip(ids, scores, strict=True) if label_of.get(i) is not None]
+    names = {name for name, _ in votes}
+    found = {name: [s for voter, s in votes if voter == name] for name in names}
+    ranked = sorted(names, key=lambda name: (-len(found[name]), -sum(found[name]), name))
+    return (ranked[0], len(found[ranked[0]]) / len(votes)) if ranked else ("Unknown", 0.0)
+
+
 @given(st.data(), st.integers(0, 5), st.integers(1, 5))
-def test_a_plain_prediction_is_a_transfer(data, n, k):
+def test_a_plain_prediction_is_the_vote_by_hand(data, n, k):
     ids = data.draw(hnp.arrays(np.int64, (n, k), elements=st.sampled_from([-1, 1, 2, 3, 4])))
     scores = data.draw(hnp.arrays(np.int32, (n, k), elements=st.integers(-8, 8))).astype(np.float32) / 8
     rules = PredictionRules(("cell_type", "cluster"), VoteRules())
-    expected = transfer(ids, scores, LABELS, rules.columns)
-    assert predict(ids, scores, LABELS, rules).table.select(expected.column_names) == expected
+    table = predict(ids, scores, LABELS, rules).table
+    for column in rules.columns:
+        expected = [by_hand(*query, column) for query in zip(ids.tolist(), scores.tolist(), strict=True)]
+        assert table[column].to_pylist() == [label for label, _ in expected]
+        assert table[f"{column}_confidence"].to_pylist() == pytest.approx([share for _, share in expected])
+
+
+def test_what_the_rules_need_of_the_reference():
+    plain = PredictionRules(("cell_type", "term"), VoteRules())
+    assert (plain.read, plain.counted) == (["cell_type", "term"], ())
+    by_label = PredictionRules(("cell_type", "term"), VoteRules(balance="label"))
+    assert (by_label.read, by_label.counted) == (["cell_type", "term"], ("cell_type", "term"))
+    by_cluster = PredictionRules(("cell_type",), VoteRules(balance="cluster"))
+    assert (by_cluster.read, by_cluster.counted) == (["cell_type", "cluster"], ("cluster",))
+
+
+def test_every_column_beside_a_label_has_a_known_suffix():
+    rules = PredictionRules(("term",), VoteRules(), "term")
+    table = predict(IDS, SCORES, LABELS, rules, calibrations={"term": calibration()}, ontology=Terms()).table
+    assert sorted(table.column_names) == sorted(
+        ["term", *(f"term{suffix}" for suffix in SUFFIXES), "neighbor", "score"]
+    )
 
 
 def test_rejected_cells_keep_what_was_voted():

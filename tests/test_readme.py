@@ -27,7 +27,7 @@ def folder(demo_run):
 def test_the_commands(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     commands = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 10
     for command in commands:
         # The words of a shell, run in this process: it is connected to Ray already.
         words = subprocess.run(

@@ -1,57 +1,287 @@
-"""The stage `index`: how fast vectors are added to a shard, and queries answered."""
+"""The stage `index`: an index of many grown embeddings, built and searched, beside upstream's factory string.
 
-from functools import partial
+The vectors are never all in memory: they are grown block by block into the shards, which keep them in half precision;
+the truth is found in the same pass, and upstream's index is filled from what the shards keep.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from scgpt_ray.benchmark.figures import Figure, median_seconds, seconds_of
-from scgpt_ray.index.factory import choose_factory, training_size
-from scgpt_ray.index.search import search, set_threads
-from scgpt_ray.index.shard import build_shard, open_shard
-from scgpt_ray.index.template import train
-from scgpt_ray.schema import Float32Matrix
+from scgpt_ray.benchmark.figures import Figure, peak_bytes, private_bytes
+from scgpt_ray.benchmark.growth import NEIGHBOURHOOD, Growth, contrast, intrinsic_dimension
+from scgpt_ray.errors import ConfigError, OutputError
+from scgpt_ray.folder import Folder
+from scgpt_ray.index.description import CENTRE
+from scgpt_ray.index.factory import EXACT_UP_TO, choose_factory, empty_index, n_lists, training_size, with_lists
+from scgpt_ray.index.recall import CHOSEN_K, Exam, choose_effort, cost_model, recall_at
+from scgpt_ray.index.search import Neighbors, candidates, exact_search, merge, nobody, set_threads
+from scgpt_ray.index.searcher import Searcher
+from scgpt_ray.index.shard import ShardDescription, build_shard, open_faiss
+from scgpt_ray.index.template import centre_of, train
+from scgpt_ray.schema import Float32Matrix, Int64Array
+from scgpt_ray.store.manifest import require_manifest
+from scgpt_ray.store.parts import PARTS, read_vectors
 
 VECTORS = 50_000
-WIDTH = 512
-QUERIES = 256
-NEIGHBOURS = 10
-NPROBE = 32
-_TYPES = 100
-_SPREAD = 0.5
+TARGET_RECALL = 0.98
+UPSTREAM_FACTORY = "PCA64,IVF{}_HNSW32,PQ16"
+"""scGPT's tutorial of building an atlas index; searched there by L2 with 128 lists."""
+
+_UPSTREAM_LISTS, _UPSTREAM_NPROBE = 16_384, 128
+_BASE = 20_000  # cells of the base that are looked at: their neighbourhoods are found by comparing all with all
+_QUERIES, _JUDGED = 10_000, 500
+_K = 50
+_CELLS_PER_SHARD = 2_500_000
+_SAMPLE_BYTES = 1_400_000_000
+_MEASURED = 100_000
+_PROBED = 500
+_MADE_UP = 5_000
+_WIDTH, _TYPES, _PLANE = 512, 100, 24
+
+_Search: TypeAlias = Callable[[Float32Matrix, int], Neighbors]
 
 
-def benchmark_index(n_vectors: int | None, threads: int | None, seconds: float) -> list[Figure]:
-    """Measure training, adding and searching, with the factory that `index` would choose.
+@dataclass
+class _Clock:
+    """Seconds spent in named pieces of work."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, name: str, blocks: Iterable[Float32Matrix]) -> Iterator[Float32Matrix]:
+        """Count what it takes to make each block."""
+        iterator = iter(blocks)
+        while True:
+            started = time.perf_counter()
+            block = next(iterator, None)
+            self.add(name, started)
+            if block is None:
+                return
+            yield block
+
+    def add(self, name: str, started: float) -> None:
+        """Count from `started` until now."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str | None) -> list[Figure]:
+    """Grow embeddings, index them, and search; then the same vectors by upstream's factory.
 
     Args:
         n_vectors: Vectors of the index.
         threads: Of faiss; None for one, as a task has.
-        seconds: For the runs of searching.
+        embeddings: Output folder of an `embed` to grow from; None for made-up vectors.
+
+    Raises:
+        InputError: If the embeddings are too few or cannot be read, or the disk is too small.
     """
     set_threads(threads or 1)
-    vectors_ND = made_up_vectors(n_vectors or VECTORS)
-    factory = choose_factory(len(vectors_ND), WIDTH, None)
-    sample_ND = vectors_ND[: training_size(factory, len(vectors_ND), WIDTH)]
-    template: list[bytes] = []
-    train_s = seconds_of(lambda: template.append(train(sample_ND, factory, seed=0)))
-    blocks = [(np.arange(len(vectors_ND)), vectors_ND)]
-    add_s = median_seconds(partial(build_shard, template[0], blocks), 0)
-    shard = open_shard(build_shard(template[0], blocks))
-    search_s = median_seconds(partial(search, shard, vectors_ND[:QUERIES], NEIGHBOURS, NPROBE), seconds)
+    n = n_vectors or VECTORS
+    base_BD = made_up_vectors(_MADE_UP) if embeddings is None else base_of(Folder.at(embeddings))
+    growth = Growth.of(base_BD)
     setting: dict[str, str | int | float] = {
-        "factory": factory, "vectors": len(vectors_ND), "width": WIDTH,
-        "k": NEIGHBOURS, "nprobe": NPROBE, "threads": threads or 1,
+        "vectors": n, "width": base_BD.shape[1], "base": len(base_BD),
+        "from": embeddings or "made-up types in planes", "threads": threads or 1,
     }  # fmt: skip
-    return [
-        Figure("index", "training", train_s, "s", setting),
-        Figure("index", "adding", len(vectors_ND) / add_s, "vectors/s", setting),
-        Figure("index", "searching", min(QUERIES, len(vectors_ND)) / search_s, "queries/s", setting),
-    ]
+    with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as scratch:
+        _require_room(Path(scratch), n, base_BD.shape[1])
+        trial = _Trial(growth, n, Folder.at(scratch))
+        return [*_structure(growth, n, setting), *trial.ours(setting), *trial.upstream(setting)]
+
+
+def _require_room(place: Path, n: int, d: int) -> None:
+    needed = n * (2 * d + 128) + 2**28
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OutputError(
+            f"{place} has {free:,} bytes free", expected=f"{needed:,}", remedy="set TMPDIR, or use fewer --cells"
+        )
+
+
+def base_of(folder: Folder) -> Float32Matrix:
+    """Distinct unit vectors of the first cells of an embed, float32 [B, d].
+
+    Raises:
+        InputError: If it is not a finished one, or has too few cells.
+    """
+    found: list[Float32Matrix] = []
+    for name in require_manifest(folder).parts:
+        found.append(read_vectors(folder.folder(PARTS), name)[1])
+        if sum(map(len, found)) >= _BASE:
+            break
+    base_BD = np.unique(np.concatenate(found)[:_BASE], axis=0)
+    if len(base_BD) <= 2 * NEIGHBOURHOOD:
+        raise ConfigError(
+            f"--embeddings-from {folder.uri} has {len(base_BD)} distinct cells",
+            expected=f"more than {2 * NEIGHBOURHOOD}, better thousands",
+            remedy="embed more cells",
+        )
+    return base_BD
 
 
 def made_up_vectors(n: int, seed: int = 0) -> Float32Matrix:
-    """Unit vectors in clouds around the directions of made-up cell types, float32 [n, WIDTH]."""
+    """Unit vectors of made-up types, each a cloud in a plane of its own, around a common mean; float32 [n, 512]."""
     rng = np.random.default_rng(seed)
-    types = rng.standard_normal((_TYPES, WIDTH), np.float32)
-    vectors_ND = types[rng.integers(0, _TYPES, n)] + _SPREAD * rng.standard_normal((n, WIDTH), np.float32)
-    return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True))
+    types_TD = rng.standard_normal((_TYPES, _WIDTH), np.float32)
+    planes_TPD = rng.standard_normal((_TYPES, _PLANE, _WIDTH), np.float32) / np.float32(np.sqrt(_PLANE))
+    type_N = rng.integers(0, _TYPES, n)
+    vectors_ND = 2 * types_TD.mean(axis=0) * np.sqrt(_TYPES) + types_TD[type_N]
+    for number in range(_TYPES):
+        rows = type_N == number
+        vectors_ND[rows] += rng.standard_normal((int(rows.sum()), _PLANE), np.float32) @ planes_TPD[number] / 2
+    vectors_ND += np.float32(0.1) * rng.standard_normal((n, _WIDTH), np.float32)
+    return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True), np.float32)
+
+
+def _structure(growth: Growth, n: int, setting: dict[str, str | int | float]) -> Iterator[Figure]:
+    grown_ND = np.concatenate(list(growth.blocks(min(n, _MEASURED), seed=0)))
+    for name, vectors_ND in (("base", growth.base_BD), ("grown", grown_ND)):
+        rows = np.random.default_rng(0).choice(len(vectors_ND), min(_PROBED, len(vectors_ND)), replace=False)
+        dimension, ratio = intrinsic_dimension(vectors_ND, rows), contrast(vectors_ND, rows)
+        yield Figure("index", f"{name}: local intrinsic dimension", dimension, "", setting)
+        yield Figure("index", f"{name}: distance of 10th neighbour / of a random cell", ratio, "", setting)
+
+
+@dataclass
+class _Trial:
+    """Two indexes of the same grown vectors."""
+
+    growth: Growth
+    n: int
+    folder: Folder
+    clock: _Clock = field(default_factory=_Clock)
+    shards: list[ShardDescription] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.queries_QD = np.concatenate(list(self.growth.blocks(min(_QUERIES, self.n), seed=1)))
+        self.truth = nobody(min(_JUDGED, len(self.queries_QD)), _K)
+
+    def ours(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
+        """Build as `index` does, choose the effort, search."""
+        d = self.growth.base_BD.shape[1]
+        n_shards = -(-self.n // _CELLS_PER_SHARD)
+        # Below, `index` is exact, which would be no trial.
+        factory = choose_factory(max(self.n, EXACT_UP_TO + 1), d, None, n_shards, TARGET_RECALL)
+        factory = with_lists(factory, self.n)
+        self._build(factory, n_shards)
+        nlist = n_lists(empty_index(factory, d))
+        searcher = Searcher(self.folder, self.shards)
+        judged = len(self.truth[0])
+        exam = Exam(np.full(judged, -2), self.queries_QD[:judged], *self.truth)
+        cost = cost_model(factory, d, self.n, n_shards, nlist)
+        chosen, _ = choose_effort(exam, searcher.search, nlist, cost, TARGET_RECALL)
+        named = {**setting, "factory": factory, "shards": n_shards, "nprobe": chosen.nprobe, "rerank": chosen.rerank}
+        yield from self._built("", named, [shard.name for shard in self.shards])
+        yield Figure("index", "peak memory", peak_bytes() / 1e9, "GB", named)
+        yield Figure("index", "memory of its own after building", private_bytes() / 1e9, "GB", named)
+        yield from self._searched(named, lambda queries, k: searcher.search(queries, k, chosen.effort))
+
+    def _build(self, factory: str, n_shards: int) -> None:
+        """Train, and fill the shards from one stream, whose making and judging do not count."""
+        d = self.growth.base_BD.shape[1]
+        rows = training_size(factory, self.n, d, _SAMPLE_BYTES)
+        sample_ND = np.concatenate(list(self.growth.blocks(rows, seed=0)))
+        started = time.perf_counter()
+        template = train(sample_ND, factory, seed=0)
+        self.clock.add("train", started)
+        centre_D = centre_of(sample_ND)
+        del sample_ND
+        with self.folder.staged(CENTRE) as path, path.open("wb") as stream:
+            np.save(stream, centre_D)
+        started, first = time.perf_counter(), 0
+        for number, piece in enumerate(np.array_split(np.arange(self.n), n_shards)):
+            shard = ShardDescription.of(number, len(piece), is_exact=False)
+            blocks = self.clock.timed("grow", self._judged(self.growth.blocks(len(piece), seed=2 + number), first))
+            build_shard(template, _numbered(blocks, first), self.folder, shard, centre_D)
+            self.shards.append(shard)
+            first += len(piece)
+        self.clock.add("add", started)
+        self.clock.seconds["add"] -= self.clock.seconds["grow"]
+
+    def _judged(self, blocks: Iterable[Float32Matrix], first: int) -> Iterator[Float32Matrix]:
+        """Pass blocks on, looking for the true neighbours of some queries on the way."""
+        for block_ND in blocks:
+            ids = np.arange(first, first + len(block_ND))
+            found = exact_search([(ids, block_ND)], self.queries_QD[: len(self.truth[0])], _K)
+            self.truth = merge([self.truth, found], _K)
+            first += len(block_ND)
+            yield block_ND
+
+    def upstream(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
+        """Train and fill upstream's index with the same vectors, as one piece, and search it."""
+        d = self.growth.base_BD.shape[1]
+        factory = with_lists(UPSTREAM_FACTORY.format(_UPSTREAM_LISTS), self.n)
+        rows = training_size(factory, self.n, d, _SAMPLE_BYTES)
+        sample_ND = np.concatenate(list(self.growth.blocks(rows, seed=0)))
+        self.clock.seconds.clear()
+        started = time.perf_counter()
+        template = train(sample_ND, factory, seed=0)
+        self.clock.add("train", started)
+        del sample_ND
+        opened = Searcher(self.folder, self.shards).shards
+        blocks = (
+            shard.vectors(np.arange(start, min(start + 16_384, len(shard.ids_N))))
+            for shard in opened
+            for start in range(0, len(shard.ids_N), 16_384)
+        )
+        name = "upstream.faiss"
+        # Without vectors beside it, as upstream has none.
+        whole = ShardDescription(name, self.n, "", "upstream-ids.npy", None)
+        started = time.perf_counter()
+        build_shard(template, _numbered(self.clock.timed("read", blocks)), self.folder, whole, np.zeros(d, np.float32))
+        self.clock.add("add", started)
+        self.clock.seconds["add"] -= self.clock.seconds["read"]
+        index = open_faiss(self.folder.path / name)
+        named = {**setting, "factory": factory, "nprobe": _UPSTREAM_NPROBE, "rerank": 0}
+        yield from self._built("upstream: ", named, [name])
+
+        def search(queries_QD: Float32Matrix, k: int) -> Neighbors:
+            ids_QK = candidates(index, queries_QD, k, _UPSTREAM_NPROBE)
+            return ids_QK, np.zeros(ids_QK.shape, np.float32)
+
+        yield from self._searched(named, search, "upstream: ")
+
+    def _built(self, prefix: str, setting: dict[str, str | int | float], names: list[str]) -> Iterator[Figure]:
+        seconds = self.clock.seconds
+        million = self.n / 1e6
+        n_bytes = sum(self.folder.size(name) or 0 for name in names)
+        yield Figure("index", f"{prefix}training", seconds["train"], "s", setting)
+        yield Figure("index", f"{prefix}adding a million", seconds["add"] / million, "s", setting)
+        yield Figure(
+            "index", f"{prefix}building a million", (seconds["train"] + seconds["add"]) / million, "s", setting
+        )
+        yield Figure(
+            "index", f"{prefix}memory of a cell: code, id, its share of centroids", n_bytes / self.n, "B", setting
+        )
+
+    def _searched(self, setting: dict[str, str | int | float], search: _Search, prefix: str = "") -> Iterator[Figure]:
+        judged = self.queries_QD[: len(self.truth[0])]
+        for k in (CHOSEN_K, _K):
+            found_QK, _ = search(judged, k)
+            recall = recall_at(found_QK, self.truth[0][:, :k])
+            yield Figure("index", f"{prefix}recall@{k}", recall, "", setting)
+        started = time.perf_counter()
+        for start in range(0, len(self.queries_QD), 2048):
+            search(self.queries_QD[start : start + 2048], _K)
+        seconds = time.perf_counter() - started
+        yield Figure("index", f"{prefix}{len(self.queries_QD):,} queries, k {_K}", seconds, "s", setting)
+        single = []
+        for place in range(min(100, len(judged))):
+            started = time.perf_counter()
+            search(judged[place : place + 1], CHOSEN_K)
+            single.append(time.perf_counter() - started)
+        p50, p99 = np.percentile(single, [50, 99])
+        yield Figure("index", f"{prefix}one query, k 10, median", p50 * 1e3, "ms", setting)
+        yield Figure("index", f"{prefix}one query, k 10, 99th percentile", p99 * 1e3, "ms", setting)
+
+
+def _numbered(blocks: Iterable[Float32Matrix], first: int = 0) -> Iterator[tuple[Int64Array, Float32Matrix]]:
+    for block_ND in blocks:
+        yield np.arange(first, first + len(block_ND)), block_ND
+        first += len(block_ND)

@@ -57,7 +57,7 @@ def confidence_histogram(
         meaning: Of the confidence.
     """
     figure, axes = canvas(6.4, 3.6)
-    cells = _stacked(axes, confidence, np.linspace(0, 1, 21))
+    cells = _stacked(axes, confidence, np.linspace(0, 1, 21), "upper left")
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"confidence: {meaning}")
     heading(axes, f"Confidence of {cells:,} cells")
@@ -71,14 +71,16 @@ def distance_histogram(distance: Mapping[str, npt.NDArray[np.floating]]) -> byte
         distance: Name of a group of cells -> their distances, such as `right` and `wrong`; not all empty.
     """
     figure, axes = canvas(6.4, 3.6)
-    cells = _stacked(axes, distance, np.histogram_bin_edges(np.concatenate(list(distance.values())), 30))
-    axes.set_xlabel("cosine distance to the farthest neighbour that votes")
+    cells = _stacked(axes, distance, np.histogram_bin_edges(np.concatenate(list(distance.values())), 30), "upper right")
+    axes.set_xlabel("cosine distance to the farthest of the neighbours")
     heading(axes, f"Distance of {cells:,} cells from the reference")
     return png(figure)
 
 
-def _stacked(axes: Any, groups: Mapping[str, npt.NDArray[np.floating]], edges: npt.NDArray[np.floating]) -> int:
-    """Draw groups of cells on top of one another; the number of cells."""
+def _stacked(
+    axes: Any, groups: Mapping[str, npt.NDArray[np.floating]], edges: npt.NDArray[np.floating], corner: str
+) -> int:
+    """Draw groups of cells on top of one another, their names in a corner; the number of cells."""
     axes.hist(
         list(groups.values()),
         bins=edges.tolist(),
@@ -89,7 +91,7 @@ def _stacked(axes: Any, groups: Mapping[str, npt.NDArray[np.floating]], edges: n
         linewidth=0.6,
     )
     axes.set_ylabel("cells")
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.legend(frameon=False, loc=corner, fontsize=9)
     only_grid(axes, "y")
     return sum(len(values) for values in groups.values())
 

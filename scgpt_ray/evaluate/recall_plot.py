@@ -10,7 +10,7 @@ from scgpt_ray.index.searcher import Effort
 
 
 def recall_curve(curve: Sequence[Point], chosen: Effort, target: float) -> bytes:
-    """Recall@10 over the lists that are looked into, a line for each number of candidates ranked again.
+    """Recall@10 over the lists that are looked into, a line for each depth of re-ranking.
 
     Args:
         curve: The efforts that were tried.
@@ -24,7 +24,7 @@ def recall_curve(curve: Sequence[Point], chosen: Effort, target: float) -> bytes
     axes.axhline(target, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"wanted: {target:.3f}")
     for rerank, colour in zip(sorted({point.rerank for point in curve}), STRONG, strict=False):
         line = sorted((point.nprobe, point.recall_at_10) for point in curve if point.rerank == rerank)
-        label = f"{rerank} candidates a neighbour ranked again" if rerank else "none ranked again"
+        label = f"rerank {rerank}"
         axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.6, marker="o", markersize=3.5, label=label)
     found = next(point.recall_at_10 for point in curve if point.effort == chosen)
     axes.scatter(chosen.nprobe, found, s=70, facecolors="none", edgecolors=INK, zorder=3, label=f"in use: {found:.4f}")

@@ -24,7 +24,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Figure]:
         case "read":
             from scgpt_ray.benchmark.read import benchmark_read
 
-            return benchmark_read(settings.tokens, settings.cells)
+            return benchmark_read(settings.tokens, settings.cells, settings.readers)
         case "flow":
             from scgpt_ray.flows import overhead
 
@@ -34,7 +34,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Figure]:
         case "index":
             from scgpt_ray.benchmark.index import benchmark_index
 
-            return benchmark_index(settings.cells, settings.threads, seconds)
+            return benchmark_index(settings.cells, settings.threads, settings.embeddings_from)
 
 
 def _model(settings: BenchmarkSettings, seconds: float) -> list[Figure]:

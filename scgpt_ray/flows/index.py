@@ -1,85 +1,154 @@
-"""Embeddings -> sample -> one trained template -> one shard per group of parts -> recall, measured."""
+"""Embeddings -> one trained template -> one shard per group of parts -> the effort that finds enough of the truth."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import ray
 
 from scgpt_ray.config import IndexSettings, parse_bytes
 from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
-from scgpt_ray.flows.cluster import connected, cpus_of_nodes
-from scgpt_ray.flows.search import exact_neighbors, index_neighbors
+from scgpt_ray.flows.cluster import connected
+from scgpt_ray.flows.recall import write_report
+from scgpt_ray.flows.search import Reference, exact_neighbors
+from scgpt_ray.flows.shards import Recipe, Stock, build_shards, committed_template, new_cells, sample_of, train_template
 from scgpt_ray.folder import Folder
-from scgpt_ray.index.description import INDEX, TEMPLATE, IndexDescription, ShardDescription, read_index
-from scgpt_ray.index.factory import check_factory, choose_factory, empty_index, n_lists, training_size
-from scgpt_ray.index.recall import choose_nprobe
-from scgpt_ray.index.search import set_threads
-from scgpt_ray.index.shard import build_shard
-from scgpt_ray.index.template import nlist_of, train
-from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
+from scgpt_ray.index.description import INDEX, RECALL, IndexDescription, read_index, require_index
+from scgpt_ray.index.factory import EXACT, check_factory, choose_factory, empty_index, n_lists, training_size
+from scgpt_ray.index.recall import RECALL_K, Exam, Point, choose_effort, cost_model, without_self
 from scgpt_ray.store.manifest import Manifest, require_manifest
-from scgpt_ray.store.parts import PARTS, iterate_parts, read_part, read_vectors, vectors_of
+from scgpt_ray.store.parts import PARTS
 from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-RECALL_K = 10
 _RECALL_QUERIES = 256
-_CELLS_PER_SHARD = 1_000_000
-_LISTS_PER_THREAD = 4096  # the work of k-means grows with the square of its lists
+_CELLS_PER_SHARD = 2_000_000
 
 
 def build_index(settings: IndexSettings) -> IndexDescription:
-    """Build the index of a finished set of embeddings.
+    """Build the index of a finished set of embeddings, or add to it the cells that it lacks.
 
-    A finished index of the same request is left alone; an unfinished one is built again.
+    A finished index of the same request is left alone. An unfinished one is taken up: its template and its shards are
+    kept where they were committed for this request.
 
     Raises:
         InputError: If the embeddings, the factory or the output cannot be used.
     """
     source, output = Folder.at(settings.embeddings), Folder.at(settings.output)
     manifest = require_manifest(source)
+    if settings.append:
+        return append(settings, source, manifest, output)
     request = resolve(settings, manifest)
     there = read_index(output)
     if there is not None:
-        if there.request != request:
-            raise OutputError(
-                f"{output.uri} holds another index ({there.factory} over {there.n_cells} cells of {there.embeddings})",
-                expected="the same embeddings, labels, factory, shards, recall and seed",
-                remedy="give --output another folder",
-            )
+        _require_same(there, request, output)
         logger.info("%s is finished: %d cells; nothing to do", output.uri, there.n_cells)
         return there
     output.require_writable()
-    with (
-        connected(),
-        Tracker("index", output, {"config": settings.model_dump(), "request": request}) as tracker,
-    ):
-        template = _train_template(source, manifest, request)
-        output.write(TEMPLATE, template)
-        shards = _build_shards(template, source, manifest, request, output)
-        nprobe, recall, n_queries = _measure_recall(nlist_of(template), shards, source, manifest, request, output)
-        description = IndexDescription(
+    with connected(), Tracker("index", output, {"config": settings.model_dump(), "request": request}) as tracker:
+        recipe = Recipe(request["embeddings"], request["factory"], request["training"], request["seed"])
+        template = train_template(source, manifest, recipe, output)
+        groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
+        labels = tuple(request["labels"])
+        stocks = [Stock(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
+        shards = build_shards(stocks, 0, template, output)
+        described = IndexDescription(
             request=request,
             factory=request["factory"],
             d=manifest.dimension,
             n_cells=sum(shard.n_cells for shard in shards),
-            nprobe=nprobe,
-            recall_at_10=recall,
-            recall_queries=n_queries,
+            nprobe=1,
+            rerank=0,
+            recall_at_10=1.0,
+            recall_queries=0,
             shards=tuple(shards),
-            label_columns=tuple(request["labels"]),
+            label_columns=labels,
             fingerprint=manifest.fingerprint.to_dict(),
             embeddings=source.uri,
         )
-        output.write(INDEX, description.to_json())
-        tracker.log_metrics({"n_cells": description.n_cells, "nprobe": nprobe, "recall_at_10": recall})
-        tracker.log_artifact(INDEX)
-    return description
+        return _finish(described, source, manifest, output, tracker)
+
+
+def append(settings: IndexSettings, source: Folder, manifest: Manifest, output: Folder) -> IndexDescription:
+    """Add the cells of some embeddings that an index lacks, as new shards of its template.
+
+    The embeddings may be those of the index, grown; or others of the same checkpoint and atlas. Cells are known by
+    their soma_joinid. The effort is chosen anew, for the cells of these embeddings.
+
+    Raises:
+        InputError: If there is no index, or the cells do not belong to it.
+    """
+    there = require_index(output)
+    _require_belongs(there, manifest, source, output)
+    with connected(), Tracker("index", output, {"config": settings.model_dump(), "request": there.request}) as tracker:
+        names = list(manifest.parts)
+        fresh = np.array(new_cells(source, names, output, there.shards))
+        if not fresh.sum():
+            logger.info("%s holds every cell of %s; nothing to do", output.uri, source.uri)
+            return there
+        parts = np.array(names)[fresh > 0]
+        n_shards = min(settings.shards or -(-int(fresh.sum()) // _CELLS_PER_SHARD), len(parts))
+        digest, labels = manifest.fingerprint.digest, there.label_columns
+        stocks = [
+            Stock(source, digest, tuple(group.tolist()), labels, there.shards)
+            for group in np.array_split(parts, n_shards)
+        ]
+        added = build_shards(stocks, len(there.shards), _template_of(output), output)
+        known = dict.fromkeys((there.embeddings, *there.appended, source.uri))
+        described = replace(
+            there,
+            n_cells=there.n_cells + sum(shard.n_cells for shard in added),
+            shards=(*there.shards, *added),
+            appended=tuple(known)[1:],
+        )
+        return _finish(described, source, manifest, output, tracker)
+
+
+def _template_of(output: Folder) -> str:
+    """Digest of the template that an index was built with."""
+    template = committed_template(output)
+    if template is None:
+        raise ReferenceSetError(
+            f"the template of {output.uri} is not what the index was built with",
+            expected="template.faiss, centre.npy and template.json as index left them",
+            remedy="build the index again; see scgpt-ray validate",
+        )
+    return str(template["content"])
+
+
+def _require_same(there: IndexDescription, request: dict[str, Any], output: Folder) -> None:
+    if there.request != request:
+        raise OutputError(
+            f"{output.uri} holds another index ({there.factory} over {there.n_cells} cells of {there.embeddings})",
+            expected="the same embeddings, labels, factory, shards, recall and seed",
+            remedy="give --output another folder, or add the cells that it lacks with --append",
+        )
+
+
+def _require_belongs(there: IndexDescription, manifest: Manifest, source: Folder, output: Folder) -> None:
+    model, atlas = there.fingerprint["model"], there.fingerprint["cells"].get("uri")
+    mine = manifest.fingerprint
+    if mine.model != model:
+        differing = ", ".join(key for key in sorted({*mine.model, *model}) if mine.model.get(key) != model.get(key))
+        raise ReferenceSetError(
+            f"{source.uri} and {output.uri} differ in {differing}",
+            expected="embeddings of the checkpoint that the index was built for",
+            remedy="embed these cells with that one, or build another index",
+        )
+    if mine.cells.get("uri") != atlas:
+        raise ReferenceSetError(
+            f"{source.uri} is of the atlas {mine.cells.get('uri')}, {output.uri} of {atlas}",
+            expected="one atlas, in which a soma_joinid is one cell",
+            remedy="join the cells in one atlas, or build another index",
+        )
+    lacking = [name for name in there.label_columns if name not in manifest.obs_columns]
+    if lacking:
+        raise ReferenceSetError(
+            f"{source.uri} carries no column {', '.join(lacking)}",
+            expected=f"the label columns of the index ({', '.join(there.label_columns)})",
+            remedy="run embed with --obs-columns into a new folder",
+        )
 
 
 def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
@@ -107,126 +176,65 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
     budget = parse_bytes(settings.memory_budget) if settings.memory_budget else None
     factory = settings.factory
     if factory == "auto":
-        factory = choose_factory(n_cells, manifest.dimension, budget, n_shards)
+        factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
     check_factory(factory, manifest.dimension)
     return {
         "embeddings": manifest.fingerprint.digest,
         "labels": labels,
         "factory": factory,
+        "training": training_size(factory, n_cells, manifest.dimension, budget),
         "shards": n_shards,
         "target_recall": settings.target_recall,
         "seed": settings.seed,
     }
 
 
-def _train_template(source: Folder, manifest: Manifest, request: dict[str, Any]) -> bytes:
-    """Train on rows drawn evenly from all parts."""
-    n_cells = manifest.n_cells - manifest.n_empty
-    size = training_size(request["factory"], n_cells, manifest.dimension)
-    _, sample = _sample(source, manifest, size, request["seed"])
-    nlist = n_lists(empty_index(request["factory"], manifest.dimension))
-    threads = min(max(cpus_of_nodes()), -(-nlist // _LISTS_PER_THREAD))
-    trained = _train.options(num_cpus=threads).remote(sample, request["factory"], request["seed"], threads)
-    template: bytes = ray.get(trained)
-    return template
+def _finish(
+    described: IndexDescription, source: Folder, manifest: Manifest, output: Folder, tracker: Tracker
+) -> IndexDescription:
+    """Examine the index, choose its effort, and commit it by its description."""
+    reference = Reference(output, described)
+    target = described.request["target_recall"]
+    exam = _exam(reference, source, manifest)
+    nlist = n_lists(empty_index(described.factory, described.d))
+    cost = cost_model(described.factory, described.d, described.n_cells, len(described.shards), nlist)
+
+    def search(queries_QD: Any, k: int, effort: Any) -> Any:
+        return reference.neighbors(queries_QD, k, effort=effort)
+
+    if described.factory == EXACT:
+        chosen = Point(1, 0, 1.0, 1.0, cost(reference.effort))
+        curve = [chosen]
+    else:
+        chosen, curve = choose_effort(exam, search, nlist, cost, target)
+    if chosen.recall_at_10 < target:
+        logger.warning("recall@10 is %.4f, below --target-recall %.2f", chosen.recall_at_10, target)
+    described = replace(
+        described,
+        nprobe=chosen.nprobe,
+        rerank=chosen.rerank,
+        recall_at_10=chosen.recall_at_10,
+        recall_queries=len(exam.ids_Q),
+    )
+    write_report(output, described, exam, search, curve, reference.labels)
+    output.write(INDEX, described.to_json())
+    figures = {"nprobe": chosen.nprobe, "rerank": chosen.rerank, "recall_at_10": chosen.recall_at_10}
+    tracker.log_metrics({"n_cells": described.n_cells, **figures})
+    for name in (INDEX, RECALL):
+        tracker.log_artifact(name)
+    return described
 
 
-def _build_shards(
-    template: bytes, source: Folder, manifest: Manifest, request: dict[str, Any], output: Folder
-) -> list[ShardDescription]:
-    """One task per shard; each takes a run of parts."""
-    shared = ray.put(template)
-    groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
-    tasks = [
-        _add_shard.remote(shared, source.folder(PARTS), group.tolist(), number, request["labels"], output)
-        for number, group in enumerate(groups)
-    ]
-    shards: list[ShardDescription] = ray.get(tasks)
-    return shards
+def _exam(reference: Reference, source: Folder, manifest: Manifest) -> Exam:
+    """A sample of the cells of some embeddings and their true neighbours in the index.
 
-
-def _measure_recall(
-    nlist: int,
-    shards: list[ShardDescription],
-    source: Folder,
-    manifest: Manifest,
-    request: dict[str, Any],
-    output: Folder,
-) -> tuple[int, float, int]:
-    """Recall@10 of a sample of the indexed cells, without counting that a cell finds itself.
-
-    Returns:
-        nprobe, recall@10, number of queries.
+    The truth is exact search over those embeddings; cells that the index had before count as it keeps them.
     """
-    ids, queries = _sample(source, manifest, _RECALL_QUERIES, request["seed"] + 1)
-    k = min(RECALL_K + 1, sum(shard.n_cells for shard in shards))
-    if k == 1:
-        return 1, 1.0, len(ids)  # a lone cell has no neighbour to miss
-    true_ids, _ = exact_neighbors(source.folder(PARTS), list(manifest.parts), queries, k)
-
-    def found_with(nprobe: int) -> Int64Array:
-        found, _ = index_neighbors(output, shards, queries, k, nprobe)
-        return _without_self(found, ids)
-
-    nprobe, recall = choose_nprobe(found_with, _without_self(true_ids, ids), nlist, request["target_recall"])
-    if recall < request["target_recall"]:
-        logger.warning("recall@10 is %.4f, below --target-recall %.2f", recall, request["target_recall"])
-    return nprobe, recall, len(ids)
-
-
-def _without_self(neighbors_QK: Int64Array, own_Q: Int64Array) -> Int64Array:
-    """Drop each query's own id, or its last neighbour where it did not find itself: [Q, K - 1]."""
-    is_own_QK = neighbors_QK == own_Q[:, None]
-    is_own_QK[~is_own_QK.any(axis=1), -1] = True
-    others_QK: Int64Array = neighbors_QK[~is_own_QK].reshape(len(own_Q), -1)
-    return others_QK
-
-
-def _sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
-    """Ids [n] and vectors [n, d] of n cells drawn evenly (all, where there are fewer), the same for a seed."""
-    rows = np.fromiter(manifest.parts.values(), np.int64)
-    ends = np.cumsum(rows)
-    random = np.random.default_rng(seed)
-    # Cells without an embedding fall out when they are read: draw for all of them, and thin afterwards.
-    n_drawn = min(n + manifest.n_empty, ends[-1]) if n else 0
-    drawn = np.sort(random.choice(ends[-1], n_drawn, replace=False, shuffle=False))
-    part_of = np.searchsorted(ends, drawn, side="right")
-    tasks = [
-        _take.remote(source.folder(PARTS), name, drawn[part_of == number] - (ends - rows)[number])
-        for number, name in enumerate(manifest.parts)
-        if (part_of == number).any()
-    ]
-    taken: list[tuple[Int64Array, Float32Matrix]] = ray.get(tasks)
-    ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in taken)])
-    vectors = np.concatenate([np.empty((0, manifest.dimension), np.float32), *(vectors for _, vectors in taken)])
-    kept = np.sort(random.permutation(len(ids))[:n])
-    return ids[kept], vectors[kept]
-
-
-@ray.remote(num_cpus=1)
-def _take(parts: Folder, name: str, rows: Int64Array) -> tuple[Int64Array, Float32Matrix]:
-    return vectors_of(read_part(parts, name, [JOINID, EMBEDDING]).take(pa.array(rows)))
-
-
-@ray.remote
-def _train(sample: Float32Matrix, factory: str, seed: int, threads: int) -> bytes:
-    set_threads(threads)
-    return train(sample, factory, seed=seed)
-
-
-@ray.remote(num_cpus=1)
-def _add_shard(
-    template: bytes, parts: Folder, names: list[str], number: int, labels: list[str], output: Folder
-) -> ShardDescription:
-    """Fill one shard and write it, with its labels beside it."""
-    set_threads(1)
-    name, labels_name = f"shard-{number:05d}.faiss", f"labels-{number:05d}.parquet"
-    output.write(name, build_shard(template, (read_vectors(parts, part) for part in names)))
-    tables = iterate_parts(parts, names, [JOINID, N_GENES, *labels])
-    # A cell has an embedding where it has genes; the vectors need not be read again.
-    embedded = pa.concat_tables(table.filter(pc.field(N_GENES) > 0).unify_dictionaries() for table in tables)
-    kept = embedded.select([JOINID, *labels]).sort_by(JOINID).replace_schema_metadata(None)
-    sink = pa.BufferOutputStream()
-    pq.write_table(kept, sink, compression="zstd")
-    output.write(labels_name, sink.getvalue())
-    return ShardDescription(name, kept.num_rows, labels_name)
+    index = reference.index
+    ids_Q, queries_QD = sample_of(source, manifest, _RECALL_QUERIES, index.request["seed"] + 1)
+    k = min(max(RECALL_K) + 1, index.n_cells)
+    if index.appended:
+        truth = reference.exact(queries_QD, k)
+    else:
+        truth = exact_neighbors(source.folder(PARTS), list(manifest.parts), queries_QD, k)
+    return Exam(ids_Q, queries_QD, *without_self(*truth, ids_Q))

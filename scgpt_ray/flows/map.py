@@ -1,19 +1,27 @@
 """Query cells -> embeddings -> neighbours in the reference -> labels by vote -> report."""
 
+import logging
 from collections import Counter
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
+from scgpt_ray.flows.calibrated import calibrations
 from scgpt_ray.flows.cluster import connected
 from scgpt_ray.flows.embed import run
 from scgpt_ray.flows.job import check, model_identity
-from scgpt_ray.flows.mapped import METRICS, REPORT, Mapped, judge, own_name, predictions_of, write_mapped
-from scgpt_ray.flows.search import Reference, foreign_neighbors
+from scgpt_ray.flows.map_report import write_mapped
+from scgpt_ray.flows.mapped import Mapped, own_name
+from scgpt_ray.flows.search import Reference
 from scgpt_ray.folder import Folder
+from scgpt_ray.index.allowed import Allowed
 from scgpt_ray.index.description import IndexDescription
-from scgpt_ray.mapping.transfer import transfer
+from scgpt_ray.index.search import NONE, Neighbors
+from scgpt_ray.mapping.ballot import CellCounts, VoteRules
+from scgpt_ray.mapping.ontology import CellOntology
+from scgpt_ray.mapping.prediction import PredictionRules, predict
 from scgpt_ray.model.checkpoint import read_checkpoint
 from scgpt_ray.model.tokens import TokenRules
 from scgpt_ray.schema import EMBEDDING
@@ -21,53 +29,132 @@ from scgpt_ray.store.export import read_embeddings
 from scgpt_ray.store.parts import vectors_of
 from scgpt_ray.tracking import Tracker
 
+logger = logging.getLogger(__name__)
+
+TERMS = "cell_type_ontology_term_id"
+"""Where CELLxGENE keeps the Cell Ontology's term of a cell."""
+NO_TERMS = "none"
+"""What --term-column says for no roll-up."""
+
 
 def map_query(settings: MapSettings) -> Mapped:
     """Map query cells onto an indexed reference.
 
-    The query is embedded into `embeddings/` of the output folder, resumably; searching and voting are done anew by
-    every call.
+    The query is embedded into `embeddings/` of the output folder, resumably; calibration, search and voting are done
+    anew by every call.
 
     Raises:
         InputError: If the input is wrong, or checkpoint and index do not belong together.
         RunError: If the work failed; the same command resumes it.
     """
     output, reference = Folder.at(settings.output), Reference.at(settings.index)
-    columns = label_columns(settings, reference.index)
-    request = embed_request(settings, reference.index, columns)
+    rules = prediction_rules(settings, reference.index)
+    reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)
+    ontology = CellOntology() if rules.term_column else None
+    request = embed_request(settings, reference.index, list(rules.columns))
     job = check(request)
     with (
         connected(),
         Tracker("map", output, {"config": settings.model_dump(), "index": reference.index.request}) as tracker,
     ):
+        cells = reference_cells(settings, reference, rules)
+        calibrated = calibrations(settings, reference, rules, cells)
         manifest = job.done or run(job, tracker)
         queries = read_embeddings(Folder.at(request.output))
-        predictions = predictions_of(queries, _voted(settings, reference, queries, columns), columns)
-        mapped = judge(settings, queries, predictions, columns, reference.distinct_labels(columns[0]))
-        write_mapped(mapped, settings, reference.index, manifest, queries)
-        if mapped.scores:
-            tracker.log_metrics({"accuracy": mapped.scores.accuracy, "macro_f1": mapped.scores.macro_f1})
-        for name in (METRICS, REPORT):
+        found = _neighbors(settings, reference, queries)
+        predicted = predict(
+            *found,
+            reference.labels(found[0], rules.read),
+            rules,
+            reference_cells=cells,
+            calibrations=calibrated,
+            ontology=ontology,
+        )
+        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells)
+        write_mapped(mapped, settings, reference, manifest, queries)
+        tracker.log_metrics(mapped.figures())
+        for name in mapped.artifacts():
             tracker.log_artifact(name)
     return mapped
+
+
+def prediction_rules(settings: MapSettings, index: IndexDescription) -> PredictionRules:
+    """What is predicted, and how.
+
+    Raises:
+        ConfigError: If the index lacks a column that is needed, or two columns of the output would have one name.
+    """
+    columns = label_columns(settings, index)
+    term_column = settings.term_column if settings.term_column != NO_TERMS else None
+    if settings.term_column is None and TERMS in columns:
+        term_column = TERMS
+    if term_column is not None and term_column not in columns:
+        raise ConfigError(
+            f"--term-column {term_column} is not among the labels to transfer",
+            expected=f"one of {', '.join(columns)}",
+            remedy="add it to --label-columns, or give --term-column none",
+        )
+    vote = VoteRules(settings.weighting, settings.balance)
+    rules = PredictionRules(tuple(columns), vote, term_column, settings.term_share)
+    _require(settings, index, rules.groups)
+    return rules
 
 
 def label_columns(settings: MapSettings, index: IndexDescription) -> list[str]:
     """The labels to transfer.
 
     Raises:
-        ConfigError: If the index lacks one of them, or the column of --exclude-same.
+        ConfigError: If the index lacks one of them, or the column of --exclude-same or --calibrate-by; or if a
+            prediction would have the name of another.
     """
-    columns = list(dict.fromkeys(settings.label_columns or index.label_columns))
-    needed = [*columns, settings.exclude_same] if settings.exclude_same else columns
-    lacking = [name for name in needed if name not in index.label_columns]
-    if lacking or not columns:
+    left_out = settings.left_out if settings.calibrate_by else ()
+    kept = [name for name in index.label_columns if name not in left_out]
+    columns = list(dict.fromkeys(settings.label_columns or kept))
+    _require(settings, index, (*columns, *settings.left_out))
+    if not columns:
+        raise _lacks(settings, index, "at all")
+    twice = [name for name in columns if own_name(name, [other for other in columns if other != name]) != name]
+    if twice:
         raise ConfigError(
-            f"{settings.index} keeps no column {', '.join(lacking) or 'at all'}",
-            expected=f"one of {', '.join(index.label_columns) or 'none'}",
-            remedy="build the index with --label-columns",
+            f"label column {twice[0]} has the name of a prediction of another",
+            expected="label columns whose predictions have names of their own",
+            remedy="leave it out of --label-columns",
         )
     return columns
+
+
+def _require(settings: MapSettings, index: IndexDescription, columns: Iterable[str]) -> None:
+    lacking = [name for name in columns if name not in index.label_columns]
+    if lacking:
+        raise _lacks(settings, index, ", ".join(lacking))
+
+
+def _lacks(settings: MapSettings, index: IndexDescription, what: str) -> ConfigError:
+    return ConfigError(
+        f"{settings.index} keeps no column {what}",
+        expected=f"one of {', '.join(index.label_columns) or 'none'}",
+        remedy="build the index with --label-columns",
+    )
+
+
+def reference_cells(settings: MapSettings, reference: Reference, rules: PredictionRules) -> CellCounts:
+    """Cells that may be neighbours, by the values of the first label column and of those that votes are balanced by.
+
+    Raises:
+        ReferenceSetError: If none of them has a label in the first column.
+    """
+    first = rules.columns[0]
+    counts = {
+        column: reference.cell_counts(column, settings.neighbor_filter)
+        for column in dict.fromkeys((first, *rules.counted))
+    }
+    if not counts[first].keys() - {None}:
+        raise ReferenceSetError(
+            f"no cell of {settings.index} that may be a neighbour has a {first}",
+            expected="labelled cells to learn from",
+            remedy="change --neighbor-filter, or transfer another of --label-columns",
+        )
+    return counts
 
 
 def embed_request(settings: MapSettings, index: IndexDescription, columns: list[str]) -> EmbedSettings:
@@ -105,8 +192,8 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
 
 def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
     """The obs columns of the query that are needed, each under a name of its own among the predictions."""
-    needed = (settings.truth_column, settings.exclude_same)
-    carried = tuple(dict.fromkeys((*settings.obs_columns, *(name for name in needed if name))))
+    truth = (settings.truth_column,) if settings.truth_column else ()
+    carried = tuple(dict.fromkeys((*settings.obs_columns, *truth, *settings.exclude_same)))
     twice = [name for name, count in Counter(own_name(name, columns) for name in carried).items() if count > 1]
     if twice:
         raise ConfigError(
@@ -117,12 +204,13 @@ def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
     return carried
 
 
-def _voted(settings: MapSettings, reference: Reference, queries: pa.Table, columns: list[str]) -> pa.Table:
-    """Labels and confidence of the query cells that have an embedding."""
+def _neighbors(settings: MapSettings, reference: Reference, queries: pa.Table) -> Neighbors:
+    """Neighbours of the query cells that have an embedding."""
     _, vectors_QD = vectors_of(queries)
-    if settings.exclude_same is None:
-        ids_QK, scores_QK = reference.neighbors(vectors_QD, settings.k)
-    else:
-        own_Q = queries.filter(queries[EMBEDDING].is_valid())[settings.exclude_same]
-        ids_QK, scores_QK = foreign_neighbors(reference, vectors_QD, own_Q, settings.exclude_same, settings.k)
-    return transfer(ids_QK, scores_QK, reference.labels(ids_QK, columns), columns)
+    own = queries.filter(queries[EMBEDDING].is_valid()).select(list(dict.fromkeys(settings.exclude_same)))
+    allowed = Allowed.among(settings.neighbor_filter, own, len(vectors_QD))
+    ids_QK, scores_QK = reference.neighbors(vectors_QD, settings.k, allowed)
+    short = int((ids_QK[:, -1] == NONE).sum())
+    if short:
+        logger.warning("%d cells have fewer than %d neighbours that are allowed", short, settings.k)
+    return ids_QK, scores_QK

@@ -1,32 +1,34 @@
-"""The result of a mapping: judged where the truth is known, and written for people and programs."""
+"""The result of a mapping: every query cell with its labels, judged where the truth is known."""
 
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from scgpt_ray.config import MapSettings
-from scgpt_ray.evaluate.labels import LabelScores, confidence_by_outcome, score_labels
-from scgpt_ray.evaluate.plots import confidence_histogram, confusion_heatmap, label_counts
-from scgpt_ray.evaluate.report import Picture, map_report
+from scgpt_ray.evaluate.judgement import Judgement, judge
+from scgpt_ray.evaluate.labels import LabelScores
 from scgpt_ray.folder import Folder
-from scgpt_ray.index.description import IndexDescription
-from scgpt_ray.mapping.transfer import UNKNOWN
-from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, obs_columns
-from scgpt_ray.store.export import write_h5ad
-from scgpt_ray.store.manifest import Manifest
+from scgpt_ray.mapping.ballot import CellCounts
+from scgpt_ray.mapping.calibration import Calibration
+from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
+from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
 
 PREDICTIONS, QUERY_H5AD, METRICS, REPORT = "predictions.parquet", "query.h5ad", "metrics.json", "report.html"
-_CONFIDENCE = "_confidence"
+CALIBRATION = "calibration.json"
+
+NO_EMBEDDING = "no embedding"
+"""Why a cell without tokens is unknown."""
+SHARE, PROBABILITY = "share of the votes", "probability of being right"
+"""What a confidence means."""
+
 _LABELS_SHOWN = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mapped:
     """What became of the query cells.
 
@@ -34,20 +36,67 @@ class Mapped:
         output: Folder of the files.
         predictions: One row per query cell, as `predictions_of` gives them.
         labels: Label column -> label -> cells, most first; the first column is the one that is judged.
-        truth: True label of each query cell, where a truth column is named.
-        scores: Agreement with the truth in the first column, likewise.
+        unknown: Label column -> reason for `Unknown` -> cells, likewise.
+        judgement: Agreement with the truth in the first column, where a truth column is named.
+        calibrations: Label column -> its calibration, where there is one.
+        foreign_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
     """
 
     output: Folder
     predictions: pa.Table
     labels: dict[str, dict[str, int]]
-    truth: list[str | None] | None
-    scores: LabelScores | None
+    unknown: dict[str, dict[str, int]]
+    judgement: Judgement | None
+    calibrations: Mapping[str, Calibration]
+    foreign_terms: dict[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        settings: MapSettings,
+        queries: pa.Table,
+        predicted: Predictions,
+        columns: Sequence[str],
+        calibrations: Mapping[str, Calibration],
+        reference_cells: CellCounts,
+    ) -> "Mapped":
+        """Count the labels, and compare them with the truth where it is known.
+
+        Args:
+            settings: With the place of the files, and with the truth column or None.
+            queries: EMBEDDINGS of the query, with the truth column.
+            predicted: Of the query cells that have an embedding.
+            columns: Label columns.
+            calibrations: Those that were applied.
+            reference_cells: Cells by label of the first column.
+
+        Raises:
+            InputError: If the truth of no cell is known.
+        """
+        table = predictions_of(queries, predicted.table, columns)
+        judgement = None
+        if settings.truth_column is not None:
+            truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
+            judgement = _judged(table, columns[0], truth, reference_cells)
+        return cls(
+            Folder.at(settings.output),
+            table,
+            {column: _counts(table[column]) for column in columns},
+            {column: _counts(table[f"{column}_unknown"].drop_null()) for column in columns},
+            judgement,
+            calibrations,
+            predicted.foreign_terms,
+        )
 
     @property
     def column(self) -> str:
         """The first label column."""
         return next(iter(self.labels))
+
+    @property
+    def scores(self) -> LabelScores | None:
+        """Accuracy and the like in the first label column, where the truth is known."""
+        return self.judgement.scores if self.judgement else None
 
     @property
     def n_cells(self) -> int:
@@ -57,7 +106,7 @@ class Mapped:
     @property
     def n_unknown(self) -> int:
         """Query cells without a label in the first column."""
-        return self.labels[self.column].get(UNKNOWN, 0)
+        return sum(self.unknown[self.column].values())
 
     def text(self) -> str:
         """A few lines for a person."""
@@ -65,131 +114,104 @@ class Mapped:
         shown = ", ".join(f"{name} {count}" for name, count in most[:_LABELS_SHOWN])
         more = ", ..." if len(most) > _LABELS_SHOWN else ""
         lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}"]
-        if self.scores is not None:
-            lines.append(self.scores.table())
+        if self.judgement is not None:
+            lines += [self.judgement.scores.table(), self.judgement.comparison.table()]
+            if self.n_unknown:
+                lines.append(self.judgement.rejection.table())
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The main figures for a program."""
         main = ("accuracy", "macro_f1", "majority_accuracy", "n")
-        scores = self.scores.to_dict() if self.scores else None
+        scores, rejection = (self.scores, self.judgement.rejection) if self.judgement else (None, None)
         return {
             "output": self.output.uri,
             "n_cells": self.n_cells,
             "n_unknown": self.n_unknown,
-            "scores": {name: scores[name] for name in main} if scores else None,
+            "scores": {name: getattr(scores, name) for name in main} if scores else None,
+            "accuracy_accepted": rejection.accuracy_accepted if rejection else None,
         }
 
     def metrics(self) -> dict[str, Any]:
         """All figures: the content of metrics.json."""
-        return self.to_dict() | {
+        judged = self.judgement.to_dict() if self.judgement else {"scores": None}
+        calibration = {column: calibration.held_out.to_dict() for column, calibration in self.calibrations.items()}
+        return self.to_dict() | judged | {
             "labels": self.labels,
-            "scores": self.scores.to_dict() if self.scores else None,
-        }
+            "unknown": self.unknown,
+            "calibration": calibration,
+            "foreign_terms": self.foreign_terms,
+        }  # fmt: skip
+
+    def figures(self) -> dict[str, float]:
+        """The few numbers by which runs are compared."""
+        figures: dict[str, float] = {"unknown": self.n_unknown / self.n_cells}
+        if self.scores:
+            figures |= {"accuracy": self.scores.accuracy, "macro_f1": self.scores.macro_f1}
+        if self.column in self.calibrations:
+            figures["calibration_error"] = self.calibrations[self.column].held_out.after.ece
+        return figures
+
+    def artifacts(self) -> list[str]:
+        """Names of the small files that were written."""
+        return [METRICS, REPORT, *([CALIBRATION] if self.calibrations else [])]
+
+
+def confidences(predictions: pa.Table, column: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Meaning -> confidence of each cell in a label column, [n]; the last is the better one."""
+    named = {SHARE: f"{column}_confidence", PROBABILITY: f"{column}_probability"}
+    return {
+        meaning: predictions[name].to_numpy() for meaning, name in named.items() if name in predictions.column_names
+    }
+
+
+def voted(predictions: pa.Table, column: str) -> list[str]:
+    """What the vote said, also where it was rejected; `Unknown` where there was none."""
+    return list(pc.fill_null(predictions[f"{column}_voted"], UNKNOWN).to_pylist())
+
+
+def _judged(predictions: pa.Table, column: str, truth: list[str | None], reference_cells: CellCounts) -> Judgement:
+    rejected = predictions[f"{column}_unknown"].is_valid().to_numpy()
+    said, sure = voted(predictions, column), confidences(predictions, column)
+    return judge(truth, said, sure, rejected, reference_cells[column])
 
 
 def own_name(column: str, predicted: Collection[str]) -> str:
     """Name that a column of the query gets beside predicted labels: `<name>_query` where it is theirs too."""
-    taken = {*predicted, *(f"{name}{_CONFIDENCE}" for name in predicted)}
+    taken = {*predicted, *(f"{name}{suffix}" for name in predicted for suffix in SUFFIXES)}
     return f"{column}_query" if column in taken else column
 
 
-def predictions_of(queries: pa.Table, voted: pa.Table, columns: list[str]) -> pa.Table:
+def predictions_of(queries: pa.Table, predicted: pa.Table, columns: Sequence[str]) -> pa.Table:
     """All query cells with their labels; `Unknown` for those without an embedding, which nobody could search for.
 
     Args:
         queries: EMBEDDINGS of the query.
-        voted: `<column>` and `<column>_confidence`, a row for each cell that has an embedding.
+        predicted: As `predict` gives it, a row for each cell that has an embedding.
         columns: Label columns.
 
     Returns:
-        soma_joinid, the carried columns of the query under their `own_name`, and the columns of `voted`.
+        soma_joinid, the carried columns of the query under their `own_name`, and the columns of `predicted`. A cell
+        without an embedding has the reason `no embedding`, no vote, and 0 for shares and probabilities.
     """
     present = queries[EMBEDDING].is_valid().to_numpy()
-    row_of_cell = pa.array(np.cumsum(present) - 1, mask=~present)
+    row_of_cell = np.where(present, np.cumsum(present) - 1, predicted.num_rows)
     carried = {own_name(name, columns): queries[name] for name in obs_columns(queries)}
-    labels = {
-        name: pc.fill_null(voted[name].take(row_of_cell), UNKNOWN if pa.types.is_string(voted[name].type) else 0.0)
-        for name in voted.column_names
-    }
-    return pa.table({JOINID: queries[JOINID], **carried, **labels})
+    everybody = pa.concat_tables([predicted, _without_embedding(predicted.schema, columns)]).combine_chunks()
+    labels = everybody.take(pa.array(row_of_cell))
+    return pa.table({JOINID: queries[JOINID], **carried, **{name: labels[name] for name in labels.column_names}})
 
 
-def judge(
-    settings: MapSettings, queries: pa.Table, predictions: pa.Table, columns: list[str], reference_labels: set[str]
-) -> Mapped:
-    """Count the labels, and compare them with the truth where it is known.
-
-    Args:
-        settings: With the place of the files, and with the truth column or None.
-        queries: The query cells, with the truth column.
-        predictions: Their labels.
-        columns: Label columns.
-        reference_labels: Labels that the reference has in the first of them.
-
-    Raises:
-        InputError: If the truth of no cell is known.
-    """
-    truth = scores = None
-    if settings.truth_column is not None:
-        truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
-        predicted, confidence = predictions[columns[0]], predictions[columns[0] + _CONFIDENCE]
-        scores = score_labels(truth, predicted.to_pylist(), confidence.to_numpy(), reference_labels)
-    counts = {column: _counts(predictions[column]) for column in columns}
-    return Mapped(Folder.at(settings.output), predictions, counts, truth, scores)
+def _without_embedding(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """The one row of all cells that nobody could search for."""
+    texts = {f"{column}{part}": UNKNOWN for column in columns for part in ("", "_rolled_up", "_rolled_up_label")}
+    texts |= {f"{column}_unknown": NO_EMBEDDING for column in columns}
+    row: dict[str, Any] = dict(texts)
+    row |= {field.name: 0.0 for field in schema if pa.types.is_floating(field.type)}
+    row |= {field.name: [] for field in schema if pa.types.is_list(field.type)}
+    return pa.Table.from_pylist([row], schema=schema)
 
 
 def _counts(labels: pa.ChunkedArray) -> dict[str, int]:
     counted = sorted(labels.value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
     return {entry["values"]: entry["counts"] for entry in counted}
-
-
-def write_mapped(
-    mapped: Mapped, settings: MapSettings, index: IndexDescription, manifest: Manifest, queries: pa.Table
-) -> None:
-    """Write predictions.parquet, query.h5ad, metrics.json and report.html."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(mapped.predictions, sink, compression="zstd")
-    mapped.output.write(PREDICTIONS, sink.getvalue())
-    labelled = mapped.predictions
-    for name in (N_GENES, EMBEDDING):
-        labelled = labelled.append_column(name, queries[name])
-    write_h5ad(mapped.output, QUERY_H5AD, labelled)
-    mapped.output.write(METRICS, json.dumps(mapped.metrics(), indent=1).encode())
-    title = f"{_stem(settings.query)} mapped onto {_stem(settings.index)}"
-    report = map_report(title, _facts(settings, index, manifest, mapped), _pictures(mapped), mapped.scores)
-    mapped.output.write(REPORT, report.encode())
-
-
-def _facts(settings: MapSettings, index: IndexDescription, manifest: Manifest, mapped: Mapped) -> dict[str, object]:
-    return {
-        "query": settings.query,
-        "query cells": mapped.n_cells,
-        "without tokens": manifest.n_empty,
-        "counts covered by the vocabulary": f"{manifest.coverage['fraction']:.1%}",
-        "reference": index.embeddings,
-        "reference cells": index.n_cells,
-        "index": f"{index.factory}, nprobe {index.nprobe}, recall@10 {index.recall_at_10:.4f} "
-        f"on {index.recall_queries} cells",
-        "neighbours that vote": settings.k,
-        "neighbours left out": f"those with the same {settings.exclude_same}" if settings.exclude_same else "none",
-        "checkpoint": f"{settings.checkpoint} (sha256 {manifest.fingerprint.model['weights'][:12]})",
-        "label columns": ", ".join(mapped.labels),
-    }
-
-
-def _pictures(mapped: Mapped) -> list[Picture]:
-    column = mapped.column
-    labels = mapped.predictions[column].to_pylist()
-    confidence = mapped.predictions[column + _CONFIDENCE].to_numpy()
-    if mapped.scores is None or mapped.truth is None:
-        groups = {"query cells": np.asarray(confidence)}
-        first = Picture(label_counts(labels, f"Predicted {column}"), f"Cells per predicted {column}.")
-    else:
-        groups = confidence_by_outcome(mapped.truth, labels, confidence)
-        first = Picture(confusion_heatmap(mapped.scores), "Where the cells of each true label went.")
-    return [first, Picture(confidence_histogram(groups), "Share of the neighbours that agree with the label.")]
-
-
-def _stem(place: str) -> str:
-    return place.rstrip("/").rpartition("/")[2].removesuffix(".h5ad")

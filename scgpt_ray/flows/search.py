@@ -1,8 +1,14 @@
-"""Neighbours on Ray: one task per shard, merged; their labels; and the exact twin, one task per part."""
+"""Neighbours in an index: on one machine in this process, on a cluster by actors that hold a group of shards each.
 
-import logging
-from collections.abc import Iterator, Sequence
+Both ask `index.searcher` for the same blocks of queries and merge by score and id, so the answers are the same. The
+exact twin compares with the embeddings themselves, a task for each part.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,46 +16,32 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.flows.cluster import cpus_of_nodes
 from scgpt_ray.folder import Folder
-from scgpt_ray.index.description import IndexDescription, ShardDescription, require_index
-from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, search, set_threads
-from scgpt_ray.index.shard import open_shard
-from scgpt_ray.mapping.transfer import exclude, group_codes
+from scgpt_ray.index.allowed import Allowed, condition_of
+from scgpt_ray.index.description import IndexDescription, require_index
+from scgpt_ray.index.factory import empty_index, n_lists
+from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, nobody, set_threads
+from scgpt_ray.index.searcher import Effort, Searcher
+from scgpt_ray.index.shard import ShardDescription
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.store.parts import read_vectors
 
-logger = logging.getLogger(__name__)
-
-_MAX_WIDTH = 2048
-"""Most neighbours that a search for others than one's own group goes through."""
-
-
-def index_neighbors(
-    folder: Folder, shards: Sequence[ShardDescription], queries_QD: Float32Matrix, k: int, nprobe: int
-) -> Neighbors:
-    """The k nearest neighbours over all shards of an index.
-
-    Returns:
-        ids int64 [Q, k], -1 where there are no more; scores float32 [Q, k].
-    """
-    queries = ray.put(queries_QD)
-    threads = _threads_of_shard(len(shards))
-    search_shard = _search_shard.options(num_cpus=threads)
-    tasks = [search_shard.remote(folder, shard.name, queries, k, nprobe, threads) for shard in shards]
-    return merge(ray.get(tasks), k)
+_QUERIES_AT_ONCE = 2048
+_WIDER = 4  # lists of a search for neighbours that are missing, against the search before
 
 
 def exact_neighbors(parts: Folder, names: Sequence[str], queries_QD: Float32Matrix, k: int) -> Neighbors:
-    """The same by comparing with every vector of the parts."""
+    """The k nearest by comparing with every vector of the parts: ids int64 [Q, k] and scores float32 [Q, k]."""
     queries = ray.put(queries_QD)
     return merge(ray.get([_search_part.remote(parts, name, queries, k) for name in names]), k)
 
 
-def _threads_of_shard(n_shards: int) -> int:
-    """CPUs of one search task: few shards take the cluster between them."""
-    cpus = cpus_of_nodes()
-    return max(1, min(max(cpus), sum(cpus) // n_shards))
+@ray.remote(num_cpus=1)
+def _search_part(parts: Folder, name: str, queries_QD: Float32Matrix, k: int) -> Neighbors:
+    set_threads(1)
+    return exact_search([read_vectors(parts, name)], queries_QD, k)
 
 
 @dataclass(frozen=True)
@@ -59,10 +51,12 @@ class Reference:
     Attributes:
         folder: Where it is.
         index: What it says about itself.
+        actors: Processes that hold the shards; 0 for this process alone, None for one per node where there are several.
     """
 
     folder: Folder
     index: IndexDescription
+    actors: int | None = None
 
     @classmethod
     def at(cls, place: str) -> "Reference":
@@ -74,9 +68,108 @@ class Reference:
         folder = Folder.at(place)
         return cls(folder, require_index(folder))
 
-    def neighbors(self, queries_QD: Float32Matrix, k: int) -> Neighbors:
-        """The k nearest neighbours, as `index_neighbors`."""
-        return index_neighbors(self.folder, self.index.shards, queries_QD, k, self.index.nprobe)
+    @property
+    def effort(self) -> Effort:
+        """How far a search looks: what the recall report chose."""
+        return Effort(self.index.nprobe, self.index.rerank)
+
+    def require(self, k: int, columns: Sequence[str], condition: str | None) -> None:
+        """Refuse what this index cannot answer.
+
+        Raises:
+            ConfigError: If it holds fewer than k cells, or keeps no such label column.
+        """
+        if k > self.index.n_cells:
+            raise ConfigError(
+                f"--k {k}: {self.folder.uri} holds {self.index.n_cells} cells",
+                expected="at most as many neighbours as there are cells",
+                remedy="lower --k",
+            )
+        lacking = [name for name in columns if name not in self.index.label_columns]
+        if lacking:
+            raise ConfigError(
+                f"{self.folder.uri} keeps no column {', '.join(lacking)}",
+                expected=f"one of {', '.join(self.index.label_columns) or 'none'}",
+                remedy="build the index with --label-columns",
+            )
+        if condition is not None:
+            with self.folder.open(self.index.shards[0].labels) as stream:
+                condition_of(condition, pq.read_schema(stream))
+
+    def neighbors(
+        self, queries_QD: Float32Matrix, k: int, allowed: Allowed | None = None, effort: Effort | None = None
+    ) -> Neighbors:
+        """The k nearest neighbours.
+
+        Args:
+            queries_QD: float32 [Q, d], L2-normalised.
+            k: Neighbours wanted.
+            allowed: Cells that each query may find; None for all.
+            effort: How far to look first; it is widened for queries that find fewer than k, up to all lists.
+
+        Returns:
+            ids int64 [Q, k], -1 where the index has no more that are allowed; scores float32 [Q, k], -inf there.
+
+        Raises:
+            ReferenceSetError: If the queries are of another width.
+        """
+        if queries_QD.shape[1] != self.index.d:
+            raise ReferenceSetError(
+                f"queries of width {queries_QD.shape[1]}, {self.folder.uri} is of width {self.index.d}",
+                expected="embeddings of the same checkpoint",
+                remedy="embed the query with the checkpoint of the index",
+            )
+        ids_QK, scores_QK = nobody(len(queries_QD), k)
+        for start in range(0, len(queries_QD), _QUERIES_AT_ONCE):
+            rows = np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries_QD)))
+            ids_QK[rows], scores_QK[rows] = self._complete(queries_QD, rows, k, allowed, effort or self.effort)
+        return ids_QK, scores_QK
+
+    def _complete(
+        self, queries_QD: Float32Matrix, rows: Int64Array, k: int, allowed: Allowed | None, effort: Effort
+    ) -> Neighbors:
+        """Neighbours of some queries; those whose lists hold too few look into more."""
+        ids_QK, scores_QK = nobody(len(rows), k)
+        short = np.arange(len(rows))
+        while len(short):
+            asked = rows[short]
+            found = self._ask(queries_QD[asked], k, effort, allowed and allowed.of(asked))
+            ids_QK[short], scores_QK[short] = found
+            if effort.nprobe >= self._nlist:
+                break
+            short = short[ids_QK[short, -1] == NONE]
+            effort = Effort(min(effort.nprobe * _WIDER, self._nlist), effort.rerank)
+        return ids_QK, scores_QK
+
+    def _ask(self, queries_QD: Float32Matrix, k: int, effort: Effort, allowed: Allowed | None) -> Neighbors:
+        if isinstance(self._searchers, Searcher):
+            return self._searchers.search(queries_QD, k, effort, allowed)
+        queries = ray.put(queries_QD)
+        return merge(ray.get([actor.search.remote(queries, k, effort, allowed) for actor in self._searchers]), k)
+
+    @cached_property
+    def _nlist(self) -> int:
+        return n_lists(empty_index(self.index.factory, self.index.d))
+
+    @cached_property
+    def _searchers(self) -> Searcher | list[Any]:
+        """The shards, opened here; or the actors that have opened them, which end with this object."""
+        nodes = cpus_of_nodes()
+        n_actors = self.actors if self.actors is not None else len(nodes) if len(nodes) > 1 else 0
+        if n_actors == 0:
+            return Searcher(self.folder, self.index.shards)
+        groups = np.array_split(np.arange(len(self.index.shards)), min(n_actors, len(self.index.shards)))
+        threads = max(1, sum(nodes) // len(groups) // 2)  # the other half of the cores is left to others' tasks
+        held = [tuple(self.index.shards[place] for place in group) for group in groups]
+        actor = ray.remote(_Group).options(num_cpus=min(threads, max(nodes)), max_restarts=-1, max_task_retries=-1)
+        return [actor.remote(self.folder, shards, threads) for shards in held]
+
+    def exact(self, queries_QD: Float32Matrix, k: int) -> Neighbors:
+        """The k nearest by comparing with every vector that the index keeps."""
+        queries = ray.put(queries_QD)
+        return merge(
+            ray.get([_search_exactly.remote(self.folder, shard, queries, k) for shard in self.index.shards]), k
+        )
 
     def labels(self, neighbor_ids_QK: Int64Array, columns: Sequence[str]) -> pa.Table:
         """soma_joinid and label columns of the cells that are somebody's neighbour."""
@@ -85,65 +178,70 @@ class Reference:
         tasks = [_read_labels.remote(self.folder, shard.labels, wanted, list(columns)) for shard in self.index.shards]
         return pa.concat_tables([table.unify_dictionaries() for table in ray.get(tasks)])
 
-    def distinct_labels(self, column: str) -> set[str]:
-        """Every value that a label column has, as text."""
-        tasks = [_distinct_labels.remote(self.folder, shard.labels, column) for shard in self.index.shards]
-        return set().union(*ray.get(tasks))
+    def cell_counts(self, column: str, condition: str | None = None) -> dict[str | None, int]:
+        """Cells that have each value of a label column, by its text, None for null; of those that meet a condition.
+
+        Args:
+            column: Label column.
+            condition: On the label columns, as `require` allows it; None for all cells.
+        """
+        tasks = [_count.remote(self.folder, shard.labels, column, condition) for shard in self.index.shards]
+        counts: Counter[str | None] = Counter()
+        for counted in ray.get(tasks):
+            counts.update(counted)
+        return dict(counts)
+
+    def sample(self, n: int, seed: int, columns: Sequence[str]) -> tuple[Int64Array, Float32Matrix, pa.Table]:
+        """Cells of the reference drawn evenly, the same for a seed, in the order of shards and rows.
+
+        Args:
+            n: Cells; all, where there are fewer.
+            seed: Of the draw.
+            columns: Label columns.
+
+        Returns:
+            ids int64 [n]; vectors float32 [n, d], of unit length, as exact as the index keeps them; and soma_joinid
+            with the label columns, a row for each.
+        """
+        drawn = np.sort(
+            np.random.default_rng(seed).choice(self.index.n_cells, min(n, self.index.n_cells), replace=False)
+        )
+        ends = np.cumsum([shard.n_cells for shard in self.index.shards])
+        cut = np.split(drawn, np.searchsorted(drawn, ends)[:-1])
+        tasks = [
+            _take.remote(self.folder, shard, rows - (end - shard.n_cells), list(columns))
+            for shard, end, rows in zip(self.index.shards, ends, cut, strict=True)
+        ]
+        ids, vectors, tables = zip(*ray.get(tasks), strict=True)
+        labels = pa.concat_tables([table.unify_dictionaries() for table in tables])
+        return np.concatenate(ids), np.concatenate(vectors), labels
 
 
-def foreign_neighbors(
-    reference: Reference, queries_QD: Float32Matrix, own_Q: pa.ChunkedArray, column: str, k: int
-) -> Neighbors:
-    """The k nearest neighbours that do not share a query's own value of a column.
+class _Group:
+    """An actor that holds some shards open; its state is files, so that it may be started again."""
 
-    The search widens for those queries that have fewer than k left.
+    def __init__(self, folder: Folder, shards: tuple[ShardDescription, ...], threads: int) -> None:
+        set_threads(threads)
+        self._searcher = Searcher(folder, shards)
 
-    Args:
-        reference: The index, with the column among its labels.
-        queries_QD: float32 [Q, d].
-        own_Q: The queries' own values; null is equal to none.
-        column: Such as donor_id.
-        k: Neighbours wanted.
-
-    Returns:
-        As `index_neighbors`.
-    """
-    ids_QK = np.full((len(queries_QD), k), NONE, np.int64)
-    scores_QK = np.full((len(queries_QD), k), -np.inf, np.float32)
-    short = np.arange(len(queries_QD))
-    for width in _widths(k, reference.index.n_cells):
-        ids, scores = reference.neighbors(queries_QD[short], width)
-        groups = group_codes(ids, reference.labels(ids, [column]), column, own_Q.take(pa.array(short)))
-        ids_QK[short], scores_QK[short], still_short = exclude(ids, scores, *groups, k)
-        short = short[still_short]
-        if not len(short):
-            break
-    else:
-        logger.warning("%d cells have fewer than %d neighbours of another %s", len(short), k, column)
-    return ids_QK, scores_QK
-
-
-def _widths(k: int, n_cells: int) -> Iterator[int]:
-    """How many neighbours to look at, again and again, until k of them are of another group."""
-    widest = max(k, min(_MAX_WIDTH, n_cells))
-    width = 4 * k
-    while width < widest:
-        yield width
-        width *= 4
-    yield widest
-
-
-@ray.remote
-def _search_shard(folder: Folder, name: str, queries_QD: Float32Matrix, k: int, nprobe: int, threads: int) -> Neighbors:
-    set_threads(threads)
-    shard = open_shard(folder.path / name if folder.is_local else folder.read(name))
-    return search(shard, queries_QD, k, nprobe)
+    def search(self, queries_QD: Float32Matrix, k: int, effort: Effort, allowed: Allowed | None) -> Neighbors:
+        return self._searcher.search(queries_QD, k, effort, allowed)
 
 
 @ray.remote(num_cpus=1)
-def _search_part(parts: Folder, name: str, queries_QD: Float32Matrix, k: int) -> Neighbors:
+def _search_exactly(folder: Folder, shard: ShardDescription, queries_QD: Float32Matrix, k: int) -> Neighbors:
     set_threads(1)
-    return exact_search([read_vectors(parts, name)], queries_QD, k)
+    return Searcher(folder, [shard]).exact(queries_QD, k)
+
+
+@ray.remote(num_cpus=1)
+def _take(
+    folder: Folder, shard: ShardDescription, rows: Int64Array, columns: list[str]
+) -> tuple[Int64Array, Float32Matrix, pa.Table]:
+    opened = Searcher(folder, [shard]).shards[0]
+    vectors_ND = opened.vectors(rows)
+    vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.asarray(opened.ids_N)[rows], vectors_ND, opened.labels([JOINID, *columns]).take(pa.array(rows))
 
 
 @ray.remote(num_cpus=0.5)
@@ -153,6 +251,11 @@ def _read_labels(folder: Folder, name: str, wanted: Int64Array, columns: list[st
 
 
 @ray.remote(num_cpus=0.5)
-def _distinct_labels(folder: Folder, name: str, column: str) -> set[str]:
+def _count(folder: Folder, name: str, column: str, condition: str | None) -> dict[str | None, int]:
     with folder.open(name) as stream:
-        return set(pq.read_table(stream, columns=[column])[column].cast(pa.string()).unique().drop_null().to_pylist())
+        opened = pq.ParquetFile(stream)
+        met = condition_of(condition, opened.schema_arrow)
+        labels = opened.read(columns=sorted({column, *(met.columns() if met else ())})).unify_dictionaries()
+    values = labels[column].cast(pa.string())
+    counted = (values if met is None else values.filter(pa.array(met.mask(labels)))).value_counts()
+    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}

@@ -1,20 +1,26 @@
 """The audit of an index folder: it is opened again by code that did not write it."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.folder import Folder
-from scgpt_ray.index.description import TEMPLATE, IndexDescription, ShardDescription, require_index
-from scgpt_ray.index.shard import ids_of, open_shard
+from scgpt_ray.index.description import TEMPLATE, IndexDescription, require_index
+from scgpt_ray.index.shard import HALF, ShardDescription, open_array, open_faiss
 from scgpt_ray.schema import JOINID, N_GENES, Int64Array
 from scgpt_ray.store.fingerprint import Fingerprint
 from scgpt_ray.store.manifest import Manifest, read_manifest
 from scgpt_ray.store.parts import PARTS, read_part
+
+_ROWS = 65_536
 
 
 def audit_index(folder: Folder) -> list[str]:
@@ -22,7 +28,7 @@ def audit_index(folder: Folder) -> list[str]:
 
     Template, shards and labels can be read and are of one width; a shard and its labels hold the same cells, no cell is
     in two shards; and where the embeddings are still in their place, they are those that were indexed. Memory: the
-    largest shard, and 8 bytes for each indexed cell.
+    largest shard, and 24 bytes for each cell.
 
     Returns:
         What is wrong, a line each; empty when all is well.
@@ -41,7 +47,8 @@ def audit_index(folder: Folder) -> list[str]:
     doubled = np.unique(ids_N[1:][ids_N[1:] == ids_N[:-1]])
     if len(doubled):
         problems.append(f"{_cells(len(doubled))} indexed more than once, the first is soma_joinid {doubled[0]}")
-    problems += _audit_source(Folder.at(index.embeddings), index, ids_N)
+    sources = [Folder.at(place) for place in (index.embeddings, *index.appended)]
+    problems += _audit_source(sources, index, ids_N)
     return problems
 
 
@@ -61,19 +68,47 @@ def _audit_template(folder: Folder, index: IndexDescription) -> Iterator[str]:
 
 
 def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescription) -> tuple[Int64Array, list[str]]:
-    """Ids of a shard, int64 [n], none where it cannot be read; and what is wrong with it."""
+    """Ids of a shard, int64 [n], none where they cannot be read; and what is wrong with it."""
     labelled, problems = _read_labels(folder, shard, index)
     opened = _opened(folder, shard.name)
     if isinstance(opened, str):
-        return np.empty(0, np.int64), [opened, *problems]
-    if opened.d != index.d:
-        problems.append(f"{shard.name} is of width {opened.d}, the description says {index.d}")
-    if opened.ntotal != shard.n_cells:
-        problems.append(f"{shard.name} holds {opened.ntotal} cells, the description says {shard.n_cells}")
-    ids = ids_of(opened)
-    if labelled is not None and not np.array_equal(np.sort(ids), np.sort(labelled)):
-        problems.append(f"{shard.name} and {shard.labels} hold different cells")
+        problems.insert(0, opened)
+    else:
+        if opened.d != index.d:
+            problems.append(f"{shard.name} is of width {opened.d}, the description says {index.d}")
+        if opened.ntotal != shard.n_cells:
+            problems.append(f"{shard.name} holds {opened.ntotal} cells, the description says {shard.n_cells}")
+    with TemporaryDirectory() as cache:
+        ids = _array(folder, shard.ids, np.int64, (shard.n_cells,), Path(cache))
+        if shard.vectors is not None:
+            halved = _array(folder, shard.vectors, HALF, (shard.n_cells, index.d), Path(cache))
+            problems += [halved] if isinstance(halved, str) else _audit_vectors(shard.vectors, halved)
+        if isinstance(ids, str):
+            return np.empty(0, np.int64), [*problems, ids]
+        ids = np.array(ids)
+    if (np.diff(ids) <= 0).any():
+        problems.append(f"{shard.ids} is not in ascending order")
+    if labelled is not None and not np.array_equal(ids, labelled):
+        problems.append(f"{shard.ids} and {shard.labels} hold different cells")
     return ids, problems
+
+
+def _audit_vectors(name: str, halved_ND: npt.NDArray[np.float16]) -> list[str]:
+    """What is wrong with vectors, read a block at a time."""
+    blocks = (halved_ND[start : start + _ROWS] for start in range(0, len(halved_ND), _ROWS))
+    return [] if all(np.isfinite(block).all() for block in blocks) else [f"{name} holds values that are not finite"]
+
+
+def _array(
+    folder: Folder, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], cache: Path
+) -> npt.NDArray[Any] | str:
+    """A .npy file mapped into memory, or what is wrong with it."""
+    if not folder.has(name):
+        return f"{name} is missing"
+    try:
+        return open_array(folder.fetch(name, cache), dtype, shape)
+    except ReferenceSetError as error:
+        return f"{name}: {error.found}"
 
 
 def _opened(folder: Folder, name: str) -> faiss.Index | str:
@@ -81,7 +116,7 @@ def _opened(folder: Folder, name: str) -> faiss.Index | str:
     if not folder.has(name):
         return f"{name} is missing"
     try:
-        return open_shard(folder.path / name if folder.is_local else folder.read(name))
+        return open_faiss(folder.path / name if folder.is_local else folder.read(name))
     except ReferenceSetError as error:
         return f"{name}: {error.found}"
 
@@ -102,43 +137,42 @@ def _read_labels(
     return (None if JOINID in lacking else table[JOINID].to_numpy()), problems
 
 
-def _audit_source(embeddings: Folder, index: IndexDescription, ids_N: Int64Array) -> Iterator[str]:
+def _audit_source(sources: list[Folder], index: IndexDescription, ids_N: Int64Array) -> Iterator[str]:
     """Compare with the embeddings that were indexed; nothing where they are no longer in their place.
 
     Args:
-        embeddings: Where they were.
+        sources: Where they were; all share the model of the description's fingerprint.
         index: The description.
         ids_N: int64 [N], sorted ids of all shards.
     """
-    try:
-        manifest = read_manifest(embeddings)
-        if manifest is None:
+    first = Fingerprint.from_dict(dict(index.fingerprint))
+    embedded: list[Int64Array] = []
+    for source in sources:
+        try:
+            manifest = read_manifest(source)
+            if manifest is None:
+                return
+            mine = manifest.fingerprint
+            if mine.model != first.model or (mine != first and not index.appended):
+                yield f"{source.uri} now holds other embeddings than were indexed ({mine.differences(first)})"
+                return
+            embedded.append(_embedded(source, manifest))
+        except (OSError, pa.ArrowInvalid, ReferenceSetError) as error:
+            yield f"the embeddings cannot be compared: {' '.join(str(error).split())}"
             return
-        if manifest.fingerprint.to_dict() != dict(index.fingerprint):
-            differences = manifest.fingerprint.differences(Fingerprint.from_dict(dict(index.fingerprint)))
-            yield f"{embeddings.uri} now holds other embeddings than were indexed ({differences})"
-            return
-        n_missing, n_found = _compared(embeddings, manifest, ids_N)
-    except (OSError, pa.ArrowInvalid, ReferenceSetError) as error:
-        yield f"the embeddings cannot be compared: {' '.join(str(error).split())}"
-        return
-    if n_missing:
-        yield f"{_cells(n_missing)} embedded in {embeddings.uri}, but not indexed"
-    n_foreign = len(np.unique(ids_N)) - n_found
+        n_missing = int((~np.isin(embedded[-1], ids_N)).sum())
+        if n_missing:
+            yield f"{_cells(n_missing)} embedded in {source.uri}, but not indexed"
+    n_foreign = len(np.setdiff1d(ids_N, np.concatenate(embedded)))
     if n_foreign:
-        yield f"{_cells(n_foreign)} indexed, but not embedded in {embeddings.uri}"
+        yield f"{_cells(n_foreign)} indexed, but not embedded in {' or '.join(source.uri for source in sources)}"
 
 
-def _compared(embeddings: Folder, manifest: Manifest, ids_N: Int64Array) -> tuple[int, int]:
-    """How many cells with an embedding are not among sorted ids, and how many are; one part at a time."""
-    n_missing = n_found = 0
+def _embedded(source: Folder, manifest: Manifest) -> Int64Array:
+    """Joinids of the cells that have an embedding, one part at a time."""
+    ids = [np.empty(0, np.int64)]
     for name in manifest.parts:
         # A cell has an embedding where it has genes: `validate --embeddings` proves it, and vectors need not be read.
-        table = read_part(embeddings.folder(PARTS), name, [JOINID, N_GENES])
-        joinids = table[JOINID].to_numpy()[table[N_GENES].to_numpy() > 0]
-        place = np.searchsorted(ids_N, joinids)
-        known = place < len(ids_N)
-        known[known] = ids_N[place[known]] == joinids[known]
-        n_found += int(known.sum())
-        n_missing += int((~known).sum())
-    return n_missing, n_found
+        table = read_part(source.folder(PARTS), name, [JOINID, N_GENES])
+        ids.append(table[JOINID].to_numpy()[table[N_GENES].to_numpy() > 0])
+    return np.concatenate(ids)

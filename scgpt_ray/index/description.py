@@ -7,21 +7,15 @@ from typing import Any
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.folder import Folder
+from scgpt_ray.index.shard import ShardDescription
 
-FORMAT_VERSION = 1
-METRIC = "inner_product"
+FORMAT_VERSION = 2
+METRIC = "cosine"
 
 INDEX = "index.json"
 TEMPLATE = "template.faiss"
-
-
-@dataclass(frozen=True)
-class ShardDescription:
-    """One faiss file and the table of labels beside it; file names are relative to the index folder."""
-
-    name: str
-    n_cells: int
-    labels: str
+CENTRE = "centre.npy"
+RECALL = "recall.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,8 @@ class IndexDescription:
     """Vectors in all shards together."""
     nprobe: int
     """Inverted lists to look into for the recall below."""
+    rerank: int
+    """Candidates of a shard that are ranked again by their vectors, at least ten a neighbour; 0 for none."""
     recall_at_10: float
     """Part of the true ten nearest neighbours found, measured on a sample."""
     recall_queries: int
@@ -49,7 +45,9 @@ class IndexDescription:
     fingerprint: Mapping[str, Any]
     """Fingerprint of the embeddings; a query must be embedded with the same."""
     embeddings: str
-    """Where the embeddings came from."""
+    """Where the first embeddings came from."""
+    appended: tuple[str, ...] = ()
+    """Where those came from that were added later."""
     metric: str = METRIC
     format_version: int = FORMAT_VERSION
 
@@ -116,21 +114,28 @@ def require_index(folder: Folder) -> IndexDescription:
 
 def _retyped(values: dict[str, Any]) -> dict[str, Any]:
     """JSON knows lists where the description has tuples; every entry's type is checked."""
-    plain = {"d": int, "n_cells": int, "nprobe": int, "recall_queries": int, "recall_at_10": float}
+    plain = {"d": int, "n_cells": int, "nprobe": int, "rerank": int, "recall_queries": int, "recall_at_10": float}
     expected = {field.name: plain.get(field.name, str) for field in fields(IndexDescription)}
     expected |= {
         "shards": list,
         "label_columns": list,
+        "appended": list,
         "fingerprint": dict,
         "request": dict,
         "format_version": int,
     }
     _require_types(values, expected)
     for shard in values["shards"]:
-        _require_types(shard, {"name": str, "n_cells": int, "labels": str})
-    _require_types(dict(enumerate(values["label_columns"])), dict.fromkeys(range(len(values["label_columns"])), str))
+        _require_types(shard, {"name": str, "n_cells": int, "labels": str, "ids": str})
+    for name in ("label_columns", "appended"):
+        _require_types(dict(enumerate(values[name])), dict.fromkeys(range(len(values[name])), str))
     shards = tuple(ShardDescription(**shard) for shard in values["shards"])
-    return {**values, "shards": shards, "label_columns": tuple(values["label_columns"])}
+    return {
+        **values,
+        "shards": shards,
+        "label_columns": tuple(values["label_columns"]),
+        "appended": tuple(values["appended"]),
+    }
 
 
 def _require_types(values: Mapping[Any, Any], expected: Mapping[Any, type]) -> None:

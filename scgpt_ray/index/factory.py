@@ -1,15 +1,28 @@
 """Which faiss index: the factory string, what it costs, and how many vectors it wants for training.
 
-Fidelity of the codecs at d = 512, as recall@10 against exact search on made-up cells with types inside types:
+Scores are always cosines. The exact index compares by inner product. All others compare codes by L2, which orders unit
+vectors alike, and their candidates are ranked again by vectors in half precision: a metric would be an option without
+an effect on the answer. It has one on the codes: scGPT's vectors crowd around their common mean (its norm is 0.998 in
+the cells below), L2 does not see that mean, and the inner products of two codes see little else.
 
-    codec      bytes a vector, with its id   recall@10
-    Flat       2,056                         1.00
-    SQ8          520                         0.99
-    RaBitQ4      284                         0.96
-    RaBitQ2      156                         0.90
-    RaBitQ        80                         0.80
+Measured on one core with 100,000 vectors grown (`benchmark/growth.py`) from 12,261 blood cells that an untrained
+network of width 512 embedded, in 1,024 lists of which 256 are read. Parts of the true ten neighbours among the first
+10, 100, 400 candidates, which is the recall@10 after ranking these again; bytes of code and of id; training, adding,
+search:
 
-RaBitQ has no codebook to train and wants a random rotation before it.
+    factory, behind IVF1024          metric  bytes   10     100    400   train s  vectors/s  ms/query
+    PCAR96, PQ48x4fs                 L2      24 + 8  0.736  0.977  0.987     4     72,000      0.25
+    PCAR80, PQ40x4fs                 L2      20 + 8  0.701  0.961  0.982     3     82,000      0.23
+    PCAR64, PQ32x4fs                 L2      16 + 8  0.641  0.942  0.981     3     92,000      0.25
+    PCAR64, PQ16                     L2      16 + 8  0.664  0.961  0.984    36     85,000      0.97
+    PCAR128, RaBitQfs                L2      24 + 8  0.689  0.959  0.985     4     63,000      1.11
+    PQ64x4fs                         L2      32 + 8  0.636  0.893  0.959    14     23,000      0.35
+    RR512, RaBitQfs                  IP      72 + 8  0.821  0.994  0.995    14     16,000      2.25
+    SQ8                              IP     512 + 8  0.963  0.995  0.995    15     28,000      5.99
+    RR128, PQ32x4fs                  IP      16 + 8  0.001  0.008  0.024     4     52,000      0.26
+
+(32 of PQ16's 36 seconds make its codes polysemous, which PQ16np leaves out.) So fast-scan PQ behind a PCA is chosen: it
+reads four times as many lists in the same time as plain PQ, and what its codes confuse the second ranking sorts out.
 """
 
 import math
@@ -24,27 +37,37 @@ EXACT_UP_TO = 200_000
 MIN_ROWS_PER_LIST = 39
 """Fewer training rows per list give unstable centroids: below this faiss itself warns."""
 
+EXACT = "Flat"
+"""The factory string of the exact index."""
+
 _ID_BYTES = 8
+_CODEBOOK_ROWS = 10_000
 _CPP_PLACE = re.compile(r"^Error in .* at \S+\.(cpp|h):\d+: (Error: )?")
-_CODECS = ("SQ8", "RaBitQ4", "RaBitQ2", "RaBitQ")  # most faithful first
+_PLANES = (96, 80, 64, 32)  # principal components kept, half a byte each pair; most faithful first
+_USUAL_PLANE = 1  # 28 bytes a cell with its id; lists in blocks of 32 add some
+_FAITHFUL_ABOVE = 0.985  # recall wanted from which the usual code makes the second ranking long
+_BLOCK = 32  # vectors that fast scan keeps together; a list is filled up to whole blocks
 _FLAT_QUANTIZER_UP_TO = 5_000_000
 _GRAPH_LINKS = 32
 _GRAPH_LISTS = ((50_000_000, 65_536), (math.inf, 262_144))
 
 
-def choose_factory(n: int, d: int, memory_budget: int | None, n_shards: int = 1) -> str:
-    """The most faithful index of n vectors of width d that fits a memory budget.
+def choose_factory(
+    n: int, d: int, memory_budget: int | None = None, n_shards: int = 1, target_recall: float = 0.95
+) -> str:
+    """The index for n vectors of width d: exact for few; else the most faithful code that is called for and fits.
 
     Args:
         n: Vectors in the whole index.
         d: Their width.
         memory_budget: Bytes that the opened index may take, all shards together; None for no bound.
         n_shards: Pieces the index is cut into; each has its own copy of the centroids.
+        target_recall: Recall@10 wanted after the second ranking.
 
     Raises:
         ConfigError: If no candidate fits.
     """
-    candidates = _candidates(n, d)
+    candidates = _candidates(n, d, target_recall)
     sizes = [index_bytes(factory, n, d, n_shards) for factory in candidates]
     for factory, size in zip(candidates, sizes, strict=True):
         if memory_budget is None or size <= memory_budget:
@@ -56,12 +79,14 @@ def choose_factory(n: int, d: int, memory_budget: int | None, n_shards: int = 1)
     )
 
 
-def _candidates(n: int, d: int) -> list[str]:
+def _candidates(n: int, d: int, target_recall: float) -> list[str]:
     lists = f"IVF{_nlist(n)}"
     if n > _FLAT_QUANTIZER_UP_TO:
         lists += f"_HNSW{_GRAPH_LINKS}"
-    inverted = [f"{lists},{codec}" if codec == "SQ8" else f"RR{d},{lists},{codec}" for codec in _CODECS]
-    return ["Flat", *inverted] if n <= EXACT_UP_TO else inverted
+    planes = _PLANES if target_recall > _FAITHFUL_ABOVE else _PLANES[_USUAL_PLANE:]
+    widths = dict.fromkeys(min(plane, max(2, d - d % 2)) for plane in planes)
+    inverted = [f"PCAR{width},{lists},PQ{width // 2}x4fs" for width in widths]
+    return [EXACT, *inverted] if n <= EXACT_UP_TO else inverted
 
 
 def _nlist(n: int) -> int:
@@ -72,14 +97,27 @@ def _nlist(n: int) -> int:
     return int(min(2 ** round(math.log2(4 * math.sqrt(max(n, 1)))), 2 ** math.floor(math.log2(trainable))))
 
 
+def with_lists(factory: str, n: int) -> str:
+    """A factory string with no more inverted lists than n vectors can train, a power of two where it has to yield."""
+    most = 2 ** math.floor(math.log2(max(1, n // MIN_ROWS_PER_LIST)))
+    return re.sub(r"(?<=IVF)\d+", lambda lists: str(min(int(lists[0]), most)), factory)
+
+
 def index_bytes(factory: str, n: int, d: int, n_shards: int = 1) -> int:
-    """Bytes that an opened index takes: codes and ids once, centroids and their graph once a shard."""
-    centroid_bytes = 4 * d + (2 * 4 * _GRAPH_LINKS if "_HNSW" in factory else 0)
-    return n * bytes_per_vector(factory, d) + n_shards * n_lists(empty_index(factory, d)) * centroid_bytes
+    """Bytes that an opened index takes: codes and ids once, centroids, their graph and half-filled blocks per shard."""
+    per_vector = bytes_per_vector(factory, d)
+    index = empty_index(factory, d)  # held, for its lists are of its memory
+    lists = inverted_lists(index)
+    if lists is None:
+        return n * per_vector
+    per_list = 4 * lists.d + (2 * 4 * _GRAPH_LINKS if "_HNSW" in factory else 0)
+    if "fs" in factory:
+        per_list += _BLOCK // 2 * (per_vector - _ID_BYTES)
+    return n * per_vector + n_shards * int(lists.nlist) * per_list
 
 
 def bytes_per_vector(factory: str, d: int) -> int:
-    """Bytes that one vector takes in an index: its code and its 8-byte id.
+    """Bytes that one vector takes in an index: its code, and the 8 bytes of its row where lists keep them.
 
     Raises:
         ConfigError: If faiss refuses the factory string.
@@ -88,29 +126,34 @@ def bytes_per_vector(factory: str, d: int) -> int:
     lists = inverted_lists(index)
     # The stand-alone code of an index with lists names the list too; inside it the place does.
     code_bytes = index.sa_code_size() if lists is None else lists.code_size
-    return int(code_bytes) + _ID_BYTES
+    return int(code_bytes) + (0 if lists is None else _ID_BYTES)
 
 
-def training_size(factory: str, n: int, d: int) -> int:
+def training_size(factory: str, n: int, d: int, memory_budget: int | None = None) -> int:
     """Rows to sample for training.
 
     256 per list as far as that is a million rows, but never fewer than 64 per list or than a codebook of 256
-    codes wants; all rows where there are fewer, and none for an index that needs no training.
+    codes wants; all rows where there are fewer, and none for an index that needs no training. A memory budget bounds
+    the sample too, down to the rows that the lists cannot do without.
 
     Args:
         factory: A string that `check_factory` accepts.
         n: Vectors there are.
         d: Their width.
+        memory_budget: Bytes that the sample may take, as float32; None for no bound.
     """
     index = empty_index(factory, d)
     if index.is_trained:
         return 0
     nlist = n_lists(index)
-    return min(n, max(64 * nlist, min(256 * nlist, 1_000_000), 10_000))
+    wanted = max(64 * nlist, min(256 * nlist, 1_000_000), _CODEBOOK_ROWS)
+    if memory_budget is not None:
+        wanted = max(min(wanted, memory_budget // (4 * d)), MIN_ROWS_PER_LIST * nlist, min(wanted, _CODEBOOK_ROWS))
+    return min(n, wanted)
 
 
 def check_factory(factory: str, d: int) -> None:
-    """Refuse a factory string that faiss cannot build for inner product at width d.
+    """Refuse a factory string that faiss cannot build at width d.
 
     Raises:
         ConfigError: With the reason faiss gives, in one line.
@@ -118,26 +161,32 @@ def check_factory(factory: str, d: int) -> None:
     empty_index(factory, d)
 
 
+def metric_of(factory: str) -> int:
+    """What faiss compares by: inner product where it is exact, L2 for codes."""
+    return int(faiss.METRIC_INNER_PRODUCT if factory == EXACT else faiss.METRIC_L2)
+
+
 def empty_index(factory: str, d: int) -> faiss.Index:
-    """An untrained index that takes ids of its own; one that keeps none is wrapped in an IDMap2.
+    """An untrained index whose ids are the numbers of the rows that are added.
 
     Raises:
         ConfigError: If faiss refuses the factory string.
     """
     try:
-        index = faiss.index_factory(d, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(d, factory, metric_of(factory))
     except RuntimeError as error:
         raise _refused(factory, d, reason(error)) from None
     if n_lists(index) == 0:
         raise _refused(factory, d, "no inverted lists")
-    keeps_ids = isinstance(behind_transforms(index), faiss.IndexIVF | faiss.IndexIDMap)
-    return index if keeps_ids else faiss.IndexIDMap2(index)
+    if isinstance(behind_transforms(index), faiss.IndexIDMap):
+        raise _refused(factory, d, "an IDMap names rows of its own")
+    return index
 
 
 def _refused(factory: str, d: int, why: str) -> ConfigError:
     return ConfigError(
         f"--factory {factory or repr(factory)}: {why}",
-        expected=f"a faiss factory string for inner product at width {d}, such as IVF1024,SQ8",
+        expected=f"a faiss factory string for width {d}, such as IVF1024,SQ8",
         remedy="use auto, or see the index factory page of the faiss wiki",
     )
 

@@ -1,5 +1,7 @@
 """The template: a trained, empty index that all shards start from, so that their scores can be compared."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -7,10 +9,11 @@ import numpy as np
 
 from scgpt_ray.errors import InputError, ReferenceSetError
 from scgpt_ray.index.factory import MIN_ROWS_PER_LIST, empty_index, inverted_lists, n_lists, reason
+from scgpt_ray.index.gpu import Place, clustering
 from scgpt_ray.schema import Float32Matrix
 
 
-def train(sample_ND: Float32Matrix, factory: str, *, seed: int) -> bytes:
+def train(sample_ND: Float32Matrix, factory: str, *, seed: int, place: Place | None = None) -> bytes:
     """Train an index on a sample of vectors.
 
     The bytes are a function of the sample and the seed: k-means draws from the seed, and a graph over the
@@ -18,8 +21,9 @@ def train(sample_ND: Float32Matrix, factory: str, *, seed: int) -> bytes:
 
     Args:
         sample_ND: float32 [n, d], L2-normalised; may have no rows where the index needs no training.
-        factory: A faiss factory string, made for inner product.
+        factory: A faiss factory string.
         seed: Seed of k-means, below 2**31.
+        place: GPUs that compare the centroids, as `gpu.gpus` offers them.
 
     Returns:
         The serialised index, empty, ready for `open_template`.
@@ -35,14 +39,14 @@ def train(sample_ND: Float32Matrix, factory: str, *, seed: int) -> bytes:
         if lists is not None:
             lists.cp.seed = seed
         try:
-            index.train(sample_ND)
+            with _graph_afterwards(index), clustering(index, place):
+                index.train(sample_ND)
         except RuntimeError as error:
             raise InputError(
                 f"--factory {factory} cannot be trained on {len(sample_ND):,} cells: {reason(error)}",
                 expected="enough finite embeddings for its codebook",
                 remedy="use --factory auto",
             ) from None
-        _regrow_graph(index, sample_ND)
     return faiss.serialize_index(index).tobytes()
 
 
@@ -57,22 +61,27 @@ def _require_rows(index: faiss.Index, factory: str, n_rows: int) -> None:
     )
 
 
-def _regrow_graph(index: faiss.Index, sample_ND: Float32Matrix) -> None:
-    """Grow the graph over the centroids again, by one thread, and fit the codec to it.
+@contextmanager
+def _graph_afterwards(index: faiss.Index) -> Iterator[None]:
+    """Train with plain centroids, and grow the graph over them when that is done, by one thread.
 
     faiss inserts into an HNSW graph with all threads, and their race decides the links.
     """
     lists = inverted_lists(index)
     if lists is None or not isinstance(faiss.downcast_index(lists.quantizer), faiss.IndexHNSW):
+        yield
         return
-    graph = faiss.downcast_index(lists.quantizer)
-    centroids_LD = graph.reconstruct_n(0, lists.nlist)
-    graph.reset()
+    graph, owned = faiss.downcast_index(lists.quantizer), lists.own_fields
+    flat = faiss.IndexFlat(lists.d, lists.metric_type)
+    lists.quantizer, lists.own_fields = flat, False
+    try:
+        yield
+    finally:
+        lists.quantizer, lists.own_fields = graph, owned
     n_threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
-    graph.add(centroids_LD)
+    graph.add(flat.reconstruct_n(0, lists.nlist))
     faiss.omp_set_num_threads(n_threads)
-    lists.train(transformed(index, sample_ND))
 
 
 def transformed(index: faiss.Index, vectors_ND: Float32Matrix) -> Float32Matrix:
@@ -100,6 +109,13 @@ def open_template(content: bytes) -> faiss.Index:
             expected="a whole file that faiss wrote",
             remedy="build the index again",
         ) from None
+
+
+def centre_of(sample_ND: Float32Matrix) -> Float32Matrix:
+    """What vectors are halved around: the mean of a sample, float32 [d]; zero where there is none."""
+    if not len(sample_ND):
+        return np.zeros(sample_ND.shape[1], np.float32)
+    return np.asarray(sample_ND.mean(axis=0, dtype=np.float64), np.float32)
 
 
 def nlist_of(template: bytes) -> int:

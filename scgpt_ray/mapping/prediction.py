@@ -10,13 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from scgpt_ray.mapping.ballot import Ballot, CellCounts, VoteRules, hold_ballot
+from scgpt_ray.mapping.ballot import BY_LABEL, UNBALANCED, Ballot, CellCounts, VoteRules, hold_ballot
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.label_table import NO_NEIGHBOR
 from scgpt_ray.mapping.ontology import Ontology, RolledUp, roll_up
 from scgpt_ray.mapping.rejection import NO_NEIGHBOR_VOTED, TOO_FAR
-from scgpt_ray.mapping.transfer import UNKNOWN
 from scgpt_ray.schema import NEIGHBOR, SCORE, Float32Matrix, Int64Array, ragged_array
+
+UNKNOWN = "Unknown"
+"""The label of a cell that gets none."""
+
+SUFFIXES = (
+    "_confidence", "_probability", "_voted", "_runner_up", "_runner_up_share", "_unknown",
+    "_rolled_up", "_rolled_up_label", "_rolled_up_share",
+)  # fmt: skip
+"""What is behind a label column's name in those that `predict` gives beside it, some of them not always."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,21 @@ class PredictionRules:
     """The one among the columns whose ontology terms are rolled up."""
     term_share: float = 0.5
     """Share of the votes that a term needs, with those for terms below it."""
+
+    @property
+    def read(self) -> list[str]:
+        """Columns of the label table that are looked at."""
+        return list(dict.fromkeys((*self.columns, *self.groups)))
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Columns whose values have to be counted over the reference."""
+        return self.columns if self.vote.balance == BY_LABEL else self.groups
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The column that votes are balanced by, if any but the labels themselves."""
+        return () if self.vote.balance in (UNBALANCED, BY_LABEL) else (self.vote.balance,)
 
 
 @dataclass(frozen=True, eq=False)

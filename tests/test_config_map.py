@@ -1,0 +1,38 @@
+"""What `map` refuses to be asked."""
+
+import pytest
+
+from scgpt_ray.config import MapSettings
+from scgpt_ray.errors import ConfigError
+
+NEEDED = {"query": "q", "index": "i", "checkpoint": "c", "output": "o"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_error": 0.05}, "map: --target-error needs --calibrate-by; expected"),
+        ({"false_rejection": 0.0}, "map: --false-rejection needs --calibrate-by; expected"),
+        ({"calibrate_by": "donor", "target_error": 1.5}, "--target-error: .* less than or equal to 1, found 1.5"),
+        ({"calibrate_by": "donor", "calibration_cells": 0}, "--calibration-cells: .* found 0"),
+        ({"calibrate_by": "donor", "label_columns": ["donor"]}, "--label-columns donor cannot be calibrated"),
+        (
+            {"calibrate_by": "donor", "exclude_same": ["dataset"], "label_columns": ["cell_type", "dataset"]},
+            "--label-columns dataset cannot be calibrated",
+        ),
+        ({"weighting": "rank"}, "--weighting: input should be 'uniform' or 'distance', found 'rank'"),
+        ({"balance": ""}, "--balance"),
+        ({"term_share": 0.0}, "--term-share: .* greater than 0, found 0.0"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        MapSettings.of(NEEDED | options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_cell_of_the_calibration_does_not_meet():
+    assert MapSettings.of(NEEDED).left_out == ()
+    both = MapSettings.of(NEEDED | {"calibrate_by": "donor", "exclude_same": ["dataset", "donor"]})
+    assert both.left_out == ("donor", "dataset")
+    assert MapSettings.of(NEEDED | {"exclude_same": ["donor"], "label_columns": ["donor"]}).calibrate_by is None

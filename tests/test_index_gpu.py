@@ -1,0 +1,49 @@
+"""What goes to GPUs, by its CPU twin: a copy elsewhere changes nothing in the result."""
+
+import faiss
+import numpy as np
+import pytest
+
+from scgpt_ray.folder import Folder
+from scgpt_ray.index.gpu import assigning, clustering, gpus
+from scgpt_ray.index.shard import ShardDescription, build_shard
+from scgpt_ray.index.template import open_template, train
+
+FACTORY = "PCAR16,IVF8,PQ8x4fs"
+VECTORS = np.random.default_rng(0).standard_normal((800, 32)).astype(np.float32)
+
+
+def elsewhere(calls):
+    """In place of a GPU: another index of the CPU."""
+
+    def place(index):
+        calls.append(index.ntotal)
+        return faiss.clone_index(index)
+
+    return place
+
+
+def test_without_gpus_there_is_no_place():
+    assert (gpus() is None) == (faiss.get_num_gpus() == 0)
+
+
+@pytest.mark.parametrize("factory", [FACTORY, "Flat"])
+def test_a_template_and_a_shard_made_elsewhere_are_the_same(factory, tmp_path):
+    calls = []
+    template = train(VECTORS, factory, seed=0, place=elsewhere(calls))
+    assert template == train(VECTORS, factory, seed=0)
+    for name, place in (("here", None), ("there", elsewhere(calls))):
+        shard = ShardDescription.of(0, 800, is_exact=factory == "Flat")
+        blocks = [(np.arange(800), VECTORS)]
+        build_shard(template, blocks, Folder.at(tmp_path / name), shard, np.zeros(32, "f4"), place=place)
+    assert (tmp_path / "here" / shard.name).read_bytes() == (tmp_path / "there" / shard.name).read_bytes()
+    assert calls == ([] if factory == "Flat" else [0, 8])
+
+
+def test_an_index_gets_its_own_centroids_back_after_an_error():
+    index = open_template(train(VECTORS, FACTORY, seed=0))
+    for guard in (clustering, assigning):
+        with pytest.raises(OSError, match="lost"), guard(index, elsewhere([])):
+            raise OSError("lost")
+    index.add(VECTORS)
+    assert index.search(VECTORS[:1], 1)[1].shape == (1, 1)
