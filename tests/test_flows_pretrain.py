@@ -12,10 +12,12 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray.train
 
 import scgpt_ray
 from scgpt_ray.config import PretrainSettings
-from scgpt_ray.errors import ConfigError
+from scgpt_ray.errors import ConfigError, WorkerError
+from scgpt_ray.flows.learning import _reason
 from scgpt_ray.flows.pretrain import has_gpus, pretrain
 from scgpt_ray.model.checkpoint import read_checkpoint
 from scgpt_ray.model.embedder import Embedder
@@ -176,6 +178,19 @@ def test_going_on_begins_where_the_checkpoint_is(generative, supervised):
 def test_too_many_workers_are_refused(local_ray):
     with pytest.raises(ConfigError, match=r"--workers 99 on a cluster of \d+ [CG]PUs; .*; lower --workers"):
         has_gpus(99)
+
+
+def failed(*causes):
+    return ray.train.WorkerGroupError("a traceback of a screen", dict(enumerate(causes)))
+
+
+def test_what_a_worker_raised_is_told():
+    """The error of our own code, although others lost touch with that worker first."""
+    own = WorkerError("the gradient of step 3 is not finite; try a lower --learning-rate")
+    assert _reason(failed(RuntimeError("Connection closed by peer"), own)) is own
+    gone = _reason(failed(OSError("No space\nleft"), OSError("No space\nleft"), RuntimeError("closed")))
+    assert str(gone) == "training failed: OSError: No space left; RuntimeError: closed"
+    assert "no nodes" in str(_reason(ray.train.ControllerError(RuntimeError("no nodes"))))
 
 
 @pytest.mark.slow

@@ -39,6 +39,19 @@ def test_a_run_lands_in_the_output_folder(tmp_path, no_server):
     assert not output.has(SPOOL)
 
 
+def test_a_picture_in_a_remote_folder_is_attached(tmp_path, monkeypatch):
+    """It is no text."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "out").mkdir()
+    output = Folder(f"file://{tmp_path}/out")
+    with Tracker("pretrain", output, {}) as tracker:
+        output.write("curve.png", b"\x89PNG\xff")
+        tracker.log_artifact("curve.png")
+    client, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.info.status == "FINISHED"
+    assert [(entry.path, entry.file_size) for entry in client.list_artifacts(run.info.run_id)] == [("curve.png", 5)]
+
+
 def test_a_failed_run_is_marked_and_the_error_passes(tmp_path, no_server):
     with pytest.raises(KeyError), Tracker("embed", Folder.at(tmp_path), {}):
         raise KeyError

@@ -14,7 +14,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
-from scgpt_ray.errors import WorkerError
+from scgpt_ray.errors import ScgptRayError, WorkerError
 from scgpt_ray.flows.cluster import cpus_of_nodes
 from scgpt_ray.folder import Folder
 from scgpt_ray.model.embedder import set_threads
@@ -46,7 +46,7 @@ def learn(training: Training, output: Folder, workers: int, *, on_gpu: bool, hea
         What the run kept: `best` weights, `best_loss`, and `judged`, what it was judged at each saving.
 
     Raises:
-        WorkerError: If workers failed again and again.
+        ScgptRayError: What a worker raised, again and again; WorkerError for what is none of ours.
     """
     nodes = cpus_of_nodes()
     threads = 1 if on_gpu else max(1, min(nodes) // -(-workers // len(nodes)))
@@ -68,10 +68,18 @@ def learn(training: Training, output: Folder, workers: int, *, on_gpu: bool, hea
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise WorkerError(f"training failed: {' '.join(str(error).split())[:500]}") from error
+            raise _reason(error) from error
     assert result.checkpoint is not None, "the last step saves"
     kept: dict[str, Any] = _read(result.checkpoint)["kept"]
     return kept
+
+
+def _reason(error: ray.train.TrainingFailedError) -> ScgptRayError:
+    """The error of our own code, on whichever worker, else all there are: the others' are often that it is gone."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    told = dict.fromkeys(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes)
+    own = (cause for cause in causes if isinstance(cause, ScgptRayError))
+    return next(own, WorkerError(f"training failed: {'; '.join(told)}"))
 
 
 class _RayHost:
