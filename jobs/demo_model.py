@@ -164,9 +164,9 @@ def judge_components(data: Path, seed: int) -> dict[str, tuple[float, float]]:
         asked = asked[asked.obs[COARSE].isin(types)]
         genes = known.var_names.intersection(asked.var_names)
         labels = known.obs[COARSE].to_numpy(object)
-        predicted = pca_knn(known[:, genes].X, labels, asked[:, genes].X, k=K, seed=seed)
+        predicted, share = pca_knn(known[:, genes].X, labels, asked[:, genes].X, k=K, seed=seed)
         truth = asked.obs[COARSE].to_numpy(object)
-        judged = score_labels(truth, predicted, np.ones(len(truth)), set(labels))
+        judged = score_labels(truth, predicted, share, set(labels))
         scores[name] = judged.accuracy, judged.macro_f1
     return scores
 

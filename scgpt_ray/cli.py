@@ -119,10 +119,17 @@ def _reader(annotation: Any) -> tuple[Callable[[str], Any], bool]:
     """How one word of an option is read, and whether there may be several."""
     kinds = _kinds(annotation)
     if tuple in kinds:
-        return str, True
+        return (float if float in _items(annotation) else str), True
     if dict in kinds:
         return _pair, True
     return next((kind for kind in (int, float) if kind in kinds), str), False
+
+
+def _items(annotation: Any) -> set[Any]:
+    """Plain types of the items of a tuple[X, ...], which may be annotated."""
+    if hasattr(annotation, "__metadata__"):
+        annotation = get_args(annotation)[0]
+    return {kind for item in get_args(annotation) if item is not Ellipsis for kind in _kinds(item)}
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -21,5 +21,5 @@ def judged(step, **more):
 def test_a_panel_for_each_objective(told, panels):
     png = training_curve(told)
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    assert int.from_bytes(png[16:20]) == pytest.approx(120 * 3.2 * panels, abs=1)
-    assert int.from_bytes(png[20:24]) == pytest.approx(120 * 2.8, abs=1)
+    assert int.from_bytes(png[16:20]) == pytest.approx(144 * 3.2 * panels, abs=1)
+    assert int.from_bytes(png[20:24]) == pytest.approx(144 * 2.8, abs=1)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -178,11 +179,13 @@ def test_a_dead_worker_costs_only_its_partition(embedded, blood_file, checkpoint
     def kill_an_actor(limit_s=60):
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline and not killed:
-            for process in psutil.process_iter(["cmdline"]):
-                if any("EmbedActor" in word for word in process.info["cmdline"] or []):
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(process.pid)
-                    break
+            # Only below this process: another run on the machine may have actors too.
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "EmbedActor" in " ".join(process.cmdline()):
+                        process.send_signal(signal.SIGKILL)
+                        killed.append(process.pid)
+                        break
             time.sleep(0.005)
 
     thread = threading.Thread(target=kill_an_actor)

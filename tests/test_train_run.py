@@ -106,12 +106,12 @@ def training(atlas, *, labels=(), domains=(), **more):
     return replace(plain, **more)
 
 
-def checkpoint_with(folder, n_labels, **more):
+def checkpoint_with(folder, cell_types, **more):
     """A checkpoint with the heads of a network, and other tensors beside it."""
     torch.manual_seed(5)
-    network = ScGPT(ARCHITECTURE, dropout=0.0, n_labels=n_labels)
+    network = ScGPT(ARCHITECTURE, dropout=0.0, n_labels=len(cell_types))
     tensors = {**network.state_dict(), **random_tensors(ARCHITECTURE, 3), **more}
-    write_checkpoint(folder, ARCHITECTURE, VOCABULARY, tensors)
+    write_checkpoint(folder, ARCHITECTURE, VOCABULARY, tensors, more_args={"cell_types": list(cell_types)})
     return tensors
 
 
@@ -190,25 +190,33 @@ def test_fresh_weights_follow_from_the_seed(atlas):
 
 
 def test_it_begins_with_the_encoder_and_heads_of_a_checkpoint(atlas, tmp_path):
-    tensors = checkpoint_with(tmp_path, n_labels=2)
+    tensors = checkpoint_with(tmp_path, LABELS)
     found = begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path)), CPU).network.state_dict()
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(
-    ("n_labels", "labels", "more", "anew"),
+    ("cell_types", "labels", "more", "anew"),
     [
-        (3, LABELS, {}, {"cls_decoder"}),
-        (0, LABELS, {}, {"cls_decoder"}),
-        (3, (), {}, set()),
-        (2, LABELS, {"mvc_decoder.W.weight": torch.zeros(16, 32)}, {"mvc_decoder"}),
-        (2, LABELS, {"flag_encoder.weight": torch.zeros(2, 16)}, set()),
+        (("B", "NK", "T"), LABELS, {}, {"cls_decoder"}),
+        (("B", "NK"), LABELS, {}, {"cls_decoder"}),
+        ((), LABELS, {}, {"cls_decoder"}),
+        (("B", "NK", "T"), (), {}, set()),
+        (LABELS, LABELS, {"mvc_decoder.W.weight": torch.zeros(16, 32)}, {"mvc_decoder"}),
+        (LABELS, LABELS, {"flag_encoder.weight": torch.zeros(2, 16)}, set()),
     ],
-    ids=["other classes", "no classes", "no labels now", "a head with batch labels", "what nobody needs"],
+    ids=[
+        "more classes",
+        "as many others",
+        "no classes",
+        "no labels now",
+        "a head with batch labels",
+        "what nobody needs",
+    ],
 )
-def test_heads_that_do_not_fit_begin_anew_and_are_named(atlas, tmp_path, caplog, n_labels, labels, more, anew):
-    tensors = checkpoint_with(tmp_path, n_labels, **more)
+def test_heads_that_do_not_fit_begin_anew_and_are_named(atlas, tmp_path, caplog, cell_types, labels, more, anew):
+    tensors = checkpoint_with(tmp_path, cell_types, **more)
     with caplog.at_level(logging.INFO):
         found = begin(training(atlas, labels=labels, checkpoint=str(tmp_path)), CPU).network.state_dict()
     assert {record.message.split()[0] for record in caplog.records if "begins anew" in record.message} == anew

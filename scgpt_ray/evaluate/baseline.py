@@ -24,7 +24,7 @@ def majority(cells: CountOfValue, n_queries: int) -> tuple[npt.NDArray[np.object
     return np.full(n_queries, most, object), np.full(n_queries, labelled[most] / sum(labelled.values()))
 
 
-def pca_knn_votes(
+def pca_knn(
     reference_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
     reference_labels: npt.NDArray[np.object_],
     query_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
@@ -53,17 +53,3 @@ def pca_knn_votes(
     neighbours = KNeighborsClassifier(min(k, len(reference_NC))).fit(reference_NC, reference_labels)
     share_MC = neighbours.predict_proba(components.transform(query_log1p))
     return np.asarray(neighbours.classes_[share_MC.argmax(axis=1)], object), share_MC.max(axis=1)
-
-
-def pca_knn(
-    reference_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
-    reference_labels: npt.NDArray[np.object_],
-    query_log1p: sparse.csr_matrix | npt.NDArray[np.floating],
-    *,
-    k: int,
-    seed: int,
-    n_components: int = 30,
-) -> npt.NDArray[np.object_]:
-    """The labels of `pca_knn_votes`, str [m]."""
-    labels, _ = pca_knn_votes(reference_log1p, reference_labels, query_log1p, k=k, seed=seed, n_components=n_components)
-    return labels

@@ -21,14 +21,21 @@ _DOTS_PER_INCH = 144
 
 def canvas(width: float, height: float) -> tuple[Figure, Any]:
     """A figure of this many inches and its axes."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[:].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
+    figure, (axes,) = panels(width, height, 1)
     return figure, axes
+
+
+def panels(width: float, height: float, n: int) -> tuple[Figure, list[Any]]:
+    """A figure of n axes side by side, each of this many inches."""
+    figure = Figure(figsize=(width * n, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    drawn = list(figure.subplots(1, n, squeeze=False)[0])
+    for axes in drawn:
+        axes.spines[:].set_visible(False)
+        axes.tick_params(colors=INK, labelsize=9)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+    return figure, drawn
 
 
 def heading(axes: Any, text: str) -> None:

@@ -1,7 +1,8 @@
 """The picture of a training run."""
 
-import io
 from collections.abc import Mapping, Sequence
+
+from scgpt_ray.evaluate.canvas import STRONG, heading, only_grid, panels, png
 
 
 def training_curve(judged: Sequence[Mapping[str, float]]) -> bytes:
@@ -13,16 +14,12 @@ def training_curve(judged: Sequence[Mapping[str, float]]) -> bytes:
     Returns:
         A PNG.
     """
-    from matplotlib.figure import Figure
-
     names = [name for name in judged[0] if name != "step"]
-    figure = Figure(figsize=(3.2 * len(names), 2.8), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    figure, drawn = panels(3.2, 2.8, len(names))
     steps = [told["step"] for told in judged]
-    for panel, name in zip(panels, names, strict=True):
-        panel.plot(steps, [told[name] for told in judged], marker="o", markersize=3)
-        panel.set_title(name)
+    for panel, name in zip(drawn, names, strict=True):
+        panel.plot(steps, [told[name] for told in judged], color=STRONG[0], marker="o", markersize=3)
+        heading(panel, name)
+        only_grid(panel, "both")
         panel.set_xlabel("step")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return png(figure)

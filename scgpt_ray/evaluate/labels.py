@@ -9,11 +9,9 @@ import numpy.typing as npt
 from sklearn.metrics import precision_recall_fscore_support
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.schema import Int64Array
+from scgpt_ray.schema import NO_LABEL, Int64Array
 
 Labels: TypeAlias = Sequence[str | None] | npt.NDArray[np.object_]
-
-_NO_TRUTH = frozenset({"", "unknown", "nan", "none"})
 
 
 @dataclass(frozen=True)
@@ -104,13 +102,7 @@ def score_labels(
     Raises:
         InputError: If no cell has a true label.
     """
-    judged = has_truth(truth)
-    if not judged.any():
-        raise InputError(
-            f"none of {len(judged):,} query cells has a true label",
-            expected="a --truth-column with labels",
-            remedy="name another column, or leave --truth-column out",
-        )
+    judged = require_truth(truth)
     true_N, predicted_N = _texts(truth)[judged], _texts(predicted)[judged]
     right_N, confidence_N = true_N == predicted_N, np.asarray(confidence)[judged]
     names, support = np.unique(true_N, return_counts=True)
@@ -134,9 +126,25 @@ def score_labels(
     )
 
 
+def require_truth(truth: Labels) -> npt.NDArray[np.bool_]:
+    """Which cells have a true label, bool [n].
+
+    Raises:
+        InputError: If none has.
+    """
+    judged = has_truth(truth)
+    if not judged.any():
+        raise InputError(
+            f"none of {len(judged):,} query cells has a true label",
+            expected="a --truth-column with labels",
+            remedy="name another column, or leave --truth-column out",
+        )
+    return judged
+
+
 def has_truth(truth: Labels) -> npt.NDArray[np.bool_]:
     """Which cells have a true label, bool [n]."""
-    return np.array([text.strip().lower() not in _NO_TRUTH for text in _texts(truth)], bool)
+    return np.array([text.strip().lower() not in NO_LABEL for text in _texts(truth)], bool)
 
 
 def outcomes(truth: Labels, predicted: Labels) -> dict[str, Int64Array]:

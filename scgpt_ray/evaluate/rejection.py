@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.errors import InputError
-from scgpt_ray.evaluate.labels import Labels, has_truth
+from scgpt_ray.evaluate.labels import Labels, require_truth
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,7 @@ def score_rejection(
     Raises:
         InputError: If no cell has a true label.
     """
-    judged = has_truth(truth)
-    if not judged.any():
-        raise InputError(
-            f"none of {len(judged):,} query cells has a true label",
-            expected="a --truth-column with labels",
-            remedy="name another column, or leave --truth-column out",
-        )
+    judged = require_truth(truth)
     true_N = np.array([str(label) for label, kept in zip(truth, judged, strict=True) if kept], object)
     predicted_N, rejected_N = np.asarray(predicted, object)[judged], np.asarray(rejected, bool)[judged]
     known_N = np.isin(true_N, sorted(reference_labels))

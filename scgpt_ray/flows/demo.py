@@ -189,5 +189,5 @@ def _baseline(cells: Any) -> LabelScores:
     """PCA and nearest neighbours on the same split."""
     is_query = (cells.obs[SPLIT] == "query").to_numpy()
     labels = cells.obs[LABEL].to_numpy(object)
-    predicted = pca_knn(cells.X[~is_query], labels[~is_query], cells.X[is_query], k=_K, seed=_SEED)
-    return score_labels(labels[is_query], predicted, np.ones(len(predicted), np.float32), set(labels[~is_query]))
+    predicted, share = pca_knn(cells.X[~is_query], labels[~is_query], cells.X[is_query], k=_K, seed=_SEED)
+    return score_labels(labels[is_query], predicted, share, set(labels[~is_query]))

@@ -15,7 +15,7 @@ from scgpt_ray.flows.shards import Recipe, Stock, build_shards, committed_templa
 from scgpt_ray.folder import Folder
 from scgpt_ray.index.description import INDEX, RECALL, IndexDescription, read_index, require_index
 from scgpt_ray.index.factory import EXACT, check_factory, choose_factory, empty_index, n_lists, training_size
-from scgpt_ray.index.recall import RECALL_K, Exam, Point, choose_effort, cost_model, without_self
+from scgpt_ray.index.recall import RECALL_K, Exam, choose_effort, cost_model, point_at, without_self
 from scgpt_ray.store.manifest import Manifest, require_manifest
 from scgpt_ray.store.parts import PARTS
 from scgpt_ray.tracking import Tracker
@@ -203,7 +203,7 @@ def _finish(
         return reference.neighbors(queries_QD, k, effort=effort)
 
     if described.factory == EXACT:
-        chosen = Point(1, 0, 1.0, 1.0, cost(reference.effort))
+        chosen = point_at(reference.effort, exam, search, cost)
         curve = [chosen]
     else:
         chosen, curve = choose_effort(exam, search, nlist, cost, target)

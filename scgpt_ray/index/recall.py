@@ -119,10 +119,7 @@ def choose_effort(
         """Points of falling rerank, down to the first that misses the target: fewer candidates find less."""
         points: list[Point] = []
         for rerank in reranks:
-            effort = Effort(nprobe, rerank)
-            found_QK, _ = exam.found(search, CHOSEN_K, effort)
-            recalls = exam.recall(found_QK, 1), exam.recall(found_QK, CHOSEN_K)
-            points.append(Point(nprobe, rerank, *recalls, cost_of(effort)))
+            points.append(point_at(Effort(nprobe, rerank), exam, search, cost_of))
             if points[-1].recall_at_10 < target:
                 break
         return points
@@ -140,6 +137,13 @@ def choose_effort(
         nprobe = next(point.nprobe for point in curve if point.recall_at_10 >= target)
         curve += measure(nprobe, _RERANKS[1:])
     return min((point for point in curve if point.recall_at_10 >= target), key=lambda point: point.cost), curve
+
+
+def point_at(effort: Effort, exam: Exam, search: Search, cost_of: Callable[[Effort], int]) -> Point:
+    """Measure an effort."""
+    found_QK, _ = exam.found(search, CHOSEN_K, effort)
+    recalls = exam.recall(found_QK, 1), exam.recall(found_QK, CHOSEN_K)
+    return Point(effort.nprobe, effort.rerank, *recalls, cost_of(effort))
 
 
 def _is_flat(curve: Sequence[Point]) -> bool:

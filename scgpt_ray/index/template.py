@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 
 from scgpt_ray.errors import InputError, ReferenceSetError
-from scgpt_ray.index.factory import MIN_ROWS_PER_LIST, empty_index, inverted_lists, n_lists, reason
+from scgpt_ray.index.factory import MIN_ROWS_PER_LIST, empty_index, inverted_lists, reason
 from scgpt_ray.index.gpu import Place, clustering
 from scgpt_ray.schema import Float32Matrix
 
@@ -116,8 +116,3 @@ def centre_of(sample_ND: Float32Matrix) -> Float32Matrix:
     if not len(sample_ND):
         return np.zeros(sample_ND.shape[1], np.float32)
     return np.asarray(sample_ND.mean(axis=0, dtype=np.float64), np.float32)
-
-
-def nlist_of(template: bytes) -> int:
-    """Inverted lists of a template, the largest nprobe there is; 1 where every vector is compared."""
-    return n_lists(open_template(template))

@@ -85,6 +85,7 @@ class Checkpoint:
         tensors: The encoder's, under canonical names: float32, contiguous, finite, on the CPU.
         weights_sha256: Of the weights file.
         heads: Tensors of the training objectives that the file has beside the encoder, as they are there.
+        cell_types: What the classes of `cls_decoder` are, where args.json says; the published ones do not.
     """
 
     folder: str
@@ -93,6 +94,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     weights_sha256: str
     heads: dict[str, Tensor] = field(default_factory=dict)
+    cell_types: tuple[str, ...] = ()
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
@@ -104,7 +106,8 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     place = checkpoint_place(folder)
     weights = _weights_name(place)
     vocabulary = read_vocabulary(folder)
-    architecture = _architecture(file_content(place, ARGS_FILE), place.where(ARGS_FILE), vocabulary.size)
+    args = _read_args(file_content(place, ARGS_FILE), place.where(ARGS_FILE))
+    architecture = _architecture(args, place.where(ARGS_FILE), vocabulary.size)
     content = file_content(place, weights)
     where = place.where(weights)
     found = unpack(content, where)
@@ -112,7 +115,13 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     tensors = match(found, architecture.shapes(), where)
     heads = {name: tensor for name, tensor in found.items() if name.startswith(UNUSED)}
     return Checkpoint(
-        portable_name(folder), architecture, vocabulary, tensors, hashlib.sha256(content).hexdigest(), heads
+        portable_name(folder),
+        architecture,
+        vocabulary,
+        tensors,
+        hashlib.sha256(content).hexdigest(),
+        heads,
+        tuple(args.get("cell_types", ())),
     )
 
 
@@ -135,7 +144,7 @@ def _weights_name(place: Folder) -> str:
     return weights[0]
 
 
-def _architecture(content: bytes, where: str, n_tokens: int) -> Architecture:
+def _read_args(content: bytes, where: str) -> dict[str, Any]:
     """Read args.json."""
     try:
         args = json.loads(content)
@@ -143,6 +152,11 @@ def _architecture(content: bytes, where: str, n_tokens: int) -> Architecture:
         raise _bad_args(f"{where} is not JSON: {error}") from error
     if not isinstance(args, dict):
         raise _bad_args(f"{where} is not a JSON object")
+    return args
+
+
+def _architecture(args: Mapping[str, Any], where: str, n_tokens: int) -> Architecture:
+    """The sizes that args.json says."""
     sizes = {name: _size(args.get(name), name, where) for name in SIZES}
     if sizes["embsize"] % sizes["nheads"] != 0:
         raise _bad_args(f"{where} has embsize {sizes['embsize']}, which is no multiple of nheads {sizes['nheads']}")

@@ -79,11 +79,6 @@ class Vocabulary:
         return self.tokens[CLS]
 
     @property
-    def pad_token_id(self) -> int:
-        """The token upstream pads with; cells here are ragged and never contain it."""
-        return self.tokens[PAD]
-
-    @property
     def gene_dtype(self) -> type[np.uint16] | type[np.int32]:
         """The narrowest dtype of Arrow and torch that holds every token."""
         return np.uint16 if self.size <= UINT16_TOKENS else np.int32

@@ -33,11 +33,6 @@ class Fingerprint:
         """Sha256 (hex) of the canonical JSON; written into every part."""
         return digest_of(self.to_dict())
 
-    @property
-    def model_digest(self) -> str:
-        """Sha256 (hex) of what defines the embedding space."""
-        return digest_of(self.model)
-
     def differences(self, other: "Fingerprint") -> str:
         """Name what differs, as `key: ours against theirs`, in one line."""
         mine, theirs = ({**f.model, **f.cells} for f in (self, other))

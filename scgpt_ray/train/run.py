@@ -115,7 +115,7 @@ def begin(training: Training, device: torch.device) -> Learner:
         n_domains=len(training.cells.domains),
     )
     if training.checkpoint is not None:
-        _take_over(network, training.checkpoint)
+        _take_over(network, training.checkpoint, training.cells.labels)
     types_AK = torch.from_numpy(training.cells.types).to(device) if training.cells.labels else None
     return Learner(
         network.to(device),
@@ -133,15 +133,19 @@ def weights_of(network: ScGPT) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if not name.startswith(_ADVERSARY)}
 
 
-def _take_over(network: ScGPT, folder: str) -> None:
-    """Give the network a checkpoint's weights: the encoder's, and of the heads those that fit."""
+def _take_over(network: ScGPT, folder: str, cell_types: tuple[str, ...]) -> None:
+    """Give the network a checkpoint's weights: the encoder's, and of the heads those that fit.
+
+    That of the cell types fits if its classes are the same types: as many others would be learnt against them.
+    """
     checkpoint = read_checkpoint(folder)
     wanted = network.state_dict()
     taken = dict(checkpoint.tensors)
     for head in _HEADS:
         shapes = {name: tensor.shape for name, tensor in wanted.items() if name.startswith(head)}
         found = {name: checkpoint.heads[name] for name in shapes if name in checkpoint.heads}
-        if {name: tensor.shape for name, tensor in found.items()} == shapes:
+        same_types = not shapes or head != "cls_decoder." or checkpoint.cell_types == cell_types
+        if same_types and {name: tensor.shape for name, tensor in found.items()} == shapes:
             taken |= found
         else:
             logger.info("%s of %s does not fit or is not there: it begins anew", head.rstrip("."), folder)
