@@ -48,6 +48,8 @@ SUPERVISED = {"steps": 1600, "warmup_steps": 100, "value_weight": 0.3, "cell_wei
 
 OTHERS = ("pbmc_facs", "zheng_sorted", "pbmc_donor_a_unlabelled")
 
+COMPONENTS = "principal components"
+
 COARSE = "cell_type_coarse"
 MAPPINGS = {
     "pbmc_facs -> pbmc3k": ("pbmc_facs", "pbmc3k", ("T", "B", "NK", "Monocyte")),
@@ -55,6 +57,10 @@ MAPPINGS = {
 }
 """Name -> reference, query, and the types of the query that the reference has."""
 UNSEEN = "pbmc3k -> pbmc4k_sub"
+
+MIXED = "kang_ctrlstim"
+"""The set whose control and stimulated cells should mix."""
+LABELS, CONDITION = "cell_type", "condition"
 
 
 def training_files(data: Path, folder: Path) -> list[str]:
@@ -129,7 +135,22 @@ def judge(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[float, 
     vectors, labels = embedded(blood, checkpoint, folder / "blood", (LABEL,), ("index",))
     is_query = (ad.read_h5ad(blood).obs[SPLIT] == "query").to_numpy()
     scores["demo cells"] = knn(vectors[~is_query], labels[~is_query], vectors[is_query], labels[is_query])
+    embedded(data / f"{MIXED}.h5ad", checkpoint, folder / MIXED, (LABELS, CONDITION), GENES)
     return scores
+
+
+def judge_integration(folders: dict[str, Path], output: Path, seed: int) -> dict[str, dict[str, float | None]]:
+    """AvgBIO and AvgBATCH of control and stimulated cells, by network, and of principal components."""
+    integrated = scgpt_ray.integrate(
+        embeddings=[str(folder / MIXED) for folder in folders.values()],
+        label_column=LABELS,
+        batch_column=CONDITION,
+        output=str(output),
+        seed=seed,
+    )
+    names = [*folders, COMPONENTS]
+    scores = zip(names, integrated.integration.scores, strict=True)
+    return {name: {"avg_bio": found.avg_bio, "avg_batch": found.avg_batch} for name, found in scores}
 
 
 def embedded(
@@ -202,21 +223,28 @@ def main() -> None:
     files = training_files(options.data, options.output / "cells")
     told: list[dict[str, Any]] = []
 
-    def tell(network: str, seed: int, scores: dict[str, tuple[float, float]]) -> None:
+    def tell(network: str, seed: int, task: str, **figures: float | None) -> None:
+        told.append({"network": network, "seed": seed, "task": task, **figures})
+        sys.stdout.write(json.dumps(told[-1]) + "\n")
+        sys.stdout.flush()
+
+    def tell_mappings(network: str, seed: int, scores: dict[str, tuple[float, float]]) -> None:
         for task, (accuracy, macro_f1) in scores.items():
-            told.append({"network": network, "seed": seed, "task": task, "accuracy": accuracy, "macro_f1": macro_f1})
-            sys.stdout.write(json.dumps(told[-1]) + "\n")
-            sys.stdout.flush()
+            tell(network, seed, task, accuracy=accuracy, macro_f1=macro_f1)
 
     with connected():
-        tell("principal components", 0, judge_components(options.data, 0))
+        tell_mappings(COMPONENTS, 0, judge_components(options.data, 0))
         for seed in options.seeds:
             checkpoints = train(seed, files, options.data, options.output)
             untrained = options.output / f"untrained-{seed}"
             genes = [gene for gene in read_vocabulary(checkpoints["generative"]).tokens if not gene.startswith("<")]
             random_checkpoint(untrained, genes, seed=seed, **SIZE)
-            for network, checkpoint in {"untrained": untrained, **checkpoints}.items():
-                tell(network, seed, judge(checkpoint, options.data, options.output / f"judged-{network}-{seed}"))
+            networks = {"untrained": untrained, **checkpoints}
+            folders = {network: options.output / f"judged-{network}-{seed}" for network in networks}
+            for network, checkpoint in networks.items():
+                tell_mappings(network, seed, judge(checkpoint, options.data, folders[network]))
+            for network, averages in judge_integration(folders, options.output / f"mixed-{seed}", seed).items():
+                tell(network, seed, MIXED, **averages)
     (options.output / "judged.json").write_text(json.dumps(told, indent=1))
     if options.ship:
         # By cells and labels that neither stage saw.

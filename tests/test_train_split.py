@@ -16,8 +16,8 @@ def tokens(joinids):
     return pa.table({JOINID: np.asarray(joinids), "donor": pa.array(donors, pa.string())})
 
 
-def share(part, joinids=range(N), seed=0, where="atlas"):
-    return kept_out(tokens(list(joinids)), None, part, seed, where)
+def share(part, joinids=range(N), seed=0, atlas="atlas-0", where="place"):
+    return kept_out(tokens(list(joinids)), None, part, seed, atlas=atlas, where=where)
 
 
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.9])
@@ -45,18 +45,22 @@ def test_a_larger_share_has_the_smaller_one_in_it():
 
 def test_seeds_and_atlases_draw_differently():
     assert not np.array_equal(share(0.3), share(0.3, seed=1))
-    assert not np.array_equal(share(0.3), share(0.3, where="another"))
+    assert not np.array_equal(share(0.3), share(0.3, atlas="atlas-1"))
+
+
+def test_the_place_of_an_atlas_makes_no_difference():
+    assert np.array_equal(share(0.3), share(0.3, where="another"))
 
 
 def test_a_condition():
-    found = kept_out(tokens([0, 1, 2, 3]), "donor == 'd2'", 0.5, 0, "atlas")
+    found = kept_out(tokens([0, 1, 2, 3]), "donor == 'd2'", 0.5, 0, atlas="atlas-0", where="place")
     assert found.tolist() == [False, True, False, False]
 
 
 def test_a_condition_that_makes_no_sense():
     with pytest.raises(AtlasError, match=r"no column tissue; obs has .*; change --validation-filter"):
-        kept_out(tokens([0, 1]), "tissue == 'blood'", 0.5, 0, "atlas")
+        kept_out(tokens([0, 1]), "tissue == 'blood'", 0.5, 0, atlas="atlas-0", where="place")
 
 
 def test_no_cells():
-    assert kept_out(tokens([]), None, 0.5, 0, "atlas").shape == (0,)
+    assert kept_out(tokens([]), None, 0.5, 0, atlas="atlas-0", where="place").shape == (0,)

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -94,7 +95,7 @@ def commit_tokens(row: pa.Table, place: Folder, split: Split, fingerprint: str, 
         place,
         tokens,
         Partition(**json.loads(values["partition"])),
-        kept_out(tokens, split.condition, split.share, split.seed, where),
+        kept_out(tokens, split.condition, split.share, split.seed, atlas=PurePosixPath(place.uri).name, where=where),
         fingerprint=fingerprint,
         label_column=split.label_column,
         domain_column=split.domain_column,

@@ -1,4 +1,4 @@
-"""Which cells are kept out of training: those a condition names, or a share that depends on the cell's id alone."""
+"""Which cells are kept out of training: those a condition names, or a share by the ids of cell and atlas alone."""
 
 import hashlib
 
@@ -10,7 +10,9 @@ from scgpt_ray.cells.filter import parse
 from scgpt_ray.schema import JOINID
 
 
-def kept_out(tokens: pa.Table, condition: str | None, share: float, seed: int, where: str) -> npt.NDArray[np.bool_]:
+def kept_out(
+    tokens: pa.Table, condition: str | None, share: float, seed: int, *, atlas: str, where: str
+) -> npt.NDArray[np.bool_]:
     """Choose the cells to keep out.
 
     Args:
@@ -18,7 +20,9 @@ def kept_out(tokens: pa.Table, condition: str | None, share: float, seed: int, w
         condition: On obs columns; None to keep out a share.
         share: Of the cells, 0 to 1.
         seed: Of the share.
-        where: The atlas, for messages, and so that two atlases draw differently.
+        atlas: Name of the atlas among those of the run: two of them draw differently, and the same one draws the same
+            wherever it lies.
+        where: The atlas, for messages.
 
     Returns:
         bool [n].
@@ -28,6 +32,6 @@ def kept_out(tokens: pa.Table, condition: str | None, share: float, seed: int, w
     """
     if condition is not None:
         return parse(condition, tokens.schema, where, "--validation-filter").mask(tokens)
-    key = int.from_bytes(hashlib.sha256(f"{seed} {where}".encode()).digest()[:8])
+    key = int.from_bytes(hashlib.sha256(f"{seed} {atlas}".encode()).digest()[:8])
     draws = [np.random.Philox(key=[key, joinid]).random_raw() for joinid in tokens[JOINID].to_numpy()]
     return np.array(draws, np.uint64) < share * 2.0**64
