@@ -2,8 +2,8 @@
 
 python jobs/demo_model.py --data ../shared/data --output demo-model [--seeds 0 1 2] [--ship scgpt_ray/model/demo]
 
-For each seed: a purely generative network, the same continued with cell-type labels, and an untrained one; beside
-them principal components. Prints a line per figure, and leaves them in `judged.json`.
+For each seed: a purely generative network, and the same continued with cell-type labels; beside them principal
+components, and an untrained network of the first seed. Prints a line per figure, and leaves them in `judged.json`.
 """
 
 import argparse
@@ -203,6 +203,11 @@ def log1p_cells(place: Path) -> ad.AnnData:
     return cells
 
 
+def genes_of(checkpoint: Path) -> list[str]:
+    """Names of a checkpoint's tokens, without the special ones."""
+    return [token for token in read_vocabulary(checkpoint).tokens if not token.startswith("<")]
+
+
 def ship(checkpoint: Path, folder: Path) -> None:
     """Write a checkpoint in half precision, as the package carries it."""
     read = read_checkpoint(checkpoint)
@@ -210,6 +215,35 @@ def ship(checkpoint: Path, folder: Path) -> None:
     halves = {name: tensor.half() for name, tensor in {**read.tensors, **read.heads}.items()}
     more = {name: args[name] for name in ("mask_value", "mask_ratio", "training_tasks", "MVC", "no_cls", "cell_types")}
     write_checkpoint(folder, read.architecture, read.vocabulary, halves, more_args=more, as_safetensors=True)
+
+
+def figures(seeds: list[int], data: Path, output: Path) -> Iterator[dict[str, Any]]:
+    """Train and judge; a line per network, seed and task."""
+    files = training_files(data, output / "cells")
+    yield from mapping_lines(COMPONENTS, 0, judge_components(data, 0))
+    for seed in seeds:
+        checkpoints = train(seed, files, data, output)
+        if seed == seeds[0]:
+            checkpoints["untrained"] = output / f"untrained-{seed}"
+            random_checkpoint(checkpoints["untrained"], genes_of(checkpoints["generative"]), seed=seed, **SIZE)
+        folders = {network: output / f"judged-{network}-{seed}" for network in checkpoints}
+        for network, checkpoint in checkpoints.items():
+            yield from mapping_lines(network, seed, judge(checkpoint, data, folders[network]))
+        for network, averages in judge_integration(folders, output / f"mixed-{seed}", seed).items():
+            yield {"network": network, "seed": seed, "task": MIXED, **averages}
+
+
+def mapping_lines(network: str, seed: int, scores: dict[str, tuple[float, float]]) -> Iterator[dict[str, Any]]:
+    """A line per mapping."""
+    for task, (accuracy, macro_f1) in scores.items():
+        yield {"network": network, "seed": seed, "task": task, "accuracy": accuracy, "macro_f1": macro_f1}
+
+
+def better(told: list[dict[str, Any]], seed: int) -> str:
+    """The network that maps cells better which neither stage has seen."""
+    trained = [line for line in told if line["network"] in ("generative", "supervised")]
+    unseen = [line for line in trained if line["seed"] == seed and line["task"] == UNSEEN]
+    return str(max(unseen, key=lambda line: line["accuracy"])["network"])
 
 
 def main() -> None:
@@ -220,38 +254,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a network for each [default: 0]")
     parser.add_argument("--ship", type=Path, help="folder for the better network of the first seed, in half precision")
     options = parser.parse_args()
-    files = training_files(options.data, options.output / "cells")
-    told: list[dict[str, Any]] = []
-
-    def tell(network: str, seed: int, task: str, **figures: float | None) -> None:
-        told.append({"network": network, "seed": seed, "task": task, **figures})
-        sys.stdout.write(json.dumps(told[-1]) + "\n")
-        sys.stdout.flush()
-
-    def tell_mappings(network: str, seed: int, scores: dict[str, tuple[float, float]]) -> None:
-        for task, (accuracy, macro_f1) in scores.items():
-            tell(network, seed, task, accuracy=accuracy, macro_f1=macro_f1)
-
+    told = []
     with connected():
-        tell_mappings(COMPONENTS, 0, judge_components(options.data, 0))
-        for seed in options.seeds:
-            checkpoints = train(seed, files, options.data, options.output)
-            untrained = options.output / f"untrained-{seed}"
-            genes = [gene for gene in read_vocabulary(checkpoints["generative"]).tokens if not gene.startswith("<")]
-            random_checkpoint(untrained, genes, seed=seed, **SIZE)
-            networks = {"untrained": untrained, **checkpoints}
-            folders = {network: options.output / f"judged-{network}-{seed}" for network in networks}
-            for network, checkpoint in networks.items():
-                tell_mappings(network, seed, judge(checkpoint, options.data, folders[network]))
-            for network, averages in judge_integration(folders, options.output / f"mixed-{seed}", seed).items():
-                tell(network, seed, MIXED, **averages)
+        for line in figures(options.seeds, options.data, options.output):
+            told.append(line)
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
     (options.output / "judged.json").write_text(json.dumps(told, indent=1))
     if options.ship:
-        # By cells and labels that neither stage saw.
-        unseen = [line for line in told if line["seed"] == options.seeds[0] and line["task"] == UNSEEN]
-        trained = [line for line in unseen if line["network"] in ("generative", "supervised")]
-        best = max(trained, key=lambda line: line["accuracy"])["network"]
-        ship(options.output / f"{best}-{options.seeds[0]}" / "checkpoint", options.ship)
+        first = options.seeds[0]
+        ship(options.output / f"{better(told, first)}-{first}" / "checkpoint", options.ship)
 
 
 if __name__ == "__main__":
