@@ -241,7 +241,13 @@ def test_an_unknown_key_in_the_file(embed, tmp_path):
 def test_settings_and_jobs_agree(request):
     """Every YAML beside a job is valid for its verb."""
     jobs = request.config.rootpath / "jobs"
-    verb_of = {"embed": config.EmbedSettings, "build_index": config.IndexSettings, "map_query": config.MapSettings}
+    verb_of = {
+        "embed": config.EmbedSettings,
+        "build_index": config.IndexSettings,
+        "map_query": config.MapSettings,
+        "integrate": config.IntegrateSettings,
+        "pretrain": config.PretrainSettings,
+    }
     assert {path.stem for path in (jobs / "configs").glob("*.yaml")} == set(verb_of)
     for stem, settings in verb_of.items():
         assert settings.load(str(jobs / "configs" / f"{stem}.yaml"), {})

@@ -38,6 +38,13 @@ def test_every_figure_of_the_same_cells():
     assert json.loads(json.dumps(plain, allow_nan=False))["rejection"]["absent_rejected"] == 1
 
 
+def test_another_baseline_stands_between():
+    beside = {"other": (["T"] * 6, np.full(6, 0.5)), "right": (["T", "T", "B", "NK", "T", "B"], np.ones(6))}
+    judgement = judge(TRUTH, VOTED, {"share": SHARE}, REJECTED, CELLS, beside)
+    names = [(method.name, method.accuracy) for method in judgement.comparison.methods]
+    assert names == [(METHOD, 0.4), ("other", 0.4), ("right", 1.0), ("majority class", 0.4)]
+
+
 def test_without_any_truth():
     with pytest.raises(InputError, match="none of 2 query cells has a true label"):
         judge([None, "nan"], ["T", "T"], {"share": np.ones(2)}, np.zeros(2, bool), CELLS)

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from scgpt_ray.errors import ConfigError, InputError
-from scgpt_ray.evaluate import plots
+from scgpt_ray.evaluate import histograms, plots
+from scgpt_ray.evaluate.canvas import shortened
 from scgpt_ray.evaluate.coverage import coverage_curve
+from scgpt_ray.evaluate.histograms import MAX_GROUPS, confidence_histogram, distance_histogram, genes_histogram
 from scgpt_ray.evaluate.labels import score_labels
+from scgpt_ray.evaluate.palette import GREY
 from scgpt_ray.evaluate.plots import (
-    confidence_histogram,
     confusion_heatmap,
     coverage_accuracy,
-    distance_histogram,
     label_counts,
     reliability_diagram,
     umap_scatter,
@@ -51,9 +52,11 @@ def test_every_picture_is_a_png_and_repeatable():
         lambda: confidence_histogram({"all cells": np.array([0.0, 1.0], np.float32)}),
         lambda: confidence_histogram({"all cells": np.array([0.5])}, "probability of being right"),
         lambda: distance_histogram({"right": np.array([0.1, 0.3]), "wrong": np.array([0.7])}),
+        lambda: genes_histogram({f"donor {number}": np.array([number, 900]) for number in range(12)}),
         lambda: recall_curve(TRIED, Effort(4, 16), 0.95),
         lambda: label_counts(truth, "Predicted cell_type"),
         lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type"),
+        lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type", np.ones((3, 2))),
     ):
         png = draw()
         width, height = pixels(png)
@@ -68,6 +71,7 @@ def test_one_cell_is_enough():
         confusion_heatmap(scores),
         label_counts(["T"], "x"),
         distance_histogram({"wrong": np.zeros(1)}),
+        genes_histogram({"query cells": np.zeros(1, np.int32)}),
         recall_curve(TRIED[:1], TRIED[0].effort, 0.5),
         reliability_diagram({"x": reliability(np.ones(1), np.ones(1, bool))}),
         coverage_accuracy({"x": coverage_curve(np.ones(1), np.ones(1, bool))}, (1.0, 1.0)),
@@ -93,6 +97,33 @@ def test_beyond_twenty_the_rare_labels_are_drawn_together():
     assert [name for name, *_ in plots._coloured(twenty)] == [f"type {place:02d}" for place in range(20)]
     pixels(umap_scatter(RNG.random((len(many), 2)), many, "many"))
     assert sum(plots._most_frequent(many).values()) == len(many)
+
+
+def test_what_is_no_label_is_grey():
+    coloured = {name: colour for name, colour, _ in plots._coloured(["T", "Unknown", "Unknown", "B"])}
+    assert coloured["Unknown"] == GREY
+    assert GREY not in (coloured["T"], coloured["B"])
+
+
+def test_long_names_keep_both_ends():
+    ends = [f"CD14-positive, CD16-negative classical monocyte of the {place}" for place in ("gut", "lung")]
+    assert len({shortened(name) for name in ends}) == 2
+    assert all(len(shortened(name)) <= 34 for name in ends)
+    assert shortened("costs $5") == r"costs \$5"
+
+
+def test_forty_labels_fit_the_page():
+    names = [f"CD14-positive, CD16-negative classical monocyte {number}" for number in range(40)]
+    width, _ = pixels(confusion_heatmap(score_labels(names, names, np.ones(40), names)))
+    assert width < 2000
+
+
+def test_only_the_largest_groups_are_told_apart():
+    groups = {f"d{number:02d}": np.arange(number + 1) for number in range(12)}
+    kept = histograms._largest(groups)
+    assert list(kept) == [*(f"d{number:02d}" for number in range(11, 4, -1)), "other (5)"]
+    assert len(kept) == MAX_GROUPS
+    assert sum(map(len, kept.values())) == sum(map(len, groups.values()))
 
 
 @pytest.mark.slow

@@ -2,15 +2,18 @@ from html.parser import HTMLParser
 
 import numpy as np
 
+from scgpt_ray.evaluate.bars import coverage_bars
 from scgpt_ray.evaluate.judgement import judge
+from scgpt_ray.evaluate.page import Picture
 from scgpt_ray.evaluate.plots import label_counts
-from scgpt_ray.evaluate.report import Picture, map_report
+from scgpt_ray.evaluate.report import map_report
+from scgpt_ray.evaluate.scatter import Column, Scatter
 from scgpt_ray.mapping.calibration import Calibration, HeldOut, Targets
 from scgpt_ray.mapping.calibrator import Calibrator
 from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.mapping.reliability import Bin, Reliability
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "rect"}
 
 
 class Page(HTMLParser):
@@ -26,11 +29,15 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
 
 
@@ -52,17 +59,23 @@ def calibration():
 def test_the_report_is_whole_and_stands_alone():
     judgement = judge(TRUTH, VOTED, SURE, REJECTED, {"T": 3, "B": 1, None: 5})
     picture = Picture(label_counts(["T"], "x"), EVIL)
+    view = Scatter({"UMAP": np.arange(8.0).reshape(4, 2)}, [Column(EVIL, ["T", EVIL, None, "B"])], [picture], EVIL)
+    covered = coverage_bars({"fraction": 0.5, "genes_matched": 3, "genes_total": 9, "missing": [[EVIL, 0.25]]}, 10, 2)
     facts = {"Reference": EVIL, "Cells": 1234567, EVIL: 0.95}
-    html = map_report(f"a {EVIL}", facts, [picture], judgement, {EVIL: calibration()})
+    html = map_report(f"a {EVIL}", facts, view, covered, [picture], judgement, {EVIL: calibration()})
     page = Page(html)
     assert page.open == []
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2, "the data of the view, and what draws it"
+    assert page.tags.count("img") == 2
     assert "b" in page.tags, "the tiles have their own"
-    assert page.text.count(EVIL) == 7, "two titles, a fact's name and value, a label, a label column, a caption"
+    assert page.text.count(EVIL) == 9, (
+        "two titles, a fact's name and value, a label, a label column, a gene, two captions"
+    )
     assert ("alt", EVIL) in page.attributes
     sources = [value for name, value in page.attributes if name in {"src", "href"}]
-    assert len(sources) == 1
+    assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in html
     assert "url(" not in html
     assert "@import" not in html
     for shown in (
@@ -73,6 +86,7 @@ def test_the_report_is_whole_and_stands_alone():
         "majority class0.333",
         "1,23470.2500.2500.12550.0%12.5%",
         "1 cells without a true label",
+        "genes3 of 9cells2 of 10 empty",
         "reference lacks",
         "Probabilities and thresholds were learnt on cells of the reference",
     ):
@@ -81,9 +95,11 @@ def test_the_report_is_whole_and_stands_alone():
 
 
 def test_without_truth_and_calibration_the_report_says_so():
-    page = Page(map_report("pbmc onto atlas", {"k": 10}, []))
+    page = Page(map_report("pbmc onto atlas", {"k": 10}, "No cells are drawn: 3 cells.", "", []))
     assert "No true labels were given" in page.text
     assert "Pictures" not in page.text
+    assert "No cells are drawn: 3 cells." in page.text
+    assert "script" not in page.tags
     assert "Limits" in page.text
     assert "not the probability of being right; --calibrate-by gives that." in page.text
     assert page.open == []

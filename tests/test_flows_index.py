@@ -10,6 +10,7 @@ import pytest
 import scgpt_ray
 from scgpt_ray.config import IndexSettings
 from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
+from scgpt_ray.flows import shards
 from scgpt_ray.flows.index import build_index, resolve
 from scgpt_ray.flows.shards import sample
 from scgpt_ray.folder import Folder
@@ -17,6 +18,7 @@ from scgpt_ray.index.recall import without_self
 from scgpt_ray.schema import EMBEDDING, JOINID
 from scgpt_ray.store.export import read_embeddings
 from scgpt_ray.store.manifest import MANIFEST, require_manifest
+from scgpt_ray.store.parts import read_part
 
 N, EMPTY = 300, (0, 1, 2, 3, 150)
 
@@ -135,6 +137,22 @@ def test_a_sample_is_drawn_evenly_without_repetition(local_ray, reference, n):
     if n == 50:
         assert 30 < np.mean(ids) - 10 < 270
         assert sample(reference, require_manifest(reference), n, seed=2)[0].tolist() != ids.tolist()
+
+
+def test_few_cells_are_drawn_of_few_parts_however_many_are_empty(make_embeddings, tmp_path, monkeypatch):
+    run = make_embeddings(tmp_path / "run", n_cells=4000, cells_per_part=20, empty=range(0, 4000, 2))
+    opened = []
+
+    def counted(parts, name, columns):
+        opened.append(name)
+        return read_part(parts, name, columns)
+
+    monkeypatch.setattr(shards, "read_part", counted)
+    ids, vectors = sample(run, require_manifest(run), 5, seed=1)
+    assert (len(set(ids.tolist())), vectors.shape) == (5, (5, 8))
+    assert len(opened) < 110, "of 200 parts"
+    for n in (1, 40, 1000, 2000, 3000):
+        assert len(sample(run, require_manifest(run), n, seed=2)[0]) == min(n, 2000)
 
 
 def test_without_self():

@@ -6,6 +6,8 @@ import shutil
 
 import anndata
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import scgpt_ray
@@ -106,8 +108,17 @@ def test_factors_are_explained(integrated):
 def test_report_and_pictures(integrated, embedded):
     output = embedded / "out"
     page = (output / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6, "three embeddings by label and by batch key"
-    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import|<script', page)
+    assert page.count("data:image/png;base64,") == 7, "three embeddings by label and by batch key, and genes per cell"
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import|https?:', page)
+    view = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page)[1])
+    assert [panel["name"] for panel in view["panels"]] == ["long", "short", BASELINE]
+    columns = {column["name"]: column for column in view["columns"]}
+    assert list(columns) == ["cell_type", "lane", "n_genes", "obs_id", "donor"]
+    assert columns["n_genes"]["kind"] == "numbers"
+    counts = dict(zip(columns["lane"]["names"], columns["lane"]["counts"], strict=True))
+    assert counts == integrated.integration.batch_keys
+    assert "UMAP of 258 of the 258 judged cells" in page
+    assert "by lane; 2 cells have none." in page
     for text in ("AvgBIO", BASELINE, "lane: no effect on the counts.", "258 of 260 cells are judged"):
         assert text in page
     for name in ("umap.png", "umap-batch.png"):
@@ -130,10 +141,12 @@ def test_the_run_is_tracked(integrated, embedded):
 
 @pytest.mark.ray
 def test_the_command_line_on_a_sample_without_labels_or_counts(embedded, tmp_path, capsys):
-    moved = tmp_path / "moved"
+    moved, given = tmp_path / "moved", tmp_path / "given.parquet"
     shutil.copytree(embedded / "long", moved)
+    made = read_embeddings(Folder.at(moved)).select(["obs_id", "embedding"])[::-1]
+    pq.write_table(made.cast(pa.schema([("obs_id", pa.string()), ("embedding", pa.list_(pa.float32()))])), given)
     (embedded / "blood.h5ad").rename(embedded / "hidden.h5ad")
-    words = ["--embeddings", str(moved), "--batch-column", "lane", "--output", str(tmp_path / "out")]
+    words = ["--embeddings", str(moved), str(given), "--batch-column", "lane", "--output", str(tmp_path / "out")]
     try:
         code = main(["integrate", *words, "--max-cells", "100", "--seed", "3"])
     finally:
@@ -144,6 +157,7 @@ def test_the_command_line_on_a_sample_without_labels_or_counts(embedded, tmp_pat
     assert (result["n_cells"], result["n_judged"]) == (260, 100)
     assert result["scores"]["moved"]["avg_bio"] is None
     assert result["scores"]["moved"]["avg_batch"] > 0
+    assert result["scores"]["given.parquet"] == result["scores"]["moved"], "the same vectors in another order"
     assert result["effects"] == {"lane": None}
     assert "Without baseline and genes:" in told.out
     assert "blood.h5ad: no such file" in told.out
@@ -181,6 +195,7 @@ def test_an_atlas_that_changed_is_not_read(embedded, lanes, tmp_path):
         ({"factor_columns": ["lane"]}, ConfigError, "name a column twice"),
         ({"embeddings": []}, ConfigError, "--embeddings"),
         ({"embeddings": ["/nowhere"]}, ReferenceSetError, "/nowhere has no manifest.json"),
+        ({"embeddings": ["a.parquet"]}, ConfigError, "--embeddings names the file a.parquet first; expected an output"),
         ({"max_cells": 3}, ConfigError, "--max-cells"),
         ({"counts": "/nowhere.h5ad"}, AtlasError, "/nowhere.h5ad: no such file"),
         ({"output": "/proc/nowhere"}, InputError, "cannot be written"),

@@ -13,7 +13,9 @@ class IntegrateSettings(Settings):
     verb = "integrate"
 
     embeddings: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Output folder of `embed`; or several of them, of the same cells, to be judged side by side."""
+    """Output folder of `embed`; or several of them, of the same cells, to be judged side by side. After the first, also
+    Parquet files (name.parquet) of embeddings made elsewhere: soma_joinid or obs_id, and a column embedding of lists
+    or a column for each dimension. They must have all cells embedded in the first; rows of others are left out."""
     batch_column: Text
     """Carried obs column of the batch keys that should mix, such as donor_id or assay."""
     output: Text

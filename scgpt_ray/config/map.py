@@ -20,12 +20,13 @@ class MapSettings(CellSettings, ComputeSettings):
     checkpoint: Text
     """The checkpoint the reference was embedded with."""
     output: Text
-    """Folder for predictions.parquet, query.h5ad, metrics.json, report.html and calibration.json."""
+    """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json."""
     label_columns: tuple[Text, ...] = ()
     """Labels to transfer. Default: all that the index keeps; with --calibrate-by without that column and those of
     --exclude-same."""
     truth_column: Text | None = None
-    """obs column of the query with true labels of the first label column, for accuracy and macro-F1."""
+    """obs column of the query with true labels of the first label column, for accuracy and macro-F1; beside them stands
+    PCA + kNN on the same cells, where the atlases of reference and query still lie on this machine's disks unchanged."""
     k: Annotated[int, Field(ge=1, le=1024)] = 10
     """Neighbours that vote."""
     exclude_same: tuple[Text, ...] = ()

@@ -2,13 +2,16 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.evaluate.coverage import COVERAGES, coverage_curve
 from scgpt_ray.evaluate.labels import Labels, has_truth, score_labels
+
+Labelling: TypeAlias = tuple[Labels, npt.NDArray[np.floating]]
+"""Predicted label and confidence of each cell, [n] each."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ class Comparison:
 
 def compare(
     truth: Labels,
-    methods: Mapping[str, tuple[Labels, npt.NDArray[np.floating]]],
+    methods: Mapping[str, Labelling],
     reference_labels: Collection[str],
 ) -> Comparison:
     """Score each method over the cells whose truth is known.
 
     Args:
         truth: True label per cell, [n].
-        methods: Name -> predicted label and confidence per cell, [n] each, in the order of the table.
+        methods: Name -> what it says, in the order of the table.
         reference_labels: Labels that could be predicted.
 
     Raises:

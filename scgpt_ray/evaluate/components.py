@@ -1,6 +1,7 @@
 """Principal components of highly variable genes: the embedding that needs no network, and must be beaten."""
 
 import numpy as np
+import numpy.typing as npt
 from scipy import sparse
 
 from scgpt_ray.errors import InputError
@@ -45,13 +46,12 @@ def hvg_pca(counts_NG: sparse.csr_matrix, *, seed: int) -> Float32Matrix:
     return np.ascontiguousarray(components, np.float32)
 
 
-def require_counts(counts_NG: sparse.csr_matrix) -> None:
-    """Require counts of every cell.
+def require_whole(values: npt.NDArray[np.floating]) -> None:
+    """Require counts.
 
     Raises:
-        InputError: If a value is not a whole number >= 0, or a cell has none.
+        InputError: If a value is not a whole number >= 0.
     """
-    values = counts_NG.data
     wrong = values[~((values >= 0) & (values == np.round(values)))]
     if len(wrong):
         raise InputError(
@@ -59,6 +59,15 @@ def require_counts(counts_NG: sparse.csr_matrix) -> None:
             expected="whole numbers >= 0",
             remedy="give raw counts, such as another --layer",
         )
+
+
+def require_counts(counts_NG: sparse.csr_matrix) -> None:
+    """Require counts of every cell.
+
+    Raises:
+        InputError: If a value is not a whole number >= 0, or a cell has none.
+    """
+    require_whole(counts_NG.data)
     n_empty = int((np.asarray(counts_NG.sum(axis=1)).ravel() == 0).sum())
     if n_empty:
         raise InputError(

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from scgpt_ray.evaluate.canvas import STRONG, heading, only_grid, panels, png
+from scgpt_ray.evaluate.canvas import heading, only_grid, panels, png
+from scgpt_ray.evaluate.palette import STRONG
 
 
 def training_curve(judged: Sequence[Mapping[str, float]]) -> bytes:

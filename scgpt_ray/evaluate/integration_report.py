@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from scgpt_ray.evaluate.bars import factor_bars
 from scgpt_ray.evaluate.expression import ExpressionShift
 from scgpt_ray.evaluate.factors import FactorEffect
 from scgpt_ray.evaluate.integration import METRICS, Integration
-from scgpt_ray.evaluate.report import Picture, fact_rows, figure, page, paragraph, section
-from scgpt_ray.evaluate.verdict import verdict
+from scgpt_ray.evaluate.page import Picture, bullets, fact_table, gallery, page, paragraph, section, table
+from scgpt_ray.evaluate.scatter import Scatter, cells_section
+from scgpt_ray.evaluate.verdict import sentences
 
 _GENES_SHOWN = 10
 
@@ -30,6 +32,7 @@ def integration_report(
     facts: Mapping[str, object],
     integration: Integration,
     effects: Sequence[FactorEffect],
+    cells: Scatter,
     pictures: Sequence[Picture],
 ) -> str:
     """Write the report of an integration.
@@ -39,6 +42,7 @@ def integration_report(
         facts: What was judged and how: name -> value, in order.
         integration: Metrics of the embeddings.
         effects: What factors do.
+        cells: The judged cells as dots, a panel for each embedding.
         pictures: Shown in order.
 
     Returns:
@@ -49,13 +53,13 @@ def integration_report(
         for scores in integration.scores
         for metric, reason in scores.undefined.items()
     }
-    notes = "".join(f"<li>{escape(reason)}</li>" for reason in sorted(reasons))
+    undefined = paragraph("Not defined here:") + bullets(sorted(reasons)) if reasons else ""
     sections = [
-        section("Metrics", _table(*_metric_rows(integration)) + paragraph(_METRICS_SAY)),
-        section("Not defined here", f"<ul>{notes}</ul>") if notes else "",
-        section("Batch effects", "".join(_effect(effect) for effect in effects)),
-        section("What was judged", f'<div class="card"><table class="facts">{fact_rows(facts)}</table></div>'),
-        section("Pictures", "".join(figure(picture) for picture in pictures)) if pictures else "",
+        section("Metrics", table(*_metric_rows(integration)) + paragraph(_METRICS_SAY) + undefined),
+        cells_section(cells),
+        section("Batch effects", factor_bars(effects) + "".join(_effect(effect) for effect in effects)),
+        section("What was judged", fact_table(facts)),
+        section("Pictures", gallery(pictures)) if pictures else "",
         section("Limits", paragraph(_LIMITS)),
     ]
     return page(title, "Integration judged by scgpt-ray", sections)
@@ -79,8 +83,10 @@ def _effect(effect: FactorEffect) -> str:
         probed = (probe.score, probe.chance) if probe else (None, None)
         shared = (purity.share, purity.expected) if purity else (None, None)
         rows.append([carried.embedding, *shares, *map(_number, (*probed, *shared))])
-    genes = _table(*_gene_rows(effect.shift)) if effect.shift and effect.shift.driven else ""
-    return f"<h3>{escape(effect.name)}</h3>{paragraph(verdict(effect))}{_table(head, rows)}{genes}"
+    genes = table(*_gene_rows(effect.shift)) if effect.shift and effect.shift.driven else ""
+    first, *others = sentences(effect)
+    told = paragraph(first) + bullets(others)
+    return f"<h3>{escape(effect.name)}</h3>{told}{table(head, rows)}{genes}"
 
 
 def _gene_rows(shift: ExpressionShift) -> tuple[list[str], list[list[str]]]:
@@ -89,12 +95,6 @@ def _gene_rows(shift: ExpressionShift) -> tuple[list[str], list[list[str]]]:
         for gene in shift.driven[:_GENES_SHOWN]
     ]
     return ["gene at equal depth", "level", "effect (SD)", "log2 fold", "FDR"], rows
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="card"><table class="scores"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.evaluate.baseline import majority
-from scgpt_ray.evaluate.comparison import Comparison, compare
+from scgpt_ray.evaluate.comparison import Comparison, Labelling, compare
 from scgpt_ray.evaluate.coverage import CoverageCurve, coverage_curve
 from scgpt_ray.evaluate.labels import Labels, LabelScores, has_truth, score_labels
 from scgpt_ray.evaluate.rejection import RejectionScores, score_rejection
@@ -31,7 +31,7 @@ class Judgement:
     """Of what was voted, whether it was rejected or not."""
     rejection: RejectionScores
     comparison: Comparison
-    """With calling every cell by the reference's most frequent label."""
+    """With calling every cell by the reference's most frequent label, and with other baselines."""
     coverage: CoverageCurve
     reliability: dict[str, Reliability]
     """By the meaning of each confidence."""
@@ -53,6 +53,7 @@ def judge(
     confidences: Mapping[str, npt.NDArray[np.floating]],
     rejected: npt.NDArray[np.bool_],
     reference_cells: CountOfValue,
+    beside: Mapping[str, Labelling] | None = None,
 ) -> Judgement:
     """Judge a mapping.
 
@@ -62,13 +63,15 @@ def judge(
         confidences: Meaning -> confidence of each cell, [N]; the last of them ranks the cells.
         rejected: bool [N], where no label is given.
         reference_cells: Label -> cells of the reference.
+        beside: Name of a baseline -> what it says of the same cells; for the comparison.
 
     Raises:
         InputError: If the truth of no cell is known.
     """
     reference_labels = {name for name in reference_cells if name is not None}
     confidence = list(confidences.values())[-1]
-    methods = {METHOD: (voted, confidence), "majority class": majority(reference_cells, len(voted))}
+    methods: dict[str, Labelling] = {METHOD: (voted, confidence), **(beside or {})}
+    methods["majority class"] = majority(reference_cells, len(voted))
     scores = score_labels(truth, voted, confidence, reference_labels)
     judged = has_truth(truth)
     right = np.asarray(np.asarray(truth, object) == np.asarray(voted, object), bool)[judged]

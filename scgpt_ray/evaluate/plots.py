@@ -7,93 +7,58 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.evaluate.canvas import FAINT, INK, OTHER, STRONG, canvas, heading, only_grid, png
+from scgpt_ray.evaluate.canvas import (
+    FAINT,
+    GRID,
+    INK,
+    SIDE_BY_SIDE,
+    canvas,
+    legend_below,
+    only_grid,
+    png,
+    shortened,
+    title,
+)
 from scgpt_ray.evaluate.coverage import CoverageCurve
 from scgpt_ray.evaluate.labels import LabelScores
+from scgpt_ray.evaluate.palette import GREY, STRONG, colours_of
 from scgpt_ray.mapping.reliability import Reliability
 
 MAX_LABELS = 20
 """Colours and bars that can be told apart; rarer labels are drawn together as `other`."""
 
-_OUTCOMES = {"right": "#3f90da", "wrong": "#e76300", "no truth": OTHER}
-_CROWDED = 15
-_LONGEST = 34
+_BEHIND = "#e3e6eb"
+_FEW, _CROWDED, _NO_NUMBERS = 6, 15, 24
 _SHOWN_SHARE = 0.005
 
 
 def confusion_heatmap(scores: LabelScores) -> bytes:
     """Where the cells of each true label went; every row sums to 1, its cells are counted beside its name."""
-    rows = [f"{_short(score.label)}  ({score.support:,})" for score in scores.per_label]
-    columns = [_short(label) for label in scores.predicted_labels]
+    rows = [f"{shortened(score.label)}  ({score.support:,})" for score in scores.per_label]
+    columns = [shortened(label) for label in scores.predicted_labels]
     share = scores.confusion / scores.confusion.sum(axis=1, keepdims=True)
-    cell = 0.36 if len(columns) > _CROWDED else 0.5
+    is_crowded = len(columns) > _NO_NUMBERS
+    cell = 0.24 if is_crowded else 0.36 if len(columns) > _CROWDED else 0.5
     figure, axes = canvas(3.6 + cell * len(columns), 2.2 + cell * len(rows))
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel("predicted label")
-    axes.set_ylabel("true label (cells)")
-    heading(axes, f"Confusion, {scores.n:,} cells\naccuracy {scores.accuracy:.3f}, macro-F1 {scores.macro_f1:.3f}")
-    for row, column in zip(*np.nonzero(share >= _SHOWN_SHARE), strict=True):
+    if len(rows) > _FEW:  # beside fewer there is no room for it
+        axes.set_ylabel("true label (cells)")
+    title(figure, f"Confusion of {scores.n:,} cells")
+    for row, column in [] if is_crowded else zip(*np.nonzero(share >= _SHOWN_SHARE), strict=True):
         ink = "white" if share[row, column] > 0.5 else INK  # noqa: PLR2004 - the middle of the colour scale
         axes.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.grid(which="minor", color=GRID if is_crowded else "white", linewidth=0.6 if is_crowded else 1.5)
     axes.tick_params(which="both", length=0)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=24, pad=0.02, label="share of the true label's cells")
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=0)
+    if is_crowded:
+        bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=30, pad=0.02, label="share of the true label's cells")
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, length=0)
     return png(figure)
-
-
-def confidence_histogram(
-    confidence: Mapping[str, npt.NDArray[np.floating]], meaning: str = "share of the votes for the label"
-) -> bytes:
-    """How sure the votes were.
-
-    Args:
-        confidence: Name of a group of cells -> their confidences, 0 to 1; such as `right` and `wrong`.
-        meaning: Of the confidence.
-    """
-    figure, axes = canvas(6.4, 3.6)
-    cells = _stacked(axes, confidence, np.linspace(0, 1, 21), "upper left")
-    axes.set_xlim(0, 1)
-    axes.set_xlabel(f"confidence: {meaning}")
-    heading(axes, f"Confidence of {cells:,} cells")
-    return png(figure)
-
-
-def distance_histogram(distance: Mapping[str, npt.NDArray[np.floating]]) -> bytes:
-    """How far cells are from the reference.
-
-    Args:
-        distance: Name of a group of cells -> their distances, such as `right` and `wrong`; not all empty.
-    """
-    figure, axes = canvas(6.4, 3.6)
-    cells = _stacked(axes, distance, np.histogram_bin_edges(np.concatenate(list(distance.values())), 30), "upper right")
-    axes.set_xlabel("cosine distance to the farthest of the neighbours")
-    heading(axes, f"Distance of {cells:,} cells from the reference")
-    return png(figure)
-
-
-def _stacked(
-    axes: Any, groups: Mapping[str, npt.NDArray[np.floating]], edges: npt.NDArray[np.floating], corner: str
-) -> int:
-    """Draw groups of cells on top of one another, their names in a corner; the number of cells."""
-    axes.hist(
-        list(groups.values()),
-        bins=edges.tolist(),
-        stacked=True,
-        color=[_OUTCOMES.get(name, STRONG[0]) for name in groups],
-        label=[f"{name} ({len(values):,}, mean {np.mean(values):.2f})" for name, values in groups.items()],
-        edgecolor="white",
-        linewidth=0.6,
-    )
-    axes.set_ylabel("cells")
-    axes.legend(frameon=False, loc=corner, fontsize=9)
-    only_grid(axes, "y")
-    return sum(len(values) for values in groups.values())
 
 
 def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
@@ -102,7 +67,7 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
     Args:
         curves: Name -> curve over the same cells, such as `share of the votes` and `calibrated`.
     """
-    figure, axes = canvas(5.4, 5.2)
+    figure, axes = canvas(*SIDE_BY_SIDE)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     for (name, curve), colour in zip(curves.items(), STRONG, strict=False):
         x, y = [part.confidence for part in curve.bins], [part.accuracy for part in curve.bins]
@@ -114,8 +79,8 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("confidence, mean of the bin")
     axes.set_ylabel("accuracy: share of the bin that is right")
-    heading(axes, f"Reliability, {next(iter(curves.values())).n_cells:,} cells")
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    title(figure, f"Reliability, {next(iter(curves.values())).n_cells:,} cells")
+    legend_below(figure, axes)
     only_grid(axes, "both")
     return png(figure)
 
@@ -127,7 +92,7 @@ def coverage_accuracy(curves: Mapping[str, CoverageCurve], threshold: tuple[floa
         curves: Name -> curve over the same cells, such as `scGPT` and `PCA + kNN`.
         threshold: Coverage and accuracy of the thresholds in use, marked by a dot; None for no dot.
     """
-    figure, axes = canvas(6.4, 4.2)
+    figure, axes = canvas(*SIDE_BY_SIDE)
     for (name, curve), colour in zip(curves.items(), STRONG, strict=False):
         axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
     if threshold is not None:
@@ -136,41 +101,47 @@ def coverage_accuracy(curves: Mapping[str, CoverageCurve], threshold: tuple[floa
     axes.set_xlabel("coverage: share of the cells that keep a label, the surest first")
     axes.set_ylabel("accuracy of these cells")
     cells = len(next(iter(curves.values())).accuracy)
-    heading(axes, f"Accuracy against coverage, {cells:,} cells")
-    axes.legend(frameon=False, loc="best", fontsize=9)
+    title(figure, f"Accuracy against coverage, {cells:,} cells")
+    legend_below(figure, axes)
     only_grid(axes, "both")
     return png(figure)
 
 
-def label_counts(labels: Sequence[str], title: str) -> bytes:
+def label_counts(labels: Sequence[str], counted: str) -> bytes:
     """Cells per label, the most frequent on top.
 
     Args:
         labels: One per cell.
-        title: What is counted, such as `Predicted cell_type`.
+        counted: What is counted, such as `Predicted cell_type`.
     """
     counts = _most_frequent(labels)
-    figure, axes = canvas(6.4, 1.1 + 0.3 * len(counts))
-    names, cells = [_short(name) for name in counts], list(counts.values())
+    figure, axes = canvas(5.2, 1.1 + 0.3 * len(counts))
+    names, cells = [shortened(name) for name in counts], list(counts.values())
     bars = axes.barh(range(len(names)), cells, color=STRONG[0], height=0.72)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.bar_label(bars, [f"{n:,}  ({n / len(labels):.1%})" for n in cells], padding=4, color=FAINT, fontsize=8.5)
     axes.set_xlim(0, max(cells) * 1.22)
     axes.set_xlabel("cells")
-    heading(axes, f"{title}, {len(labels):,} cells, {len(set(labels)):,} labels")
+    title(figure, f"{counted}, {len(labels):,} cells, {len(set(labels)):,} labels")
     axes.tick_params(axis="y", length=0)
     only_grid(axes, "x")
     return png(figure)
 
 
-def umap_scatter(coordinates_N2: npt.NDArray[np.floating], labels: Sequence[str], title: str) -> bytes:
+def umap_scatter(
+    coordinates_N2: npt.NDArray[np.floating],
+    labels: Sequence[str],
+    meaning: str,
+    behind_M2: npt.NDArray[np.floating] | None = None,
+) -> bytes:
     """Cells in two dimensions, coloured by label; the numbers in the picture are those of the legend.
 
     Args:
         coordinates_N2: [n, 2].
         labels: One per cell, [n].
-        title: What the colours mean.
+        meaning: Of the colours.
+        behind_M2: Cells of the reference, drawn faintly behind, [m, 2].
     """
     figure, axes = canvas(8.6, 5.6)
     size = float(np.clip(12_000 / len(labels), 1.5, 22))
@@ -178,15 +149,25 @@ def umap_scatter(coordinates_N2: npt.NDArray[np.floating], labels: Sequence[str]
         x, y = coordinates_N2[cells].T
         axes.scatter(
             x, y, s=size, c=colour, linewidths=0, alpha=0.8, rasterized=True,
-            zorder=1 if colour == OTHER else 2, label=f"{number}  {_short(name)} ({len(cells):,})",
+            zorder=1 if colour == GREY else 2, label=f"{number}  {shortened(name)} ({len(cells):,})",
         )  # fmt: skip
-        if colour != OTHER:
+        if colour != GREY:
             _mark(axes, _central(coordinates_N2[cells]), str(number), colour)
+    if behind_M2 is not None and len(behind_M2):
+        axes.scatter(
+            *behind_M2.T,
+            s=3,
+            c=_BEHIND,
+            linewidths=0,
+            rasterized=True,
+            zorder=0,
+            label=f"reference ({len(behind_M2):,})",
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel("UMAP 1", loc="left", color=FAINT)
     axes.set_ylabel("UMAP 2", loc="bottom", color=FAINT)
-    heading(axes, f"{title}, {len(labels):,} cells")
+    title(figure, f"{meaning}, {len(labels):,} cells")
     legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handletextpad=0.3, fontsize=9)
     for handle in legend.legend_handles:
         handle.set_sizes([40])
@@ -198,11 +179,11 @@ def _coloured(labels: Sequence[str]) -> Iterator[tuple[str, str, npt.NDArray[np.
     """Name, colour and cells of each label, the most frequent first; what has no colour left is `other`."""
     values = np.asarray(labels, object)
     shown = _most_frequent(labels)
-    palette = [*STRONG, *(_lighter(colour) for colour in STRONG)]
+    colours = colours_of(shown)
     for place, name in enumerate(shown):
         is_rest = place == MAX_LABELS - 1 and len(set(labels)) > MAX_LABELS
         cells = ~np.isin(values, [other for other in shown if other != name]) if is_rest else values == name
-        yield name, OTHER if is_rest else palette[place], np.flatnonzero(cells)
+        yield name, GREY if is_rest else colours[name], np.flatnonzero(cells)
 
 
 def _central(coordinates_N2: npt.NDArray[np.floating]) -> tuple[float, float]:
@@ -224,13 +205,3 @@ def _most_frequent(labels: Sequence[str]) -> dict[str, int]:
         return dict(ranked)
     kept, rest = ranked[: MAX_LABELS - 1], ranked[MAX_LABELS - 1 :]
     return {**dict(kept), f"other ({len(rest)} labels)": sum(cells for _, cells in rest)}
-
-
-def _lighter(colour: str) -> str:
-    channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-    return "#" + "".join(f"{(channel + 255) // 2:02x}" for channel in channels)
-
-
-def _short(name: str) -> str:
-    # A dollar would start matplotlib's mathematics.
-    return (name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…").replace("$", r"\$")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from scgpt_ray.evaluate.canvas import FAINT, INK, STRONG, canvas, heading, only_grid, png
+from scgpt_ray.evaluate.canvas import FAINT, INK, SIDE_BY_SIDE, canvas, legend_below, only_grid, png, title
+from scgpt_ray.evaluate.palette import STRONG
 from scgpt_ray.index.recall import Point
 from scgpt_ray.index.searcher import Effort
 
@@ -20,7 +21,7 @@ def recall_curve(curve: Sequence[Point], chosen: Effort, target: float) -> bytes
     Returns:
         A PNG.
     """
-    figure, axes = canvas(6.4, 4.2)
+    figure, axes = canvas(*SIDE_BY_SIDE)
     axes.axhline(target, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"wanted: {target:.3f}")
     for rerank, colour in zip(sorted({point.rerank for point in curve}), STRONG, strict=False):
         line = sorted((point.nprobe, point.recall_at_10) for point in curve if point.rerank == rerank)
@@ -33,7 +34,7 @@ def recall_curve(curve: Sequence[Point], chosen: Effort, target: float) -> bytes
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("nprobe: inverted lists looked into")
     axes.set_ylabel("recall@10")
-    heading(axes, "Neighbours found by the index")
-    axes.legend(frameon=False, loc="lower right", fontsize=8.5)
+    title(figure, "Neighbours found by the index")
+    legend_below(figure, axes)
     only_grid(axes, "both")
     return png(figure)

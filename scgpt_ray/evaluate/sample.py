@@ -142,13 +142,30 @@ def stratified_sample(strata: Int64Array, size: int, *, seed: int) -> Int64Array
     if len(strata) <= size:
         return np.arange(len(strata))
     stock = np.bincount(strata)
-    floor = np.minimum(stock, min(_LEAST_PER_STRATUM, size // len(stock)))
-    share = (size - floor.sum()) * (stock - floor) / (stock - floor).sum()
-    quota = floor + share.astype(np.int64)
-    by_remainder = np.argsort(-(share % 1), kind="stable")
-    quota[by_remainder[: size - quota.sum()]] += 1
     shuffled = np.random.default_rng(seed).permutation(len(strata))
     by_stratum = shuffled[np.argsort(strata[shuffled], kind="stable")]
     starts = np.cumsum(stock) - stock
-    chosen = [by_stratum[start : start + count] for start, count in zip(starts, quota, strict=True)]
+    chosen = [
+        by_stratum[start : start + count] for start, count in zip(starts, stratum_quotas(stock, size), strict=True)
+    ]
     return np.sort(np.concatenate(chosen))
+
+
+def stratum_quotas(stock: Int64Array, size: int) -> Int64Array:
+    """Cells that `stratified_sample` draws of each stratum.
+
+    Args:
+        stock: Cells of each stratum, int64 [strata].
+        size: Cells to draw of all of them.
+
+    Returns:
+        int64 [strata], together `size`, or all cells where there are no more.
+    """
+    if stock.sum() <= size:
+        return stock
+    floor = np.minimum(stock, min(_LEAST_PER_STRATUM, size // len(stock)))
+    share = (size - floor.sum()) * (stock - floor) / (stock - floor).sum()
+    quota: Int64Array = floor + share.astype(np.int64)
+    by_remainder = np.argsort(-(share % 1), kind="stable")
+    quota[by_remainder[: size - quota.sum()]] += 1
+    return quota

@@ -1,5 +1,7 @@
 """Two-dimensional coordinates of embeddings, for pictures only."""
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,7 +29,9 @@ def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.
         InputError: If there are too few vectors.
     """
     try:
-        import umap  # optional, and slow to import: it compiles
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # that it lacks TensorFlow, which is not needed here
+            import umap  # optional, and slow to import: it compiles
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"UMAP needs a package that is not installed: {error.name}",

@@ -16,13 +16,18 @@ _KINDS = {
 
 def verdict(effect: FactorEffect) -> str:
     """What a factor does, and which embedding carries it, in a few sentences."""
+    return " ".join(sentences(effect))
+
+
+def sentences(effect: FactorEffect) -> list[str]:
+    """The verdict: first what the factor does to the counts, then a sentence for each embedding."""
     if effect.name == DEPTH:
         first = f"{effect.name}: the depth itself, which every type I effect changes."
     elif effect.shift is None or effect.kind is None:
         first = f"{effect.name}: whether its effect is type I or type II cannot be told: {effect.no_shift}."
     else:
         first = f"{effect.name}: {_KINDS[effect.kind]}. {_counts(effect.shift)}"
-    return " ".join([first, *(_embedding(carried) for carried in effect.embeddings)])
+    return [first, *(_embedding(carried) for carried in effect.embeddings)]
 
 
 def effect_dict(effect: FactorEffect) -> dict[str, Any]:

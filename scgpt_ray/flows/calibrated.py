@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -45,7 +45,8 @@ def calibrations(
     """
     if settings.calibrate_by is None:
         return {}
-    trial = _Trial.of(settings, reference, rules, reference_cells)
+    # A reference of its own: the actors of its search end with it, and leave their CPUs to those that embed the query.
+    trial = _Trial.of(settings, replace(reference), rules, reference_cells)
     targets = Targets(settings.target_error, settings.false_rejection)
     found: dict[str, Calibration] = {}
     for column in rules.columns:

@@ -10,10 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from scgpt_ray.errors import ConfigError, ReferenceSetError
+from scgpt_ray.flows.given import GivenSet
 from scgpt_ray.folder import Folder
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, Float32Matrix, Int64Array, matrix
 from scgpt_ray.store.manifest import Manifest, require_manifest
-from scgpt_ray.store.parts import PARTS, iterate_parts
+from scgpt_ray.store.parts import PARTS, iterate_parts, read_part
+from scgpt_ray.store.vector_file import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ class EmbeddedSet:
             float32 [n, d].
         """
         found, start = [], 0
-        for table in self._tables([EMBEDDING]):
-            first, last = np.searchsorted(rows, (start, start + table.num_rows))
-            found.append(np.asarray(matrix(table[EMBEDDING].take(pa.array(rows[first:last] - start))), np.float32))
-            start += table.num_rows
+        for name, n_cells in self.manifest.parts.items():
+            first, last = np.searchsorted(rows, (start, start + n_cells))
+            if first < last:
+                whole = read_part(self.folder.folder(PARTS), name, [EMBEDDING])[EMBEDDING]
+                found.append(np.asarray(matrix(whole.take(pa.array(rows[first:last] - start))), np.float32))
+            start += n_cells
         return np.concatenate(found)
 
     def has_names(self) -> bool:
@@ -76,11 +80,13 @@ class ComparedCells:
     """Cells that several sets have in common, all of them.
 
     Attributes:
+        folder: Output folder of the first set.
         sets: The embeddings.
         columns: soma_joinid, n_genes, the asked columns, and obs_id where there is one; of the first set.
     """
 
-    sets: tuple[EmbeddedSet, ...]
+    folder: Folder
+    sets: tuple[EmbeddedSet | GivenSet, ...]
     columns: pa.Table
 
     @property
@@ -99,31 +105,49 @@ def compared_cells(places: tuple[str, ...], columns: list[str]) -> ComparedCells
     """Open sets of embeddings of the same cells.
 
     Args:
-        places: Output folders of `embed`.
+        places: Output folders of `embed`; beside the first also Parquet files of embeddings made elsewhere.
         columns: obs columns to read, of the first set.
 
     Raises:
-        ReferenceSetError: If a folder is not that of a finished run, or has other cells than the first.
-        ConfigError: If the first carries no such column.
+        ReferenceSetError: If a folder is not that of a finished run, or has other cells than the first; or if a file
+            cannot be used, or lacks cells of the first.
+        ConfigError: If the first is a file, or carries no such column.
     """
-    folders = [Folder.at(place) for place in places]
-    names = short_names([folder.uri for folder in folders])
-    sets = tuple(
-        EmbeddedSet(name, folder, require_manifest(folder)) for name, folder in zip(names, folders, strict=True)
-    )
-    named = [OBS_ID] if all(each.has_names() for each in sets) else []
-    read = sets[0].columns(dict.fromkeys([*named, *columns]))
-    for other in sets[1:]:
-        theirs = other.columns(named)
-        for column in (JOINID, N_GENES, *named):
-            if not theirs[column].combine_chunks().equals(read[column].combine_chunks()):
-                raise ReferenceSetError(
-                    f"{other.folder.uri} holds other cells than {sets[0].folder.uri}: {len(theirs):,} against "
-                    f"{len(read):,}, and {column} differs",
-                    expected="embeddings of the same cells with the same vocabulary",
-                    remedy="embed the same atlas with the same --obs-filter",
-                )
-    return ComparedCells(sets, read)
+    if places[0].endswith(SUFFIX):
+        raise ConfigError(
+            f"--embeddings names the file {places[0]} first",
+            expected="an output folder of embed, whose cells are judged",
+            remedy="name one before it",
+        )
+    names = short_names([Folder.at(place).uri for place in places])
+    first = _embedded_set(names[0], places[0])
+    cells = first.columns(dict.fromkeys([*([OBS_ID] if first.has_names() else []), *columns]))
+    others = [
+        GivenSet.joined(name, place, cells) if place.endswith(SUFFIX) else _same_cells(name, place, first, cells)
+        for name, place in zip(names[1:], places[1:], strict=True)
+    ]
+    return ComparedCells(first.folder, (first, *others), cells)
+
+
+def _embedded_set(name: str, place: str) -> EmbeddedSet:
+    folder = Folder.at(place)
+    return EmbeddedSet(name, folder, require_manifest(folder))
+
+
+def _same_cells(name: str, place: str, first: EmbeddedSet, cells: pa.Table) -> EmbeddedSet:
+    """One more set, of the same cells as the first."""
+    other = _embedded_set(name, place)
+    named = [OBS_ID] if OBS_ID in cells.column_names and other.has_names() else []
+    theirs = other.columns(named)
+    for column in (JOINID, N_GENES, *named):
+        if not theirs[column].combine_chunks().equals(cells[column].combine_chunks()):
+            raise ReferenceSetError(
+                f"{other.folder.uri} holds other cells than {first.folder.uri}: {len(theirs):,} against "
+                f"{len(cells):,}, and {column} differs",
+                expected="embeddings of the same cells with the same vocabulary",
+                remedy="embed the same atlas with the same --obs-filter",
+            )
+    return other
 
 
 def short_names(uris: list[str]) -> list[str]:

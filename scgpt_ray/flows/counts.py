@@ -1,6 +1,7 @@
 """The counts of judged cells, read again from the atlas that they were embedded from."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,21 +38,25 @@ class Counts:
     genes_G: npt.NDArray[np.object_]
 
 
-def embedded_atlas(plan: Plan | None) -> Source | str:
+def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source | str:
     """The atlas that was embedded, or why it is not read again.
 
     An atlas that is far away is not: reading the counts of cells spread over it could take hours. Name it with
     --counts if that is worth it.
+
+    Args:
+        plan: Of the embeddings.
+        option: By which the user may name the atlas all the same, if there is one.
     """
     if plan is None:
         return "plan.json, which names the atlas, is missing"
     place = str(plan.settings["atlas"])
     if "://" in place or place.startswith("census:"):
-        return f"{place} is remote, and is read only where --counts names it"
+        return f"{place} is remote" + (f", and is read only where {option} names it" if option else "")
     try:
         source = locate(place, _cell_settings(plan))
     except AtlasError as error:
-        return f"{error.found}; name the atlas with --counts"
+        return error.found + (f"; name the atlas with {option}" if option else "")
     planned = plan.fingerprint["cells"]
     differing = [key for key, value in source.identity().items() if planned.get(key) != value]
     if differing:
@@ -91,20 +96,40 @@ def read_counts(source: Source, joinids: Int64Array, names: list[str] | None) ->
     var = source.var()
     columns = np.asarray(var[VAR_JOINID] if VAR_JOINID in var else range(len(var)), np.int64)
     own_place = np.arange(columns[-1] + 1, dtype=np.int32)
+    cells = pa.concat_tables(list(counted_cells(source, joinids, own_place)))
+    if names is not None and OBS_ID in cells.column_names and cells[OBS_ID].to_pylist() != names:
+        raise _other_cells(source.uri)
+    return Counts(source.uri, counts_matrix(cells, len(own_place))[:, columns], _gene_names(var))
+
+
+def counted_cells(source: Source, joinids: Int64Array, places: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+    """Read some cells again: CELLS in order of joinid, a block of at most 2,048 of them at a time.
+
+    Args:
+        source: Where they are.
+        joinids: int64 [n], ascending, at least one.
+        places: What `gene` shall say for each var joinid, int32; -1 for genes that are left out.
+
+    Raises:
+        AtlasError: If the atlas lacks one of the cells.
+    """
     there = source.joinids()
     if not np.isin(joinids, there).all():
         raise _other_cells(source.uri)
-    blocks = []
     for partition in cut(there, _CELLS_AT_ONCE):
         first, last = np.searchsorted(joinids, (partition.first, partition.last + 1))
         if first < last:
-            blocks += [_judged(block, joinids[first:last]) for block in source.read(partition, own_place)]
-    cells = pa.concat_tables(blocks)
-    if names is not None and OBS_ID in cells.column_names and cells[OBS_ID].to_pylist() != names:
-        raise _other_cells(source.uri)
-    offsets, genes = ragged(cells[GENE])
-    counts_NG = sparse.csr_matrix((ragged(cells[COUNT])[1], genes, offsets), shape=(len(cells), len(own_place)))
-    return Counts(source.uri, counts_NG[:, columns], _gene_names(var))
+            for block in source.read(partition, places):
+                yield _judged(block, joinids[first:last])
+
+
+def counts_matrix(cells: pa.Table, n_places: int) -> sparse.csr_matrix:
+    """The counts of CELLS by `gene`, float32 [n, n_places], CSR; counts of one place are added up."""
+    offsets, places = ragged(cells[GENE])
+    values = ragged(cells[COUNT])[1].copy(), places.copy(), offsets  # Arrow's memory is read-only
+    counts_NG = sparse.csr_matrix(values, shape=(len(cells), n_places))
+    counts_NG.sum_duplicates()
+    return counts_NG
 
 
 def _judged(block: pa.Table, joinids: Int64Array) -> pa.Table:

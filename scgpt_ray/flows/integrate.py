@@ -31,18 +31,18 @@ def integrate(settings: IntegrateSettings) -> Integrated:
     """Judge how well embeddings keep labels apart and bring batch keys together, and why.
 
     Raises:
-        InputError: If the embeddings are not of the same cells, a column is missing, there is one batch key only, or
-            the output cannot be written.
+        InputError: If the embeddings are not of the same cells or not finite, a column is missing, there is one batch
+            key only, or the output cannot be written.
     """
     output = Folder.at(settings.output)
     wanted = [settings.label_column, settings.batch_column, *settings.factor_columns]
     cells = compared_cells(settings.embeddings, [column for column in wanted if column])
     selection, labels, factors = _selected(settings, cells)
+    embeddings = {each.name: each.vectors(selection.rows) for each in cells.sets}
     output.require_writable()
     batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
     label_N = np.unique(labels, return_inverse=True)[1]
     with Tracker("integrate", output, {"config": settings.model_dump()}) as tracker:
-        embeddings = {each.name: each.vectors(selection.rows) for each in cells.sets}
         counts = _counts(settings, cells, selection)
         known = counts if isinstance(counts, Counts) else None
         if known:
@@ -64,7 +64,9 @@ def integrate(settings: IntegrateSettings) -> Integrated:
             output, selection, integration, effects, known.uri if known else None, None if known else str(counts)
         )
         strata = strata_of(label_N, np.unique(batch_keys, return_inverse=True)[1])
-        write_integrated(integrated, settings, embeddings, labels, batch_keys, strata)
+        named = [column for column in cells.columns.column_names if column != JOINID]
+        told = {column: cells.values(column, selection.rows) for column in named}
+        write_integrated(integrated, settings, embeddings, told, strata)
         tracker.log_metrics(_logged(integration))
         for name in (METRICS, UMAP, UMAP_BATCH, REPORT):
             tracker.log_artifact(name)
@@ -91,7 +93,7 @@ def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Select
 
 def _counts(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Counts | str:
     """Counts of the judged cells, or why there are none; what --counts names must be there."""
-    plan = read_plan(cells.sets[0].folder)
+    plan = read_plan(cells.folder)
     source = named_atlas(settings.counts, plan) if settings.counts else embedded_atlas(plan)
     if isinstance(source, str):
         logger.warning("without baseline and genes: %s", source)

@@ -1,6 +1,7 @@
 """The result of an integration, written for people and programs."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,17 @@ import numpy.typing as npt
 
 from scgpt_ray.config import IntegrateSettings
 from scgpt_ray.evaluate.factors import FactorEffect
+from scgpt_ray.evaluate.histograms import genes_histogram
 from scgpt_ray.evaluate.integration import Integration
 from scgpt_ray.evaluate.integration_report import integration_report
-from scgpt_ray.evaluate.plots import umap_scatter
-from scgpt_ray.evaluate.report import Picture
+from scgpt_ray.evaluate.page import Picture
+from scgpt_ray.evaluate.plots import MAX_LABELS, umap_scatter
 from scgpt_ray.evaluate.sample import Selection, stratified_sample
+from scgpt_ray.evaluate.scatter import Column, Scatter
 from scgpt_ray.evaluate.umap import umap_coordinates
 from scgpt_ray.evaluate.verdict import effect_dict, verdict
 from scgpt_ray.folder import Folder
-from scgpt_ray.schema import Float32Matrix, Int64Array
+from scgpt_ray.schema import N_GENES, Float32Matrix, Int64Array
 
 METRICS, REPORT, UMAP, UMAP_BATCH = "metrics.json", "report.html", "umap.png", "umap-batch.png"
 
@@ -82,8 +85,7 @@ def write_integrated(
     integrated: Integrated,
     settings: IntegrateSettings,
     embeddings: dict[str, Float32Matrix],
-    labels: list[str],
-    batch_keys: list[str],
+    told: Mapping[str, Sequence[Any]],
     strata: Int64Array,
 ) -> None:
     """Write metrics.json, umap.png, umap-batch.png and report.html.
@@ -92,38 +94,57 @@ def write_integrated(
         integrated: What was found.
         settings: What was asked.
         embeddings: Name -> float32 [n, d] of the judged cells; umap.png is of the first.
-        labels: Of the judged cells.
-        batch_keys: Likewise.
+        told: Column -> values of the judged cells, with those of the settings and n_genes.
         strata: Label and batch key of each as one number, by which cells are chosen for the pictures.
     """
     output = integrated.output
     output.write(METRICS, json.dumps(integrated.metrics(), indent=1).encode())
     drawn = stratified_sample(strata, DRAWN_CELLS, seed=settings.seed)
-    columns = {settings.batch_column: np.array(batch_keys, object)[drawn]}
-    if settings.label_column:
-        columns = {settings.label_column: np.array(labels, object)[drawn], **columns}
-    pictures = []
-    for name, vectors_ND in embeddings.items():
-        drawings = _umaps(name, vectors_ND[drawn], columns, settings.seed)
-        pictures += [Picture(png, f"{name}, coloured by {column}.") for column, png in drawings.items()]
-        if name == next(iter(embeddings)):
-            output.write(UMAP, next(iter(drawings.values())))
-            output.write(UMAP_BATCH, drawings[settings.batch_column])
-    title = "Integration of " + ", ".join(scores.name for scores in integrated.integration.scores)
+    places = {name: umap_coordinates(vectors_ND[drawn], seed=settings.seed) for name, vectors_ND in embeddings.items()}
+    columns = list(dict.fromkeys(name for name in (settings.label_column, settings.batch_column, *told) if name))
+    shown = {name: np.array(told[name], object)[drawn] for name in columns}
+    pictures = _pictures(places, {name: shown[name] for name in columns[: 2 if settings.label_column else 1]})
+    first = next(iter(embeddings))
+    output.write(UMAP, pictures[first, columns[0]].png)
+    output.write(UMAP_BATCH, pictures[first, settings.batch_column].png)
+    caption = _caption(len(drawn), len(strata), [len(set(shown[column])) for _, column in pictures])
     report = integration_report(
-        title, _facts(integrated, settings), integrated.integration, integrated.effects, pictures
+        "Integration of " + ", ".join(scores.name for scores in integrated.integration.scores),
+        _facts(integrated, settings),
+        integrated.integration,
+        integrated.effects,
+        Scatter(places, [Column(name, values) for name, values in shown.items()], [*pictures.values()], caption),
+        [_genes(told, settings.batch_column, integrated.selection)],
     )
     output.write(REPORT, report.encode())
 
 
-def _umaps(
-    name: str, vectors_ND: Float32Matrix, columns: dict[str, npt.NDArray[np.object_]], seed: int
-) -> dict[str, bytes]:
-    coordinates_N2 = umap_coordinates(vectors_ND, seed=seed)
+def _pictures(
+    places: Mapping[str, npt.NDArray[np.float32]], columns: Mapping[str, npt.NDArray[np.object_]]
+) -> dict[tuple[str, str], Picture]:
+    """Each embedding by each column, for paper."""
     return {
-        column: umap_scatter(coordinates_N2, values.tolist(), f"{name} by {column}")
+        (name, column): Picture(
+            umap_scatter(coordinates_N2, [str(value) for value in values], f"{name} by {column}"),
+            f"{name}, coloured by {column}.",
+        )
+        for name, coordinates_N2 in places.items()
         for column, values in columns.items()
     }
+
+
+def _caption(n_drawn: int, n_judged: int, n_values: list[int]) -> str:
+    told = f"UMAP of {n_drawn:,} of the {n_judged:,} judged cells, laid out anew for each embedding."
+    if max(n_values) > MAX_LABELS:
+        told += f" On paper, what is rarer than the {MAX_LABELS - 1} most frequent is drawn together as other."
+    return told
+
+
+def _genes(told: Mapping[str, Sequence[Any]], batch_column: str, selection: Selection) -> Picture:
+    n_genes, keys = np.array(told[N_GENES]), np.array([str(value) for value in told[batch_column]], object)
+    png = genes_histogram({str(key): n_genes[keys == key] for key in np.unique(keys)})
+    left_out = f"; {selection.n_without_embedding:,} cells have none" if selection.n_without_embedding else ""
+    return Picture(png, f"Genes of the vocabulary that judged cells have counts of, by {batch_column}{left_out}.")
 
 
 def _facts(integrated: Integrated, settings: IntegrateSettings) -> dict[str, object]:

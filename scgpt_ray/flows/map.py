@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
+from scgpt_ray.flows.baseline import judged_baseline
 from scgpt_ray.flows.calibrated import calibrations
 from scgpt_ray.flows.cluster import connected
 from scgpt_ray.flows.embed import run
@@ -70,7 +71,12 @@ def map_query(settings: MapSettings) -> Mapped:
             calibrations=calibrated,
             ontology=ontology,
         )
-        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells)
+        truth = baseline = None
+        if settings.truth_column is not None:
+            column = rules.columns[0]
+            truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
+            baseline = judged_baseline(settings, reference, column, cells[column], queries, truth)
+        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
         write_mapped(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():

@@ -8,17 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.config import MapSettings
+from scgpt_ray.evaluate.bars import coverage_bars
+from scgpt_ray.evaluate.baseline import BASELINE
+from scgpt_ray.evaluate.histograms import confidence_histogram, distance_histogram, genes_histogram
 from scgpt_ray.evaluate.labels import outcomes
-from scgpt_ray.evaluate.plots import (
-    confidence_histogram,
-    confusion_heatmap,
-    coverage_accuracy,
-    distance_histogram,
-    label_counts,
-    reliability_diagram,
-)
+from scgpt_ray.evaluate.page import Picture
+from scgpt_ray.evaluate.plots import confusion_heatmap, coverage_accuracy, label_counts, reliability_diagram
 from scgpt_ray.evaluate.recall_plot import recall_curve
-from scgpt_ray.evaluate.report import Picture, map_report
+from scgpt_ray.evaluate.report import map_report
+from scgpt_ray.flows.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.flows.mapped import (
     CALIBRATION,
     METRICS,
@@ -27,6 +25,7 @@ from scgpt_ray.flows.mapped import (
     QUERY_H5AD,
     REPORT,
     SHARE,
+    UMAP,
     Mapped,
     confidences,
     voted,
@@ -38,11 +37,13 @@ from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ra
 from scgpt_ray.store.export import write_h5ad
 from scgpt_ray.store.manifest import Manifest
 
+_CONFUSION = "Where the vote put the cells of each true label, a row for each; a row's shares add up to 1."
+
 
 def write_mapped(
     mapped: Mapped, settings: MapSettings, reference: Reference, manifest: Manifest, queries: pa.Table
 ) -> None:
-    """Write predictions.parquet, query.h5ad, metrics.json, calibration.json where there is one, and report.html."""
+    """Write predictions.parquet, query.h5ad, metrics.json, report.html; calibration.json and umap.png if any."""
     output = mapped.output
     sink = pa.BufferOutputStream()
     pq.write_table(mapped.predictions, sink, compression="zstd")
@@ -56,10 +57,21 @@ def write_mapped(
         output.write(CALIBRATION, _json({column: found.to_dict() for column, found in mapped.calibrations.items()}))
     elif output.has(CALIBRATION):
         output.remove(CALIBRATION)  # of an earlier mapping into this folder
-    title = f"{_stem(settings.query)} mapped onto {_stem(settings.index)}"
-    facts = _facts(mapped, settings, reference, manifest)
-    pictures = [*_pictures(mapped), *_recall(reference)]
-    output.write(REPORT, map_report(title, facts, pictures, mapped.judgement, mapped.calibrations).encode())
+    drawn = drawn_cells(mapped, reference, queries)
+    if isinstance(drawn, Drawn):
+        output.write(UMAP, drawn.png)
+    elif output.has(UMAP):
+        output.remove(UMAP)
+    report = map_report(
+        f"{_stem(settings.query)} mapped onto {_stem(settings.index)}",
+        _facts(mapped, settings, reference, manifest),
+        query_view(drawn, mapped, settings, queries) if isinstance(drawn, Drawn) else drawn,
+        coverage_bars(manifest.coverage, manifest.n_cells, manifest.n_empty),
+        [*_pictures(mapped), *_genes(queries), *_recall(reference)],
+        mapped.judgement,
+        mapped.calibrations,
+    )
+    output.write(REPORT, report.encode())
 
 
 def _json(values: dict[str, Any]) -> bytes:
@@ -71,8 +83,6 @@ def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest
     facts: dict[str, object] = {
         "query": settings.query,
         "query cells": mapped.n_cells,
-        "without tokens": manifest.n_empty,
-        "counts covered by the vocabulary": f"{manifest.coverage['fraction']:.1%}",
         "reference": index.embeddings,
         "reference cells": index.n_cells,
         "index": f"{index.factory}, nprobe {index.nprobe}, rerank {index.rerank}, recall@10 {index.recall_at_10:.4f} "
@@ -88,6 +98,8 @@ def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest
         "checkpoint": f"{settings.checkpoint} (sha256 {manifest.fingerprint.model['weights'][:12]})",
         "label columns": ", ".join(mapped.labels),
     }
+    if mapped.judgement is not None:
+        facts[BASELINE] = mapped.beside()
     wanted = {"wanted error": settings.target_error, "allowed false rejection": settings.false_rejection}
     facts |= {name: f"{share:.1%}" for name, share in wanted.items() if share is not None}
     for column, reasons in mapped.unknown.items():
@@ -118,7 +130,7 @@ def _pictures(mapped: Mapped) -> list[Picture]:
         if rejection.accuracy_accepted is not None and rejection.coverage < 1:
             kept = (rejection.coverage, rejection.accuracy_accepted)
         pictures = [
-            Picture(confusion_heatmap(judgement.scores), "Where the vote put the cells of each true label."),
+            Picture(confusion_heatmap(judgement.scores), _CONFUSION),
             Picture(confidence_histogram(groups, meaning), by_confidence),
             *_distances(mapped, cells, by_distance),
             Picture(
@@ -139,6 +151,13 @@ def _distances(mapped: Mapped, cells: dict[str, Int64Array], caption: str) -> li
     distance[found] = 1 - score_V[offsets[1:][found] - 1].astype(np.float64)
     groups = {name: distance[rows[found[rows]]] for name, rows in cells.items() if found[rows].any()}
     return [Picture(distance_histogram(groups), caption)] if groups else []
+
+
+def _genes(queries: pa.Table) -> list[Picture]:
+    n_genes = queries[N_GENES].to_numpy()
+    empty = int((n_genes == 0).sum())
+    caption = f"Genes of the vocabulary that query cells have counts of; {empty:,} cells have none."
+    return [Picture(genes_histogram({"query cells": n_genes}), caption)]
 
 
 def _calibration(mapped: Mapped) -> list[Picture]:

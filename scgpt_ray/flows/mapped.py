@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scgpt_ray.config import MapSettings
+from scgpt_ray.evaluate.baseline import BASELINE
+from scgpt_ray.evaluate.comparison import Labelling
 from scgpt_ray.evaluate.judgement import Judgement, judge
 from scgpt_ray.evaluate.labels import LabelScores
+from scgpt_ray.flows.baseline import Baseline
 from scgpt_ray.folder import Folder
 from scgpt_ray.mapping.ballot import CellCounts
 from scgpt_ray.mapping.calibration import Calibration
@@ -18,7 +21,7 @@ from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
 
 PREDICTIONS, QUERY_H5AD, METRICS, REPORT = "predictions.parquet", "query.h5ad", "metrics.json", "report.html"
-CALIBRATION = "calibration.json"
+CALIBRATION, UMAP = "calibration.json", "umap.png"
 
 NO_EMBEDDING = "no embedding"
 """Why a cell without tokens is unknown."""
@@ -38,6 +41,7 @@ class Mapped:
         labels: Label column -> label -> cells, most first; the first column is the one that is judged.
         unknown: Label column -> reason for `Unknown` -> cells, likewise.
         judgement: Agreement with the truth in the first column, where a truth column is named.
+        baseline: What was judged beside it, or why nothing was; None where nothing is judged.
         calibrations: Label column -> its calibration, where there is one.
         foreign_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
     """
@@ -47,6 +51,7 @@ class Mapped:
     labels: dict[str, dict[str, int]]
     unknown: dict[str, dict[str, int]]
     judgement: Judgement | None
+    baseline: Baseline | str | None
     calibrations: Mapping[str, Calibration]
     foreign_terms: dict[str, int]
 
@@ -59,31 +64,36 @@ class Mapped:
         columns: Sequence[str],
         calibrations: Mapping[str, Calibration],
         reference_cells: CellCounts,
+        truth: Sequence[str | None] | None,
+        baseline: Baseline | str | None,
     ) -> "Mapped":
         """Count the labels, and compare them with the truth where it is known.
 
         Args:
-            settings: With the place of the files, and with the truth column or None.
-            queries: EMBEDDINGS of the query, with the truth column.
+            settings: With the place of the files.
+            queries: EMBEDDINGS of the query.
             predicted: Of the query cells that have an embedding.
             columns: Label columns.
             calibrations: Those that were applied.
             reference_cells: Cells by label of the first column.
+            truth: True label of each query cell in the first column, or None.
+            baseline: What to compare with on the same truth, or why there is nothing.
 
         Raises:
             InputError: If the truth of no cell is known.
         """
         table = predictions_of(queries, predicted.table, columns)
         judgement = None
-        if settings.truth_column is not None:
-            truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
-            judgement = _judged(table, columns[0], truth, reference_cells)
+        if truth is not None:
+            beside = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
+            judgement = _judged(table, columns[0], truth, reference_cells, beside)
         return cls(
             Folder.at(settings.output),
             table,
             {column: _counts(table[column]) for column in columns},
             {column: _counts(table[f"{column}_unknown"].drop_null()) for column in columns},
             judgement,
+            baseline,
             calibrations,
             predicted.foreign_terms,
         )
@@ -115,10 +125,14 @@ class Mapped:
         more = ", ..." if len(most) > _LABELS_SHOWN else ""
         lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}"]
         if self.judgement is not None:
-            lines += [self.judgement.scores.table(), self.judgement.comparison.table()]
+            lines += [self.judgement.scores.table(), self.judgement.comparison.table(), f"{BASELINE}: {self.beside()}"]
             if self.n_unknown:
                 lines.append(self.judgement.rejection.table())
         return "\n".join(lines)
+
+    def beside(self) -> str:
+        """What the baseline rests on, or why there is none."""
+        return self.baseline.text() if isinstance(self.baseline, Baseline) else f"left out, {self.baseline}"
 
     def to_dict(self) -> dict[str, Any]:
         """The main figures for a program."""
@@ -134,7 +148,10 @@ class Mapped:
 
     def metrics(self) -> dict[str, Any]:
         """All figures: the content of metrics.json."""
-        judged = self.judgement.to_dict() if self.judgement else {"scores": None}
+        judged: dict[str, Any] = {"scores": None}
+        if self.judgement:
+            beside = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
+            judged = self.judgement.to_dict() | {"baseline": beside}
         calibration = {column: calibration.held_out.to_dict() for column, calibration in self.calibrations.items()}
         return self.to_dict() | judged | {
             "labels": self.labels,
@@ -154,7 +171,7 @@ class Mapped:
 
     def artifacts(self) -> list[str]:
         """Names of the small files that were written."""
-        return [METRICS, REPORT, *([CALIBRATION] if self.calibrations else [])]
+        return [METRICS, REPORT, *(name for name in (CALIBRATION, UMAP) if self.output.has(name))]
 
 
 def confidences(predictions: pa.Table, column: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -170,10 +187,16 @@ def voted(predictions: pa.Table, column: str) -> list[str]:
     return list(pc.fill_null(predictions[f"{column}_voted"], UNKNOWN).to_pylist())
 
 
-def _judged(predictions: pa.Table, column: str, truth: list[str | None], reference_cells: CellCounts) -> Judgement:
+def _judged(
+    predictions: pa.Table,
+    column: str,
+    truth: Sequence[str | None],
+    reference_cells: CellCounts,
+    beside: Mapping[str, Labelling],
+) -> Judgement:
     rejected = predictions[f"{column}_unknown"].is_valid().to_numpy()
     said, sure = voted(predictions, column), confidences(predictions, column)
-    return judge(truth, said, sure, rejected, reference_cells[column])
+    return judge(truth, said, sure, rejected, reference_cells[column], beside)
 
 
 def own_name(column: str, predicted: Collection[str]) -> str:

@@ -1,7 +1,7 @@
 """Neighbours in an index: on one machine in this process, on a cluster by actors that hold a group of shards each.
 
 Both ask `index.searcher` for the same blocks of queries and merge by score and id, so the answers are the same. The
-exact twin compares with the embeddings themselves, a task for each part.
+exact twin compares with the embeddings themselves, a task for some of the parts.
 """
 
 from collections import Counter
@@ -29,19 +29,25 @@ from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.store.parts import read_vectors
 
 _QUERIES_AT_ONCE = 2048
+_TASKS_PER_CPU = 4  # of a search through parts: few enough to merge, enough to even out
 _WIDER = 4  # lists of a search for neighbours that are missing, against the search before
 
 
 def exact_neighbors(parts: Folder, names: Sequence[str], queries_QD: Float32Matrix, k: int) -> Neighbors:
-    """The k nearest by comparing with every vector of the parts: ids int64 [Q, k] and scores float32 [Q, k]."""
+    """The k nearest by comparing with every vector of the parts: ids int64 [Q, k] and scores float32 [Q, k].
+
+    A task looks through several parts, so that what comes back does not grow with their number.
+    """
     queries = ray.put(queries_QD)
-    return merge(ray.get([_search_part.remote(parts, name, queries, k) for name in names]), k)
+    n_tasks = min(len(names), _TASKS_PER_CPU * sum(cpus_of_nodes()))
+    groups = [group.tolist() for group in np.array_split(np.array(names), n_tasks)]
+    return merge(ray.get([_search_parts.remote(parts, group, queries, k) for group in groups]), k)
 
 
 @ray.remote(num_cpus=1)
-def _search_part(parts: Folder, name: str, queries_QD: Float32Matrix, k: int) -> Neighbors:
+def _search_parts(parts: Folder, names: list[str], queries_QD: Float32Matrix, k: int) -> Neighbors:
     set_threads(1)
-    return exact_search([read_vectors(parts, name)], queries_QD, k)
+    return exact_search((read_vectors(parts, name) for name in names), queries_QD, k)
 
 
 @dataclass(frozen=True)
@@ -252,10 +258,15 @@ def _read_labels(folder: Folder, name: str, wanted: Int64Array, columns: list[st
 
 @ray.remote(num_cpus=0.5)
 def _count(folder: Folder, name: str, column: str, condition: str | None) -> dict[str | None, int]:
+    counted = labels_that_meet(folder, name, [column], condition)[column].cast(pa.string()).value_counts()
+    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
+
+
+def labels_that_meet(folder: Folder, name: str, columns: Sequence[str], condition: str | None) -> pa.Table:
+    """Columns of a label table, of the cells that meet a condition as `Reference.require` allows it."""
     with folder.open(name) as stream:
         opened = pq.ParquetFile(stream)
         met = condition_of(condition, opened.schema_arrow)
-        labels = opened.read(columns=sorted({column, *(met.columns() if met else ())})).unify_dictionaries()
-    values = labels[column].cast(pa.string())
-    counted = (values if met is None else values.filter(pa.array(met.mask(labels)))).value_counts()
-    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
+        labels = opened.read(columns=sorted({*columns, *(met.columns() if met else ())})).unify_dictionaries()
+    kept = labels.select(list(columns))
+    return kept if met is None else kept.filter(pa.array(met.mask(labels)))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +135,10 @@ def sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64
     rows = np.fromiter(manifest.parts.values(), np.int64)
     ends = np.cumsum(rows)
     random = np.random.default_rng(seed)
-    # Cells without an embedding fall out when they are read: draw for all of them, and thin afterwards.
-    n_drawn = min(n + manifest.n_empty, ends[-1]) if n else 0
+    # Cells without an embedding fall out when they are read: draw more, and thin afterwards. Six standard deviations
+    # above what is needed on average, n of those drawn have one but for a chance of 1e-9.
+    share = 1 - manifest.n_empty / manifest.n_cells
+    n_drawn = int(min(n + manifest.n_empty, ends[-1], (n + 6 * math.sqrt(n) + 36) / share)) if n else 0
     drawn = np.sort(random.choice(ends[-1], n_drawn, replace=False, shuffle=False))
     part_of = np.searchsorted(ends, drawn, side="right")
     ids = np.empty(n_drawn, np.int64)

@@ -1,0 +1,128 @@
+"""The tasks of scGPT's zero-shot tutorials as recipes, on real blood cells with the network that ships."""
+
+import contextlib
+import io
+import json
+
+import anndata
+import numpy as np
+import pytest
+
+from jobs import integration, reference_mapping
+from scgpt_ray.evaluate.sample import strata_of, stratified_sample
+from scgpt_ray.flows.integrate import BASELINE
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+pytest.importorskip("scib_metrics", reason="needs scib-metrics: pip install 'scgpt-ray[eval]'")
+pytest.importorskip("umap", reason="needs umap-learn: pip install 'scgpt-ray[eval]'")
+
+COARSE = "cell_type_coarse"
+TYPES = ["T", "B", "NK", "Monocyte"]
+"""What pbmc_facs and pbmc3k have in common, but for the CD34+ cells that attract this network's monocytes."""
+NETWORK = ["--checkpoint", "demo", "--max-length", "256", "--gene-columns", "feature_name", "symbol_gencode44"]
+N_CELLS = 400
+
+
+@pytest.fixture(scope="module")
+def folder(local_ray, tmp_path_factory):
+    return tmp_path_factory.mktemp("tutorials")
+
+
+@pytest.fixture(scope="module")
+def some_cells(shared, folder):
+    """Writes a stratified sample: some_cells(file, columns, column=values to keep, ...) -> path."""
+
+    def write(name, *columns, **kept):
+        cells = anndata.read_h5ad(shared / "data" / f"{name}.h5ad")
+        cells = cells[np.logical_and.reduce([cells.obs[column].isin(values) for column, values in kept.items()])]
+        strata = strata_of(*(cells.obs[column].to_numpy(str) for column in columns))
+        path = folder / f"{name}.h5ad"
+        cells[stratified_sample(strata, N_CELLS, seed=0)].copy().write_h5ad(path)
+        return str(path)
+
+    return write
+
+
+def printed(recipe, *words):
+    """Run a recipe, and return its lines and the JSON object in the last."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        recipe.main([*words, *NETWORK])
+    lines = output.getvalue().splitlines()
+    return lines, json.loads(lines[-1])
+
+
+def test_reference_mapping(some_cells, folder):
+    """pbmc_facs has labels by sorting, pbmc3k by clustering."""
+    lines, result = printed(
+        reference_mapping,
+        *("--reference", some_cells("pbmc_facs", COARSE, **{COARSE: TYPES})),
+        *("--query", some_cells("pbmc3k", COARSE, **{COARSE: TYPES})),
+        *("--label-column", COARSE, "--output", str(folder / "mapping"), "--published", "lung_kim"),
+    )
+    mine, majority = result["methods"]["scGPT + kNN"], result["methods"]["majority class"]
+    assert result["n"] == N_CELLS
+    assert mine["accuracy"] > majority["accuracy"] + 0.25
+    assert mine["macro_f1"] > 0.7
+    assert "published, whole-human, Lung-Kim    0.9694    0.9515" in lines
+    assert result["published"]["accuracy"] == 0.9694
+    assert json.loads((folder / "mapping" / "mapped" / "metrics.json").read_bytes())["scores"]["n"] == N_CELLS
+    assert (folder / "mapping" / "mapped" / "report.html").is_file()
+
+
+@pytest.fixture(scope="module")
+def judged(some_cells, folder):
+    """Integrates some cells: judged(file, batch column, column=values to keep) -> lines, scores, effects by name."""
+
+    def run(name, batch_column, *more, **kept):
+        lines, result = printed(
+            integration,
+            *("--cells", some_cells(name, "cell_type", batch_column, **kept), "--output", str(folder / name)),
+            *("--label-column", "cell_type", "--batch-column", batch_column, *more),
+        )
+        metrics = json.loads((folder / name / "integration" / "metrics.json").read_bytes())
+        assert result["n_judged"] == metrics["integration"]["n"] == N_CELLS
+        return lines, result["scores"], {effect["name"]: effect for effect in metrics["effects"]}
+
+    return run
+
+
+def test_integration_over_donors(judged):
+    """Donors of one laboratory differ little: nothing to remove, and nothing that the network adds."""
+    lines, scores, effects = judged(
+        "kang_ctrl_12k",
+        "donor",
+        *("--published", "pancreas"),
+        cell_type=["CD4 T cells", "CD14+ Monocytes", "B cells"],
+        donor=["d1015", "d1256", "d1488"],
+    )
+    assert effects["donor"]["kind"] == "none"
+    assert [embedding["variance"]["factor"] < 0.02 for embedding in effects["donor"]["embeddings"]] == [True, True]
+    assert scores["demo"]["avg_bio"] > 0.75
+    assert scores["demo"]["avg_batch"] > 0.85
+    for name in ("scGPT_CP", "whole-human", integration.COMPONENTS):
+        assert any(line.startswith(f"published, {name} ") for line in lines)
+
+
+def test_integration_over_stimulation(judged):
+    """Interferon drives single genes: principal components part the cells by it, the network by type."""
+    _, scores, effects = judged("kang_ctrlstim", "condition", condition=["ctrl", "stim"])
+    condition = effects["condition"]
+    assert condition["kind"] == "type II"
+    assert {"ISG15", "IFI6"} <= {gene["gene"] for gene in condition["shift"]["driven"]}
+    mine, components = condition["embeddings"]
+    assert (mine["embedding"], components["embedding"]) == ("demo", BASELINE)
+    assert components["is_carried"]
+    assert components["purity"]["share"] > mine["purity"]["share"] + 0.2
+    assert scores["demo"]["avg_bio"] > scores[BASELINE]["avg_bio"] + 0.1
+    assert scores["demo"]["avg_batch"] > scores[BASELINE]["avg_batch"] + 0.08
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    words = ["--cells", "/nowhere.h5ad", "--label-column", "cell_type", "--batch-column", "donor"]
+    with pytest.raises(SystemExit) as caught:
+        integration.main([*words, *NETWORK, "--output", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert "/nowhere.h5ad: no such file" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
