@@ -25,8 +25,8 @@ class MapSettings(CellSettings, ComputeSettings):
     """Labels to transfer. Default: all that the index keeps; with --calibrate-by without that column and those of
     --exclude-same."""
     truth_column: Text | None = None
-    """obs column of the query with true labels of the first label column, for accuracy and macro-F1; beside them stands
-    PCA + kNN on the same cells, where the atlases of reference and query still lie on this machine's disks unchanged."""
+    """obs column of the query with true labels of the first label column, for accuracy and macro-F1. Beside them stands
+    PCA + kNN on the same cells, where the atlases of reference and query still lie on this machine's disk unchanged."""
     k: Annotated[int, Field(ge=1, le=1024)] = 10
     """Neighbours that vote."""
     exclude_same: tuple[Text, ...] = ()
