@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SMALL, LARGE, WIDTH = 20_000, 300_000, 64
+SMALL, LARGE, WIDTH = 20_000, 200_000, 64
 BYTES = 4 * WIDTH * LARGE
 FACTORIES = ("Flat", "PCAR16,IVF64,PQ8x4fs")
 
@@ -59,7 +59,7 @@ def build(size, factory, output):
 
 def search(output):
     reference = Reference.at(output)
-    queries = np.random.default_rng(0).standard_normal((1024, width)).astype(np.float32)
+    queries = np.random.default_rng(0).standard_normal((512, width)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     ids, _ = reference.neighbors(queries, 10)
     reference.labels(ids, ["kind"])
