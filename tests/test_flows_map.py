@@ -479,7 +479,7 @@ def test_the_actors_of_a_calibration_end_with_it(mapped, reference):
     cells = reference_cells(settings, there, rules)
     assert calibrations(settings, there, rules, cells).keys() == {"cell_type"}
     deadline = time.monotonic() + 30
-    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, "an actor holds its CPU"
         time.sleep(0.1)
 
