@@ -1,9 +1,12 @@
 """The actors chosen for a cluster, and the errors that come out of it."""
 
+import builtins
 import pickle
+import types
 
 import pytest
 import ray
+from ray.experimental import tqdm_ray
 
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import AtlasError, CoverageError, WorkerError
@@ -123,3 +126,10 @@ def test_errors_of_the_driver_stay(local_ray):
 @pytest.mark.ray
 def test_the_local_ray_has_cpus(local_ray):
     assert cpus_of_nodes() == [int(ray.cluster_resources()["CPU"])]
+
+
+def test_print_stays_pythons(local_ray):
+    """Ray Data would replace it, and numba cannot compile the replacement (UMAP of more than 4,096 cells)."""
+    with connected():
+        tqdm_ray.instance()
+        assert isinstance(builtins.print, types.BuiltinFunctionType)

@@ -59,6 +59,8 @@ class Pool:
 @contextmanager
 def connected() -> Iterator[None]:
     """Work on Ray: the one this process is already connected to, RAY_ADDRESS, or a local one for the while."""
+    # Else Ray Data puts a function of its own in the place of `print`, which numba then cannot compile: UMAP fails.
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     if ray.is_initialized():
         with _plain_errors():
             yield
