@@ -12,17 +12,6 @@ settings.load_profile("steady")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_collection_modifyitems(items):
-    """Keep a file's tests in one process, and files of one session-wide run; those that need Ray go first.
-
-    Several processes then share the work evenly: what is left for the end is short.
-    """
-    of_the_demo = {item.path for item in items if "demo_run" in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("demo" if item.path in of_the_demo else item.path.stem))
-    items.sort(key=lambda item: (item.path not in of_the_demo, item.get_closest_marker("ray") is None))
-
-
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real cells and golden numbers; tests that need it skip where it is absent."""
