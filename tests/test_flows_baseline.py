@@ -11,7 +11,7 @@ from scgpt_ray.cells.source import locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.flows.baseline import _Atlas, _reference_counts, _require_variety
-from scgpt_ray.flows.drawn import _LOT, _lowest
+from scgpt_ray.flows.reference_sample import _LOT, _lowest
 from scgpt_ray.schema import JOINID
 
 TOKENS = np.arange(64, dtype=np.int32)[::-1].copy()  # of each var row

@@ -28,7 +28,7 @@ from scgpt_ray.evaluate.components import require_whole
 from scgpt_ray.evaluate.labels import Labels, require_truth
 from scgpt_ray.evaluate.sample import stratum_quotas
 from scgpt_ray.flows.counts import counted_cells, counts_matrix, embedded_atlas
-from scgpt_ray.flows.drawn import draw_cells
+from scgpt_ray.flows.reference_sample import draw_cells
 from scgpt_ray.flows.search import Reference
 from scgpt_ray.folder import Folder
 from scgpt_ray.index.allowed import Allowed, masked
