@@ -67,7 +67,7 @@ def test_one_reader_is_not_several(capsys):
 
 def test_index(capsys, monkeypatch):
     monkeypatch.setattr(index, "UPSTREAM_FACTORY", "PCA64,IVF{}_HNSW32,PQ16np")  # polysemous codes take half a minute
-    found = figures(capsys, "--stage", "index", "--cells", "4000")
+    found = figures(capsys, "--stage", "index", "--cells", "4000", "--against", "naive")
     assert found["recall@10", ""] >= 0.98 > found["upstream: recall@10", ""]
     assert found["building a million", "s"] > found["adding a million", "s"] > 0
     assert found["base: local intrinsic dimension", ""] > found["grown: local intrinsic dimension", ""] > 5

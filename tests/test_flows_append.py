@@ -20,7 +20,7 @@ from scgpt_ray.store.export import read_embeddings
 from scgpt_ray.store.manifest import MANIFEST, require_manifest
 from scgpt_ray.store.parts import vectors_of
 
-FACTORY = "PCAR8,IVF4,PQ4x4fs"
+FACTORY = "PCAR8,IVF4,PQ4x4fsr"
 
 
 def times(folder):

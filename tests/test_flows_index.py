@@ -83,7 +83,7 @@ def test_a_finished_index_is_left_alone_and_another_refused(built, reference):
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("options", "n_lists"),
-    [({"factory": "IVF4,SQ8", "shards": 2}, 4), ({"factory": "PCAR16,IVF4,PQ8x4fs", "target_recall": 0.99}, 4)],
+    [({"factory": "IVF4,SQ8", "shards": 2}, 4), ({"factory": "PCAR16,IVF4,PQ8x4fsr", "target_recall": 0.99}, 4)],
 )
 def test_an_approximate_index_and_its_measured_recall(local_ray, reference, tmp_path, options, n_lists):
     description = scgpt_ray.build_index(embeddings=reference.uri, output=str(tmp_path / "index"), **options)

@@ -9,7 +9,7 @@ import pytest
 
 SMALL, LARGE, WIDTH = 20_000, 200_000, 64
 BYTES = 4 * WIDTH * LARGE
-FACTORIES = ("Flat", "PCAR16,IVF64,PQ8x4fs")
+FACTORIES = ("Flat", "PCAR16,IVF64,PQ8x4fsr")
 
 DRIVER = """
 import gc, json, sys, threading

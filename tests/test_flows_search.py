@@ -26,7 +26,7 @@ def run(make_embeddings, tmp_path_factory):
     return make_embeddings(tmp_path_factory.mktemp("searched") / "run", n_cells=N, empty=(7,), dimension=16)
 
 
-@pytest.fixture(scope="module", params=[("Flat", 1), ("Flat", 3), ("PCAR8,IVF4,PQ4x4fs", 2)], ids=str)
+@pytest.fixture(scope="module", params=[("Flat", 1), ("Flat", 3), ("PCAR8,IVF4,PQ4x4fsr", 2)], ids=str)
 def reference(request, local_ray, run, tmp_path_factory):
     output = str(tmp_path_factory.mktemp("searched") / "index")
     factory, shards = request.param

@@ -18,7 +18,7 @@ from scgpt_ray.store.manifest import require_manifest
 from scgpt_ray.store.parts import PARTS, read_part, read_vectors
 
 SHARD, LABELS, IDS, VECTORS = "shard-00001.faiss", "labels-00001.parquet", "ids-00001.npy", "vectors-00001.npy"
-FACTORIES = ["Flat", "IVF2,SQ8", "PCAR8,IVF2,PQ4x4fs"]
+FACTORIES = ["Flat", "IVF2,SQ8", "PCAR8,IVF2,PQ4x4fsr"]
 
 
 def vectors_of_run(run):

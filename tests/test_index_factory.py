@@ -10,6 +10,7 @@ from scgpt_ray.index.factory import (
     empty_index,
     index_bytes,
     training_size,
+    usual_shards,
     with_lists,
 )
 
@@ -20,29 +21,40 @@ from scgpt_ray.index.factory import (
         (0, None, 0.95, "Flat"),
         (1, None, 0.95, "Flat"),
         (200_000, None, 0.95, "Flat"),
-        (200_001, None, 0.95, "PCAR80,IVF2048,PQ40x4fs"),
-        (1_000_000, None, 0.98, "PCAR80,IVF4096,PQ40x4fs"),
-        (1_000_000, None, 0.99, "PCAR96,IVF4096,PQ48x4fs"),
-        (5_000_000, None, 0.95, "PCAR80,IVF8192,PQ40x4fs"),
-        (5_000_001, None, 0.95, "PCAR80,IVF65536_HNSW32,PQ40x4fs"),
-        (50_000_001, None, 0.95, "PCAR80,IVF262144_HNSW32,PQ40x4fs"),
-        (200_000, 200_000_000, 0.95, "PCAR80,IVF2048,PQ40x4fs"),
-        (1_000_000, 29_000_000, 0.99, "PCAR64,IVF4096,PQ32x4fs"),
-        (100_000_000, 2_000_000_000, 0.95, "PCAR32,IVF262144_HNSW32,PQ16x4fs"),
+        (200_001, None, 0.95, "PCAR80,IVF2048,PQ40x4fsr"),
+        (1_000_000, None, 0.98, "PCAR80,IVF4096_HNSW32,PQ40x4fsr"),
+        (1_000_000, None, 0.99, "PCAR96,IVF4096_HNSW32,PQ48x4fsr"),
+        (5_000_000, None, 0.95, "PCAR80,IVF8192_HNSW32,PQ40x4fsr"),
+        (200_000, 200_000_000, 0.95, "PCAR80,IVF2048,PQ40x4fsr"),
+        (1_000_000, 29_000_000, 0.99, "PCAR64,IVF4096_HNSW32,PQ32x4fsr"),
+        (100_000_000, 2_000_000_000, 0.95, "PCAR32,IVF32768_HNSW32,PQ16x4fsr"),
     ],
 )
 def test_the_most_faithful_index_that_is_called_for_and_fits_is_chosen(n, budget, target, expected):
     assert choose_factory(n, 512, budget, 1, target) == expected
 
 
+@pytest.mark.parametrize(
+    ("n", "shards", "lists"),
+    [(0, 1, 1), (1, 1, 1), (2_000_000, 1, 4096), (2_000_001, 2, 4096), (5_000_000, 3, 4096), (8_000_001, 4, 4096),
+     (33_000_000, 4, 8192), (40_000_001, 5, 8192), (100_000_000, 10, 16384)],
+)  # fmt: skip
+def test_shards_and_lists_grow_so_that_a_cell_takes_no_more_memory(n, shards, lists):
+    assert usual_shards(n) == shards
+    factory = choose_factory(n, 512, None, shards)
+    if n > 200_000:
+        assert f",IVF{lists}_HNSW32," in factory
+        assert index_bytes(factory, n, 512, shards) <= 32 * n
+
+
 def test_narrow_vectors_are_not_widened():
-    assert choose_factory(300_000, 64) == "PCAR64,IVF2048,PQ32x4fs"
-    assert choose_factory(300_000, 17) == "PCAR16,IVF2048,PQ8x4fs"
+    assert choose_factory(300_000, 64) == "PCAR64,IVF2048,PQ32x4fsr"
+    assert choose_factory(300_000, 17) == "PCAR16,IVF2048,PQ8x4fsr"
 
 
 @pytest.mark.parametrize("n", [1, 1_000, 150_000, 3_000_000])
 def test_the_choice_fits_the_budget_and_nothing_more_faithful_does(n):
-    order = ["Flat", "PQ48x4fs", "PQ40x4fs", "PQ32x4fs", "PQ16x4fs"]
+    order = ["Flat", "PQ48x4fsr", "PQ40x4fsr", "PQ32x4fsr", "PQ16x4fsr"]
     sizes = {}
     for budget in np.geomspace(16 * n + 3_000, 4_000 * n + 1e9, 25).astype(int).tolist():
         try:
@@ -57,7 +69,7 @@ def test_the_choice_fits_the_budget_and_nothing_more_faithful_does(n):
 
 
 def test_no_budget_is_met_by_a_lie():
-    with pytest.raises(ConfigError, match=r"1,000 bytes is too small for 1,000,000 vectors.*at least 17,048,576"):
+    with pytest.raises(ConfigError, match=r"1,000 bytes is too small for 1,000,000 vectors.*at least 18,097,152"):
         choose_factory(1_000_000, 512, 1_000)
 
 
@@ -72,8 +84,8 @@ def test_every_shard_has_its_own_centroids():
     [
         ("Flat", 2048),
         ("IVF16,SQ8", 520),
-        ("PCAR80,IVF16,PQ40x4fs", 28),
-        ("PCAR96,IVF16_HNSW32,PQ48x4fs", 32),
+        ("PCAR80,IVF16,PQ40x4fsr", 28),
+        ("PCAR96,IVF16_HNSW32,PQ48x4fsr", 32),
         ("PCA64,IVF16,PQ16", 24),
     ],
 )
@@ -83,7 +95,7 @@ def test_bytes_per_vector(factory, expected):
 
 def test_the_estimate_is_what_faiss_writes():
     vectors = np.random.default_rng(0).standard_normal((20_000, 64), np.float32)
-    for factory in ("Flat", "IVF64,SQ8", "PCAR64,IVF64,PQ32x4fs"):
+    for factory in ("Flat", "IVF64,SQ8", "PCAR64,IVF64,PQ32x4fsr"):
         index = empty_index(factory, 64)
         index.train(vectors[:4000])
         index.add(vectors)
@@ -97,7 +109,7 @@ def test_the_estimate_is_what_faiss_writes():
 def test_faiss_builds_every_form_that_can_be_chosen_at_small_size(lists, width):
     vectors = np.random.default_rng(1).standard_normal((700, 32), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = empty_index(f"PCAR{width},{lists},PQ{width // 2}x4fs", 32)
+    index = empty_index(f"PCAR{width},{lists},PQ{width // 2}x4fsr", 32)
     assert index.metric_type == faiss.METRIC_L2
     index.train(vectors)
     index.add(vectors)
@@ -132,8 +144,9 @@ def test_what_is_chosen_is_accepted_and_trainable(n, budget):
         ("Flat", 10**6, 0),
         ("IVF16,SQ8", 10**6, 10_000),
         ("IVF16,SQ8", 700, 700),
-        ("IVF2048,SQ8", 10**6, 256 * 2048),
-        ("IVF8192,SQ8", 10**7, 1_000_000),
+        ("IVF1024,SQ8", 10**6, 256 * 1024),
+        ("IVF4096,SQ8", 10**7, 500_000),
+        ("IVF8192,SQ8", 10**7, 64 * 8192),
         ("IVF65536_HNSW32,SQ8", 10**8, 64 * 65536),
     ],
 )
@@ -141,7 +154,7 @@ def test_training_size(factory, n, expected):
     assert training_size(factory, n, 512) == expected
 
 
-@pytest.mark.parametrize(("budget", "expected"), [(10**12, 524_288), (300_000 * 2048, 300_000), (1, 39 * 2048)])
+@pytest.mark.parametrize(("budget", "expected"), [(10**12, 500_000), (300_000 * 2048, 300_000), (1, 39 * 2048)])
 def test_a_budget_bounds_the_training_sample_down_to_what_the_lists_need(budget, expected):
     assert training_size("IVF2048,SQ8", 10**6, 512, budget) == expected
 

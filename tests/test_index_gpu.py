@@ -9,7 +9,7 @@ from scgpt_ray.index.gpu import assigning, clustering, gpus
 from scgpt_ray.index.shard import ShardDescription, build_shard
 from scgpt_ray.index.template import open_template, train
 
-FACTORY = "PCAR16,IVF8,PQ8x4fs"
+FACTORY = "PCAR16,IVF8,PQ8x4fsr"
 VECTORS = np.random.default_rng(0).standard_normal((800, 32)).astype(np.float32)
 
 

@@ -57,7 +57,7 @@ EXAM = Exam(
 )
 def test_the_cheapest_effort_that_meets_the_target(recall_of, nlist, target, chosen):
     asked = []
-    cost = cost_model("PCAR16,IVF64,PQ8x4fs", 64, 100_000, 1, 64)
+    cost = cost_model("PCAR16,IVF64,PQ8x4fsr", 64, 100_000, 1, 64)
     point, curve = choose_effort(EXAM, search_with(recall_of, asked), nlist, cost, target)
     assert (point.nprobe, point.rerank) == chosen
     assert [(entry.nprobe, entry.rerank) for entry in curve] == asked
@@ -66,7 +66,7 @@ def test_the_cheapest_effort_that_meets_the_target(recall_of, nlist, target, cho
 
 
 def test_what_an_effort_costs():
-    cost = cost_model("PCAR80,IVF1024,PQ40x4fs", 512, 1_000_000, 2, 1024)
+    cost = cost_model("PCAR80,IVF1024,PQ40x4fsr", 512, 1_000_000, 2, 1024)
     assert cost(Effort(512, 0)) == 500_000 * 28
     assert cost(Effort(1, 40)) - cost(Effort(1, 0)) == 4 * 2 * 40 * 1024
     assert cost(Effort(9999, 0)) == cost(Effort(1024, 0))

@@ -128,7 +128,7 @@ def coded(factory, vectors):
     return index
 
 
-CODES = ["IVF16,SQ8", "PCAR24,IVF16,PQ12x4fs", "PCAR24,IVF16_HNSW32,PQ12np", "RR24,IVF16,RaBitQ"]
+CODES = ["IVF16,SQ8", "PCAR24,IVF16,PQ12x4fsr", "PCAR24,IVF16_HNSW32,PQ12np", "RR24,IVF16,RaBitQ"]
 
 
 @pytest.mark.parametrize("factory", CODES)

@@ -27,7 +27,7 @@ def unit_vectors(n, d=32, seed=0, mean=0.0):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-CODES = ["IVF8,SQ8", "PCAR16,IVF8,PQ8x4fs", "PCAR16,IVF8_HNSW32,PQ8x4fs", "RR32,IVF8,RaBitQ"]
+CODES = ["IVF8,SQ8", "PCAR16,IVF8,PQ8x4fsr", "PCAR16,IVF8_HNSW32,PQ8x4fsr", "RR32,IVF8,RaBitQ"]
 
 
 def write(folder, factory, vectors, ids, number=0, template=None, blocks=None):
@@ -94,7 +94,7 @@ def test_the_cut_into_blocks_leaves_no_trace(factory, tmp_path):
 
 def test_what_a_shard_leaves_opens_with_numpy_and_faiss(tmp_path):
     vectors, ids = unit_vectors(500, mean=1.0), np.arange(500) * 3 + 5
-    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fs", vectors, ids)
+    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", vectors, ids)
     assert np.load(tmp_path / shard.ids).tolist() == ids.tolist()
     halved = np.load(tmp_path / shard.vectors)
     assert halved.dtype == HALF
@@ -150,7 +150,7 @@ def test_the_second_ranking_finds_the_truth_however_the_vectors_crowd(factory, m
 
 def test_an_answer_does_not_depend_on_the_queries_beside_it(tmp_path, monkeypatch):
     vectors, queries = unit_vectors(1500, mean=1.0), unit_vectors(50, seed=1, mean=1.0)
-    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fs", vectors, np.arange(1500))
+    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", vectors, np.arange(1500))
     opened = Searcher(Folder.at(tmp_path), [shard])
     expected = opened.search(queries, 5, Effort(8, 300))
     monkeypatch.setattr(searcher, "_BLOCK_FLOATS", 1)
@@ -171,7 +171,7 @@ def test_ties_of_many_candidates_go_to_the_smallest_ids(tmp_path):
 def test_a_filter_by_selector_and_by_comparison_agree_with_brute_force(exact_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(searcher, "EXACT_ROWS", exact_rows)
     vectors, ids, queries = unit_vectors(1500), np.arange(1500) + 100, unit_vectors(40, seed=1)
-    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fs", vectors, ids)
+    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", vectors, ids)
     allowed = Allowed.among("soma_joinid < 900", pa.table({"kind": ["0", None] * 20}), 40)
     found, _ = Searcher(Folder.at(tmp_path), [shard]).search(queries, 10, Effort(8, 600), allowed)
     for place in range(40):

@@ -47,7 +47,15 @@ def head(tmp_path_factory, unused_ports):
         process.terminate()
         process.wait(60)
         log.close()
+        _remove(folder)
+
+
+def _remove(folder, limit_s=20):
+    """The head's processes end a little after it, and write until then."""
+    deadline = time.monotonic() + limit_s
+    while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.2)
 
 
 def _wait_for(url, process, limit_s=90):

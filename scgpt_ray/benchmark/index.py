@@ -19,7 +19,15 @@ from scgpt_ray.benchmark.growth import NEIGHBOURHOOD, Growth, contrast, intrinsi
 from scgpt_ray.errors import ConfigError, OutputError
 from scgpt_ray.folder import Folder
 from scgpt_ray.index.description import CENTRE
-from scgpt_ray.index.factory import EXACT_UP_TO, choose_factory, empty_index, n_lists, training_size, with_lists
+from scgpt_ray.index.factory import (
+    EXACT_UP_TO,
+    choose_factory,
+    empty_index,
+    n_lists,
+    training_size,
+    usual_shards,
+    with_lists,
+)
 from scgpt_ray.index.recall import CHOSEN_K, Exam, choose_effort, cost_model, recall_at
 from scgpt_ray.index.search import Neighbors, candidates, exact_search, merge, nobody, set_threads
 from scgpt_ray.index.searcher import Searcher
@@ -38,7 +46,6 @@ _UPSTREAM_LISTS, _UPSTREAM_NPROBE = 16_384, 128
 _BASE = 20_000  # cells of the base that are looked at: their neighbourhoods are found by comparing all with all
 _QUERIES, _JUDGED = 10_000, 500
 _K = 50
-_CELLS_PER_SHARD = 2_500_000
 _SAMPLE_BYTES = 1_400_000_000
 _MEASURED = 100_000
 _PROBED = 500
@@ -70,13 +77,14 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str | None) -> list[Figure]:
-    """Grow embeddings, index them, and search; then the same vectors by upstream's factory.
+def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str | None, naive: bool) -> list[Figure]:
+    """Grow embeddings, index them, and search.
 
     Args:
         n_vectors: Vectors of the index.
         threads: Of faiss; None for one, as a task has.
         embeddings: Output folder of an `embed` to grow from; None for made-up vectors.
+        naive: Afterwards the same vectors by upstream's factory.
 
     Raises:
         InputError: If the embeddings are too few or cannot be read, or the disk is too small.
@@ -92,7 +100,8 @@ def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str 
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as scratch:
         _require_room(Path(scratch), n, base_BD.shape[1])
         trial = _Trial(growth, n, Folder.at(scratch))
-        return [*_structure(growth, n, setting), *trial.ours(setting), *trial.upstream(setting)]
+        found = [*_structure(growth, n, setting), *trial.ours(setting)]
+        return [*found, *trial.upstream(setting)] if naive else found
 
 
 def _require_room(place: Path, n: int, d: int) -> None:
@@ -165,7 +174,7 @@ class _Trial:
     def ours(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
         """Build as `index` does, choose the effort, search."""
         d = self.growth.base_BD.shape[1]
-        n_shards = -(-self.n // _CELLS_PER_SHARD)
+        n_shards = usual_shards(self.n)
         # Below, `index` is exact, which would be no trial.
         factory = choose_factory(max(self.n, EXACT_UP_TO + 1), d, None, n_shards, TARGET_RECALL)
         factory = with_lists(factory, self.n)

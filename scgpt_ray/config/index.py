@@ -26,7 +26,8 @@ class IndexSettings(Settings):
     memory_budget: Text | None = None
     """Most memory that the opened index, and the training sample, may take, such as 8GB."""
     shards: Count | None = None
-    """Number of index shards. Default: one per two million cells; with --append, of the cells that are new."""
+    """Number of index shards. Default: one for two million cells up to four, then one for ten million; with
+    --append, of the cells that are new."""
     append: bool = False
     """Add the cells that a finished index in --output lacks, in new shards of the same template."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

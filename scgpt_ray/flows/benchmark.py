@@ -34,7 +34,8 @@ def benchmark(settings: BenchmarkSettings) -> list[Figure]:
         case "index":
             from scgpt_ray.benchmark.index import benchmark_index
 
-            return benchmark_index(settings.cells, settings.threads, settings.embeddings_from)
+            is_against = settings.against == "naive"
+            return benchmark_index(settings.cells, settings.threads, settings.embeddings_from, is_against)
 
 
 def _model(settings: BenchmarkSettings, seconds: float) -> list[Figure]:

@@ -14,7 +14,15 @@ from scgpt_ray.flows.search import Reference, exact_neighbors
 from scgpt_ray.flows.shards import Recipe, Stock, build_shards, committed_template, new_cells, sample_of, train_template
 from scgpt_ray.folder import Folder
 from scgpt_ray.index.description import INDEX, RECALL, IndexDescription, read_index, require_index
-from scgpt_ray.index.factory import EXACT, check_factory, choose_factory, empty_index, n_lists, training_size
+from scgpt_ray.index.factory import (
+    EXACT,
+    check_factory,
+    choose_factory,
+    empty_index,
+    n_lists,
+    training_size,
+    usual_shards,
+)
 from scgpt_ray.index.recall import RECALL_K, Exam, choose_effort, cost_model, point_at, without_self
 from scgpt_ray.store.manifest import Manifest, require_manifest
 from scgpt_ray.store.parts import PARTS
@@ -23,7 +31,6 @@ from scgpt_ray.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 _RECALL_QUERIES = 256
-_CELLS_PER_SHARD = 2_000_000
 
 
 def build_index(settings: IndexSettings) -> IndexDescription:
@@ -88,7 +95,7 @@ def append(settings: IndexSettings, source: Folder, manifest: Manifest, output: 
             logger.info("%s holds every cell of %s; nothing to do", output.uri, source.uri)
             return there
         parts = np.array(names)[fresh > 0]
-        n_shards = min(settings.shards or -(-int(fresh.sum()) // _CELLS_PER_SHARD), len(parts))
+        n_shards = min(settings.shards or usual_shards(int(fresh.sum())), len(parts))
         digest, labels = manifest.fingerprint.digest, there.label_columns
         stocks = [
             Stock(source, digest, tuple(group.tolist()), labels, there.shards)
@@ -172,7 +179,7 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
             expected="at least one",
             remedy="check the atlas",
         )
-    n_shards = min(settings.shards or -(-n_cells // _CELLS_PER_SHARD), len(manifest.parts))
+    n_shards = min(settings.shards or usual_shards(n_cells), len(manifest.parts))
     budget = parse_bytes(settings.memory_budget) if settings.memory_budget else None
     factory = settings.factory
     if factory == "auto":

@@ -2,27 +2,28 @@
 
 Scores are always cosines. The exact index compares by inner product. All others compare codes by L2, which orders unit
 vectors alike, and their candidates are ranked again by vectors in half precision: a metric would be an option without
-an effect on the answer. It has one on the codes: scGPT's vectors crowd around their common mean (its norm is 0.998 in
-the cells below), L2 does not see that mean, and the inner products of two codes see little else.
+an effect on the answer. It has one on the codes: scGPT's vectors crowd around their common mean (an untrained network's
+of norm 0.998), L2 does not see that mean, and the inner products of two codes see little else.
 
-Measured on one core with 100,000 vectors grown (`benchmark/growth.py`) from 12,261 blood cells that an untrained
-network of width 512 embedded, in 1,024 lists of which 256 are read. Parts of the true ten neighbours among the first
-10, 100, 400 candidates, which is the recall@10 after ranking these again; bytes of code and of id; training, adding,
-search:
+Measured on one core with 400,000 vectors grown (`benchmark/growth.py`) from 12,261 blood cells that the network `demo`
+embedded (width 128), in 2,048 lists of which 32 are read. Parts of the true ten neighbours among the first 10, 40, 160
+candidates, which is the recall@10 after ranking these again; bytes of code and of id; training, adding, search (rough):
 
-    factory, behind IVF1024          metric  bytes   10     100    400   train s  vectors/s  ms/query
-    PCAR96, PQ48x4fs                 L2      24 + 8  0.736  0.977  0.987     4     72,000      0.25
-    PCAR80, PQ40x4fs                 L2      20 + 8  0.701  0.961  0.982     3     82,000      0.23
-    PCAR64, PQ32x4fs                 L2      16 + 8  0.641  0.942  0.981     3     92,000      0.25
-    PCAR64, PQ16                     L2      16 + 8  0.664  0.961  0.984    36     85,000      0.97
-    PCAR128, RaBitQfs                L2      24 + 8  0.689  0.959  0.985     4     63,000      1.11
-    PQ64x4fs                         L2      32 + 8  0.636  0.893  0.959    14     23,000      0.35
-    RR512, RaBitQfs                  IP      72 + 8  0.821  0.994  0.995    14     16,000      2.25
-    SQ8                              IP     512 + 8  0.963  0.995  0.995    15     28,000      5.99
-    RR128, PQ32x4fs                  IP      16 + 8  0.001  0.008  0.024     4     52,000      0.26
+    factory, behind IVF2048   bytes   10     40     160    train s  vectors/s  ms/query
+    PCAR96, PQ48x4fsr         24 + 8  0.757  0.994  0.999    21      44,000      0.28
+    PCAR80, PQ40x4fsr         20 + 8  0.737  0.991  0.999    18      64,000      0.17
+    PCAR64, PQ32x4fsr         16 + 8  0.715  0.985  0.999    16      69,000      0.18
+    PCAR32, PQ16x4fsr          8 + 8  0.617  0.948  0.997     3     276,000      0.10
+    PCAR80, PQ40x4fs          20 + 8  0.391  0.712  0.920    19      68,000      0.06
+    PCAR64, PQ16              16 + 8  0.749  0.993  0.999    55      50,000      0.24
+    PCAR128, RaBitQfs         24 + 8  0.697  0.980  0.998    40      39,000      0.21
+    RR128, RaBitQ             24 + 8  0.691  0.976  0.998    41      29,000      0.26
+    SQ8                      128 + 8  0.988  0.999  0.999    37      37,000      0.32
 
-(32 of PQ16's 36 seconds make its codes polysemous, which PQ16np leaves out.) So fast-scan PQ behind a PCA is chosen: it
-reads four times as many lists in the same time as plain PQ, and what its codes confuse the second ranking sorts out.
+So fast-scan PQ of residuals (`fsr`: of what a vector differs from its list's centroid by) behind a PCA is chosen: it
+trains in a third of plain PQ's time (most of that goes to making its codes polysemous, which PQ16np leaves out), and
+what its codes confuse the second ranking sorts out. Coding the vectors themselves (`fs`) needs sixteen times as many
+candidates for the same recall, and more as lists grow denser.
 """
 
 import math
@@ -47,9 +48,17 @@ _PLANES = (96, 80, 64, 32)  # principal components kept, half a byte each pair; 
 _USUAL_PLANE = 1  # 28 bytes a cell with its id; lists in blocks of 32 add some
 _FAITHFUL_ABOVE = 0.985  # recall wanted from which the usual code makes the second ranking long
 _BLOCK = 32  # vectors that fast scan keeps together; a list is filled up to whole blocks
-_FLAT_QUANTIZER_UP_TO = 5_000_000
-_GRAPH_LINKS = 32
-_GRAPH_LISTS = ((50_000_000, 65_536), (math.inf, 262_144))
+_GRAPH_FROM = 4096  # lists; a graph finds the list of a vector in 15 us, comparing with 8,192 centroids takes 71
+_GRAPH_LINKS = 32  # finds the nearest of 8,192 centroids for 99.94 % of vectors; 16 links: 99.62 %, 10 us
+_SMALL_SHARD, _SMALL_SHARDS, _LARGE_SHARD = 2_000_000, 4, 10_000_000
+
+
+def usual_shards(n: int) -> int:
+    """How many shards n vectors are cut into: one for two million up to four, then one for ten million.
+
+    Shards are built side by side, but each has its own centroids in memory, and names candidates of its own.
+    """
+    return max(1, min(_SMALL_SHARDS, -(-n // _SMALL_SHARD)), -(-n // _LARGE_SHARD))
 
 
 def choose_factory(
@@ -67,7 +76,7 @@ def choose_factory(
     Raises:
         ConfigError: If no candidate fits.
     """
-    candidates = _candidates(n, d, target_recall)
+    candidates = _candidates(n, d, n_shards, target_recall)
     sizes = [index_bytes(factory, n, d, n_shards) for factory in candidates]
     for factory, size in zip(candidates, sizes, strict=True):
         if memory_budget is None or size <= memory_budget:
@@ -79,20 +88,17 @@ def choose_factory(
     )
 
 
-def _candidates(n: int, d: int, target_recall: float) -> list[str]:
-    lists = f"IVF{_nlist(n)}"
-    if n > _FLAT_QUANTIZER_UP_TO:
-        lists += f"_HNSW{_GRAPH_LINKS}"
+def _candidates(n: int, d: int, n_shards: int, target_recall: float) -> list[str]:
+    nlist = _nlist(-(-n // n_shards))
+    lists = f"IVF{nlist}" + (f"_HNSW{_GRAPH_LINKS}" if nlist >= _GRAPH_FROM else "")
     planes = _PLANES if target_recall > _FAITHFUL_ABOVE else _PLANES[_USUAL_PLANE:]
     widths = dict.fromkeys(min(plane, max(2, d - d % 2)) for plane in planes)
-    inverted = [f"PCAR{width},{lists},PQ{width // 2}x4fs" for width in widths]
+    inverted = [f"PCAR{width},{lists},PQ{width // 2}x4fsr" for width in widths]
     return [EXACT, *inverted] if n <= EXACT_UP_TO else inverted
 
 
 def _nlist(n: int) -> int:
-    """A power of two near 4 sqrt(n) that n rows can train; fixed steps where a graph finds the list."""
-    if n > _FLAT_QUANTIZER_UP_TO:
-        return next(nlist for bound, nlist in _GRAPH_LISTS if n <= bound)
+    """A power of two near 4 sqrt(n) that n rows can train, for a shard of n rows."""
     trainable = max(1, n // MIN_ROWS_PER_LIST)
     return int(min(2 ** round(math.log2(4 * math.sqrt(max(n, 1)))), 2 ** math.floor(math.log2(trainable))))
 
@@ -132,9 +138,10 @@ def bytes_per_vector(factory: str, d: int) -> int:
 def training_size(factory: str, n: int, d: int, memory_budget: int | None = None) -> int:
     """Rows to sample for training.
 
-    256 per list as far as that is a million rows, but never fewer than 64 per list or than a codebook of 256
+    256 per list as far as that is half a million rows, but never fewer than 64 per list or than a codebook of 256
     codes wants; all rows where there are fewer, and none for an index that needs no training. A memory budget bounds
-    the sample too, down to the rows that the lists cannot do without.
+    the sample too, down to the rows that the lists cannot do without. (In 8,192 lists of 5,000,000 vectors, 64 rows a
+    list found no less than 122 did, and took half as long.)
 
     Args:
         factory: A string that `check_factory` accepts.
@@ -146,7 +153,7 @@ def training_size(factory: str, n: int, d: int, memory_budget: int | None = None
     if index.is_trained:
         return 0
     nlist = n_lists(index)
-    wanted = max(64 * nlist, min(256 * nlist, 1_000_000), _CODEBOOK_ROWS)
+    wanted = max(64 * nlist, min(256 * nlist, 500_000), _CODEBOOK_ROWS)
     if memory_budget is not None:
         wanted = max(min(wanted, memory_budget // (4 * d)), MIN_ROWS_PER_LIST * nlist, min(wanted, _CODEBOOK_ROWS))
     return min(n, wanted)

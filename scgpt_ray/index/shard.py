@@ -24,7 +24,7 @@ from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.folder import Folder
 from scgpt_ray.index.factory import reason
 from scgpt_ray.index.gpu import Place, assigning
-from scgpt_ray.index.template import open_template, transformed
+from scgpt_ray.index.template import open_template, transformed, without_table
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 HALF = np.dtype("<f2")
@@ -140,7 +140,7 @@ def open_faiss(source: str | Path | bytes) -> faiss.Index:
     if isinstance(source, bytes):
         return open_template(source)
     try:
-        return faiss.read_index(str(source), faiss.IO_FLAG_MMAP_IFC)
+        return without_table(faiss.read_index(str(source), faiss.IO_FLAG_MMAP_IFC))
     except RuntimeError as error:
         raise _unreadable(source, reason(error)) from None
 
