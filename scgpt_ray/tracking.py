@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "scgpt_ray"
 SPOOL = "tracking.jsonl"
+_STORE = "mlflow.db"
 _INTERVAL_S = 10.0
 _PATIENCE_S = 30.0
 _MAX_PARAM = 500
@@ -107,13 +109,11 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import mlflow  # three seconds that the work need not wait for
-        from mlflow.exceptions import MlflowException
+        from mlflow.exceptions import MlflowException  # three seconds that the work need not wait for
 
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        client = mlflow.MlflowClient(tracking_uri=self.uri)
-        run = _Run(client, self.output, self.uri)
+        run = _Run(self.output, self.uri)
         while True:
             event = self._pending.get()
             try:
@@ -147,8 +147,9 @@ class Tracker:
 class _Run:
     """The thread's side of a run: turns events into MLflow calls."""
 
-    def __init__(self, client: Any, output: Folder, uri: str) -> None:
-        self.client, self.output, self.uri = client, output, uri
+    def __init__(self, output: Folder, uri: str) -> None:
+        self.output, self.uri = output, uri
+        self.client: Any = None
         self.run_id = ""
         self.send_kind: dict[str, Callable[[Event], None]] = {
             "start": self._start,
@@ -162,6 +163,7 @@ class _Run:
         self.send_kind[event.kind](event)
 
     def _start(self, event: Event) -> None:
+        self.client = _client(self.output, self.uri)
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = _artifacts_beside(self.uri)
@@ -206,7 +208,27 @@ def _default_store(output: Folder) -> str | None:
     if not output.is_local:
         return None
     output.path.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{output.path}/mlflow.db"
+    return f"sqlite:///{output.path}/{_STORE}"
+
+
+def _client(output: Folder, uri: str) -> Any:
+    """A client of a store, which exists from then on."""
+    from mlflow import MlflowClient
+
+    if uri == _default_store(output) and not output.has(_STORE):
+        output.write(_STORE, _empty_store())
+    return MlflowClient(tracking_uri=uri)
+
+
+@cache
+def _empty_store() -> bytes:
+    """The file of a new store: MLflow takes one and a half seconds to migrate each, and each output has its own."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / _STORE
+        MlflowClient(tracking_uri=f"sqlite:///{path}")
+        return path.read_bytes()
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
