@@ -30,8 +30,8 @@ class BenchmarkSettings(Settings):
     checkpoint: Text | None = None
     """Checkpoint folder. Default: random weights of whole-human's size."""
     against: Literal["naive"] | None = None
-    """naive: measure also what people do today. Stages model and tokens: the padded, cell-by-cell way in plain torch, and
-    the ratio; stage index: scGPT's own index, PCA64,IVF16384_HNSW32,PQ16 without a second ranking."""
+    """naive: measure also what people do today. Stages model and tokens: the padded, cell-by-cell way in plain torch,
+    and the ratio; stage index: scGPT's own index, PCA64,IVF16384_HNSW32,PQ16 without a second ranking."""
     readers: Annotated[int, Field(ge=2)] | None = None
     """Processes that share the work, for the stage read: measure them against one. Default: leave that out."""
     embeddings_from: Text | None = None
