@@ -221,3 +221,13 @@ def test_the_files_of_an_object_store_are_fetched(tmp_path, monkeypatch):
     assert remote.shards[0].vectors_ND.filename.parent == remote._cache
     for found, whole in zip(remote.search(vectors[:5], 3, Effort(8, 9)), expected, strict=True):
         np.testing.assert_array_equal(found, whole)
+
+
+def test_no_table_of_distances_is_kept(tmp_path):
+    """faiss makes one whenever it opens residual codes."""
+    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", unit_vectors(1500), np.arange(1500))
+    table = [
+        faiss.downcast_index(faiss.extract_index_ivf(index)).precomputed_table.size()
+        for index in (faiss.read_index(str(tmp_path / shard.name)), open_faiss(tmp_path / shard.name))
+    ]
+    assert table == [8 * 8 * 16, 0]

@@ -102,3 +102,13 @@ def test_an_object_store_without_a_server_keeps_the_events(tmp_path, no_server):
         "params",
         "end",
     ]
+
+
+def test_two_outputs_of_a_process_do_not_share_their_runs(tmp_path, no_server):
+    for name in ("one", "two"):
+        with Tracker(name, Folder.at(tmp_path / name), {}):
+            pass
+    for name in ("one", "two"):
+        client, (run,) = runs(f"sqlite:///{tmp_path}/{name}/mlflow.db")
+        assert run.info.run_name == name
+        assert str(tmp_path / name) in client.get_experiment_by_name(EXPERIMENT).artifact_location
