@@ -1,9 +1,9 @@
-"""Train the checkpoint that ships with the package, and judge it on cells it never saw.
+"""Train the checkpoint that ships with the package, and evaluate it on cells it never saw.
 
-python jobs/demo_model.py --data ../shared/data --output demo-model [--seeds 0 1 2] [--ship scgpt_ray/model/demo]
+python jobs/demo_model.py --data ../shared/data --output demo-model [--seeds 0 1 2] [--ship scgpt_ray/network/demo]
 
 For each seed: a purely generative network, and the same continued with cell-type labels; beside them principal
-components, and an untrained network of the first seed. Prints a line per figure, and leaves them in `judged.json`.
+components, and an untrained network of the first seed. Prints a line per figure, and leaves them in `evaluated.json`.
 """
 
 import argparse
@@ -19,17 +19,17 @@ import numpy.typing as npt
 import scanpy as sc
 
 import scgpt_ray
-from scgpt_ray.evaluate.baseline import pca_knn
-from scgpt_ray.evaluate.blood import LABEL, SPLIT, blood_cells
-from scgpt_ray.evaluate.labels import score_labels
-from scgpt_ray.evaluate.nearest import nearest_labels
-from scgpt_ray.flows.cluster import connected
-from scgpt_ray.folder import Folder
-from scgpt_ray.model.checkpoint import random_checkpoint, read_checkpoint, write_checkpoint
-from scgpt_ray.model.checkpoint_files import ARGS_FILE, read_vocabulary
+from scgpt_ray.evaluation.labels.baseline import pca_knn
+from scgpt_ray.evaluation.labels.metrics import score_labels
+from scgpt_ray.evaluation.labels.nearest import nearest_labels
+from scgpt_ray.execution.cluster import connected
+from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint, write_checkpoint
+from scgpt_ray.network.checkpoint_files import ARGS_FILE, read_vocabulary
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines.demo_cells import LABEL, SPLIT, blood_cells
 from scgpt_ray.schema import JOINID
-from scgpt_ray.store.export import read_embeddings
-from scgpt_ray.store.parts import vectors_of
+from scgpt_ray.storage import Folder
 
 GENES = ("feature_name", "symbol_gencode44")
 K = 10
@@ -73,11 +73,11 @@ def training_files(data: Path, folder: Path) -> list[str]:
     return [*(str(data / f"{name}.h5ad") for name in OTHERS), str(rest)]
 
 
-def not_in(cells: ad.AnnData, judged: ad.AnnData) -> npt.NDArray[np.bool_]:
+def not_in(cells: ad.AnnData, evaluated: ad.AnnData) -> npt.NDArray[np.bool_]:
     """Which cells do not occur in another set."""
-    genes = [gene for gene in cells.var_names if gene in set(judged.var_names)]
-    seen_contents = set(contents(judged[:, genes]))
-    seen_barcodes = {barcode(name) for name in judged.obs_names}
+    genes = [gene for gene in cells.var_names if gene in set(evaluated.var_names)]
+    seen_contents = set(contents(evaluated[:, genes]))
+    seen_barcodes = {barcode(name) for name in evaluated.obs_names}
     fresh = [
         content not in seen_contents and barcode(name) not in seen_barcodes
         for name, content in zip(cells.obs_names, contents(cells[:, genes]), strict=True)
@@ -119,7 +119,7 @@ def train(seed: int, files: list[str], data: Path, output: Path) -> dict[str, Pa
     return {"generative": generative / "checkpoint", "supervised": supervised / "checkpoint"}
 
 
-def judge(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[float, float]]:
+def evaluate(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[float, float]]:
     """Accuracy and macro-F1 of each mapping."""
     blood = folder.parent / "blood.h5ad"
     if not blood.exists():
@@ -139,7 +139,7 @@ def judge(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[float, 
     return scores
 
 
-def judge_integration(folders: dict[str, Path], output: Path, seed: int) -> dict[str, dict[str, float | None]]:
+def evaluate_integration(folders: dict[str, Path], output: Path, seed: int) -> dict[str, dict[str, float | None]]:
     """AvgBIO and AvgBATCH of control and stimulated cells, by network, and of principal components."""
     integrated = scgpt_ray.integrate(
         embeddings=[str(folder / MIXED) for folder in folders.values()],
@@ -172,11 +172,11 @@ def knn(
 ) -> tuple[float, float]:
     """Accuracy and macro-F1 of a majority vote of the nearest neighbours by cosine."""
     predicted, share = nearest_labels(reference, reference_labels, query, K)
-    judged = score_labels(truth, predicted, share, set(reference_labels))
-    return judged.accuracy, judged.macro_f1
+    evaluated = score_labels(truth, predicted, share, set(reference_labels))
+    return evaluated.accuracy, evaluated.macro_f1
 
 
-def judge_components(data: Path, seed: int) -> dict[str, tuple[float, float]]:
+def evaluate_components(data: Path, seed: int) -> dict[str, tuple[float, float]]:
     """The same of principal components: 30, of log1p counts per 10,000, and as many neighbours."""
     scores = {}
     for name, (reference, query, types) in MAPPINGS.items():
@@ -187,8 +187,8 @@ def judge_components(data: Path, seed: int) -> dict[str, tuple[float, float]]:
         labels = known.obs[COARSE].to_numpy(object)
         predicted, share = pca_knn(known[:, genes].X, labels, asked[:, genes].X, k=K, seed=seed)
         truth = asked.obs[COARSE].to_numpy(object)
-        judged = score_labels(truth, predicted, share, set(labels))
-        scores[name] = judged.accuracy, judged.macro_f1
+        evaluated = score_labels(truth, predicted, share, set(labels))
+        scores[name] = evaluated.accuracy, evaluated.macro_f1
     return scores
 
 
@@ -218,18 +218,18 @@ def ship(checkpoint: Path, folder: Path) -> None:
 
 
 def figures(seeds: list[int], data: Path, output: Path) -> Iterator[dict[str, Any]]:
-    """Train and judge; a line per network, seed and task."""
+    """Train and evaluate; a line per network, seed and task."""
     files = training_files(data, output / "cells")
-    yield from mapping_lines(COMPONENTS, 0, judge_components(data, 0))
+    yield from mapping_lines(COMPONENTS, 0, evaluate_components(data, 0))
     for seed in seeds:
         checkpoints = train(seed, files, data, output)
         if seed == seeds[0]:
             checkpoints["untrained"] = output / f"untrained-{seed}"
             random_checkpoint(checkpoints["untrained"], genes_of(checkpoints["generative"]), seed=seed, **SIZE)
-        folders = {network: output / f"judged-{network}-{seed}" for network in checkpoints}
+        folders = {network: output / f"evaluated-{network}-{seed}" for network in checkpoints}
         for network, checkpoint in checkpoints.items():
-            yield from mapping_lines(network, seed, judge(checkpoint, data, folders[network]))
-        for network, averages in judge_integration(folders, output / f"mixed-{seed}", seed).items():
+            yield from mapping_lines(network, seed, evaluate(checkpoint, data, folders[network]))
+        for network, averages in evaluate_integration(folders, output / f"mixed-{seed}", seed).items():
             yield {"network": network, "seed": seed, "task": MIXED, **averages}
 
 
@@ -247,7 +247,7 @@ def better(told: list[dict[str, Any]], seed: int) -> str:
 
 
 def main() -> None:
-    """Train, judge, tell."""
+    """Train, evaluate, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the .h5ad files")
     parser.add_argument("--output", type=Path, required=True, help="folder for everything")
@@ -260,7 +260,7 @@ def main() -> None:
             told.append(line)
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
-    (options.output / "judged.json").write_text(json.dumps(told, indent=1))
+    (options.output / "evaluated.json").write_text(json.dumps(told, indent=1))
     if options.ship:
         first = options.seeds[0]
         ship(options.output / f"{better(told, first)}-{first}" / "checkpoint", options.ship)

@@ -1,4 +1,4 @@
-"""Judge how embeddings keep labels apart and bring batch keys together, as a Ray job.
+"""Evaluate how embeddings keep labels apart and bring batch keys together, as a Ray job.
 
 ray job submit --working-dir . -- python jobs/integrate.py --config jobs/configs/integrate.yaml [--option value ...]
 """

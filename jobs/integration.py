@@ -3,7 +3,7 @@
 python integration.py --cells F --checkpoint C [C ...] --label-column L --batch-column B --output O [--published covid]
 
 F is an .h5ad file or a SOMA experiment. Several checkpoints, such as whole-human and the continual-pretrained scGPT_CP,
-are judged side by side. The same as `scgpt-ray embed` for each of them and `integrate`, with what scGPT's authors
+are evaluated side by side. The same as `scgpt-ray embed` for each of them and `integrate`, with what scGPT's authors
 report beside it; run again, the embeddings are not made again.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import scgpt_ray
 from scgpt_ray.errors import InputError
-from scgpt_ray.flows.compared import short_names
-from scgpt_ray.flows.integrated import REPORT, Integrated
-from scgpt_ray.folder import Folder
+from scgpt_ray.pipelines.embedding_sets import short_names
+from scgpt_ray.pipelines.integration_result import REPORT, Integrated
+from scgpt_ray.storage import Folder
 
 COMPONENTS = "40 PCs of HVGs"
 PUBLISHED = {
@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 def integrate_cells(options: argparse.Namespace) -> Integrated:
-    """Embed the cells with each checkpoint, and judge the embeddings."""
+    """Embed the cells with each checkpoint, and evaluate the embeddings."""
     output = Folder.at(options.output)
     read = {"gene_columns": options.gene_columns} if options.gene_columns else {}
     places = [output.where(f"embeddings/{name}") for name in short_names(options.checkpoint)]
@@ -67,7 +67,7 @@ def _shown(value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, judge, and print."""
+    """Read the options, evaluate, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", required=True, help="cells to embed")
     parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoint folders, or demo")

@@ -2,7 +2,7 @@
 
 python reference_mapping.py --reference R --query Q --checkpoint C --label-column L --output O [--published lung_kim]
 
-R and Q are .h5ad files or SOMA experiments, both with the column L: the labels to transfer, and the truth to judge by.
+R and Q are .h5ad files or SOMA experiments, both with the column L: the labels to transfer, and the truth.
 The same as `scgpt-ray embed`, `index` and `map`, with what scGPT's authors report beside it; run again, it resumes.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 import scgpt_ray
 from scgpt_ray.errors import InputError
-from scgpt_ray.flows.mapped import REPORT, Mapped
-from scgpt_ray.folder import Folder
+from scgpt_ray.pipelines.mapping_result import REPORT, Mapped
+from scgpt_ray.storage import Folder
 
 K = 10
 
@@ -64,8 +64,8 @@ def map_cells(options: argparse.Namespace) -> Mapped:
 
 def told(mapped: Mapped, published: Published | None) -> str:
     """The table for a person, and the same as one JSON object in the last line."""
-    assert mapped.judgement is not None, "a truth column is named"
-    n, methods = mapped.judgement.scores.n, mapped.judgement.comparison.methods
+    assert mapped.evaluation is not None, "a truth column is named"
+    n, methods = mapped.evaluation.scores.n, mapped.evaluation.comparison.methods
     rows = [(method.name, method.accuracy, method.macro_f1) for method in methods]
     values: dict[str, Any] = {name: {"accuracy": accuracy, "macro_f1": f1} for name, accuracy, f1 in rows}
     if published:

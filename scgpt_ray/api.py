@@ -3,21 +3,21 @@
 from typing import Any
 
 from scgpt_ray import config
-from scgpt_ray.flows.demo import Demo
-from scgpt_ray.flows.demo import demo as _demo
-from scgpt_ray.flows.embed import embed as _embed
-from scgpt_ray.flows.index import build_index as _build_index
-from scgpt_ray.flows.integrate import integrate as _integrate
-from scgpt_ray.flows.integrated import Integrated
-from scgpt_ray.flows.map import map_query as _map_query
-from scgpt_ray.flows.mapped import Mapped
-from scgpt_ray.flows.pretrain import Trained
-from scgpt_ray.flows.pretrain import pretrain as _pretrain
-from scgpt_ray.flows.validate import validate as _validate
-from scgpt_ray.folder import Folder
 from scgpt_ray.index.description import IndexDescription
-from scgpt_ray.store.export import export_h5ad
-from scgpt_ray.store.manifest import Manifest
+from scgpt_ray.parts.export import export_h5ad
+from scgpt_ray.parts.manifest import Manifest
+from scgpt_ray.pipelines.demo import Demo
+from scgpt_ray.pipelines.demo import demo as _demo
+from scgpt_ray.pipelines.embed import embed as _embed
+from scgpt_ray.pipelines.index import build_index as _build_index
+from scgpt_ray.pipelines.integrate import integrate as _integrate
+from scgpt_ray.pipelines.integration_result import Integrated
+from scgpt_ray.pipelines.map import map_query as _map_query
+from scgpt_ray.pipelines.mapping_result import Mapped
+from scgpt_ray.pipelines.pretrain import Trained
+from scgpt_ray.pipelines.pretrain import pretrain as _pretrain
+from scgpt_ray.pipelines.validate import validate as _validate
+from scgpt_ray.storage import Folder
 
 
 def embed(**options: Any) -> Manifest:
@@ -50,7 +50,7 @@ def map_query(**options: Any) -> Mapped:
 
 
 def integrate(**options: Any) -> Integrated:
-    """Judge embeddings of several batch keys together; options are the fields of `IntegrateSettings`.
+    """Evaluate embeddings of several batch keys together; options are the fields of `IntegrateSettings`.
 
     Raises:
         InputError: If anything in the input is wrong.

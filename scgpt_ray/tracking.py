@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from scgpt_ray import __version__
-from scgpt_ray.folder import Folder
+from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scgpt_ray.cells.anndata_file import OBSM_KEY, AnnData, read_anndata
-from scgpt_ray.cells.genes import harmonize
-from scgpt_ray.cells.h5ad import cells_of
+from scgpt_ray.atlas.anndata_file import OBSM_KEY, AnnData, read_anndata
+from scgpt_ray.atlas.genes import harmonize
+from scgpt_ray.atlas.h5ad import cells_of
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.model.checkpoint import read_checkpoint
-from scgpt_ray.model.embedder import Embedder, has_gpu
-from scgpt_ray.model.tokens import TokenRules, tokenize
+from scgpt_ray.network.checkpoint import read_checkpoint
+from scgpt_ray.network.embedder import Embedder, has_gpu
 from scgpt_ray.schema import EMBEDDING, matrix
+from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scgpt_ray import config
-from scgpt_ray.folder import Folder
+from scgpt_ray.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Verb:
 
 
 def _embed(settings: config.EmbedSettings) -> Result:
-    from scgpt_ray.flows.embed import embed
+    from scgpt_ray.pipelines.embed import embed
 
     manifest = embed(settings)
     output = Folder.at(settings.output)
@@ -52,7 +52,7 @@ def _embed(settings: config.EmbedSettings) -> Result:
 
 
 def _index(settings: config.IndexSettings) -> Result:
-    from scgpt_ray.flows.index import build_index
+    from scgpt_ray.pipelines.index import build_index
 
     description = build_index(settings)
     output = Folder.at(settings.output)
@@ -74,29 +74,29 @@ def _index(settings: config.IndexSettings) -> Result:
 
 
 def _map(settings: config.MapSettings) -> Result:
-    from scgpt_ray.flows.map import map_query
+    from scgpt_ray.pipelines.map import map_query
 
     mapped = map_query(settings)
     return Result(mapped.text(), {"verb": "map", **mapped.to_dict()})
 
 
 def _integrate(settings: config.IntegrateSettings) -> Result:
-    from scgpt_ray.flows.integrate import integrate
+    from scgpt_ray.pipelines.integrate import integrate
 
     integrated = integrate(settings)
     return Result(integrated.text(), {"verb": "integrate", **integrated.to_dict()})
 
 
 def _pretrain(settings: config.PretrainSettings) -> Result:
-    from scgpt_ray.flows.pretrain import pretrain
+    from scgpt_ray.pipelines.pretrain import pretrain
 
     trained = pretrain(settings)
-    values = {name: trained.metrics[name] for name in ("steps", "n_cells", "n_kept_out", "best_loss")}
+    values = {name: trained.metrics[name] for name in ("steps", "n_cells", "n_validation", "best_loss")}
     return Result(trained.text(), {"verb": "pretrain", "output": trained.output.uri, **values})
 
 
 def _validate(settings: config.ValidateSettings) -> Result:
-    from scgpt_ray.flows.validate import validate
+    from scgpt_ray.pipelines.validate import validate
 
     problems = validate(settings)
     what = settings.embeddings or settings.index
@@ -105,7 +105,7 @@ def _validate(settings: config.ValidateSettings) -> Result:
 
 
 def _export(settings: config.ExportSettings) -> Result:
-    from scgpt_ray.store.export import export_h5ad
+    from scgpt_ray.parts.export import export_h5ad
 
     n_cells = export_h5ad(Folder.at(settings.embeddings), settings.output)
     return Result(
@@ -115,15 +115,15 @@ def _export(settings: config.ExportSettings) -> Result:
 
 
 def _demo(settings: config.DemoSettings) -> Result:
-    from scgpt_ray.flows.demo import demo
+    from scgpt_ray.pipelines.demo import demo
 
     told = demo(settings)
     return Result(told.text(), {"verb": "demo", **told.to_dict()})
 
 
 def _benchmark(settings: config.BenchmarkSettings) -> Result:
-    from scgpt_ray.benchmark.figures import table
-    from scgpt_ray.flows.benchmark import benchmark
+    from scgpt_ray.benchmark.measurement import table
+    from scgpt_ray.benchmark.stages import benchmark
 
     figures = benchmark(settings)
     lines = "\n".join(figure.to_json() for figure in figures)

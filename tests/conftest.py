@@ -55,7 +55,7 @@ def local_ray(_private_home):
     """One local Ray for all tests of a session."""
     import ray
 
-    from scgpt_ray.flows.cluster import connected
+    from scgpt_ray.execution.cluster import connected
 
     with connected():
         assert ray.is_initialized()
@@ -67,7 +67,7 @@ GENES = [f"GENE{number}" for number in range(60)]
 
 @pytest.fixture(scope="session")
 def blood():
-    """260 made-up cells of three types x 60 genes of the vocabulary and 4 others; two of the cells are empty."""
+    """260 synthetic cells of three types x 60 genes of the vocabulary and 4 others; two of the cells are empty."""
     import anndata
     import numpy as np
     import pandas as pd
@@ -95,7 +95,7 @@ def blood_file(blood, tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A small checkpoint with random weights for the genes of `blood`."""
-    from scgpt_ray.model.checkpoint import random_checkpoint
+    from scgpt_ray.network.checkpoint import random_checkpoint
 
     folder = tmp_path_factory.mktemp("checkpoint")
     random_checkpoint(folder, GENES, embsize=32, nheads=2, d_hid=32, nlayers=2)
@@ -124,12 +124,12 @@ def make_embeddings():
     import numpy as np
     import pyarrow as pa
 
-    from scgpt_ray.cells.plan import Plan, cut
-    from scgpt_ray.folder import Folder
+    from scgpt_ray.atlas.plan import Plan, cut
+    from scgpt_ray.identity import Fingerprint
+    from scgpt_ray.parts.manifest import MANIFEST, PLAN, Manifest
+    from scgpt_ray.parts.parts import PARTS, write_part
     from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, matrix_array
-    from scgpt_ray.store.fingerprint import Fingerprint
-    from scgpt_ray.store.manifest import MANIFEST, PLAN, Manifest
-    from scgpt_ray.store.parts import PARTS, write_part
+    from scgpt_ray.storage import Folder
 
     def make(path, *, n_cells=20, cells_per_part=8, empty=(3,), dimension=8, weights="w"):
         folder = Folder.at(path)

@@ -26,12 +26,12 @@ import scanpy as sc
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
-from scgpt_ray.cells.plan import Plan, cut
-from scgpt_ray.folder import Folder
+from scgpt_ray.atlas.plan import Plan, cut
+from scgpt_ray.identity import Fingerprint
+from scgpt_ray.parts.manifest import MANIFEST, PLAN, Manifest
+from scgpt_ray.parts.parts import PARTS, write_part
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, matrix_array
-from scgpt_ray.store.fingerprint import Fingerprint
-from scgpt_ray.store.manifest import MANIFEST, PLAN, Manifest
-from scgpt_ray.store.parts import PARTS, write_part
+from scgpt_ray.storage import Folder
 
 WIDTH, COMPONENTS, DONORS = 512, 40, 8
 TYPE, DONOR = "cell_type", "donor_id"
@@ -77,7 +77,7 @@ def write_run(folder, cells, vectors):
         N_GENES: np.diff(cells.X.indptr).astype(np.int32),
         EMBEDDING: matrix_array(vectors),
     })  # fmt: skip
-    fingerprint = Fingerprint(model={"weights": "made up"}, cells={"uri": "cells", "obs_columns": [TYPE, DONOR]})
+    fingerprint = Fingerprint(model={"weights": "synthetic"}, cells={"uri": "cells", "obs_columns": [TYPE, DONOR]})
     partitions, parts = cut(np.arange(n_cells), 8192), {}
     for each in partitions:
         rows = table.slice(each.first, each.n_cells)

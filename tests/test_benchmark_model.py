@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from scgpt_ray.benchmark.figures import Figure, median_seconds, table
-from scgpt_ray.benchmark.made_up import cell_lengths, lengths_of_file, made_up_cells, made_up_tokens
+from scgpt_ray.benchmark.measurement import Figure, median_seconds, table
 from scgpt_ray.benchmark.model import (
     WHOLE_HUMAN,
     ModelRequest,
@@ -18,11 +17,12 @@ from scgpt_ray.benchmark.model import (
     nominal_flops,
     random_checkpoint_of,
 )
-from scgpt_ray.benchmark.naive import NaiveNetwork, naive_bins, naive_tokens, padding_waste, same_tokens
-from scgpt_ray.model.checkpoint import Architecture
-from scgpt_ray.model.embedder import Embedder
-from scgpt_ray.model.tokens import TokenRules, tokenize
+from scgpt_ray.benchmark.padded_reference import NaiveNetwork, naive_bins, naive_tokens, padding_waste, same_tokens
+from scgpt_ray.benchmark.synthetic import cell_lengths, lengths_of_file, synthetic_cells, synthetic_tokens
+from scgpt_ray.network.checkpoint import Architecture
+from scgpt_ray.network.embedder import Embedder
 from scgpt_ray.schema import BIN, GENE, matrix, ragged
+from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
 SMALL = Architecture(32, 2, 32, 2, -2, 3000)
 
@@ -64,12 +64,12 @@ def test_lengths_of_a_file(blood_file, blood):
 
 
 @pytest.mark.parametrize("log1p", [False, True])
-def test_made_up_cells_have_distinct_genes(log1p):
-    cells = made_up_cells(np.array([5, 2990, 1]), 3000, log1p=log1p)
+def test_synthetic_cells_have_distinct_genes(log1p):
+    cells = synthetic_cells(np.array([5, 2990, 1]), 3000, log1p=log1p)
     for genes in cells[GENE].to_pylist():
         assert sorted(set(genes)) == genes
         assert max(genes) < 2997
-    tokens = made_up_tokens(np.array([4, 1]), 3000, 2998)
+    tokens = synthetic_tokens(np.array([4, 1]), 3000, 2998)
     offsets, genes = ragged(tokens[GENE])
     assert genes[offsets[:-1]].tolist() == [2998, 2998]
     assert ragged(tokens[BIN])[1][offsets[:-1]].tolist() == [0, 0]
@@ -78,7 +78,7 @@ def test_made_up_cells_have_distinct_genes(log1p):
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_naive_network_gives_the_same_embeddings(nested):
     checkpoint = random_checkpoint_of(SMALL)
-    tokens = made_up_tokens(cell_lengths("ragged", 70), 3000, checkpoint.vocabulary.cls_token)
+    tokens = synthetic_tokens(cell_lengths("ragged", 70), 3000, checkpoint.vocabulary.cls_token)
     network = NaiveNetwork(SMALL, checkpoint.tensors, torch.device("cpu"), nested=nested)
     naive = network(same_tokens(tokens, -2))
     assert np.abs(naive - matrix(Embedder(checkpoint)(tokens)["embedding"])).max() < 1e-5
@@ -87,7 +87,7 @@ def test_the_naive_network_gives_the_same_embeddings(nested):
 def test_naive_tokens_are_tokens():
     """Not drawn alike, but from the same bins, and the same where nothing is drawn."""
     vocabulary = random_checkpoint_of(SMALL).vocabulary
-    cells = made_up_cells(np.array([40, 400, 1]), 3000)
+    cells = synthetic_cells(np.array([40, 400, 1]), 3000)
     naive = naive_tokens(cells, vocabulary.cls_token, -2.0, 100, np.random.default_rng(0))
     ours = tokenize(cells, vocabulary, TokenRules(max_length=100))
     for cell, row in zip(naive, ours.to_pylist(), strict=True):
@@ -148,7 +148,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from scgpt_ray.benchmark import gpu, model
-from scgpt_ray.model.checkpoint import Architecture
+from scgpt_ray.network.checkpoint import Architecture
 model.WHOLE_HUMAN = Architecture(32, 2, 32, 2, -2, 3000)
 model.benchmark_model.__defaults__ = (model.WHOLE_HUMAN,)
 model.main(["--cells", "3", "--tokens", "20", "--seconds", "0.01", "--threads", "1"])

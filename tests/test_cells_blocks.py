@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from scgpt_ray.cells.plan import cut
-from scgpt_ray.cells.source import locate
-from scgpt_ray.cells.table import concatenated, obs_blocks
+from scgpt_ray.atlas.plan import cut
+from scgpt_ray.atlas.source import locate
+from scgpt_ray.atlas.table import concatenated, obs_blocks
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError, WorkerError
 from scgpt_ray.schema import COUNT, GENE, JOINID

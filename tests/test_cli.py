@@ -165,7 +165,7 @@ def test_values_that_are_no_counts(embed, altered, value, shown):
 def test_another_run_in_the_folder(blood_file, checkpoint, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
-    from scgpt_ray.cells.plan import Plan
+    from scgpt_ray.atlas.plan import Plan
 
     fingerprint = {"model": {"seed": 1}, "cells": {"uri": "elsewhere"}}
     (output / "plan.json").write_bytes(Plan(fingerprint, {}, (), {}, "now").to_json())

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.folder import Folder
 from scgpt_ray.index.audit import audit_index
 from scgpt_ray.index.description import INDEX, TEMPLATE, IndexDescription
 from scgpt_ray.index.shard import ShardDescription, build_shard
 from scgpt_ray.index.template import train
+from scgpt_ray.parts.manifest import require_manifest
+from scgpt_ray.parts.parts import PARTS, read_part, read_vectors
 from scgpt_ray.schema import JOINID
-from scgpt_ray.store.manifest import require_manifest
-from scgpt_ray.store.parts import PARTS, read_part, read_vectors
+from scgpt_ray.storage import Folder
 
 SHARD, LABELS, IDS, VECTORS = "shard-00001.faiss", "labels-00001.parquet", "ids-00001.npy", "vectors-00001.npy"
 FACTORIES = ["Flat", "IVF2,SQ8", "PCAR8,IVF2,PQ4x4fsr"]

@@ -4,10 +4,10 @@ import faiss
 import numpy as np
 import pytest
 
-from scgpt_ray.folder import Folder
 from scgpt_ray.index.gpu import assigning, clustering, gpus
 from scgpt_ray.index.shard import ShardDescription, build_shard
 from scgpt_ray.index.template import open_template, train
+from scgpt_ray.storage import Folder
 
 FACTORY = "PCAR16,IVF8,PQ8x4fsr"
 VECTORS = np.random.default_rng(0).standard_normal((800, 32)).astype(np.float32)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from scgpt_ray.index.recall import Exam, choose_effort, cost_model, recall_at
-from scgpt_ray.index.searcher import Effort
+from scgpt_ray.index.recall import RecallSample, choose_params, cost_model, recall_at
+from scgpt_ray.index.searcher import SearchParams
 
 
 @pytest.mark.parametrize(
@@ -21,20 +21,20 @@ def test_recall_is_the_part_of_the_true_neighbours_found(found, true, expected):
 
 
 def search_with(recall_of, asked):
-    """A search over 1,000 true neighbours that finds the part of them that an effort is given."""
+    """A search over 1,000 true neighbours that finds the part of them that search parameters is given."""
 
-    def find(queries, k, effort):
+    def find(queries, k, params):
         assert k == 11
-        asked.append((effort.nprobe, effort.rerank))
+        asked.append((params.nprobe, params.rerank))
         found = np.arange(1000)
-        found[round(recall_of(effort.nprobe, effort.rerank) * 1000) :] += 10_000
+        found[round(recall_of(params.nprobe, params.rerank) * 1000) :] += 10_000
         ids = np.hstack([np.full((100, 1), 77_777), found.reshape(100, 10)])
         return ids, np.zeros(ids.shape, np.float32)
 
     return find
 
 
-EXAM = Exam(
+EXAM = RecallSample(
     np.full(100, 77_777),
     np.zeros((100, 2), np.float32),
     np.arange(1000).reshape(100, 10),
@@ -58,7 +58,7 @@ EXAM = Exam(
 def test_the_cheapest_effort_that_meets_the_target(recall_of, nlist, target, chosen):
     asked = []
     cost = cost_model("PCAR16,IVF64,PQ8x4fsr", 64, 100_000, 1, 64)
-    point, curve = choose_effort(EXAM, search_with(recall_of, asked), nlist, cost, target)
+    point, curve = choose_params(EXAM, search_with(recall_of, asked), nlist, cost, target)
     assert (point.nprobe, point.rerank) == chosen
     assert [(entry.nprobe, entry.rerank) for entry in curve] == asked
     assert point in curve
@@ -67,6 +67,6 @@ def test_the_cheapest_effort_that_meets_the_target(recall_of, nlist, target, cho
 
 def test_what_an_effort_costs():
     cost = cost_model("PCAR80,IVF1024,PQ40x4fsr", 512, 1_000_000, 2, 1024)
-    assert cost(Effort(512, 0)) == 500_000 * 28
-    assert cost(Effort(1, 40)) - cost(Effort(1, 0)) == 4 * 2 * 40 * 1024
-    assert cost(Effort(9999, 0)) == cost(Effort(1024, 0))
+    assert cost(SearchParams(512, 0)) == 500_000 * 28
+    assert cost(SearchParams(1, 40)) - cost(SearchParams(1, 0)) == 4 * 2 * 40 * 1024
+    assert cost(SearchParams(9999, 0)) == cost(SearchParams(1024, 0))

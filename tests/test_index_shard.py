@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from scgpt_ray.errors import ConfigError, InputError, ReferenceSetError
-from scgpt_ray.folder import Folder
 from scgpt_ray.index import searcher
-from scgpt_ray.index.allowed import Allowed
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.factory import n_lists
+from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.search import exact_search, set_threads
-from scgpt_ray.index.searcher import Effort, Searcher
+from scgpt_ray.index.searcher import Searcher, SearchParams
 from scgpt_ray.index.shard import HALF, ShardDescription, build_shard, open_faiss, seal, sealed
 from scgpt_ray.index.template import centre_of, open_template, train
+from scgpt_ray.storage import Folder
 
 
 def unit_vectors(n, d=32, seed=0, mean=0.0):
@@ -140,10 +140,10 @@ def test_the_second_ranking_finds_the_truth_however_the_vectors_crowd(factory, m
     shard = write(Folder.at(tmp_path), factory, vectors, ids)
     truth_ids, truth_scores = exact_search([(ids, vectors)], queries, 10)
     opened = Searcher(Folder.at(tmp_path), [shard])
-    found_ids, found_scores = opened.search(queries, 10, Effort(8, 1000))
+    found_ids, found_scores = opened.search(queries, 10, SearchParams(8, 1000))
     assert recall_at(found_ids, truth_ids) > 0.99
     np.testing.assert_allclose(found_scores, truth_scores, atol=3e-4)
-    few, _ = opened.search(queries, 10, Effort(1, 0))
+    few, _ = opened.search(queries, 10, SearchParams(1, 0))
     assert recall_at(few, truth_ids) < recall_at(found_ids, truth_ids)
     assert recall_at(opened.exact(queries, 10)[0], truth_ids) > 0.99
 
@@ -152,9 +152,9 @@ def test_an_answer_does_not_depend_on_the_queries_beside_it(tmp_path, monkeypatc
     vectors, queries = unit_vectors(1500, mean=1.0), unit_vectors(50, seed=1, mean=1.0)
     shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", vectors, np.arange(1500))
     opened = Searcher(Folder.at(tmp_path), [shard])
-    expected = opened.search(queries, 5, Effort(8, 300))
+    expected = opened.search(queries, 5, SearchParams(8, 300))
     monkeypatch.setattr(searcher, "_BLOCK_FLOATS", 1)
-    for found, whole in zip(opened.search(queries, 5, Effort(8, 300)), expected, strict=True):
+    for found, whole in zip(opened.search(queries, 5, SearchParams(8, 300)), expected, strict=True):
         np.testing.assert_array_equal(found, whole)
 
 
@@ -162,7 +162,7 @@ def test_ties_of_many_candidates_go_to_the_smallest_ids(tmp_path):
     distinct = unit_vectors(40, mean=1.0)
     vectors = np.repeat(distinct, 50, axis=0)
     shard = write(Folder.at(tmp_path), "IVF8,SQ8", vectors, np.arange(2000))
-    found, scores = Searcher(Folder.at(tmp_path), [shard]).search(distinct, 7, Effort(8, 300))
+    found, scores = Searcher(Folder.at(tmp_path), [shard]).search(distinct, 7, SearchParams(8, 300))
     np.testing.assert_array_equal(found, 50 * np.arange(40)[:, None] + np.arange(7))
     assert (scores == scores[:, :1]).all()
 
@@ -173,7 +173,7 @@ def test_a_filter_by_selector_and_by_comparison_agree_with_brute_force(exact_row
     vectors, ids, queries = unit_vectors(1500), np.arange(1500) + 100, unit_vectors(40, seed=1)
     shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", vectors, ids)
     allowed = Allowed.among("soma_joinid < 900", pa.table({"kind": ["0", None] * 20}), 40)
-    found, _ = Searcher(Folder.at(tmp_path), [shard]).search(queries, 10, Effort(8, 600), allowed)
+    found, _ = Searcher(Folder.at(tmp_path), [shard]).search(queries, 10, SearchParams(8, 600), allowed)
     for place in range(40):
         may = (ids < 900) & ((ids % 3 != 0) | (place % 2 == 1))
         truth, _ = exact_search([(ids[may], vectors[may])], queries[place : place + 1], 10)
@@ -186,7 +186,7 @@ def test_a_filter_by_selector_and_by_comparison_agree_with_brute_force(exact_row
 def test_small_and_empty_shards(factory, n, tmp_path):
     vectors = unit_vectors(400)
     shard = write(Folder.at(tmp_path), factory, vectors[:n], np.arange(n), template=train(vectors, factory, seed=0))
-    ids, scores = Searcher(Folder.at(tmp_path), [shard]).search(vectors[:7], 5, Effort(8, 350))
+    ids, scores = Searcher(Folder.at(tmp_path), [shard]).search(vectors[:7], 5, SearchParams(8, 350))
     assert ((ids >= 0).sum(axis=1) == min(5, n)).all()
     assert np.isfinite(scores).sum() == 7 * min(5, n)
 
@@ -216,10 +216,10 @@ def test_an_absent_file_and_another_kind_of_file_are_refused(tmp_path):
 def test_the_files_of_an_object_store_are_fetched(tmp_path, monkeypatch):
     vectors, ids = unit_vectors(400), np.arange(400)
     shard = write(Folder.at(tmp_path), "IVF8,SQ8", vectors, ids)
-    expected = Searcher(Folder.at(tmp_path), [shard]).search(vectors[:5], 3, Effort(8, 9))
+    expected = Searcher(Folder.at(tmp_path), [shard]).search(vectors[:5], 3, SearchParams(8, 9))
     remote = Searcher(Folder(f"file://{tmp_path}"), [shard])
     assert remote.shards[0].vectors_ND.filename.parent == remote._cache
-    for found, whole in zip(remote.search(vectors[:5], 3, Effort(8, 9)), expected, strict=True):
+    for found, whole in zip(remote.search(vectors[:5], 3, SearchParams(8, 9)), expected, strict=True):
         np.testing.assert_array_equal(found, whole)
 
 

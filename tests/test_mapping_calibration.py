@@ -75,14 +75,14 @@ def calibrated(sample):
     return calibrate(sample, Targets(0.1, 0.05))
 
 
-def test_no_cell_is_judged_by_its_own_group(sample, calibrated):
+def test_no_cell_is_evaluated_by_its_own_group(sample, calibrated):
     probability, reasons, lost = np.zeros(900), np.full(900, "", object), np.full(900, "", object)
     fold = folds(sample.group)
     for held_out in range(5):
         # All cells but those of the fold, fitted to anew.
         part, rows = calibrate(sample.take(fold != held_out), Targets(0.1, 0.05)), np.flatnonzero(fold == held_out)
-        probability[rows], reasons[rows] = part.judge(sample.names, sample.election.take(rows))
-        _, lost[rows] = part.judge(sample.withheld_names, sample.withheld.take(rows))
+        probability[rows], reasons[rows] = part.evaluate(sample.names, sample.election.take(rows))
+        _, lost[rows] = part.evaluate(sample.withheld_names, sample.withheld.take(rows))
     found, accepted = calibrated.held_out, reasons == ""
     assert (found.cells, found.groups) == (900, 6)
     assert found.before == reliability(sample.election.share, sample.right)
@@ -178,7 +178,7 @@ def test_real_donors_each_held_out_in_turn(kang):
         calibration = calibrate(sample, Targets(error=0.03, false_rejection=0.05))
         assert calibration.held_out.after.ece < calibration.held_out.before.ece
         ballot = kang.ballot(query, reference)
-        chance, reasons = calibration.judge(ballot.names, ballot.election)
+        chance, reasons = calibration.evaluate(ballot.names, ballot.election)
         share.append(ballot.election.share)
         probability.append(chance)
         right.append(ballot.winners == kang.label[query])
@@ -198,7 +198,7 @@ def test_real_types_that_the_reference_lacks(kang, withheld):
     calibration = calibrate(sample, Targets(false_rejection=0.05))
     query = np.flatnonzero(is_query)
     ballot = kang.ballot(query, reference)
-    _, reasons = calibration.judge(ballot.names, ballot.election)
+    _, reasons = calibration.evaluate(ballot.names, ballot.election)
     far, absent = np.array(reasons, object) == TOO_FAR, kang.label[query] == withheld
     assert far[~absent].mean() < 0.07
     assert far[absent].mean() > 5 * far[~absent].mean()

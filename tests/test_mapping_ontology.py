@@ -87,13 +87,13 @@ def test_the_most_specific_term_with_enough_votes(votes, min_share, term, share)
     assert rolled.terms.tolist() == [term]
     assert rolled.share.tolist() == pytest.approx([share], abs=1e-9)
     foreign = Counter(vote for vote in votes if vote in {"odd", "strange"})
-    assert rolled.foreign_terms == foreign
+    assert rolled.unknown_terms == foreign
 
 
 def test_no_queries():
     rolled = roll_up(Ballot((), np.empty((0, 3), np.int32), np.empty((0, 3)), elect(
         np.empty((0, 3), np.int32), np.empty((0, 3), np.float32), 0)), Toy(), 0.5)  # fmt: skip
-    assert (rolled.terms.tolist(), rolled.foreign_terms) == ([], {})
+    assert (rolled.terms.tolist(), rolled.unknown_terms) == ([], {})
 
 
 def roll_up_one_by_one(rows, weights, min_share):
@@ -184,7 +184,7 @@ def test_real_terms_roll_up(cell_ontology):
     assert named == ["mature alpha-beta T cell", "lymphocyte"]
     assert rolled.terms[2] == "unknown"
     assert rolled.share.tolist() == pytest.approx([0.75, 0.75, 2 / 3])
-    assert rolled.foreign_terms == {"unknown": 3}
+    assert rolled.unknown_terms == {"unknown": 3}
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch):

@@ -125,7 +125,7 @@ def test_terms_are_rolled_up_also_where_the_vote_is_unsure():
     assert predicted.table["term_rolled_up"].to_pylist() == ["t", "t", "Unknown", "tb"]
     assert predicted.table["term_rolled_up_label"].to_pylist() == ["T cell", "T cell", "Unknown", "tb"]
     assert predicted.table["term_rolled_up_share"].to_pylist() == pytest.approx([0.75, 2 / 3, 0, 1])
-    assert predicted.foreign_terms == {"tb": 6}
+    assert predicted.unknown_terms == {"tb": 6}
     far = predict(IDS, SCORES, LABELS, rules, calibrations={"term": calibration(others=0.3)}, ontology=Terms()).table
     assert far["term_unknown"].to_pylist() == [None, None, "no neighbour", "distance"]
     assert far["term_rolled_up"].to_pylist() == ["t", "t", "Unknown", "Unknown"]

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import scgpt_ray
-from scgpt_ray.folder import Folder
-from scgpt_ray.model.checkpoint import random_checkpoint
+from scgpt_ray.network.checkpoint import random_checkpoint
+from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.schema import EMBEDDING, OBS_ID
-from scgpt_ray.store.export import read_embeddings
+from scgpt_ray.storage import Folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -6,7 +6,7 @@ import time
 import mlflow
 import pytest
 
-from scgpt_ray.folder import Folder
+from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import EXPERIMENT, SPOOL, Tracker, versions
 
 

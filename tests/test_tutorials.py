@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jobs import integration, reference_mapping
-from scgpt_ray.evaluate.sample import strata_of, stratified_sample
-from scgpt_ray.flows.integrate import BASELINE
+from scgpt_ray.evaluation.sample import strata_of, stratified_sample
+from scgpt_ray.pipelines.integrate import BASELINE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -72,8 +72,8 @@ def test_reference_mapping(some_cells, folder):
 
 
 @pytest.fixture(scope="module")
-def judged(some_cells, folder):
-    """Integrates some cells: judged(file, batch column, column=values to keep) -> lines, scores, effects by name."""
+def evaluated(some_cells, folder):
+    """Integrates some cells: evaluated(file, batch column, column=values to keep) -> lines, scores, effects by name."""
 
     def run(name, batch_column, *more, **kept):
         lines, result = printed(
@@ -82,15 +82,15 @@ def judged(some_cells, folder):
             *("--label-column", "cell_type", "--batch-column", batch_column, *more),
         )
         metrics = json.loads((folder / name / "integration" / "metrics.json").read_bytes())
-        assert result["n_judged"] == metrics["integration"]["n"] == N_CELLS
+        assert result["n_evaluated"] == metrics["integration"]["n"] == N_CELLS
         return lines, result["scores"], {effect["name"]: effect for effect in metrics["effects"]}
 
     return run
 
 
-def test_integration_over_donors(judged):
+def test_integration_over_donors(evaluated):
     """Donors of one laboratory differ little: nothing to remove, and nothing that the network adds."""
-    lines, scores, effects = judged(
+    lines, scores, effects = evaluated(
         "kang_ctrl_12k",
         "donor",
         *("--published", "pancreas"),
@@ -105,9 +105,9 @@ def test_integration_over_donors(judged):
         assert any(line.startswith(f"published, {name} ") for line in lines)
 
 
-def test_integration_over_stimulation(judged):
+def test_integration_over_stimulation(evaluated):
     """Interferon drives single genes: principal components part the cells by it, the network by type."""
-    _, scores, effects = judged("kang_ctrlstim", "condition", condition=["ctrl", "stim"])
+    _, scores, effects = evaluated("kang_ctrlstim", "condition", condition=["ctrl", "stim"])
     condition = effects["condition"]
     assert condition["kind"] == "type II"
     assert {"ISG15", "IFI6"} <= {gene["gene"] for gene in condition["shift"]["driven"]}

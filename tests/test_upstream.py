@@ -34,9 +34,9 @@ def test_the_flow_gives_upstreams_numbers(local_ray, shared, tmp_path, name):
         output=str(tmp_path / "out"),
         cells_per_partition=20,
     )
-    from scgpt_ray.folder import Folder
-    from scgpt_ray.store.export import read_embeddings
-    from scgpt_ray.store.parts import vectors_of
+    from scgpt_ray.parts.export import read_embeddings
+    from scgpt_ray.parts.parts import vectors_of
+    from scgpt_ray.storage import Folder
 
     _, found = vectors_of(read_embeddings(Folder.at(tmp_path / "out")))
     assert np.abs(found - np.load(folder / "cells_distinct.X_scGPT.npy")).max() <= 1e-5

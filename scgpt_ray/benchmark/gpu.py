@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scgpt_ray.benchmark.figures import Figure, median_seconds
-from scgpt_ray.benchmark.made_up import RAGGED, cell_lengths, made_up_tokens
+from scgpt_ray.benchmark.measurement import Figure, median_seconds
 from scgpt_ray.benchmark.model import (
     WHOLE_HUMAN,
     ModelRequest,
@@ -29,12 +28,13 @@ from scgpt_ray.benchmark.model import (
     nominal_flops,
     random_checkpoint_of,
 )
+from scgpt_ray.benchmark.synthetic import RAGGED, cell_lengths, synthetic_tokens
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.model.attention import Attend, choose_attention, plain_attention
-from scgpt_ray.model.checkpoint import Checkpoint
-from scgpt_ray.model.elementwise import PLAIN, Norm, choose_elementwise
-from scgpt_ray.model.encoder import Encoder, Layer
-from scgpt_ray.model.spans import Spans
+from scgpt_ray.network.attention import Attend, choose_attention, plain_attention
+from scgpt_ray.network.cell_spans import Spans
+from scgpt_ray.network.checkpoint import Checkpoint
+from scgpt_ray.network.elementwise import PLAIN, Norm, choose_elementwise
+from scgpt_ray.network.encoder import Encoder, Layer
 from scgpt_ray.schema import BIN, GENE, Int64Array, ragged
 
 TOKENS = 65_536
@@ -152,7 +152,7 @@ def attention_ways() -> Iterator[tuple[str, Callable[[], Attend]]]:
     """Names and makers of all ways; flash-attention 3 and 4 last, for they stay active in `varlen_attn`."""
     yield "varlen", partial(attend_by, "varlen")
     if importlib.util.find_spec("triton") is not None:
-        from scgpt_ray.model.triton_attention import Tile, TritonAttention
+        from scgpt_ray.network.triton_attention import Tile, TritonAttention
 
         for queries, keys in TILES:
             for warps in WARPS:
@@ -228,7 +228,7 @@ def microbatch(tokens: str, budget: int) -> Int64Array:
 def microbatch_tokens(checkpoint: Checkpoint, tokens: str, budget: int) -> tuple[Tensor, Tensor, Int64Array]:
     """Genes and bins on the GPU, and their boundaries."""
     vocabulary = checkpoint.vocabulary
-    table = made_up_tokens(np.diff(microbatch(tokens, budget)), vocabulary.size, vocabulary.cls_token)
+    table = synthetic_tokens(np.diff(microbatch(tokens, budget)), vocabulary.size, vocabulary.cls_token)
     offsets, gene = ragged(table[GENE])
     _, bins = ragged(table[BIN])
     return torch.from_numpy(gene.astype(np.int32)).to(CUDA), torch.from_numpy(bins.copy()).to(CUDA), offsets

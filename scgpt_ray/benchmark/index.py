@@ -14,10 +14,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from scgpt_ray.benchmark.figures import Figure, peak_bytes, private_bytes
-from scgpt_ray.benchmark.growth import NEIGHBOURHOOD, Growth, contrast, intrinsic_dimension
+from scgpt_ray.benchmark.measurement import Figure, peak_bytes, private_bytes
+from scgpt_ray.benchmark.synthetic_embeddings import NEIGHBOURHOOD, Growth, contrast, intrinsic_dimension
 from scgpt_ray.errors import ConfigError, OutputError
-from scgpt_ray.folder import Folder
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.factory import (
     EXACT_UP_TO,
@@ -28,14 +27,15 @@ from scgpt_ray.index.factory import (
     usual_shards,
     with_lists,
 )
-from scgpt_ray.index.recall import CHOSEN_K, Exam, choose_effort, cost_model, recall_at
-from scgpt_ray.index.search import Neighbors, candidates, exact_search, merge, nobody, set_threads
+from scgpt_ray.index.recall import CHOSEN_K, RecallSample, choose_params, cost_model, recall_at
+from scgpt_ray.index.search import Neighbors, candidates, exact_search, merge, no_neighbors, set_threads
 from scgpt_ray.index.searcher import Searcher
 from scgpt_ray.index.shard import ShardDescription, build_shard, open_faiss
 from scgpt_ray.index.template import centre_of, train
+from scgpt_ray.parts.manifest import require_manifest
+from scgpt_ray.parts.parts import PARTS, read_vectors
 from scgpt_ray.schema import Float32Matrix, Int64Array
-from scgpt_ray.store.manifest import require_manifest
-from scgpt_ray.store.parts import PARTS, read_vectors
+from scgpt_ray.storage import Folder
 
 VECTORS = 50_000
 TARGET_RECALL = 0.98
@@ -83,7 +83,7 @@ def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str 
     Args:
         n_vectors: Vectors of the index.
         threads: Of faiss; None for one, as a task has.
-        embeddings: Output folder of an `embed` to grow from; None for made-up vectors.
+        embeddings: Output folder of an `embed` to grow from; None for synthetic vectors.
         naive: Afterwards the same vectors by upstream's factory.
 
     Raises:
@@ -91,11 +91,11 @@ def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str 
     """
     set_threads(threads or 1)
     n = n_vectors or VECTORS
-    base_BD = made_up_vectors(_MADE_UP) if embeddings is None else base_of(Folder.at(embeddings))
+    base_BD = synthetic_vectors(_MADE_UP) if embeddings is None else base_of(Folder.at(embeddings))
     growth = Growth.of(base_BD)
     setting: dict[str, str | int | float] = {
         "vectors": n, "width": base_BD.shape[1], "base": len(base_BD),
-        "from": embeddings or "made-up types in planes", "threads": threads or 1,
+        "from": embeddings or "synthetic types in planes", "threads": threads or 1,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as scratch:
         _require_room(Path(scratch), n, base_BD.shape[1])
@@ -134,8 +134,8 @@ def base_of(folder: Folder) -> Float32Matrix:
     return base_BD
 
 
-def made_up_vectors(n: int, seed: int = 0) -> Float32Matrix:
-    """Unit vectors of made-up types, each a cloud in a plane of its own, around a common mean; float32 [n, 512]."""
+def synthetic_vectors(n: int, seed: int = 0) -> Float32Matrix:
+    """Unit vectors of synthetic types, each a cloud in a plane of its own, around a common mean; float32 [n, 512]."""
     rng = np.random.default_rng(seed)
     types_TD = rng.standard_normal((_TYPES, _WIDTH), np.float32)
     planes_TPD = rng.standard_normal((_TYPES, _PLANE, _WIDTH), np.float32) / np.float32(np.sqrt(_PLANE))
@@ -169,10 +169,10 @@ class _Trial:
 
     def __post_init__(self) -> None:
         self.queries_QD = np.concatenate(list(self.growth.blocks(min(_QUERIES, self.n), seed=1)))
-        self.truth = nobody(min(_JUDGED, len(self.queries_QD)), _K)
+        self.truth = no_neighbors(min(_JUDGED, len(self.queries_QD)), _K)
 
     def ours(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
-        """Build as `index` does, choose the effort, search."""
+        """Build as `index` does, choose the params, search."""
         d = self.growth.base_BD.shape[1]
         n_shards = usual_shards(self.n)
         # Below, `index` is exact, which would be no trial.
@@ -181,18 +181,18 @@ class _Trial:
         self._build(factory, n_shards)
         nlist = n_lists(empty_index(factory, d))
         searcher = Searcher(self.folder, self.shards)
-        judged = len(self.truth[0])
-        exam = Exam(np.full(judged, -2), self.queries_QD[:judged], *self.truth)
+        evaluated = len(self.truth[0])
+        recall_sample = RecallSample(np.full(evaluated, -2), self.queries_QD[:evaluated], *self.truth)
         cost = cost_model(factory, d, self.n, n_shards, nlist)
-        chosen, _ = choose_effort(exam, searcher.search, nlist, cost, TARGET_RECALL)
+        chosen, _ = choose_params(recall_sample, searcher.search, nlist, cost, TARGET_RECALL)
         named = {**setting, "factory": factory, "shards": n_shards, "nprobe": chosen.nprobe, "rerank": chosen.rerank}
         yield from self._built("", named, [shard.name for shard in self.shards])
         yield Figure("index", "peak memory", peak_bytes() / 1e9, "GB", named)
         yield Figure("index", "memory of its own after building", private_bytes() / 1e9, "GB", named)
-        yield from self._searched(named, lambda queries, k: searcher.search(queries, k, chosen.effort))
+        yield from self._searched(named, lambda queries, k: searcher.search(queries, k, chosen.params))
 
     def _build(self, factory: str, n_shards: int) -> None:
-        """Train, and fill the shards from one stream, whose making and judging do not count."""
+        """Train, and fill the shards from one stream, whose making and evaluating do not count."""
         d = self.growth.base_BD.shape[1]
         rows = training_size(factory, self.n, d, _SAMPLE_BYTES)
         sample_ND = np.concatenate(list(self.growth.blocks(rows, seed=0)))
@@ -206,14 +206,14 @@ class _Trial:
         started, first = time.perf_counter(), 0
         for number, piece in enumerate(np.array_split(np.arange(self.n), n_shards)):
             shard = ShardDescription.of(number, len(piece), is_exact=False)
-            blocks = self.clock.timed("grow", self._judged(self.growth.blocks(len(piece), seed=2 + number), first))
+            blocks = self.clock.timed("grow", self._evaluated(self.growth.blocks(len(piece), seed=2 + number), first))
             build_shard(template, _numbered(blocks, first), self.folder, shard, centre_D)
             self.shards.append(shard)
             first += len(piece)
         self.clock.add("add", started)
         self.clock.seconds["add"] -= self.clock.seconds["grow"]
 
-    def _judged(self, blocks: Iterable[Float32Matrix], first: int) -> Iterator[Float32Matrix]:
+    def _evaluated(self, blocks: Iterable[Float32Matrix], first: int) -> Iterator[Float32Matrix]:
         """Pass blocks on, looking for the true neighbours of some queries on the way."""
         for block_ND in blocks:
             ids = np.arange(first, first + len(block_ND))
@@ -270,9 +270,9 @@ class _Trial:
         )
 
     def _searched(self, setting: dict[str, str | int | float], search: _Search, prefix: str = "") -> Iterator[Figure]:
-        judged = self.queries_QD[: len(self.truth[0])]
+        evaluated = self.queries_QD[: len(self.truth[0])]
         for k in (CHOSEN_K, _K):
-            found_QK, _ = search(judged, k)
+            found_QK, _ = search(evaluated, k)
             recall = recall_at(found_QK, self.truth[0][:, :k])
             yield Figure("index", f"{prefix}recall@{k}", recall, "", setting)
         started = time.perf_counter()
@@ -281,9 +281,9 @@ class _Trial:
         seconds = time.perf_counter() - started
         yield Figure("index", f"{prefix}{len(self.queries_QD):,} queries, k {_K}", seconds, "s", setting)
         single = []
-        for place in range(min(100, len(judged))):
+        for place in range(min(100, len(evaluated))):
             started = time.perf_counter()
-            search(judged[place : place + 1], CHOSEN_K)
+            search(evaluated[place : place + 1], CHOSEN_K)
             single.append(time.perf_counter() - started)
         p50, p99 = np.percentile(single, [50, 99])
         yield Figure("index", f"{prefix}one query, k 10, median", p50 * 1e3, "ms", setting)

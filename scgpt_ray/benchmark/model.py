@@ -19,22 +19,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from scgpt_ray.benchmark.figures import Figure, median_seconds, peak_bytes, seconds_of, table
-from scgpt_ray.benchmark.made_up import (
+from scgpt_ray.benchmark.measurement import Figure, median_seconds, peak_bytes, seconds_of, table
+from scgpt_ray.benchmark.padded_reference import NaiveNetwork, naive_tokens, padding_waste, same_tokens
+from scgpt_ray.benchmark.synthetic import (
     RAGGED,
     WHOLE_HUMAN_TOKENS,
     cell_lengths,
     lengths_of_file,
-    made_up_cells,
-    made_up_tokens,
+    synthetic_cells,
+    synthetic_tokens,
 )
-from scgpt_ray.benchmark.naive import NaiveNetwork, naive_tokens, padding_waste, same_tokens
-from scgpt_ray.model.attention import Kind
-from scgpt_ray.model.checkpoint import Architecture, Checkpoint, random_tensors, read_checkpoint
-from scgpt_ray.model.embedder import Embedder, set_threads
-from scgpt_ray.model.precision import DTYPES
-from scgpt_ray.model.vocabulary import SPECIALS, Vocabulary
+from scgpt_ray.network.attention import Kind
+from scgpt_ray.network.checkpoint import Architecture, Checkpoint, random_tensors, read_checkpoint
+from scgpt_ray.network.embedder import Embedder, set_threads
+from scgpt_ray.network.precision import DTYPES
 from scgpt_ray.schema import N_GENES, Int64Array
+from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 
 WHOLE_HUMAN = Architecture(512, 8, 512, 12, -2, WHOLE_HUMAN_TOKENS)
 """The size of the published checkpoints."""
@@ -85,7 +85,7 @@ def benchmark_model(request: ModelRequest, architecture: Architecture = WHOLE_HU
     checkpoint = read_checkpoint(request.checkpoint) if request.checkpoint else random_checkpoint_of(architecture)
     lengths = lengths_of(request)
     vocabulary = checkpoint.vocabulary
-    tokens = made_up_tokens(lengths, vocabulary.size, vocabulary.cls_token)
+    tokens = synthetic_tokens(lengths, vocabulary.size, vocabulary.cls_token)
     embedder = Embedder(checkpoint, device=request.device, precision=request.precision, attention=request.attention)
     on_cuda = torch.device(request.device).type == "cuda"
     if on_cuda:
@@ -180,10 +180,10 @@ def against_naive(
         found.append((f"ratio of the networks{name}", naive_s / seconds, ""))
     if importlib.util.find_spec("numba") is None:
         return found
-    from scgpt_ray.model.tokens import TokenRules, tokenize
+    from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
     vocabulary, rules = checkpoint.vocabulary, TokenRules()
-    cells = made_up_cells(tokens[N_GENES].to_numpy().astype(np.int64), vocabulary.size)
+    cells = synthetic_cells(tokens[N_GENES].to_numpy().astype(np.int64), vocabulary.size)
     rng = np.random.default_rng(0)
     pad_value = checkpoint.architecture.pad_value
     naive_s += seconds_of(lambda: naive_tokens(cells, vocabulary.cls_token, pad_value, rules.max_length, rng))

@@ -1,6 +1,6 @@
 """The stage `read`: cells/s from a SOMA experiment in the Census' layout and from an .h5ad file, and memory.
 
-Both are made up in a temporary folder, so the disk's cache is warm: this is the CPU's share of reading.
+Both are synthetic in a temporary folder, so the disk's cache is warm: this is the CPU's share of reading.
 """
 
 import tempfile
@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from scgpt_ray.benchmark.figures import Figure, seconds_of
-from scgpt_ray.benchmark.made_up import WHOLE_HUMAN_TOKENS, cell_lengths, made_up_cells
-from scgpt_ray.benchmark.readers import N_GENES, read_at_once, read_tokens, readers
-from scgpt_ray.cells.anndata_file import AnnData
-from scgpt_ray.cells.plan import Partition, cut
-from scgpt_ray.cells.soma_file import CENSUS_LAYOUT, write_soma
-from scgpt_ray.cells.source import Source, locate
+from scgpt_ray.atlas.anndata_file import AnnData
+from scgpt_ray.atlas.plan import Partition, cut
+from scgpt_ray.atlas.soma_file import CENSUS_LAYOUT, write_soma
+from scgpt_ray.atlas.source import Source, locate
+from scgpt_ray.benchmark.measurement import Figure, seconds_of
+from scgpt_ray.benchmark.reader_processes import N_GENES, read_at_once, read_tokens, readers
+from scgpt_ray.benchmark.synthetic import WHOLE_HUMAN_TOKENS, cell_lengths, synthetic_cells
 from scgpt_ray.config import CellSettings
 from scgpt_ray.schema import COUNT, GENE, Int64Array, ragged
 
@@ -49,7 +49,7 @@ def benchmark_read(tokens: str | None, n_cells: int | None, n_readers: int | Non
     """
     lengths = cell_lengths(tokens or GENES, n_cells or CELLS)
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as folder:
-        atlas = made_up_atlas(lengths)
+        atlas = synthetic_atlas(lengths)
         h5ad, experiment = Path(folder) / "cells.h5ad", Path(folder) / "cells.soma"
         atlas.write_h5ad(h5ad)
         write_soma(experiment, atlas, layout=CENSUS_LAYOUT)
@@ -60,9 +60,9 @@ def benchmark_read(tokens: str | None, n_cells: int | None, n_readers: int | Non
     return figures
 
 
-def made_up_atlas(n_genes: Int64Array) -> AnnData:
+def synthetic_atlas(n_genes: Int64Array) -> AnnData:
     """Cells x 60,694 genes as CSR."""
-    cells = made_up_cells(n_genes, WHOLE_HUMAN_TOKENS)
+    cells = synthetic_cells(n_genes, WHOLE_HUMAN_TOKENS)
     offsets, gene = ragged(cells[GENE])
     # Copies, for Arrow's memory is read-only.
     parts = (ragged(cells[COUNT])[1].copy(), gene.copy(), offsets)

@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 
-from scgpt_ray.benchmark.figures import Figure, median_seconds, seconds_of
-from scgpt_ray.benchmark.made_up import WHOLE_HUMAN_TOKENS, cell_lengths, made_up_cells
-from scgpt_ray.benchmark.naive import naive_tokens
-from scgpt_ray.model.tokens import TokenRules, tokenize
-from scgpt_ray.model.vocabulary import SPECIALS, Vocabulary
+from scgpt_ray.benchmark.measurement import Figure, median_seconds, seconds_of
+from scgpt_ray.benchmark.padded_reference import naive_tokens
+from scgpt_ray.benchmark.synthetic import WHOLE_HUMAN_TOKENS, cell_lengths, synthetic_cells
+from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 
 CELLS = 4096
 GENES = "2000"
@@ -29,7 +29,7 @@ def benchmark_tokens(tokens: str | None, n_cells: int | None, seconds: float, ag
     n_genes = cell_lengths(tokens or GENES, n_cells or CELLS) - 1
     figures = []
     for kind in ("counts", "log1p"):
-        cells = made_up_cells(n_genes, vocabulary.size, log1p=kind == "log1p")
+        cells = synthetic_cells(n_genes, vocabulary.size, log1p=kind == "log1p")
         ours_s = median_seconds(partial(tokenize, cells, vocabulary, rules), seconds)
         setting: dict[str, str | int | float] = {
             "values": kind,

@@ -35,8 +35,8 @@ class BenchmarkSettings(Settings):
     readers: Annotated[int, Field(ge=2)] | None = None
     """Processes that share the work, for the stage read: measure them against one. Default: leave that out."""
     embeddings_from: Text | None = None
-    """Output folder of an embed whose cells the stage index grows its vectors from. Default: made-up vectors in planes
-    of 24 dimensions around 100 types, which no cell is behind."""
+    """Output folder of an embed whose cells the stage index grows its vectors from. Default: synthetic vectors (100
+    clusters, intrinsic dimension 24)."""
     threads: Count | None = None
     """CPU threads. Default: torch's own; one for the stage index."""
     seconds: Annotated[float, Field(gt=0)] | None = None

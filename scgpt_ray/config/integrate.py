@@ -8,14 +8,14 @@ from scgpt_ray.config.settings import Settings, Text
 
 
 class IntegrateSettings(Settings):
-    """Judge embeddings of several batch keys together: integration metrics, batch effects explained, pictures."""
+    """Evaluate embeddings of several batch keys together: integration metrics, batch effects explained, pictures."""
 
     verb = "integrate"
 
     embeddings: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Output folder of `embed`; or several of them, of the same cells, to be judged side by side. After the first, also
-    Parquet files (name.parquet) of embeddings made elsewhere: soma_joinid or obs_id, and a column embedding of lists
-    or a column for each dimension. They must have all cells embedded in the first; rows of others are left out."""
+    """Output folder of `embed`; or several of them, of the same cells, to compare. After the first, also Parquet files
+    (name.parquet) of external embeddings: soma_joinid or obs_id, and a column embedding of lists or a column for each
+    dimension. They must have all cells embedded in the first; rows of others are left out."""
     batch_column: Text
     """Carried obs column of the batch keys that should mix, such as donor_id or assay."""
     output: Text
@@ -29,7 +29,7 @@ class IntegrateSettings(Settings):
     """Where the counts of these cells are, as --atlas of embed, for the baseline of principal components and the genes
     behind an effect. Default: the atlas that was embedded, where it still lies on this machine's disks unchanged."""
     max_cells: Annotated[int, Field(ge=16)] = 20_000
-    """Most cells to judge; of more, a sample stratified by label and batch key."""
+    """Most cells to evaluate; of more, a sample stratified by label and batch key."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the sample, the clusterings, the folds and the pictures."""
 

@@ -57,8 +57,7 @@ class PretrainSettings(CellSettings):
     ties: Literal["random", "top"] = "random"
     """Which bin equal counts get: a draw from the bins they span, as `embed` does by default, or the top one."""
     validation_filter: Text | None = None
-    """Cells to keep out of training and judge by, as a condition on obs columns: "donor_id == 'd7'". Default: a share
-    of all cells."""
+    """Validation cells, as a condition on obs columns: "donor_id == 'd7'". Default: a share of all cells."""
     validation_share: Fraction = 0.05
     """Share of the cells kept out, where no filter says which."""
     steps: Count = 10_000
@@ -72,7 +71,7 @@ class PretrainSettings(CellSettings):
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest norm of a step's gradient."""
     steps_per_checkpoint: Count = 500
-    """Steps between judging on the cells kept out; each time the state is saved, for a killed run to go on from."""
+    """Steps between evaluating on the cells kept out; each time the state is saved, for a killed run to go on from."""
     workers: Count = 1
     """Workers that share each step: one per GPU where the cluster has GPUs."""
     tokens_per_microbatch: Count | None = None

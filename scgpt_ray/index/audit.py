@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.folder import Folder
+from scgpt_ray.identity import Fingerprint
 from scgpt_ray.index.description import TEMPLATE, IndexDescription, require_index
 from scgpt_ray.index.shard import HALF, ShardDescription, open_array, open_faiss
+from scgpt_ray.parts.manifest import Manifest, read_manifest
+from scgpt_ray.parts.parts import PARTS, read_part
 from scgpt_ray.schema import JOINID, N_GENES, Int64Array
-from scgpt_ray.store.fingerprint import Fingerprint
-from scgpt_ray.store.manifest import Manifest, read_manifest
-from scgpt_ray.store.parts import PARTS, read_part
+from scgpt_ray.storage import Folder
 
 _ROWS = 65_536
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.folder import Folder
 from scgpt_ray.index.shard import ShardDescription
+from scgpt_ray.storage import Folder
 
 FORMAT_VERSION = 2
 METRIC = "cosine"

@@ -1,6 +1,6 @@
 """How much of the truth an approximate search finds, and how far it must look for that.
 
-The queries are indexed cells; that a cell finds itself does not count. An effort is a number of lists and a number of
+The queries are indexed cells; that a cell finds itself does not count. An params is a number of lists and a number of
 candidates that are ranked again. What one costs is counted, not timed, so that an index is a
 function of its request: bytes of codes that are read in a row, and bytes of vectors that are read from random places,
 of which one takes as long as four in a row (0.5 against 2 GB/s on a core).
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scgpt_ray.folder import Folder
 from scgpt_ray.index.description import TEMPLATE, IndexDescription
 from scgpt_ray.index.factory import bytes_per_vector
 from scgpt_ray.index.search import NONE, Neighbors
-from scgpt_ray.index.searcher import Effort
+from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.schema import Float32Matrix, Int64Array
+from scgpt_ray.storage import Folder
 
 RECALL_K = (1, 10, 50)
 CHOSEN_K = 10
@@ -27,15 +27,15 @@ _RANDOM_READ = 4
 _LATENCY_QUERIES = 64
 _MS = 1000
 
-Search = Callable[[Float32Matrix, int, Effort], Neighbors]
-"""Queries [Q, d], neighbours wanted and effort -> neighbours."""
+Search = Callable[[Float32Matrix, int, SearchParams], Neighbors]
+"""Queries [Q, d], neighbours wanted and params -> neighbours."""
 
 
 def recall_at(found_ids_QK: Int64Array, true_ids_QK: Int64Array) -> float:
     """Recall@K: the part of the true neighbours that were found, over all queries.
 
     Args:
-        found_ids_QK: int64 [Q, K] of the search that is judged; -1 is none.
+        found_ids_QK: int64 [Q, K] of the search that is evaluated; -1 is none.
         true_ids_QK: int64 [Q, K] of the exact search; -1 is none and does not count.
     """
     assert len(found_ids_QK) == len(true_ids_QK), (found_ids_QK.shape, true_ids_QK.shape)
@@ -47,7 +47,7 @@ def recall_at(found_ids_QK: Int64Array, true_ids_QK: Int64Array) -> float:
 
 @dataclass(frozen=True)
 class Point:
-    """One effort and what it finds.
+    """One params and what it finds.
 
     Attributes:
         nprobe: Inverted lists of each shard.
@@ -64,13 +64,13 @@ class Point:
     cost: int
 
     @property
-    def effort(self) -> Effort:
+    def params(self) -> SearchParams:
         """What a search takes."""
-        return Effort(self.nprobe, self.rerank)
+        return SearchParams(self.nprobe, self.rerank)
 
 
 @dataclass(frozen=True)
-class Exam:
+class RecallSample:
     """What an index is examined with.
 
     Attributes:
@@ -85,9 +85,9 @@ class Exam:
     truth_QK: Int64Array
     scores_QK: Float32Matrix
 
-    def found(self, search: Search, k: int, effort: Effort) -> Neighbors:
+    def found(self, search: Search, k: int, params: SearchParams) -> Neighbors:
         """The k nearest others that a search finds."""
-        return without_self(*search(self.queries_QD, k + 1, effort), self.ids_Q)
+        return without_self(*search(self.queries_QD, k + 1, params), self.ids_Q)
 
     def recall(self, found_QK: Int64Array, k: int) -> float:
         """Recall@k; 1 where nobody has a neighbour."""
@@ -103,8 +103,8 @@ def without_self(ids_QK: Int64Array, scores_QK: Float32Matrix, own_Q: Int64Array
     return ids_QK[~is_own_QK].reshape(shape), scores_QK[~is_own_QK].reshape(shape)
 
 
-def choose_effort(
-    exam: Exam, search: Search, nlist: int, cost_of: Callable[[Effort], int], target: float
+def choose_params(
+    recall_sample: RecallSample, search: Search, nlist: int, cost_of: Callable[[SearchParams], int], target: float
 ) -> tuple[Point, list[Point]]:
     """Double the lists until the most candidates meet the target, then once more; the cheapest that meets it wins.
 
@@ -119,7 +119,7 @@ def choose_effort(
         """Points of falling rerank, down to the first that misses the target: fewer candidates find less."""
         points: list[Point] = []
         for rerank in reranks:
-            points.append(point_at(Effort(nprobe, rerank), exam, search, cost_of))
+            points.append(point_at(SearchParams(nprobe, rerank), recall_sample, search, cost_of))
             if points[-1].recall_at_10 < target:
                 break
         return points
@@ -139,11 +139,13 @@ def choose_effort(
     return min((point for point in curve if point.recall_at_10 >= target), key=lambda point: point.cost), curve
 
 
-def point_at(effort: Effort, exam: Exam, search: Search, cost_of: Callable[[Effort], int]) -> Point:
-    """Measure an effort."""
-    found_QK, _ = exam.found(search, CHOSEN_K, effort)
-    recalls = exam.recall(found_QK, 1), exam.recall(found_QK, CHOSEN_K)
-    return Point(effort.nprobe, effort.rerank, *recalls, cost_of(effort))
+def point_at(
+    params: SearchParams, recall_sample: RecallSample, search: Search, cost_of: Callable[[SearchParams], int]
+) -> Point:
+    """Measure search parameters."""
+    found_QK, _ = recall_sample.found(search, CHOSEN_K, params)
+    recalls = recall_sample.recall(found_QK, 1), recall_sample.recall(found_QK, CHOSEN_K)
+    return Point(params.nprobe, params.rerank, *recalls, cost_of(params))
 
 
 def _is_flat(curve: Sequence[Point]) -> bool:
@@ -152,27 +154,27 @@ def _is_flat(curve: Sequence[Point]) -> bool:
     return len(highest) > doublings and highest[-1] - highest[-1 - doublings] < _PLATEAU
 
 
-def cost_model(factory: str, d: int, n_cells: int, n_shards: int, nlist: int) -> Callable[[Effort], int]:
-    """Bytes that a query reads at an effort."""
+def cost_model(factory: str, d: int, n_cells: int, n_shards: int, nlist: int) -> Callable[[SearchParams], int]:
+    """Bytes that a query reads at search parameters."""
     code_bytes = bytes_per_vector(factory, d)
 
-    def cost(effort: Effort) -> int:
-        scanned = n_cells * min(effort.nprobe, nlist) // nlist * code_bytes
-        return scanned + _RANDOM_READ * n_shards * effort.rerank * 2 * d
+    def cost(params: SearchParams) -> int:
+        scanned = n_cells * min(params.nprobe, nlist) // nlist * code_bytes
+        return scanned + _RANDOM_READ * n_shards * params.rerank * 2 * d
 
     return cost
 
 
-def speed(queries_QD: Float32Matrix, search: Search, effort: Effort) -> dict[str, float]:
+def speed(queries_QD: Float32Matrix, search: Search, params: SearchParams) -> dict[str, float]:
     """Latency of single queries in milliseconds, and the rate of all of them at once."""
-    search(queries_QD[:1], CHOSEN_K, effort)  # opens what is not open yet
+    search(queries_QD[:1], CHOSEN_K, params)  # opens what is not open yet
     seconds = []
     for place in range(min(_LATENCY_QUERIES, len(queries_QD))):
         started = time.perf_counter()
-        search(queries_QD[place : place + 1], CHOSEN_K, effort)
+        search(queries_QD[place : place + 1], CHOSEN_K, params)
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
-    search(queries_QD, CHOSEN_K, effort)
+    search(queries_QD, CHOSEN_K, params)
     p50, p99 = np.percentile(seconds, [50, 99]) * _MS
     rate = len(queries_QD) / (time.perf_counter() - started)
     return {"p50_ms": float(p50), "p99_ms": float(p99), "queries_per_s": rate}

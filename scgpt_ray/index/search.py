@@ -65,7 +65,7 @@ def candidates(
     As `search`, without settling ties in the last place: codes of few bits tie all the time.
     """
     if index.ntotal == 0 or len(queries_QD) == 0:
-        return nobody(len(queries_QD), n)[0]
+        return no_neighbors(len(queries_QD), n)[0]
     return _find_in(index, nprobe, allowed_N)(np.ascontiguousarray(queries_QD, np.float32), min(n, index.ntotal))[0]
 
 
@@ -108,7 +108,7 @@ def exact_search(blocks: Iterable[tuple[Int64Array, Float32Matrix]], queries_QD:
         As `search`.
     """
     queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-    best = nobody(len(queries_QD), k)
+    best = no_neighbors(len(queries_QD), k)
     for ids_N, vectors_ND in blocks:
         find = _find_among(ids_N, np.ascontiguousarray(vectors_ND, np.float32))
         best = merge([best, _nearest(find, queries_QD, k, k + 1, len(ids_N))], k)
@@ -127,7 +127,7 @@ def merge(results: Sequence[Neighbors], k: int) -> Neighbors:
     ids_QM, scores_QM = _ordered(ids_QM, np.where(ids_QM == NONE, np.float32(-np.inf), scores_QM))
     missing = max(0, k - ids_QM.shape[1])
     if missing:
-        absent_ids, absent_scores = nobody(len(ids_QM), missing)
+        absent_ids, absent_scores = no_neighbors(len(ids_QM), missing)
         return np.hstack([ids_QM, absent_ids]), np.hstack([scores_QM, absent_scores])
     return np.ascontiguousarray(ids_QM[:, :k]), np.ascontiguousarray(scores_QM[:, :k])
 
@@ -139,7 +139,7 @@ def _nearest(find: _Find, queries_QD: Float32Matrix, k: int, width: int, n: int)
     kept, and those queries are asked again for more until their ties are complete.
     """
     if n == 0 or len(queries_QD) == 0:
-        return nobody(len(queries_QD), k)
+        return no_neighbors(len(queries_QD), k)
     ids_QW, scores_QW = _ordered(*find(queries_QD, min(width, n)))
     if width < n:
         cut = np.flatnonzero((scores_QW[:, k - 1] == scores_QW[:, -1]) & (ids_QW[:, -1] != NONE))
@@ -165,6 +165,6 @@ def _find_among(ids_N: Int64Array, vectors_ND: Float32Matrix) -> _Find:
     return find
 
 
-def nobody(n_queries: int, k: int) -> Neighbors:
+def no_neighbors(n_queries: int, k: int) -> Neighbors:
     """The answer where there is no neighbour."""
     return np.full((n_queries, k), NONE, np.int64), np.full((n_queries, k), -np.inf, np.float32)

@@ -27,12 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.folder import Folder
-from scgpt_ray.index.allowed import Allowed, masked
 from scgpt_ray.index.description import CENTRE
-from scgpt_ray.index.search import NONE, Mask, Neighbors, candidates, exact_search, merge, nobody, search
+from scgpt_ray.index.neighbor_filter import Allowed, masked
+from scgpt_ray.index.search import NONE, Mask, Neighbors, candidates, exact_search, merge, no_neighbors, search
 from scgpt_ray.index.shard import HALF, ShardDescription, open_array, open_faiss
 from scgpt_ray.schema import Float32Matrix, Int64Array
+from scgpt_ray.storage import Folder
 
 EXACT_ROWS = 20_000
 """Cells that a filter leaves in a shard and that are compared one by one: no lists to miss."""
@@ -46,7 +46,7 @@ _EXACT_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
-class Effort:
+class SearchParams:
     """How far a search looks.
 
     Attributes:
@@ -109,19 +109,19 @@ class Shard:
             return np.asarray(self.index.reconstruct_batch(rows), np.float32)
         return np.asarray(self.vectors_ND[rows].astype(np.float32) + self.centre_D)
 
-    def search(self, queries_QD: Float32Matrix, k: int, effort: Effort, allowed_N: Mask | None) -> Neighbors:
+    def search(self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed_N: Mask | None) -> Neighbors:
         """The k nearest: ids int64 [Q, k] and scores float32 [Q, k]."""
         if not len(self.ids_N) or (allowed_N is not None and not allowed_N.any()):
-            return nobody(len(queries_QD), k)
+            return no_neighbors(len(queries_QD), k)
         if self.vectors_ND is None:
-            rows_QK, scores_QK = search(self.index, queries_QD, k, effort.nprobe, allowed_N)
+            rows_QK, scores_QK = search(self.index, queries_QD, k, params.nprobe, allowed_N)
             return self._named(rows_QK), scores_QK
         if allowed_N is not None and (n_allowed := int(allowed_N.sum())) <= EXACT_ROWS:
             return self.exact(queries_QD, k, np.flatnonzero(allowed_N))
         # What a filter leaves is spread over more lists.
         share = 1.0 if allowed_N is None else n_allowed / len(allowed_N)
-        nprobe = int(np.ceil(effort.nprobe / share))
-        n = max(effort.rerank, LEAST_PER_NEIGHBOR * k)
+        nprobe = int(np.ceil(params.nprobe / share))
+        n = max(params.rerank, LEAST_PER_NEIGHBOR * k)
         rows_QR = candidates(self.index, queries_QD, n, nprobe, allowed_N)
         rows_QK, scores_QK = self._ranked(queries_QD, rows_QR, k)
         return self._named(rows_QK), scores_QK
@@ -196,18 +196,20 @@ class Searcher:
         cache = self._folder.path if self._folder.is_local else self._cache
         return [Shard.open(self._folder, description, centre_D, cache) for description in self._descriptions]
 
-    def search(self, queries_QD: Float32Matrix, k: int, effort: Effort, allowed: Allowed | None = None) -> Neighbors:
+    def search(
+        self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: Allowed | None = None
+    ) -> Neighbors:
         """The k nearest neighbours in all shards: ids int64 [Q, k], -1 for none, and scores float32 [Q, k]."""
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-        return merge([self._search(shard, queries_QD, k, effort, allowed) for shard in self.shards], k)
+        return merge([self._search(shard, queries_QD, k, params, allowed) for shard in self.shards], k)
 
     def _search(
-        self, shard: Shard, queries_QD: Float32Matrix, k: int, effort: Effort, allowed: Allowed | None
+        self, shard: Shard, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: Allowed | None
     ) -> Neighbors:
         labels = None if allowed is None else self._labels(shard, tuple(allowed.needs(self._schema)))
-        ids_QK, scores_QK = nobody(len(queries_QD), k)
+        ids_QK, scores_QK = no_neighbors(len(queries_QD), k)
         for rows, mask_N in masked(allowed, len(queries_QD), labels):
-            ids_QK[rows], scores_QK[rows] = shard.search(queries_QD[rows], k, effort, mask_N)
+            ids_QK[rows], scores_QK[rows] = shard.search(queries_QD[rows], k, params, mask_N)
         return ids_QK, scores_QK
 
     def _labels(self, shard: Shard, columns: tuple[str, ...]) -> pa.Table:

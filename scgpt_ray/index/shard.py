@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.folder import Folder
 from scgpt_ray.index.factory import reason
 from scgpt_ray.index.gpu import Place, assigning
 from scgpt_ray.index.template import open_template, transformed, without_table
 from scgpt_ray.schema import Float32Matrix, Int64Array
+from scgpt_ray.storage import Folder
 
 HALF = np.dtype("<f2")
 _TILE_ROWS = 64

@@ -166,7 +166,7 @@ class Calibration:
             HeldOut.from_dict(plain["held_out"]),
         )
 
-    def judge(self, names: tuple[str, ...], election: Election) -> tuple[Floats, list[str]]:
+    def evaluate(self, names: tuple[str, ...], election: Election) -> tuple[Floats, list[str]]:
         """Probability that each winner is right, and why it is rejected (empty where it is not), [Q] each."""
         probability = self.calibrator.probability(election)
         return probability, self.thresholds.reasons(names, election.winner, election.nearness, probability)
@@ -218,7 +218,7 @@ def _fit(sample: Sample, targets: Targets) -> tuple[Calibrator, Thresholds]:
 
 
 def _held_out(sample: Sample, targets: Targets) -> HeldOut:
-    """Each fold judged by what the others teach."""
+    """Each fold evaluated by what the others teach."""
     n_cells, fold_N = len(sample.truth), folds(sample.group)
     probability_N, reason_N = np.zeros(n_cells), np.full(n_cells, "", object)
     withheld_N = np.full(n_cells, "", object)

@@ -14,7 +14,7 @@ from scgpt_ray.mapping.isotonic import isotonic_blocks
 from scgpt_ray.mapping.vote import Election, Floats
 
 FIGURES = ("share", "margin", "nearness")
-"""What a vote is judged by: share of the winner, its lead, mean score of the voters."""
+"""What a vote is evaluated by: share of the winner, its lead, mean score of the voters."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class RolledUp:
     """str [Q]; None where no term has enough votes."""
     share: Floats
     """Share of the votes that went to the term or to one below it, float64 [Q]; 0 for no term."""
-    foreign_terms: dict[str, int]
+    unknown_terms: dict[str, int]
     """Terms that the ontology lacks -> neighbours that voted for them."""
 
 

@@ -62,7 +62,7 @@ class Predictions:
 
     table: pa.Table
     """As `predict` gives it."""
-    foreign_terms: dict[str, int]
+    unknown_terms: dict[str, int]
     """Terms of the term column that the ontology lacks -> neighbours that voted for them."""
 
 
@@ -76,7 +76,7 @@ def predict(
     calibrations: Mapping[str, Calibration] | None = None,
     ontology: Ontology | None = None,
 ) -> Predictions:
-    """Elect, judge and roll up the labels of query cells.
+    """Elect, evaluate and roll up the labels of query cells.
 
     Args:
         neighbor_ids_QK: int64 [Q, K], nearest first, -1 where there is no neighbour.
@@ -102,18 +102,20 @@ def predict(
     """
     assert rules.term_column is None or (rules.term_column in rules.columns and ontology is not None), rules
     predicted: dict[str, pa.Array] = {}
-    foreign_terms: dict[str, int] = {}
+    unknown_terms: dict[str, int] = {}
     for column in rules.columns:
         ballot = hold_ballot(neighbor_ids_QK, scores_QK, labels, column, rules.vote, reference_cells or {})
         calibration = (calibrations or {}).get(column)
-        probability_Q, reason_Q = calibration.judge(ballot.names, ballot.election) if calibration else _unjudged(ballot)
+        probability_Q, reason_Q = (
+            calibration.evaluate(ballot.names, ballot.election) if calibration else _unjudged(ballot)
+        )
         predicted |= _label_columns(column, ballot, probability_Q, np.array(reason_Q, object))
         if column == rules.term_column and ontology is not None:
             rolled = roll_up(ballot, ontology, rules.term_share)
             far_Q = np.array([reason == TOO_FAR for reason in reason_Q], bool)
             predicted |= _term_columns(column, rolled, ontology, far_Q)
-            foreign_terms = rolled.foreign_terms
-    return Predictions(pa.table(predicted | _neighbors(neighbor_ids_QK, scores_QK)), foreign_terms)
+            unknown_terms = rolled.unknown_terms
+    return Predictions(pa.table(predicted | _neighbors(neighbor_ids_QK, scores_QK)), unknown_terms)
 
 
 def _unjudged(ballot: Ballot) -> tuple[None, list[str]]:

@@ -1,0 +1,294 @@
+"""Cells of an .h5ad file or an AnnData in memory: the only module that knows anndata and h5py."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import anndata
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import scipy.sparse
+from anndata.io import read_elem
+
+from scgpt_ray.atlas.matrix import CsrRows, DenseRows, Matrix, csr_rows
+from scgpt_ray.atlas.obs_filter import parse
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.atlas.ragged import Refuse, add_totals, blocks, gather
+from scgpt_ray.atlas.table import cells_block, concatenated, not_counts, obs_blocks, plain_columns, refuse_missing
+from scgpt_ray.errors import AtlasError, WorkerError
+from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
+
+
+@dataclass(frozen=True)
+class H5adSource:
+    """Where the cells of an .h5ad file are; a value that pickles, without a handle.
+
+    A cell's joinid is its row number. obs is read whole, once per process, and its wanted columns are kept.
+    CSR and dense matrices are read in blocks of rows; a CSC matrix is turned into CSR once per process,
+    which takes about 16 bytes per stored value while it happens and 8 afterwards.
+    """
+
+    uri: str
+    """Absolute path."""
+    n_bytes: int
+    mtime_ns: int
+    layer: str
+    """`X`, `raw` for .raw, or the name of a layer."""
+    obs_filter: str | None
+    obs_columns: tuple[str, ...]
+
+    def check(self) -> None:
+        """Require that the file can be read and has the layer and obs columns.
+
+        Raises:
+            AtlasError: With what is there instead.
+        """
+        with self._opened() as file:
+            matrix = self._matrix(file)
+            fault = matrix.fault((len(_obs(self)[0]), len(self.var())))
+        if fault:
+            raise _unreadable(self.uri, f"{self.layer}: {fault}")
+
+    def identity(self) -> dict[str, object]:
+        """What changes the numbers."""
+        return {
+            "kind": "h5ad",
+            "uri": self.uri,
+            "bytes": self.n_bytes,
+            "mtime_ns": self.mtime_ns,
+            "layer": self.layer,
+            "obs_filter": self.obs_filter,
+        }
+
+    def var(self) -> pd.DataFrame:
+        """One row per gene, with var's own index; that of .raw for layer `raw`."""
+        with self._opened() as file:
+            return _frame(file, "raw/var" if self.layer == "raw" else "var", self.uri)
+
+    def joinids(self) -> Int64Array:
+        """Sorted row numbers of the selected cells.
+
+        Raises:
+            AtlasError: If the filter is wrong or selects nothing.
+        """
+        _, found = _obs(self)
+        if not len(found):
+            raise AtlasError(
+                f"{self.uri}: obs filter {self.obs_filter!r} selects no cell"
+                if self.obs_filter
+                else f"{self.uri}: no cells",
+                expected="at least one cell",
+                remedy="change --obs-filter",
+            )
+        return found
+
+    def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
+        """Sum the counts of each gene over all cells, which proves the whole of them to be counts.
+
+        Args:
+            joinids: Sorted row numbers of the selected cells.
+
+        Returns:
+            Counts per var row float64 [n_var], and the number of cells looked at.
+
+        Raises:
+            AtlasError: If a value is not a count.
+        """
+        totals = np.zeros(len(self.var()))
+        with self._opened() as file:
+            matrix = self._matrix(file)
+            for ids in blocks(joinids):
+                add_totals(matrix.parts(int(ids[0]), int(ids[-1])), ids, totals, self._refuse)
+        return totals, len(joinids)
+
+    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+        """Read the cells of a partition, a block of rows at a time.
+
+        Args:
+            partition: A partition of the plan.
+            gene_tokens: Token of each var row, int32; -1 outside the vocabulary.
+
+        Yields:
+            CELLS: soma_joinid, obs_id (obs_names), the obs columns as plain types, gene, count. A row per
+            planned cell, also for one without counts.
+
+        Raises:
+            AtlasError: If a value met is not a count.
+            WorkerError: If the file changed under the plan.
+        """
+        all_obs, selected = _obs(self)
+        first, last = np.searchsorted(selected, (partition.first, partition.last + 1))
+        joinids = selected[first:last]
+        partition.require(joinids, self.uri)
+        obs = plain_columns(all_obs.take(joinids)).add_column(0, JOINID, pa.array(joinids))
+        with self._opened() as file:
+            yield from _cells(self._matrix(file), obs, gene_tokens, self._refuse)
+
+    def _matrix(self, file: h5py.File) -> Matrix:
+        node = _node(file, self.layer, self.uri)
+        if isinstance(node, h5py.Dataset):
+            return DenseRows(node)
+        if node.attrs["encoding-type"] == "csc_matrix":
+            return _converted(self)
+        n_rows, n_columns = node.attrs["shape"]
+        return CsrRows(node["indptr"], node["indices"], node["data"], (int(n_rows), int(n_columns)))
+
+    def _refuse(self, row: int, column: int, value: float) -> NoReturn:
+        cell = f"{self.uri}: cell {_obs(self)[0][OBS_ID][row].as_py()}"
+        not_counts(cell, _gene(self.var().index, column), column, value)
+
+    @contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
+        """The file, unchanged since it was located; what HDF5 has against it is the user's to mend."""
+        if not Path(self.uri).exists():
+            raise WorkerError(f"{self.uri} is gone, or this machine cannot see it")
+        state = Path(self.uri).stat()
+        if (state.st_size, state.st_mtime_ns) != (self.n_bytes, self.mtime_ns):
+            raise WorkerError(f"{self.uri} changed during the run; start again in a new output folder")
+        try:
+            with h5py.File(self.uri, "r") as file:
+                yield file
+        except (OSError, KeyError) as error:
+            raise _unreadable(self.uri, str(error)) from error
+
+
+def cells_of(adata: anndata.AnnData, layer: str | None, gene_tokens: npt.NDArray[np.int32]) -> pa.Table:
+    """Make the CELLS table of an AnnData in memory.
+
+    Args:
+        adata: Cells x genes.
+        layer: `X` or None, `raw` for .raw, or the name of a layer.
+        gene_tokens: Token of each var row (of .raw for `raw`), int32 [n_var]; -1 outside the vocabulary.
+
+    Returns:
+        soma_joinid (row number), obs_id (obs_names), gene, count; a row per cell.
+
+    Raises:
+        AtlasError: If there is no such layer, or a value is not a count.
+    """
+    values, names = _values(adata, layer or "X")
+    matrix = DenseRows(values) if isinstance(values, np.ndarray) else csr_rows(values)
+
+    def refuse(row: int, column: int, value: float) -> NoReturn:
+        not_counts(f"the AnnData: cell {adata.obs_names[row]}", _gene(names, column), column, value)
+
+    joinids = np.arange(adata.n_obs, dtype=np.int64)
+    obs = pa.table({JOINID: joinids, OBS_ID: pa.array(adata.obs_names.astype(str), pa.string())})
+    return concatenated(obs, _cells(matrix, obs, gene_tokens, refuse))
+
+
+def _gene(names: pd.Index, column: int) -> str | None:
+    return str(names[column]) if 0 <= column < len(names) else None
+
+
+def _values(adata: anndata.AnnData, layer: str) -> tuple[Any, pd.Index]:
+    if layer == "X":
+        values, names = adata.X, adata.var_names
+    elif layer == "raw" and adata.raw is not None:
+        values, names = adata.raw.X, adata.raw.var_names
+    else:
+        values, names = adata.layers.get(layer), adata.var_names
+    if values is None:
+        there = [
+            *(["X"] if adata.X is not None else []),
+            *(["raw"] if adata.raw is not None else []),
+            *adata.layers,
+        ]
+        raise _no_layer("the AnnData", layer, there)
+    return values, names
+
+
+def _cells(matrix: Matrix, obs: pa.Table, gene_tokens: npt.NDArray[np.int32], refuse: Refuse) -> Iterator[pa.Table]:
+    def cells(block: pa.Table) -> pa.Table:
+        joinids = block[JOINID].to_numpy()
+        parts = matrix.parts(int(joinids[0]), int(joinids[-1]))
+        return cells_block(block, gather(parts, joinids, gene_tokens, refuse))
+
+    # Not a loop, whose variables would keep the entries of a block until the next one is read.
+    return map(cells, obs_blocks(obs))
+
+
+@lru_cache(maxsize=2)
+def _obs(source: H5adSource) -> tuple[pa.Table, Int64Array]:
+    """The obs columns of all cells, obs_id first, and the numbers of the selected rows; once per process."""
+    with source._opened() as file:
+        frame = _frame(file, "obs", source.uri)
+    refuse_missing(source.obs_columns, [OBS_ID, *frame.columns], source.uri)
+    if OBS_ID in frame:
+        _refuse_other_names(frame, source)
+    try:
+        columns = {str(name): pa.array(frame[name], from_pandas=True) for name in frame}
+        names = pa.array(frame.index.astype(str), pa.string())
+    except pa.ArrowException as error:
+        raise _unreadable(source.uri, f"obs: {error}") from error
+    table = pa.table({**columns, JOINID: np.arange(len(frame), dtype=np.int64), OBS_ID: names})
+    selected: Int64Array = np.arange(len(frame), dtype=np.int64)
+    if source.obs_filter:
+        selected = np.flatnonzero(parse(source.obs_filter, table.schema, source.uri).mask(table))
+    return table.select(list(dict.fromkeys([OBS_ID, *source.obs_columns]))), selected
+
+
+def _refuse_other_names(frame: pd.DataFrame, source: H5adSource) -> None:
+    asked = OBS_ID in source.obs_columns or (source.obs_filter is not None and OBS_ID in source.obs_filter)
+    if asked and not (frame[OBS_ID].astype(str) == frame.index.astype(str)).all():
+        raise AtlasError(
+            f"{source.uri}: obs has a column {OBS_ID} that differs from obs_names",
+            expected=f"{OBS_ID} to mean the observation's own name",
+            remedy="rename the column",
+        )
+
+
+@lru_cache(maxsize=1)
+def _converted(source: H5adSource) -> CsrRows:
+    """A CSC matrix as CSR, in memory, once per process."""
+    with source._opened() as file:
+        node = _node(file, source.layer, source.uri)
+        shape = tuple(int(size) for size in node.attrs["shape"])
+        compressed = (node["data"][:], node["indices"][:], node["indptr"][:])
+    try:
+        return csr_rows(scipy.sparse.csc_matrix(compressed, shape=shape))
+    except ValueError as error:
+        raise _unreadable(source.uri, f"{source.layer}: {error}") from error
+
+
+def _node(file: h5py.File, layer: str, path: str) -> Any:
+    place = {"X": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
+    if place not in file:
+        layers = file["layers"].keys() if "layers" in file else []
+        there = [*(["X"] if "X" in file else []), *(["raw"] if "raw/X" in file else []), *layers]
+        raise _no_layer(path, layer, there)
+    return file[place]
+
+
+def _frame(file: h5py.File, place: str, path: str) -> pd.DataFrame:
+    if isinstance(file[place], h5py.Dataset):
+        raise AtlasError(
+            f"{path}: {place} is in a layout of anndata before 0.7",
+            expected="a file of anndata 0.7 or newer",
+            remedy="write it anew: anndata.read_h5ad(old).write_h5ad(new)",
+        )
+    try:
+        frame = read_elem(file[place])
+    except (ValueError, TypeError) as error:
+        raise _unreadable(path, f"{place}: {error}") from error
+    if not isinstance(frame, pd.DataFrame):
+        raise _unreadable(path, f"{place} is a {type(frame).__name__}")
+    return frame
+
+
+def _no_layer(where: str, layer: str, there: list[str]) -> AtlasError:
+    return AtlasError(
+        f"{where}: no layer {layer}",
+        expected=f"one of {', '.join(there) or 'none, for it has none'}",
+        remedy="name it with --layer",
+    )
+
+
+def _unreadable(path: str, found: str) -> AtlasError:
+    return AtlasError(f"{path}: {found}", expected="a whole .h5ad file", remedy="check the file with anndata.read_h5ad")

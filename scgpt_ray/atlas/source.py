@@ -1,0 +1,139 @@
+"""What every source of cells can do, and how a user's name for one becomes a locator."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.config import CellSettings
+from scgpt_ray.errors import AtlasError, ConfigError
+from scgpt_ray.schema import Int64Array
+
+_CENSUS_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
+_CENSUS_URI = "s3://cellxgene-census-public-us-west-2/cell-census/{version}/soma/census_data/homo_sapiens"
+_CENSUS_CONFIG = {"vfs.s3.region": "us-west-2", "vfs.s3.no_sign_request": "true"}
+
+
+class Source(Protocol):
+    """Cells in one place at one time, as a value that pickles: a locator, never a handle.
+
+    Genes go by var joinid and cells by soma_joinid; for a file both are row numbers.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The place, absolute."""
+
+    def check(self) -> None:
+        """Require, cheaply, that everything named is there; raises AtlasError."""
+
+    def identity(self) -> dict[str, object]:
+        """What changes the numbers: place, snapshot, layer, filter; JSON values."""
+
+    def var(self) -> pd.DataFrame:
+        """One row per gene, with names in columns and in the index, and joinids for `genes.harmonize`."""
+
+    def joinids(self) -> Int64Array:
+        """Sorted joinids of the selected cells; AtlasError if there are none."""
+
+    def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
+        """Counts of each row of `var`, float64 [n_var], and the number of cells looked at.
+
+        Raises AtlasError where something met is not a count.
+        """
+
+    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+        """CELLS of a partition, a block of at most 2,048 rows at a time; `gene_tokens` go by var joinid, int32.
+
+        At least one block, and each is made when it is asked for: who drops one before asking for the next has the
+        counts of one block in memory, however large the partition. Before the first one, it raises WorkerError if
+        the atlas changed under the plan; at any block, AtlasError where something is not a count.
+        """
+
+
+def locate(uri: str, settings: CellSettings) -> Source:
+    """Find the cells a user names, and check what can be checked cheaply.
+
+    A SOMA snapshot is pinned here, to `settings.snapshot` or now. A Census release is not contacted before
+    its joinids are asked for.
+
+    Args:
+        uri: A SOMA experiment (path or URI), an .h5ad file, or census:VERSION.
+        settings: How to select and read.
+
+    Raises:
+        AtlasError: If it is not there, or lacks the measurement, layer or obs columns.
+        ConfigError: If the name or an option makes no sense.
+    """
+    if uri.startswith("census:"):
+        return _census(uri.removeprefix("census:"), settings)
+    remote = "://" in uri
+    if not remote:
+        uri = str(Path(uri).expanduser().resolve())
+        if not Path(uri).exists():
+            raise AtlasError(
+                f"{uri}: no such file or folder",
+                expected="a SOMA experiment or an .h5ad file",
+                remedy="check the path",
+            )
+    source = _h5ad(uri, settings, remote) if uri.endswith(".h5ad") else _soma(uri, settings, {})
+    source.check()
+    return source
+
+
+def _census(version: str, settings: CellSettings) -> Source:
+    if not _CENSUS_VERSION.fullmatch(version):
+        raise ConfigError(
+            f"census:{version}",
+            expected="the date of a Census release, such as census:2025-11-08",
+            remedy="name a dated release, for what `stable` means changes with time",
+        )
+    return _soma(_CENSUS_URI.format(version=version), settings, _CENSUS_CONFIG)
+
+
+def _soma(uri: str, settings: CellSettings, config: dict[str, str]) -> Source:
+    # Imported on need: tiledbsoma takes a second to import, and a run on files has no use for it.
+    from scgpt_ray.atlas.soma import SomaSource
+
+    return SomaSource(
+        uri=uri,
+        measurement=settings.measurement,
+        layer=settings.layer or "raw",
+        obs_filter=settings.obs_filter,
+        obs_columns=settings.obs_columns,
+        timestamp=settings.snapshot or time.time_ns() // 10**6,
+        tiledb_config=tuple(sorted({**config, **settings.tiledb_config}.items())),
+    )
+
+
+def _h5ad(path: str, settings: CellSettings, remote: bool) -> Source:
+    from scgpt_ray.atlas.h5ad import H5adSource
+
+    if settings.snapshot is not None:
+        raise ConfigError(
+            f"--snapshot {settings.snapshot} for {path}",
+            expected="a SOMA experiment, for only these have snapshots",
+            remedy="leave --snapshot away",
+        )
+    if remote:
+        raise AtlasError(
+            f"{path} is remote",
+            expected="an .h5ad file on a local or shared disk",
+            remedy="download the file first",
+        )
+    state = Path(path).stat()
+    return H5adSource(
+        uri=path,
+        n_bytes=state.st_size,
+        mtime_ns=state.st_mtime_ns,
+        layer=settings.layer or "X",
+        obs_filter=settings.obs_filter,
+        obs_columns=settings.obs_columns,
+    )

@@ -1,0 +1,101 @@
+"""Synthetic cells: as long as real ones, with genes and counts from a seed."""
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from scgpt_ray.schema import BIN, COUNT, GENE, JOINID, N_GENES, Int64Array, ragged, ragged_array
+
+RAGGED = "ragged"
+"""In place of a number of tokens: 250 to 1,200 of them, 600 on average, as in many real atlases."""
+
+WHOLE_HUMAN_TOKENS = 60_697
+LAST_BIN = 50
+_STRIDE = 7_919  # a prime: steps of it meet every token of a smaller or larger vocabulary once
+_LENGTHS_AT_ONCE = 4096
+
+
+def cell_lengths(tokens: str, n_cells: int, seed: int = 0) -> Int64Array:
+    """Tokens of each cell, <cls> included.
+
+    Args:
+        tokens: A number, which every cell has, or RAGGED.
+        n_cells: Cells.
+        seed: Of the ragged lengths.
+    """
+    if tokens != RAGGED:
+        return np.full(n_cells, int(tokens), np.int64)
+    share = np.random.default_rng(seed).beta(1.4, 2.4, n_cells)  # mean 0.368
+    return np.asarray(np.rint(250 + 950 * share), np.int64)
+
+
+def lengths_of_file(path: Path, n_cells: int, max_length: int = 1200) -> Int64Array:
+    """Tokens of the first cells of an .h5ad file, as if all of its genes were in the vocabulary."""
+    # Imported here: the model stage runs on machines that have no anndata.
+    from scgpt_ray.atlas.plan import cut
+    from scgpt_ray.atlas.source import locate
+    from scgpt_ray.config import CellSettings
+
+    source = locate(str(path), CellSettings())
+    genes = np.arange(len(source.var()), dtype=np.int32)
+    parts = cut(source.joinids()[:n_cells], _LENGTHS_AT_ONCE)
+    blocks = chain.from_iterable(source.read(part, genes) for part in parts)
+    n_genes = np.concatenate([np.diff(ragged(cells[GENE])[0]) for cells in blocks])
+    return np.asarray(np.minimum(n_genes, max_length - 1) + 1)
+
+
+def synthetic_cells(n_genes: Int64Array, vocabulary_size: int, seed: int = 0, *, log1p: bool = False) -> pa.Table:
+    """CELLS with distinct genes and counts of which most are one, as UMI counts are.
+
+    Args:
+        n_genes: Genes of each cell, below vocabulary_size - 3.
+        vocabulary_size: Tokens, special ones included.
+        seed: Of genes and counts.
+        log1p: Whether values are log1p of counts scaled to 10,000 a cell.
+    """
+    rng = np.random.default_rng(seed)
+    offsets = np.append(0, np.cumsum(n_genes))
+    count = np.minimum(rng.zipf(2.2, offsets[-1]), 5_000).astype(np.float32)
+    if log1p:
+        totals = np.add.reduceat(count, offsets[:-1])
+        count = np.log1p(count * np.repeat(10_000 / totals, n_genes)).astype(np.float32)
+    gene = _genes(n_genes, vocabulary_size - 3, rng)
+    return pa.table(
+        {
+            JOINID: np.arange(len(n_genes)),
+            GENE: ragged_array(offsets, gene.astype(np.int32)),
+            COUNT: ragged_array(offsets, count),
+        }
+    )
+
+
+def synthetic_tokens(lengths: Int64Array, vocabulary_size: int, cls_token: int, seed: int = 0) -> pa.Table:
+    """TOKENS with distinct genes and any bins; needs no tokeniser."""
+    rng = np.random.default_rng(seed)
+    offsets = np.append(0, np.cumsum(lengths))
+    gene = _genes(lengths, vocabulary_size - 3, rng).astype(np.uint16 if vocabulary_size <= 2**16 else np.int32)
+    bins = rng.integers(1, LAST_BIN + 1, offsets[-1]).astype(np.uint8)
+    gene[offsets[:-1]], bins[offsets[:-1]] = cls_token, 0
+    return pa.table(
+        {
+            JOINID: np.arange(len(lengths)),
+            N_GENES: (lengths - 1).astype(np.int32),
+            GENE: ragged_array(offsets, gene),
+            BIN: ragged_array(offsets, bins),
+        }
+    )
+
+
+def _genes(lengths: Int64Array, n_genes: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Distinct genes in each cell, ascending: from a random one on, in long steps around the vocabulary."""
+    assert lengths.max(initial=0) <= n_genes, "a cell has distinct genes"
+    assert n_genes % _STRIDE, "steps around the vocabulary meet every gene"
+    ends = np.cumsum(lengths)
+    rank = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    first = np.repeat(rng.integers(0, n_genes, len(lengths)), lengths)
+    cell = np.repeat(np.arange(len(lengths)), lengths)
+    # Sorted by cell and gene at once.
+    return np.asarray(np.sort(cell * n_genes + (first + rank * _STRIDE) % n_genes) % n_genes)

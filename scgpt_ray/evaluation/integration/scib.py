@@ -1,0 +1,140 @@
+"""scib-metrics on one embedding: which metrics its cells define, and their values.
+
+Shape suffixes: N cells, D dimensions, K neighbours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.evaluation.neighbors import groups_of, nearest, with_self
+from scgpt_ray.schema import Float32Matrix, Int64Array
+
+_GRAPH_NEIGHBORS = 15
+_LISI_NEIGHBORS = 90
+_KBET_LEAST, _KBET_MOST = 10, 70
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedCells:
+    """Cells in one embedding, with what several metrics need of them.
+
+    Attributes:
+        vectors_ND: float32 [n, d], n at least 16.
+        label_N: int64 [n], labels numbered from 0.
+        key_N: int64 [n], batch keys numbered from 0.
+        seed: Of the clusterings.
+    """
+
+    vectors_ND: Float32Matrix
+    label_N: Int64Array
+    key_N: Int64Array
+    seed: int
+
+    @cached_property
+    def neighbors(self) -> Any:
+        """The cell itself and its nearest others, 90 in all, or all that there are."""
+        k = min(_LISI_NEIGHBORS, len(self.vectors_ND)) - 1
+        return _neighbors_results(*with_self(*nearest(self.vectors_ND, k)))
+
+    @cached_property
+    def graph(self) -> Any:
+        """The 15 nearest, the cell itself included."""
+        return self.neighbors.subset_neighbors(_GRAPH_NEIGHBORS)
+
+    @cached_property
+    def clustering(self) -> dict[str, float]:
+        """NMI and ARI of the Leiden clustering with the best NMI."""
+        agreement: dict[str, float] = _scib().nmi_ari_cluster_labels_leiden(self.graph, self.label_N, seed=self.seed)
+        return agreement
+
+    @cached_property
+    def mixed_labels(self) -> list[Int64Array]:
+        """The cells of each label that has several batch keys, and fewer of them than cells."""
+        return [cells for cells in groups_of(self.label_N) if 1 < len(np.unique(self.key_N[cells])) < len(cells)]
+
+    @cached_property
+    def kbet_labels(self) -> list[tuple[Int64Array, int]]:
+        """The cells of each label that is large enough for kBET, and how many neighbours are tested."""
+        sized = [(cells, _kbet_neighbors(self.key_N[cells])) for cells in self.mixed_labels]
+        return [(cells, k) for cells, k in sized if k <= len(cells)]
+
+
+_COMPUTE: dict[str, Callable[[JudgedCells], float]] = {
+    "nmi": lambda evaluated: evaluated.clustering["nmi"],
+    "ari": lambda evaluated: evaluated.clustering["ari"],
+    "asw_label": lambda evaluated: _scib().silhouette_label(evaluated.vectors_ND, evaluated.label_N),
+    "asw_batch": lambda evaluated: _scib().silhouette_batch(evaluated.vectors_ND, evaluated.label_N, evaluated.key_N),
+    "graph_connectivity": lambda evaluated: _scib().graph_connectivity(evaluated.graph, evaluated.label_N),
+    "clisi": lambda evaluated: _scib().clisi_knn(evaluated.neighbors, evaluated.label_N),
+    "ilisi": lambda evaluated: _scib().ilisi_knn(evaluated.neighbors, evaluated.key_N),
+    "kbet": lambda evaluated: float(np.mean([_kbet(evaluated, cells, k) for cells, k in evaluated.kbet_labels])),
+    "pcr": lambda evaluated: _scib().utils.principal_component_regression(
+        evaluated.vectors_ND, evaluated.key_N, categorical=True
+    ),
+}
+
+
+def score_cells(evaluated: JudgedCells) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Compute every metric that these cells define.
+
+    Returns:
+        Metric -> value or None, and metric -> why it is None.
+
+    Raises:
+        ConfigError: If scib-metrics is not installed.
+    """
+    undefined = _undefined(evaluated)
+    values = {name: None if name in undefined else float(compute(evaluated)) for name, compute in _COMPUTE.items()}
+    return values, undefined
+
+
+def _undefined(evaluated: JudgedCells) -> dict[str, str]:
+    """Metric -> why these cells do not define it."""
+    reasons: dict[str, str] = {}
+    if len(evaluated.label_N) <= _LISI_NEIGHBORS:
+        reasons |= dict.fromkeys(("clisi", "ilisi"), f"needs more than {_LISI_NEIGHBORS} cells")
+    if not evaluated.label_N.any():
+        reasons |= dict.fromkeys(("nmi", "ari", "asw_label", "clisi"), "all cells have the same label, or none")
+    if not evaluated.key_N.any():
+        reasons |= dict.fromkeys(("asw_batch", "ilisi", "kbet", "pcr"), "all cells have the same batch key")
+        return reasons
+    if not evaluated.mixed_labels:
+        reasons["asw_batch"] = "no label has cells of several batch keys"
+    if not evaluated.kbet_labels:
+        reasons["kbet"] = f"no label with several batch keys has more than {_KBET_LEAST} cells"
+    return reasons
+
+
+def _kbet_neighbors(key_N: Int64Array) -> int:
+    """Neighbours that kBET looks at, the cell itself included: a quarter of the mean batch key's cells, as scIB."""
+    mean_cells = len(key_N) / len(np.unique(key_N))
+    return int(np.clip(mean_cells // 4, _KBET_LEAST, _KBET_MOST)) + 1
+
+
+def _kbet(evaluated: JudgedCells, cells: Int64Array, k: int) -> float:
+    """Acceptance rate of kBET among the cells of one label."""
+    neighbors = _neighbors_results(*with_self(*nearest(evaluated.vectors_ND[cells], k - 1)))
+    acceptance, _, _ = _scib().kbet(neighbors, evaluated.key_N[cells])
+    return float(acceptance)
+
+
+def _neighbors_results(places_NK: Int64Array, distances_NK: npt.NDArray[np.float32]) -> Any:
+    return _scib().nearest_neighbors.NeighborsResults(indices=places_NK, distances=distances_NK)
+
+
+def _scib() -> Any:
+    try:
+        import scib_metrics  # optional, and slow to import: it brings jax
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"integration metrics need a package that is not installed: {error.name}",
+            expected="scib-metrics",
+            remedy="pip install 'scgpt-ray[eval]'",
+        ) from None
+    return scib_metrics

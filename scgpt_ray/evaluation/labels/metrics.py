@@ -1,0 +1,183 @@
+"""How right the transferred labels are, where the truth is known."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import precision_recall_fscore_support
+
+from scgpt_ray.errors import InputError
+from scgpt_ray.schema import NO_LABEL, Int64Array
+
+Labels: TypeAlias = Sequence[str | None] | npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """Scores of one true label; fractions of 1."""
+
+    label: str
+    support: int
+    """Cells that truly have it."""
+    precision: float
+    recall: float
+    f1: float
+    in_reference: bool
+    """Whether the reference has the label at all; one that it lacks cannot be predicted."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelScores:
+    """Scores of a mapping over the cells whose truth is known; fractions of 1."""
+
+    n: int
+    """Cells evaluated."""
+    n_without_truth: int
+    """Cells left out: their truth is null, empty, `unknown` or `nan`."""
+    accuracy: float
+    macro_f1: float
+    """Mean F1 over the labels present in the truth, each counting the same."""
+    majority_accuracy: float
+    """Accuracy of calling every cell by the most frequent true label."""
+    n_in_reference: int
+    """Cells evaluated whose true label the reference has."""
+    accuracy_in_reference: float | None
+    """Accuracy over those cells; None where there are none."""
+    absent_labels: tuple[str, ...]
+    """True labels that the reference lacks."""
+    confidence_right: float | None
+    """Mean confidence of the right predictions; None where there are none."""
+    confidence_wrong: float | None
+    """Mean confidence of the wrong predictions; None where there are none."""
+    per_label: tuple[LabelScore, ...]
+    """One per true label, in alphabetical order."""
+    predicted_labels: tuple[str, ...]
+    """Columns of the confusion: the true labels, then labels that were only predicted."""
+    confusion: Int64Array
+    """Cells [true labels, predicted labels]."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values for JSON; `confusion` as {truth: {predicted: cells}} without zeros."""
+        plain = {name: value for name, value in vars(self).items() if name != "predicted_labels"}
+        plain["absent_labels"] = list(self.absent_labels)
+        plain["per_label"] = [vars(score) for score in self.per_label]
+        plain["confusion"] = {
+            score.label: {p: int(cells) for p, cells in zip(self.predicted_labels, row, strict=True) if cells}
+            for score, row in zip(self.per_label, self.confusion, strict=True)
+        }
+        return plain
+
+    def table(self) -> str:
+        """The scores as text for a terminal, one line per true label."""
+        width = max(len("macro / total"), *(len(score.label) + 1 for score in self.per_label))
+        head = f"{'label':<{width}}  precision  recall     F1    cells"
+        lines = [
+            f"{score.label + ('' if score.in_reference else '*'):<{width}}  "
+            f"{score.precision:9.3f}  {score.recall:6.3f}  {score.f1:.3f}  {score.support:7,}"
+            for score in self.per_label
+        ]
+        total = f"{'macro / total':<{width}}  {'':9}  {'':6}  {self.macro_f1:.3f}  {self.n:7,}"
+        notes = [f"accuracy {self.accuracy:.3f} (always the most frequent label: {self.majority_accuracy:.3f})"]
+        if self.absent_labels:
+            notes.append("* not a label of the reference")
+        return "\n".join([head, *lines, total, *notes])
+
+
+def score_labels(
+    truth: Labels,
+    predicted: Labels,
+    confidence: npt.NDArray[np.floating],
+    reference_labels: Collection[str],
+) -> LabelScores:
+    """Compare predicted with true labels.
+
+    Args:
+        truth: True label per cell, [n]; null, empty, `unknown` and `nan` are left out and counted.
+        predicted: Predicted label per cell, [n].
+        confidence: Of the predictions, [n].
+        reference_labels: Labels that could be predicted.
+
+    Raises:
+        InputError: If no cell has a true label.
+    """
+    evaluated = require_truth(truth)
+    true_N, predicted_N = _texts(truth)[evaluated], _texts(predicted)[evaluated]
+    right_N, confidence_N = true_N == predicted_N, np.asarray(confidence)[evaluated]
+    names, support = np.unique(true_N, return_counts=True)
+    known_N = np.isin(true_N, sorted(reference_labels))
+    per_label = _per_label(true_N, predicted_N, names, reference_labels)
+    others = sorted(set(predicted_N) - set(names))
+    return LabelScores(
+        n=len(true_N),
+        n_without_truth=int((~evaluated).sum()),
+        accuracy=float(right_N.mean()),
+        macro_f1=float(np.mean([score.f1 for score in per_label])),
+        majority_accuracy=float(support.max() / len(true_N)),
+        n_in_reference=int(known_N.sum()),
+        accuracy_in_reference=_mean(right_N[known_N]),
+        absent_labels=tuple(score.label for score in per_label if not score.in_reference),
+        confidence_right=_mean(confidence_N[right_N]),
+        confidence_wrong=_mean(confidence_N[~right_N]),
+        per_label=per_label,
+        predicted_labels=(*names.tolist(), *others),
+        confusion=_confusion(true_N, predicted_N, [*names, *others])[: len(names)],
+    )
+
+
+def require_truth(truth: Labels) -> npt.NDArray[np.bool_]:
+    """Which cells have a true label, bool [n].
+
+    Raises:
+        InputError: If none has.
+    """
+    evaluated = has_truth(truth)
+    if not evaluated.any():
+        raise InputError(
+            f"none of {len(evaluated):,} query cells has a true label",
+            expected="a --truth-column with labels",
+            remedy="name another column, or leave --truth-column out",
+        )
+    return evaluated
+
+
+def has_truth(truth: Labels) -> npt.NDArray[np.bool_]:
+    """Which cells have a true label, bool [n]."""
+    return np.array([text.strip().lower() not in NO_LABEL for text in _texts(truth)], bool)
+
+
+def outcomes(truth: Labels, predicted: Labels) -> dict[str, Int64Array]:
+    """Rows of the right and the wrong predictions, and of the cells without truth; of those that there are."""
+    evaluated, right = has_truth(truth), _texts(truth) == _texts(predicted)
+    groups = {"right": evaluated & right, "wrong": evaluated & ~right, "no truth": ~evaluated}
+    return {name: np.flatnonzero(cells) for name, cells in groups.items() if cells.any()}
+
+
+def _per_label(
+    true_N: npt.NDArray[np.object_],
+    predicted_N: npt.NDArray[np.object_],
+    names: npt.NDArray[np.object_],
+    reference_labels: Collection[str],
+) -> tuple[LabelScore, ...]:
+    columns = precision_recall_fscore_support(true_N, predicted_N, labels=names, zero_division=0)
+    return tuple(
+        LabelScore(str(name), int(support), float(precision), float(recall), float(f1), name in reference_labels)
+        for name, precision, recall, f1, support in zip(names, *columns, strict=True)
+    )
+
+
+def _confusion(true_N: npt.NDArray[np.object_], predicted_N: npt.NDArray[np.object_], names: list[str]) -> Int64Array:
+    place = {name: number for number, name in enumerate(names)}
+    cells = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(cells, ([place[name] for name in true_N], [place[name] for name in predicted_N]), 1)
+    return cells
+
+
+def _texts(labels: Labels) -> npt.NDArray[np.object_]:
+    """Labels as str objects; a null of any kind becomes the empty text."""
+    return np.array(["" if label is None or label != label else str(label) for label in labels], object)
+
+
+def _mean(values: npt.NDArray[np.bool_] | npt.NDArray[np.floating]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

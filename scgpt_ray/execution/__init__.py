@@ -1,0 +1,1 @@
+"""Where the steps of a verb run: Ray, and only here."""

@@ -1,0 +1,254 @@
+"""The tasks that build an index straight from parts: one trains, one fills each shard; none passes a vector on."""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from scgpt_ray.execution.cluster import cpus_of_nodes
+from scgpt_ray.identity import digest_of
+from scgpt_ray.index.description import CENTRE, TEMPLATE
+from scgpt_ray.index.factory import EXACT, empty_index, n_lists
+from scgpt_ray.index.gpu import gpus
+from scgpt_ray.index.search import set_threads
+from scgpt_ray.index.shard import ShardDescription, build_shard, seal, sealed
+from scgpt_ray.index.template import centre_of, train
+from scgpt_ray.parts.manifest import Manifest
+from scgpt_ray.parts.parts import PARTS, iterate_parts, read_part, read_vectors, vectors_of
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
+from scgpt_ray.storage import Folder
+
+TEMPLATE_SEAL = "template.json"
+_LISTS_PER_THREAD = 4096  # the work of k-means grows with the square of its lists
+
+
+@dataclass(frozen=True)
+class TemplateSpec:
+    """What makes the template: equal recipes give equal bytes.
+
+    Attributes:
+        embeddings: Digest of the fingerprint of the embeddings.
+        factory: faiss factory string.
+        rows: Rows of the sample.
+        seed: Of the sample and of k-means.
+    """
+
+    embeddings: str
+    factory: str
+    rows: int
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """Sha256 (hex)."""
+        return digest_of(vars(self))
+
+
+@dataclass(frozen=True)
+class ShardInput:
+    """The cells that a shard takes.
+
+    Attributes:
+        source: Embeddings folder.
+        fingerprint: Digest of its fingerprint.
+        parts: Names of its parts, in order.
+        labels: Columns to keep beside the vectors.
+        known: Shards whose cells are left out: those that an index had before.
+    """
+
+    source: Folder
+    fingerprint: str
+    parts: tuple[str, ...]
+    labels: tuple[str, ...]
+    known: tuple[ShardDescription, ...] = ()
+
+    def digest(self, template: str) -> str:
+        """Sha256 (hex) of what decides a shard: the template, and the cells and labels that it takes."""
+        known = [shard.name for shard in self.known]
+        return digest_of([template, self.fingerprint, self.parts, self.labels, known])
+
+
+def train_template(source: Folder, manifest: Manifest, recipe: TemplateSpec, output: Folder) -> str:
+    """Train in one task that reads its sample itself, unless the template of this recipe is committed.
+
+    Returns:
+        Digest of template and centre, which the shards belong to.
+    """
+    there = committed_template(output)
+    if there is not None and there["recipe"] == recipe.digest:
+        return str(there["content"])
+    nlist = n_lists(empty_index(recipe.factory, manifest.dimension))
+    threads = min(max(cpus_of_nodes()), -(-nlist // _LISTS_PER_THREAD))
+    task = _train.options(num_cpus=threads, num_gpus=_gpus_of_task())
+    trained: str = ray.get(task.remote(source, manifest, recipe, output, threads))
+    return trained
+
+
+def committed_template(output: Folder) -> dict[str, Any] | None:
+    """The seal of the template, where template and centre are those that it was put on; else None."""
+    if not all(output.has(name) for name in (TEMPLATE_SEAL, TEMPLATE, CENTRE)):
+        return None
+    try:
+        there: dict[str, Any] = json.loads(output.read(TEMPLATE_SEAL))
+    except ValueError:  # not a seal of ours: trained again
+        return None
+    return there if there.get("content") == _content(output) else None
+
+
+def _gpus_of_task() -> int:
+    return 1 if ray.cluster_resources().get("GPU", 0) else 0
+
+
+def _content(output: Folder) -> str:
+    return hashlib.sha256(output.read(TEMPLATE) + output.read(CENTRE)).hexdigest()
+
+
+@ray.remote
+def _train(source: Folder, manifest: Manifest, recipe: TemplateSpec, output: Folder, threads: int) -> str:
+    set_threads(threads)
+    _, sample_ND = sample(source, manifest, recipe.rows, recipe.seed)
+    template = train(sample_ND, recipe.factory, seed=recipe.seed, place=gpus())
+    centre = io.BytesIO()
+    np.save(centre, centre_of(sample_ND))
+    values = {"recipe": recipe.digest, "is_exact": recipe.factory == EXACT}
+    output.write(TEMPLATE, template)
+    output.write(CENTRE, centre.getvalue())
+    content = hashlib.sha256(template + centre.getvalue()).hexdigest()
+    output.write(TEMPLATE_SEAL, json.dumps({**values, "content": content}).encode())
+    return content
+
+
+def sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
+    """Ids [n] and vectors [n, d] of n cells drawn evenly (all, where there are fewer), the same for a seed.
+
+    Reads one part at a time; holds the sample and that part.
+    """
+    rows = np.fromiter(manifest.parts.values(), np.int64)
+    ends = np.cumsum(rows)
+    random = np.random.default_rng(seed)
+    # Cells without an embedding fall out when they are read: draw more, and thin afterwards. Six standard deviations
+    # above what is needed on average, n of those drawn have one but for a chance of 1e-9.
+    share = 1 - manifest.n_empty / manifest.n_cells
+    n_drawn = int(min(n + manifest.n_empty, ends[-1], (n + 6 * math.sqrt(n) + 36) / share)) if n else 0
+    drawn = np.sort(random.choice(ends[-1], n_drawn, replace=False, shuffle=False))
+    part_of = np.searchsorted(ends, drawn, side="right")
+    ids = np.empty(n_drawn, np.int64)
+    vectors = np.empty((n_drawn, manifest.dimension), np.float32)
+    filled = 0
+    for number, name in enumerate(manifest.parts):
+        wanted = drawn[part_of == number] - (ends - rows)[number]
+        if not len(wanted):
+            continue
+        table = read_part(source.folder(PARTS), name, [JOINID, EMBEDDING])
+        taken_ids, taken = vectors_of(table.take(pa.array(wanted)))
+        ids[filled : filled + len(taken)], vectors[filled : filled + len(taken)] = taken_ids, taken
+        filled += len(taken)
+    if filled <= n:
+        return ids[:filled], vectors[:filled]
+    kept = np.sort(random.permutation(filled)[:n])
+    return ids[kept], vectors[kept]
+
+
+def build_shards(stocks: Sequence[ShardInput], first: int, template: str, output: Folder) -> list[ShardDescription]:
+    """One task per shard that is not committed yet, each taking a stock.
+
+    Args:
+        stocks: What the shards take.
+        first: Number of the first shard.
+        template: Digest of the template, as `train_template` returns it.
+        output: The index folder.
+    """
+    add = _add_shard.options(num_gpus=_gpus_of_task())
+    requests = [stock.digest(template) for stock in stocks]
+    there = [sealed(output, first + place, request) for place, request in enumerate(requests)]
+    tasks = {
+        place: add.remote(stock, first + place, requests[place], output)
+        for place, stock in enumerate(stocks)
+        if there[place] is None
+    }
+    built = dict(zip(tasks, ray.get(list(tasks.values())), strict=True))
+    return [shard or built[place] for place, shard in enumerate(there)]
+
+
+@ray.remote(num_cpus=1)
+def _add_shard(stock: ShardInput, number: int, request: str, output: Folder) -> ShardDescription:
+    """Fill one shard and write it, with its labels beside it; the seal is last."""
+    set_threads(1)
+    template = output.read(TEMPLATE)
+    centre_D = np.load(io.BytesIO(output.read(CENTRE)), allow_pickle=False)
+    known_N = known_ids(output, stock.known)
+    is_exact = json.loads(output.read(TEMPLATE_SEAL))["is_exact"]
+    shard = ShardDescription.of(number, 0, is_exact=is_exact)
+    parts = stock.source.folder(PARTS)
+    blocks = (_new(*read_vectors(parts, part), known_N) for part in stock.parts)
+    n_cells = build_shard(template, blocks, output, shard, centre_D, place=gpus())
+    kept = pa.concat_tables(_label_tables(stock, known_N))
+    assert kept.num_rows == n_cells, "a cell has an embedding where it has genes"
+    with output.staged(shard.labels) as path:
+        pq.write_table(kept.replace_schema_metadata(None), path, compression="zstd")
+    shard = ShardDescription.of(number, n_cells, is_exact=is_exact)
+    seal(output, shard, request)
+    return shard
+
+
+def known_ids(output: Folder, shards: Sequence[ShardDescription]) -> Int64Array:
+    """Sorted soma_joinids that some shards hold."""
+    ids = [np.load(io.BytesIO(output.read(shard.ids)), allow_pickle=False) for shard in shards]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
+
+
+def is_new(ids_N: Int64Array, known_N: Int64Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which ids are not among sorted ones, bool [n]."""
+    place_N = np.searchsorted(known_N, ids_N)
+    found_N = place_N < len(known_N)
+    found_N[found_N] = known_N[place_N[found_N]] == ids_N[found_N]
+    return ~found_N
+
+
+def _new(ids_N: Int64Array, vectors_ND: Float32Matrix, known_N: Int64Array) -> tuple[Int64Array, Float32Matrix]:
+    new_N = is_new(ids_N, known_N)
+    return (ids_N, vectors_ND) if new_N.all() else (ids_N[new_N], vectors_ND[new_N])
+
+
+def _label_tables(stock: ShardInput, known_N: Int64Array) -> Iterator[pa.Table]:
+    """Labels of the cells that have an embedding, part by part; the vectors need not be read again."""
+    for table in iterate_parts(stock.source.folder(PARTS), list(stock.parts), [JOINID, N_GENES, *stock.labels]):
+        embedded = table.filter(pc.field(N_GENES) > 0)
+        new = embedded.filter(pa.array(is_new(embedded[JOINID].to_numpy(), known_N)))
+        yield new.select([JOINID, *stock.labels]).unify_dictionaries()
+
+
+@ray.remote(num_cpus=1)
+def _sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
+    return sample(source, manifest, n, seed)
+
+
+def sample_of(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
+    """`sample`, read by a task: for few cells."""
+    drawn: tuple[Int64Array, Float32Matrix] = ray.get(_sample.remote(source, manifest, n, seed))
+    return drawn
+
+
+@ray.remote(num_cpus=0.5)
+def _new_cells(parts: Folder, names: Sequence[str], output: Folder, known: Sequence[ShardDescription]) -> list[int]:
+    known_N = known_ids(output, known)
+    counts = []
+    for table in iterate_parts(parts, list(names), [JOINID, N_GENES]):
+        ids_N = table[JOINID].to_numpy()[table[N_GENES].to_numpy() > 0]
+        counts.append(int(is_new(ids_N, known_N).sum()))
+    return counts
+
+
+def new_cells(source: Folder, names: Sequence[str], output: Folder, known: Sequence[ShardDescription]) -> list[int]:
+    """Cells of each part that have an embedding and are in none of the shards."""
+    counts: list[int] = ray.get(_new_cells.remote(source.folder(PARTS), names, output, known))
+    return counts

@@ -1,0 +1,266 @@
+"""A checkpoint: a folder of args.json, vocab.json and weights, of which nothing is taken on trust."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from scgpt_ray.errors import CheckpointError
+from scgpt_ray.network.checkpoint_files import (
+    ARGS_FILE,
+    SAFETENSORS_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    checkpoint_place,
+    file_content,
+    incomplete,
+    portable_name,
+    read_vocabulary,
+)
+from scgpt_ray.network.weights import UNUSED, encoder_shapes, match, pack, unpack
+from scgpt_ray.storage import Folder
+from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
+
+EMBEDDING_TABLE = "encoder.embedding.weight"
+
+SIZES = ("embsize", "nheads", "d_hid", "nlayers")
+"""Keys of args.json that give the network its shape."""
+
+FIXED_ARGS = {"n_bins": 51, "input_emb_style": "continuous"}
+"""Keys of args.json with one value in all published checkpoints and in upstream's code."""
+
+OTHER_ARGS = {
+    "dropout": 0.2,
+    "fast_transformer": True,
+    "max_seq_len": 1200,
+    "n_layers_cls": 3,
+    "pad_token": "<pad>",
+}
+"""What other readers look for in args.json; the values of the published checkpoints."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The size of a network, in the words of args.json.
+
+    Args:
+        embsize: Width d of tokens and embeddings.
+        nheads: Attention heads, a divisor of embsize.
+        d_hid: Width of the feed-forward layers.
+        nlayers: Transformer layers.
+        pad_value: The value that <cls> has in place of a bin.
+        n_tokens: Rows of the gene embedding, as many as the vocabulary has tokens.
+        n_bins: Bin codes, the one of <cls> included.
+    """
+
+    embsize: int
+    nheads: int
+    d_hid: int
+    nlayers: int
+    pad_value: float
+    n_tokens: int
+    n_bins: int = 51
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the encoder."""
+        return encoder_shapes(self.n_tokens, self.embsize, self.d_hid, self.nlayers)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Everything an `Embedder` is made of.
+
+    Args:
+        folder: Path, URI or name it was read from, which means the same on every node.
+        architecture: Sizes, which the tensors are known to have.
+        vocabulary: Tokens, one for each row of the gene embedding.
+        tensors: The encoder's, under canonical names: float32, contiguous, finite, on the CPU.
+        weights_sha256: Of the weights file.
+        heads: Tensors of the training objectives that the file has beside the encoder, as they are there.
+        cell_types: What the classes of `cls_decoder` are, where args.json says; the published ones do not.
+    """
+
+    folder: str
+    architecture: Architecture
+    vocabulary: Vocabulary
+    tensors: dict[str, Tensor]
+    weights_sha256: str
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    cell_types: tuple[str, ...] = ()
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint from a path or a URI, or `demo`, the one that ships with the package.
+
+    Raises:
+        CheckpointError: If a file is missing or unreadable, or the three do not fit together.
+    """
+    place = checkpoint_place(folder)
+    weights = _weights_name(place)
+    vocabulary = read_vocabulary(folder)
+    args = _read_args(file_content(place, ARGS_FILE), place.where(ARGS_FILE))
+    architecture = _architecture(args, place.where(ARGS_FILE), vocabulary.size)
+    content = file_content(place, weights)
+    where = place.where(weights)
+    found = unpack(content, where)
+    _require_rows(found, vocabulary, where)
+    tensors = match(found, architecture.shapes(), where)
+    heads = {name: tensor for name, tensor in found.items() if name.startswith(UNUSED)}
+    return Checkpoint(
+        portable_name(folder),
+        architecture,
+        vocabulary,
+        tensors,
+        hashlib.sha256(content).hexdigest(),
+        heads,
+        tuple(args.get("cell_types", ())),
+    )
+
+
+def _weights_name(place: Folder) -> str:
+    """Which of the two weights files there is."""
+    try:
+        names = set(place.names())
+    except (OSError, pa.ArrowException) as error:
+        raise incomplete(f"{place.uri} cannot be listed ({error})") from error
+    weights = [name for name in (WEIGHTS_FILE, SAFETENSORS_FILE) if name in names]
+    missing = [name for name in (ARGS_FILE, VOCABULARY_FILE) if name not in names] + [WEIGHTS_FILE] * (not weights)
+    if missing:
+        raise incomplete(f"{place.uri} has no {' and no '.join(missing)}")
+    if len(weights) > 1:
+        raise CheckpointError(
+            f"{place.uri} has both {WEIGHTS_FILE} and {SAFETENSORS_FILE}",
+            expected="one weights file",
+            remedy="keep the one you mean",
+        )
+    return weights[0]
+
+
+def _read_args(content: bytes, where: str) -> dict[str, Any]:
+    """Read args.json."""
+    try:
+        args = json.loads(content)
+    except ValueError as error:
+        raise _bad_args(f"{where} is not JSON: {error}") from error
+    if not isinstance(args, dict):
+        raise _bad_args(f"{where} is not a JSON object")
+    return args
+
+
+def _architecture(args: Mapping[str, Any], where: str, n_tokens: int) -> Architecture:
+    """The sizes that args.json says."""
+    sizes = {name: _size(args.get(name), name, where) for name in SIZES}
+    if sizes["embsize"] % sizes["nheads"] != 0:
+        raise _bad_args(f"{where} has embsize {sizes['embsize']}, which is no multiple of nheads {sizes['nheads']}")
+    pad_value = args.get("pad_value")
+    if not isinstance(pad_value, int | float) or not math.isfinite(pad_value):
+        raise _bad_args(f"{where} has pad_value {json.dumps(pad_value)}")
+    for name, known in FIXED_ARGS.items():
+        if args.get(name, known) != known:
+            raise _bad_args(f"{where} has {name} {json.dumps(args[name])} instead of {json.dumps(known)}")
+    return Architecture(**sizes, pad_value=pad_value, n_tokens=n_tokens)
+
+
+def _size(value: object, name: str, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _bad_args(f"{where} has {name} {json.dumps(value)}")
+    return value
+
+
+def _bad_args(found: str) -> CheckpointError:
+    return CheckpointError(
+        found,
+        expected="embsize, nheads, d_hid and nlayers >= 1, and a number pad_value",
+        remedy="use the args.json that came with the weights",
+    )
+
+
+def _require_rows(found: Mapping[str, Tensor], vocabulary: Vocabulary, where: str) -> None:
+    """Refuse a gene embedding that has more or fewer rows than the vocabulary has tokens, and say which."""
+    table = found.get(EMBEDDING_TABLE)
+    if table is None or table.ndim == 0 or len(table) == vocabulary.size:
+        return
+    without = [name for name, token in vocabulary.tokens.items() if token >= len(table)]
+    named = f" (none for {', '.join(without[-len(SPECIALS) :])})" if without else ""
+    raise CheckpointError(
+        f"{where}: {EMBEDDING_TABLE} has {len(table)} rows{named}",
+        expected=f"{vocabulary.size} rows, one for each token of {VOCABULARY_FILE} with its special tokens",
+        remedy="use the vocab.json that came with the weights",
+    )
+
+
+def write_checkpoint(
+    folder: str | Path,
+    architecture: Architecture,
+    vocabulary: Vocabulary,
+    tensors: Mapping[str, Tensor],
+    *,
+    more_args: Mapping[str, Any] = MappingProxyType({}),
+    as_safetensors: bool = False,
+) -> None:
+    """Write a checkpoint that any reader of scGPT loads.
+
+    Args:
+        folder: Where to; made if it is not there.
+        architecture: Sizes of the network.
+        vocabulary: One token for each row of the gene embedding.
+        tensors: The encoder's under canonical names, and any heads beside it; in their own dtype.
+        more_args: Further keys of args.json.
+        as_safetensors: Whether the weights go to model.safetensors instead of best_model.pt.
+    """
+    match(tensors, architecture.shapes(), str(folder))
+    sizes = {name: getattr(architecture, name) for name in (*SIZES, "pad_value")}
+    packed = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    place = Folder.at(folder)
+    place.write(ARGS_FILE, json.dumps({**sizes, **FIXED_ARGS, **OTHER_ARGS, **more_args}, indent=2).encode())
+    place.write(VOCABULARY_FILE, json.dumps(dict(vocabulary.tokens), indent=2).encode())
+    place.write(SAFETENSORS_FILE if as_safetensors else WEIGHTS_FILE, pack(packed, as_safetensors=as_safetensors))
+
+
+def random_tensors(architecture: Architecture, seed: int) -> dict[str, Tensor]:
+    """Draw untrained weights: normal, so that every linear layer keeps the variance of its input."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in architecture.shapes().items():
+        drawn = torch.randn(shape, generator=generator)
+        if name.endswith("bias"):
+            tensors[name] = 0.1 * drawn
+        elif "norm" in name:
+            tensors[name] = 1 + 0.1 * drawn
+        else:
+            tensors[name] = drawn / math.sqrt(shape[1]) if name != EMBEDDING_TABLE else drawn
+    return tensors
+
+
+def random_checkpoint(
+    folder: Path,
+    genes: Sequence[str],
+    *,
+    embsize: int = 64,
+    nheads: int = 4,
+    d_hid: int = 64,
+    nlayers: int = 3,
+    seed: int = 0,
+) -> None:
+    """Write a checkpoint of an untrained network, for demonstrations and tests.
+
+    Args:
+        folder: Where to; made if it is not there.
+        genes: Distinct gene names, which become the tokens 0, 1, 2, ... before the special tokens.
+        embsize: Width of the embeddings.
+        nheads: Attention heads, a divisor of embsize.
+        d_hid: Width of the feed-forward layers.
+        nlayers: Transformer layers.
+        seed: Of the weights.
+    """
+    vocabulary = Vocabulary({gene: token for token, gene in enumerate(genes)})
+    architecture = Architecture(embsize, nheads, d_hid, nlayers, -2, vocabulary.size)
+    write_checkpoint(folder, architecture, vocabulary, random_tensors(architecture, seed))

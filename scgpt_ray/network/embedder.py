@@ -1,0 +1,229 @@
+"""The embedder that an actor holds: TOKENS in, EMBEDDINGS out."""
+
+import logging
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from scgpt_ray.errors import ConfigError, WorkerError
+from scgpt_ray.network.attention import Kind
+from scgpt_ray.network.encoder import Encoder
+from scgpt_ray.network.precision import DTYPES, require_precision
+from scgpt_ray.network.transfer import CudaTransfer, HostTransfer, Transfer
+from scgpt_ray.schema import (
+    BIN,
+    EMBEDDING,
+    GENE,
+    JOINID,
+    N_GENES,
+    Int64Array,
+    matrix_array,
+    obs_columns,
+    ragged,
+)
+
+if TYPE_CHECKING:
+    from scgpt_ray.network.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+CPU_TOKENS = 8_192
+"""Tokens of one forward pass on a CPU: activations that stay in its cache."""
+
+MOST_TOKENS = 131_072
+"""Most tokens of one forward pass on a GPU, which it fills several times over."""
+
+MEMORY_SHARE = 0.5
+"""Of the free memory of a GPU for activations; the rest is for the allocator's gaps and a second, float32 encoder."""
+
+
+def set_threads(n: int) -> None:
+    """Let this process compute on n cores; Ray's default for an actor is one."""
+    torch.set_num_threads(n)
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a CUDA GPU on this machine."""
+    return torch.cuda.is_available()
+
+
+class Embedder:
+    """A network on a device, fed with microbatches of as many whole cells as fit into a budget of tokens.
+
+    Threads may call it at the same time: they take turns at the device, and one prepares or finishes its cells while
+    another's are computed.
+
+    Args:
+        checkpoint: Weights.
+        device: "cpu", "cuda" or "cuda:N".
+        precision: "float32", "bfloat16" or "float16", of linear layers and attention. A cell in which float16
+            overflows is computed again in float32, so that it does not depend on its neighbours.
+        tokens_per_microbatch: Budget; a cell with more tokens goes alone. None for what suits the device. It
+            is halved for good whenever GPU memory does not suffice.
+        attention: The way to attend; see `choose_attention`.
+
+    Raises:
+        ConfigError: If the machine has no such device, or the device no such precision or way to attend.
+    """
+
+    def __init__(
+        self,
+        checkpoint: "Checkpoint",
+        *,
+        device: str = "cpu",
+        precision: str = "float32",
+        tokens_per_microbatch: int | None = None,
+        attention: Kind = "auto",
+    ) -> None:
+        place = torch.device(device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"the device {device} was asked for, but torch sees no GPU",
+                expected="a CUDA GPU and a torch built for it",
+                remedy="use the device cpu, or a machine with a GPU",
+            )
+        require_precision(device, precision)
+        self._place, self._precision = place, precision
+        self._encoder = make_encoder(checkpoint, place, DTYPES[precision], attention)
+        self._checkpoint = checkpoint if precision == "float16" else None  # to compute again in float32
+        self._transfer: Transfer = CudaTransfer(place) if place.type == "cuda" else HostTransfer()
+        self._budget = tokens_per_microbatch or usual_budget(place, self._encoder.bytes_per_token)
+        self._turn = threading.Lock()
+        self._overflowed = 0
+
+    @cached_property
+    def _exact_encoder(self) -> Encoder:
+        assert self._checkpoint is not None
+        return make_encoder(self._checkpoint, self._place, torch.float32, "auto")
+
+    def describe(self) -> dict[str, str | int]:
+        """What this embedder computes with, and how many cells it had to compute again so far."""
+        return {
+            "device": str(self._place),
+            "precision": self._precision,
+            "attention": self._encoder.attention.name,
+            "elementwise": self._encoder.elementwise.name,
+            "tokens_per_microbatch": self._budget,
+            "cells_overflowed": self._overflowed,
+        }
+
+    def __call__(self, tokens: pa.Table) -> pa.Table:
+        """Embed TOKENS.
+
+        Returns:
+            EMBEDDINGS, row for row: unit vectors, null for a cell without tokens.
+
+        Raises:
+            WorkerError: If a cell alone does not fit into the memory, or an embedding is not finite.
+        """
+        offsets, gene = ragged(tokens[GENE])
+        _, bins = ragged(tokens[BIN])
+        absent = np.diff(offsets) == 0
+        # An empty cell takes no room in the flat arrays: without it, the boundaries of the others are these.
+        starts = np.append(offsets[:-1][~absent], offsets[-1])
+        cells = Cells(tokens[JOINID].to_numpy()[~absent], starts, gene, bins)
+        found = self._compute(cells, exact=False)
+        finite = all_finite(found)
+        if self._precision == "float16" and not finite.all():
+            found[~finite] = self._compute(cells.take(~finite), exact=True)
+            self._tell_overflow(int((~finite).sum()))
+            finite = all_finite(found)
+        if not finite.all():
+            raise WorkerError(f"the embedding of cell {cells.joinids[~finite][0]} is not finite ({self.describe()})")
+        embedding = np.zeros((len(tokens), self._encoder.width), np.float32)
+        embedding[~absent] = found
+        columns = tokens.select([JOINID, *obs_columns(tokens), N_GENES])
+        return columns.append_column(EMBEDDING, matrix_array(embedding, absent))
+
+    def _tell_overflow(self, n_cells: int) -> None:
+        with self._turn:
+            self._overflowed += n_cells
+        logger.warning("float16 overflowed in %d cells, which were computed again in float32", n_cells)
+
+    def _compute(self, cells: "Cells", *, exact: bool) -> npt.NDArray[np.float32]:
+        """Embed cells by microbatches, in float32 if it must be exact.
+
+        The device is waited for at the end, and out of turn: meanwhile another thread fills its queue.
+        """
+        with self._turn, torch.inference_mode():
+            encoder = self._exact_encoder if exact else self._encoder
+            parts = [torch.empty(0, encoder.width, device=self._place)]
+            start = 0
+            while start < len(cells.joinids):
+                stop = microbatch_end(cells.offsets, start, self._budget)
+                part = self._attempt(encoder, cells, start, stop)
+                if part is None:
+                    if stop - start == 1:
+                        joinid = cells.joinids[start]
+                        raise WorkerError(f"cell {joinid} alone does not fit into the memory of {self._place}")
+                    self._budget //= 2
+                    torch.cuda.empty_cache()
+                    continue
+                parts.append(part)
+                start = stop
+            fetch = self._transfer.fetch(torch.cat(parts))
+        return fetch()
+
+    def _attempt(self, encoder: Encoder, cells: "Cells", start: int, stop: int) -> Tensor | None:
+        """Embed one microbatch; None if it does not fit into the device's memory."""
+        offsets = cells.offsets[start : stop + 1]
+        span = slice(offsets[0], offsets[-1])
+        try:
+            gene, bins = self._transfer.send([cells.gene[span], cells.bins[span]])
+            return encoder(gene, bins, offsets - offsets[0])
+        except torch.cuda.OutOfMemoryError:
+            return None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells that have tokens, packed.
+
+    Args:
+        joinids: [C], for messages.
+        offsets: [C + 1], boundaries of the cells in gene and bins, starting at 0.
+        gene: Tokens.
+        bins: Bin codes.
+    """
+
+    joinids: Int64Array
+    offsets: Int64Array
+    gene: npt.NDArray[np.generic]
+    bins: npt.NDArray[np.generic]
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> "Cells":
+        """The chosen cells, packed again."""
+        lengths = np.diff(self.offsets)
+        of_chosen = np.repeat(chosen, lengths)
+        offsets = np.append(0, np.cumsum(lengths[chosen]))
+        return Cells(self.joinids[chosen], offsets, self.gene[of_chosen], self.bins[of_chosen])
+
+
+def make_encoder(checkpoint: "Checkpoint", device: torch.device, dtype: torch.dtype, attention: Kind) -> Encoder:
+    """The network of a checkpoint on a device."""
+    return Encoder(checkpoint.architecture, checkpoint.tensors, device=device, dtype=dtype, attention=attention)
+
+
+def usual_budget(device: torch.device, bytes_per_token: int) -> int:
+    """Tokens of a microbatch that suit a device: MEMORY_SHARE of its free memory, up to MOST_TOKENS."""
+    if device.type != "cuda":
+        return CPU_TOKENS
+    free, _total = torch.cuda.mem_get_info(device)
+    return max(1, min(MOST_TOKENS, int(MEMORY_SHARE * free) // bytes_per_token))
+
+
+def microbatch_end(offsets: Int64Array, start: int, budget: int) -> int:
+    """End of the microbatch that begins with cell `start`: what fits into the budget, at least one cell."""
+    return max(start + 1, int(np.searchsorted(offsets, offsets[start] + budget, side="right")) - 1)
+
+
+def all_finite(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which rows of a matrix hold finite numbers only."""
+    return np.asarray(np.isfinite(rows).all(axis=1))

@@ -1,0 +1,222 @@
+"""The network: from the tokens of cells to their embeddings.
+
+    T  tokens of a microbatch         C  its cells           V  tokens of the vocabulary     B  bin codes
+    D  embsize                        N  heads, H  width of a head, E = 3 D = 3 N H          F  d_hid
+
+It computes, for every cell on its own,
+
+    x = LayerNorm(embedding[gene]) + LayerNorm(W2 relu(W1 min(value, 512) + b1) + b2)
+    x = LayerNorm(x + attention(x));  x = LayerNorm(x + W2 relu(W1 x + b1) + b2)        in each layer
+
+and of the last layer only the row of <cls>, normalised. What is saved is exact algebra, up to rounding:
+
+* A value is a bin or that of <cls>: all values are a table of B rows. The gene table is stored normalised.
+* The scale 1 / sqrt(H) is in the weights of the queries.
+* A bias of the keys adds the same to all scores of a query, which softmax does not see: it is dropped.
+* Attention weights sum to 1, so the bias of the values passes unchanged into the output projection's bias.
+* The first layer's queries, keys and values are linear in gene row + value row: a sum of rows of two tables.
+* The last layer needs keys and values of all tokens, but all else only for <cls>, the first token of a cell.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scgpt_ray.network.attention import Kind, choose_attention
+from scgpt_ray.network.cell_spans import Spans
+from scgpt_ray.network.elementwise import Elementwise, Linear, Norm, choose_elementwise
+
+if TYPE_CHECKING:
+    from scgpt_ray.network.checkpoint import Architecture
+
+LARGEST_VALUE = 512.0
+"""Values are cut off here before the value encoder, as upstream does."""
+
+TABLE_BYTES = 512 * 2**20
+"""Largest table of first-layer projections; whole-human takes 356 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one transformer layer, with scale and biases folded as the top of this file says."""
+
+    queries: Linear  # D -> D, scaled
+    keys_values: Linear  # D -> 2 D, without biases
+    queries_keys_values: Linear  # both in one, D -> E
+    output: Linear
+    norm1: Norm
+    linear1: Linear
+    linear2: Linear
+    norm2: Norm
+
+    def finish(self, x_TD: Tensor, context_TNH: Tensor, elementwise: Elementwise) -> Tensor:
+        """All that comes after attention. The residual stream x may be overwritten."""
+        x_TD = elementwise.add_norm(x_TD, self.output(context_TNH.flatten(1)), self.norm1)
+        return elementwise.add_norm(x_TD, self.linear2(elementwise.linear_relu(x_TD, self.linear1)), self.norm2)
+
+
+class Encoder:
+    """The network of a checkpoint, folded for inference on one device in one precision.
+
+    Args:
+        architecture: Sizes of the network.
+        tensors: Its weights under canonical names.
+        device: Where it computes.
+        dtype: Of linear layers and attention; norms are float32.
+        attention: The way to attend; `auto` for the fastest.
+        elementwise: The way to compute the rest; None for the fastest.
+
+    Raises:
+        ConfigError: If the way to attend cannot run here.
+    """
+
+    def __init__(
+        self,
+        architecture: "Architecture",
+        tensors: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: Kind = "auto",
+        elementwise: Elementwise | None = None,
+    ) -> None:
+        self._device, self._dtype = device, dtype
+        self._heads = architecture.nheads
+        self._hidden = architecture.d_hid
+        self.width = architecture.embsize
+        self.attention = choose_attention(device, dtype, self.width // self._heads, attention)
+        self.elementwise = elementwise or choose_elementwise(device, dtype)
+        with torch.inference_mode():
+            self._gene_VD = gene_table(tensors).to(device)
+            self._value_BD = value_table(tensors, architecture).to(device)
+            self._layers = [
+                fold(tensors, f"transformer_encoder.layers.{i}", architecture.nheads, device, dtype)
+                for i in range(architecture.nlayers)
+            ]
+            self._first_tables = self._project_tables()
+
+    @torch.inference_mode()
+    def __call__(self, gene_T: Tensor, bin_T: Tensor, offsets: npt.NDArray[np.int64]) -> Tensor:
+        """Embed the cells of a microbatch.
+
+        Args:
+            gene_T: Tokens, integers; <cls> begins each cell.
+            bin_T: Bin codes, integers.
+            offsets: [C + 1], boundaries of the cells, none of which is empty, starting at 0.
+
+        Returns:
+            Unit vectors, float32 [C, D], on the device.
+        """
+        assert np.all(np.diff(offsets) > 0), "a cell without tokens has no embedding"
+        gene_T, bin_T = gene_T.to(self._device, torch.int32), bin_T.to(self._device, torch.int32)
+        cells = Spans.of(offsets, self._device)
+        x_TD = F.embedding(gene_T, self._gene_VD).add_(F.embedding(bin_T, self._value_BD))
+        x_TD = x_TD.to(self.elementwise.stream_dtype)
+        for i, layer in enumerate(self._layers[:-1]):
+            tables = self._first_tables if i == 0 else None
+            qkv_TE = layer.queries_keys_values(x_TD) if tables is None else _look_up(tables, gene_T, bin_T)
+            q_TNH, k_TNH, v_TNH = self._split(qkv_TE, 3)
+            context_TNH = self.attention.attend(q_TNH, k_TNH, v_TNH, cells, cells)
+            del qkv_TE, q_TNH, k_TNH, v_TNH  # the largest of all
+            x_TD = layer.finish(x_TD, context_TNH, self.elementwise)
+        return F.normalize(self._finish_last(self._layers[-1], x_TD, cells).float(), dim=1)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Most memory that activations take at a time for each token, for a budget; weights are not counted.
+
+        A layer holds the stream, queries, keys, values and context, then the hidden layer of F and the new
+        stream; the sum of the two float32 tables, before the first layer, holds less in float32 only.
+        """
+        item, stream = self._dtype.itemsize, self.elementwise.stream_dtype.itemsize
+        ids = 2 * torch.int32.itemsize
+        return self.width * max(stream + 4 * item, 2 * stream + 2 * item, 8 + stream) + self._hidden * item + ids
+
+    def _finish_last(self, layer: Layer, x_TD: Tensor, cells: Spans) -> Tensor:
+        """The last layer, for the first token of each cell."""
+        k_TNH, v_TNH = self._split(layer.keys_values(x_TD), 2)
+        x_CD = x_TD[cells.cu_seqlens[:-1]]
+        (q_CNH,) = self._split(layer.queries(x_CD), 1)
+        each = Spans.of(np.arange(len(x_CD) + 1), self._device)
+        return layer.finish(x_CD, self.attention.attend(q_CNH, k_TNH, v_TNH, each, cells), self.elementwise)
+
+    def _split(self, x_TE: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Views of the parts of each row, [T, N, H] each."""
+        return x_TE.view(len(x_TE), parts, self._heads, self.width // self._heads).unbind(1)
+
+    def _project_tables(self) -> tuple[Tensor, Tensor] | None:
+        """Queries, keys and values of the first layer for each gene and each bin code.
+
+        Only on a CPU, where reading two rows is cheaper than a product; only up to TABLE_BYTES; only
+        where the first layer is not the last.
+        """
+        rows, width = self._gene_VD.shape
+        if (
+            self._device.type != "cpu"
+            or len(self._layers) == 1
+            or 3 * rows * width * self._dtype.itemsize > TABLE_BYTES
+        ):
+            return None
+        linear = self._layers[0].queries_keys_values
+        return F.linear(self._gene_VD.to(self._dtype), linear.weight), linear(self._value_BD)
+
+
+def _look_up(tables: tuple[Tensor, Tensor], gene_T: Tensor, bin_T: Tensor) -> Tensor:
+    """Queries, keys and values of the first layer, [T, E]."""
+    gene_VE, value_BE = tables
+    return F.embedding(gene_T, gene_VE).add_(F.embedding(bin_T, value_BE))
+
+
+def gene_table(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The normalised embedding of each token, [V, D]."""
+    norm = Norm(tensors["encoder.enc_norm.weight"], tensors["encoder.enc_norm.bias"])
+    return norm(tensors["encoder.embedding.weight"])
+
+
+def value_table(tensors: Mapping[str, Tensor], architecture: "Architecture") -> Tensor:
+    """The normalised embedding of each bin code, [B, D]; code 0 is <cls>, whose value is the pad value."""
+    value_B1 = torch.arange(architecture.n_bins, dtype=torch.float32)[:, None]
+    value_B1[0] = architecture.pad_value
+    weights = {
+        name.removeprefix("value_encoder."): t for name, t in tensors.items() if name.startswith("value_encoder.")
+    }
+    hidden_BD = F.linear(value_B1.clamp(max=LARGEST_VALUE), weights["linear1.weight"], weights["linear1.bias"]).relu()
+    value_BD = F.linear(hidden_BD, weights["linear2.weight"], weights["linear2.bias"])
+    return Norm(weights["norm.weight"], weights["norm.bias"])(value_BD)
+
+
+def fold(tensors: Mapping[str, Tensor], prefix: str, n_heads: int, device: torch.device, dtype: torch.dtype) -> Layer:
+    """Fold the scale and the biases of one layer."""
+
+    def linear(name: str) -> Linear:
+        return Linear(
+            tensors[f"{prefix}.{name}.weight"].to(device, dtype),
+            tensors[f"{prefix}.{name}.bias"].to(device, dtype),
+        )
+
+    def norm(name: str) -> Norm:
+        return Norm(tensors[f"{prefix}.{name}.weight"].to(device), tensors[f"{prefix}.{name}.bias"].to(device))
+
+    weight_q, weight_k, weight_v = tensors[f"{prefix}.self_attn.Wqkv.weight"].chunk(3)
+    bias_q, bias_k, bias_v = tensors[f"{prefix}.self_attn.Wqkv.bias"].chunk(3)
+    scale = (len(bias_q) / n_heads) ** -0.5
+    weight_o, bias_o = (tensors[f"{prefix}.self_attn.out_proj.{kind}"] for kind in ("weight", "bias"))
+    weight_E = torch.cat([weight_q * scale, weight_k, weight_v]).to(device, dtype)
+    bias_E = torch.cat([bias_q * scale, torch.zeros_like(bias_k), torch.zeros_like(bias_v)]).to(device, dtype)
+    d = len(bias_q)
+    return Layer(
+        queries=Linear(weight_E[:d], bias_E[:d]),
+        keys_values=Linear(weight_E[d:], None),
+        queries_keys_values=Linear(weight_E, bias_E),
+        output=Linear(weight_o.to(device, dtype), (bias_o + weight_o @ bias_v).to(device, dtype)),
+        norm1=norm("norm1"),
+        linear1=linear("linear1"),
+        linear2=linear("linear2"),
+        norm2=norm("norm2"),
+    )

@@ -1,0 +1,88 @@
+"""The audit: an output folder is opened again by code that did not write it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scgpt_ray.atlas.plan import Partition, Plan, digest_joinids
+from scgpt_ray.errors import CoverageError
+from scgpt_ray.parts.manifest import Manifest, committed_parts, prove_coverage, read_plan, require_manifest
+from scgpt_ray.parts.parts import PARTS, part_name, read_part, vectors_of
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
+from scgpt_ray.storage import Folder
+
+_NORM_TOLERANCE = 1e-5  # float32 rounding of a unit vector of 512 numbers
+
+
+def audit_embeddings(folder: Folder) -> list[str]:
+    """Check an output folder of `embed`.
+
+    Every planned cell is in exactly one part, rows are in order, embeddings are finite unit vectors, absent ones are
+    those of cells without tokens, and one fingerprint holds throughout.
+
+    Returns:
+        What is wrong, a line each; empty when all is well.
+
+    Raises:
+        ReferenceSetError: If the folder is not that of a finished run.
+        OutputError: If parts of two fingerprints lie together.
+    """
+    manifest = require_manifest(folder)
+    plan = read_plan(folder)
+    if plan is None:
+        return ["plan.json is missing"]
+    problems = list(_audit_records(folder, manifest, plan))
+    parts = folder.folder(PARTS)
+    n_cells = n_empty = 0
+    for partition in plan.partitions:
+        name = part_name(partition.number)
+        try:
+            table = read_part(parts, name)
+        except (OSError, pa.ArrowInvalid) as error:
+            problems.append(f"{name} cannot be read: {' '.join(str(error).split())}")
+            continue
+        problems.extend(f"{name}: {problem}" for problem in _audit_part(table, partition, manifest))
+        n_cells += table.num_rows
+        n_empty += table[EMBEDDING].null_count if EMBEDDING in table.column_names else 0
+    if (n_cells, n_empty) != (manifest.n_cells, manifest.n_empty):
+        problems.append(
+            f"parts hold {n_cells} cells, {n_empty} of them empty; "
+            f"the manifest says {manifest.n_cells} and {manifest.n_empty}"
+        )
+    return problems
+
+
+def _audit_records(folder: Folder, manifest: Manifest, plan: Plan) -> Iterator[str]:
+    """Plan, manifest and footers against each other."""
+    if plan.fingerprint != manifest.fingerprint.to_dict():
+        yield "plan.json and manifest.json have different fingerprints"
+    try:
+        prove_coverage(plan, committed_parts(folder, manifest.fingerprint))
+    except CoverageError as error:
+        yield str(error)
+    if list(manifest.parts) != [part_name(partition.number) for partition in plan.partitions]:
+        yield "manifest.json lists other parts than were planned"
+
+
+def _audit_part(table: pa.Table, partition: Partition, manifest: Manifest) -> Iterator[str]:
+    missing = {JOINID, N_GENES, EMBEDDING, *manifest.obs_columns} - set(table.column_names)
+    if missing:
+        yield f"columns {', '.join(sorted(missing))} are missing"
+        return
+    joinids = table[JOINID].to_numpy()
+    if digest_joinids(joinids) != partition.digest:
+        yield "holds other cells than planned"
+    if np.any(np.diff(joinids) <= 0):
+        yield "soma_joinid is not strictly ascending"
+    if table[EMBEDDING].type != pa.list_(pa.float32(), manifest.dimension):
+        yield f"embedding is {table[EMBEDDING].type}, not {manifest.dimension} floats"
+        return
+    if not table[EMBEDDING].is_null().equals(pc.equal(table[N_GENES], 0)):
+        yield "the cells without an embedding are not those without genes"
+    ids, vectors = vectors_of(table)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    wrong = ids[~(np.abs(norms - 1) <= _NORM_TOLERANCE)]  # the negation also catches NaN
+    if len(wrong):
+        yield f"{len(wrong)} embeddings are not unit vectors, the first of soma_joinid {wrong[0]}"

@@ -1,0 +1,60 @@
+"""Embeddings as one file that other tools open."""
+
+import tempfile
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+
+from scgpt_ray.atlas.anndata_file import write_embedding_h5ad
+from scgpt_ray.errors import OutputError
+from scgpt_ray.parts.manifest import require_manifest
+from scgpt_ray.parts.parts import PARTS, iterate_parts
+from scgpt_ray.schema import JOINID
+from scgpt_ray.storage import Folder
+
+
+def read_embeddings(folder: Folder) -> pa.Table:
+    """All parts of a finished run as one table, in order of joinid.
+
+    Args:
+        folder: Output folder of `embed`.
+
+    Raises:
+        ReferenceSetError: If the folder is not that of a finished run.
+    """
+    manifest = require_manifest(folder)
+    tables = [table.unify_dictionaries() for table in iterate_parts(folder.folder(PARTS), list(manifest.parts))]
+    return pa.concat_tables(tables).replace_schema_metadata(None).sort_by(JOINID)
+
+
+def export_h5ad(folder: Folder, file: str) -> int:
+    """Write obsm["X_scGPT"] and the carried obs columns; cells without an embedding get NaN rows.
+
+    The whole set is in memory while it is written, a few times: 4 x d bytes per cell each.
+
+    Args:
+        folder: Output folder of `embed`.
+        file: Path or URI of the .h5ad file.
+
+    Returns:
+        Number of cells written.
+
+    Raises:
+        ReferenceSetError: If the folder is not that of a finished run.
+        OutputError: If the place cannot be written.
+    """
+    place = Folder.at(str(PurePosixPath(file).parent) if "://" not in file else file.rpartition("/")[0])
+    place.require_writable()
+    if place.is_local and (place.path / PurePosixPath(file).name).is_dir():
+        raise OutputError(f"{file} is a folder", expected="the name of a file", remedy="give --output such as x.h5ad")
+    embeddings = read_embeddings(folder)
+    write_h5ad(place, PurePosixPath(file).name, embeddings)
+    return int(embeddings.num_rows)
+
+
+def write_h5ad(place: Folder, name: str, embeddings: pa.Table) -> None:
+    """Put an AnnData file of EMBEDDINGS in its place, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix="scgpt-ray-") as scratch:
+        written = Path(scratch) / name
+        write_embedding_h5ad(written, embeddings)
+        place.write(name, written.read_bytes())

@@ -1,0 +1,159 @@
+"""Parts: the Parquet file of one partition, named by it, whole or absent, and self-describing.
+
+The footer of a part carries the fingerprint and the digest of its joinids, so a folder of parts can be trusted
+without any other record: what is committed is what a footer says, and resume is a listing.
+
+In the file `embedding` is `list<float>`: pyarrow 25 writes null values of a fixed_size_list and cannot read them back
+(Arrow issue 35692). Here, in memory, it is `fixed_size_list<float>[d]`; the two casts copy nothing.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scgpt_ray.atlas.plan import Partition, digest_joinids
+from scgpt_ray.errors import CoverageError
+from scgpt_ray.parts.footer import read_all, read_stamp, stamped
+from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
+from scgpt_ray.storage import Folder
+
+PARTS = "parts"
+_FOOTER = b"scgpt_ray.part"
+_STORED = pa.list_(pa.field("element", pa.float32()))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the footer of a part says.
+
+    Attributes:
+        fingerprint: Digest of the run's fingerprint.
+        partition: Number of the partition it holds.
+        joinids: Digest of the joinids it holds.
+        n_cells: Rows.
+        n_empty: Rows without an embedding, because the cell has no count of a gene in the vocabulary.
+        n_tokens: Tokens that went through the network.
+        dimension: Width of the embedding.
+    """
+
+    fingerprint: str
+    partition: int
+    joinids: str
+    n_cells: int
+    n_empty: int
+    n_tokens: int
+    dimension: int
+
+    @property
+    def name(self) -> str:
+        """File name, from the partition alone."""
+        return part_name(self.partition)
+
+
+def part_name(partition: int) -> str:
+    """File name of the part of a partition."""
+    return f"part-{partition:05d}.parquet"
+
+
+def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerprint: str, n_tokens: int) -> Part:
+    """Commit one partition.
+
+    Args:
+        parts: The folder of parts.
+        table: EMBEDDINGS of the partition, in order of joinid.
+        partition: What was planned.
+        fingerprint: Digest of the run's fingerprint.
+        n_tokens: Tokens that went through the network.
+
+    Raises:
+        CoverageError: If the table does not hold exactly the planned cells.
+        OSError: If the part cannot be written; nothing is left behind.
+    """
+    joinids = digest_joinids(table[JOINID].to_numpy())
+    if (joinids, table.num_rows) != (partition.digest, partition.n_cells):
+        raise CoverageError(
+            f"partition {partition.number} came back with {table.num_rows} cells ({joinids}), "
+            f"planned were {partition.n_cells} ({partition.digest})"
+        )
+    part = Part(
+        fingerprint=fingerprint,
+        partition=partition.number,
+        joinids=joinids,
+        n_cells=table.num_rows,
+        n_empty=table[EMBEDDING].null_count,
+        n_tokens=n_tokens,
+        dimension=table[EMBEDDING].type.list_size,
+    )
+    encoded = stamped(_encoded(table), _FOOTER, asdict(part))
+    sink = pa.BufferOutputStream()
+    # Floats of a unit vector do not compress; ids and dictionaries do.
+    compression = {name: "none" if name == EMBEDDING else "zstd" for name in encoded.column_names}
+    pq.write_table(
+        encoded,
+        sink,
+        compression={**compression, f"{EMBEDDING}.list.element": "none"},
+        use_dictionary=obs_columns(table),
+    )
+    parts.write(part.name, sink.getvalue())
+    return part
+
+
+def _encoded(table: pa.Table) -> pa.Table:
+    """Dictionary-encode the carried text columns, and make the embedding what pyarrow can read."""
+    place = table.schema.get_field_index(EMBEDDING)
+    table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(_STORED))
+    for position, field in enumerate(table.schema):
+        if field.name in obs_columns(table) and (
+            pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ):
+            table = table.set_column(position, field.name, table[field.name].dictionary_encode())
+    return table
+
+
+def read_footer(parts: Folder, name: str) -> Part | None:
+    """What a part says of itself; None where the file is torn or is not a part of ours."""
+    found = read_stamp(parts, name, _FOOTER)
+    if found is None:
+        return None
+    part, n_rows = Part(**found[0]), found[1]
+    return part if part.name == name and part.n_cells == n_rows else None
+
+
+def committed(parts: Folder) -> dict[int, Part]:
+    """The parts that are there, by partition; torn files are not."""
+    names = [name for name in parts.names() if name.startswith("part-")]
+    return {part.partition: part for part in read_all(lambda name: read_footer(parts, name), names)}
+
+
+def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
+    """The table of a part, or some of its columns."""
+    with parts.open(name) as stream:
+        file = pq.ParquetFile(stream)
+        table = file.read(columns)
+        if EMBEDDING in table.column_names:
+            dimension = json.loads(file.schema_arrow.metadata[_FOOTER])["dimension"]
+            place = table.schema.get_field_index(EMBEDDING)
+            table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(pa.list_(pa.float32(), dimension)))
+        return table
+
+
+def read_vectors(parts: Folder, name: str) -> tuple[Int64Array, Float32Matrix]:
+    """Ids [n] and unit vectors [n, d] of the cells of a part that have an embedding."""
+    table = read_part(parts, name, [JOINID, EMBEDDING])
+    return vectors_of(table)
+
+
+def vectors_of(table: pa.Table) -> tuple[Int64Array, Float32Matrix]:
+    """Ids [n] and unit vectors [n, d] of the cells of a table that have an embedding."""
+    present = table.filter(table[EMBEDDING].is_valid())
+    return present[JOINID].to_numpy(), np.asarray(matrix(present[EMBEDDING]), np.float32)
+
+
+def iterate_parts(parts: Folder, names: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The tables of parts, one after the other, never all at once."""
+    for name in names:
+        yield read_part(parts, name, columns)

@@ -1,0 +1,221 @@
+"""What a mapping must beat on the same cells: principal components of the counts, and the same number of neighbours.
+
+The counts are read again from the atlases that the index and the query were embedded from. Reference and query meet by
+the vocabulary's tokens of their genes, whatever each calls them. At most 20,000 reference cells are held at a time, and
+of the query one block and 30 numbers a cell.
+
+Shapes: N reference cells, M evaluated query cells, G shared genes, V var rows by joinid.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from scgpt_ray.atlas.genes import GeneMap
+from scgpt_ray.atlas.source import Source
+from scgpt_ray.config import MapSettings
+from scgpt_ray.errors import InputError, ReferenceSetError
+from scgpt_ray.evaluation.components import require_whole
+from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, log1p_per_10k, nearest_vote
+from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
+from scgpt_ray.evaluation.sample import stratum_quotas
+from scgpt_ray.execution.search import Reference
+from scgpt_ray.execution.stratified_sample import draw_cells
+from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.index.neighbor_filter import Allowed, masked
+from scgpt_ray.mapping.ballot import CountOfValue
+from scgpt_ray.mapping.prediction import UNKNOWN
+from scgpt_ray.parts.manifest import GENES, read_plan
+from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
+from scgpt_ray.schema import JOINID, Int64Array
+from scgpt_ray.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+_MOST_CELLS = 20_000
+_SEED = 0  # of the sample and the decomposition, the same for every mapping
+
+_Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What PCA + kNN says of the query cells.
+
+    Attributes:
+        labels: str [query cells]; `Unknown` for those without truth, or without counts of shared genes.
+        share: Share of the votes for each, float64 [query cells].
+        n_reference: Cells that voted.
+        n_allowed: Cells that might have; a sample of them did where these are more.
+        n_genes: Genes that reference and query share.
+    """
+
+    labels: npt.NDArray[np.object_]
+    share: npt.NDArray[np.float64]
+    n_reference: int
+    n_allowed: int
+    n_genes: int
+
+    def text(self) -> str:
+        """What it rests on, for a person."""
+        cells = f"{self.n_reference:,} reference cells"
+        if self.n_reference < self.n_allowed:
+            cells = f"a sample of {self.n_reference:,} of {self.n_allowed:,} reference cells by label"
+        return f"on {cells}, {self.n_genes:,} shared genes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {"n_reference": self.n_reference, "n_allowed": self.n_allowed, "n_genes": self.n_genes}
+
+
+def evaluate_baseline(
+    settings: MapSettings,
+    reference: Reference,
+    column: str,
+    reference_cells: CountOfValue,
+    queries: pa.Table,
+    truth: Labels,
+) -> Baseline | str:
+    """Map the query cells whose truth is known by PCA + kNN, or say why that cannot be.
+
+    Voters are those of the mapping: cells with a label that meet --neighbor-filter, but for those with a query cell's
+    own value in a column of --exclude-same. Each has one vote, whatever --weighting and --balance say.
+
+    Args:
+        settings: Of the mapping.
+        reference: Which is mapped onto.
+        column: The label column that is evaluated.
+        reference_cells: Its labels -> cells that may vote; cells without a label under None.
+        queries: EMBEDDINGS of the query, in order of joinid.
+        truth: True label of each.
+
+    Raises:
+        InputError: If the truth of no cell is known.
+    """
+    evaluated = np.flatnonzero(require_truth(truth))
+    try:
+        return _baseline(settings, reference, column, reference_cells, queries, evaluated)
+    except InputError as error:
+        reason = error.found
+    except OSError as error:  # embeddings of the reference in a place that cannot be reached any more
+        reason = " ".join(str(error).split())
+    logger.warning("without %s: %s", BASELINE, reason)
+    return reason
+
+
+def _baseline(
+    settings: MapSettings,
+    reference: Reference,
+    column: str,
+    reference_cells: CountOfValue,
+    queries: pa.Table,
+    evaluated: Int64Array,
+) -> Baseline:
+    atlases = _reference_atlases(reference.index)
+    query = _Atlas.at(Folder.at(settings.output).folder("embeddings").uri)
+    tokens_G = reduce(np.intersect1d, [np.unique(atlas.tokens_V[atlas.tokens_V >= 0]) for atlas in (*atlases, query)])
+    stock = {label: cells for label, cells in reference_cells.items() if label is not None}
+    quotas = stratum_quotas(np.fromiter(stock.values(), np.int64), _MOST_CELLS)
+    columns = list(dict.fromkeys((column, *settings.exclude_same)))
+    quota_of = dict(zip(stock, quotas.tolist(), strict=True))
+    cells = draw_cells(reference, columns, quota_of, settings.neighbor_filter, _SEED)
+    logger.info("%s: reading counts of %d reference and %d query cells", BASELINE, cells.num_rows, len(evaluated))
+    logs_NG = log1p_per_10k(_reference_counts(atlases, cells[JOINID].to_numpy(), tokens_G))
+    _require_variety(logs_NG)
+    components, reference_NC = fit_components(logs_NG, seed=_SEED)
+    projected, is_counted = [], []
+    for counts_NG in query.counts(queries[JOINID].to_numpy()[evaluated], tokens_G):
+        projected.append(components.transform(log1p_per_10k(counts_NG)))
+        is_counted.append(np.diff(counts_NG.indptr) > 0)
+    own = queries.take(pa.array(evaluated)).select(list(dict.fromkeys(settings.exclude_same)))
+    groups = masked(Allowed.among(None, own, len(evaluated)), len(evaluated), cells)
+    labels_N = np.array(cells[column].cast(pa.string()).to_pylist(), object)
+    voted_M, share_M = nearest_vote(reference_NC, labels_N, np.concatenate(projected), settings.k, groups)
+    labels, share = np.full(len(queries), UNKNOWN, object), np.zeros(len(queries))
+    counted_M = np.concatenate(is_counted)
+    labels[evaluated[counted_M]], share[evaluated[counted_M]] = voted_M[counted_M], share_M[counted_M]
+    return Baseline(labels, share, cells.num_rows, sum(stock.values()), len(tokens_G))
+
+
+@dataclass(frozen=True, eq=False)
+class _Atlas:
+    """Where the counts of a set of embeddings are."""
+
+    source: Source
+    tokens_V: _Tokens
+    fingerprint: dict[str, Any]
+
+    @classmethod
+    def at(cls, place: str) -> "_Atlas":
+        """The atlas that embeddings were made of.
+
+        Raises:
+            ReferenceSetError: If it is not read again.
+        """
+        folder = Folder.at(place)
+        plan = read_plan(folder)
+        source = embedded_atlas(plan, option=None)
+        if plan is None or isinstance(source, str):
+            raise _unavailable(f"{folder.uri}: {source}")
+        if not folder.has(GENES):
+            raise _unavailable(f"{folder.where(GENES)} is missing")
+        with folder.open(GENES) as stream:
+            tokens_V = GeneMap.from_table(pq.read_table(stream)).lookup()
+        return cls(source, tokens_V, plan.fingerprint)
+
+    def counts(self, joinids: Int64Array, tokens_G: _Tokens) -> Iterator[sparse.csr_matrix]:
+        """Counts of some cells of the shared genes, [some, G], block by block."""
+        place_V = np.searchsorted(tokens_G, self.tokens_V).astype(np.int32)
+        place_V[~np.isin(self.tokens_V, tokens_G)] = -1
+        for cells in counted_cells(self.source, joinids, place_V):
+            if cells.num_rows:
+                counts_NG = counts_matrix(cells, len(tokens_G))
+                self._require_counts(counts_NG)
+                yield counts_NG
+
+    def _require_counts(self, counts_NG: sparse.csr_matrix) -> None:
+        try:
+            require_whole(counts_NG.data)
+        except InputError as error:
+            raise _unavailable(f"{self.source.uri}: {error.found}, which is no count") from None
+
+
+def _reference_atlases(index: IndexDescription) -> list[_Atlas]:
+    """The atlases of all embeddings that an index was made of."""
+    first, *others = (_Atlas.at(place) for place in (index.embeddings, *index.appended))
+    uri = index.fingerprint["cells"].get("uri")
+    if first.fingerprint != index.fingerprint or any(other.fingerprint["cells"].get("uri") != uri for other in others):
+        raise _unavailable(f"{index.embeddings} now holds other embeddings than were indexed")
+    return [first, *others]
+
+
+def _reference_counts(atlases: Sequence[_Atlas], joinids: Int64Array, tokens_G: _Tokens) -> sparse.csr_matrix:
+    """Counts of reference cells [N, G], each from the first of the atlases that has it."""
+    missing, rows, blocks = np.ones(len(joinids), bool), [], []
+    for atlas in atlases:
+        mine = np.flatnonzero(missing & np.isin(joinids, atlas.source.joinids()))
+        if len(mine):
+            blocks += list(atlas.counts(joinids[mine], tokens_G))
+            rows.append(mine)
+            missing[mine] = False
+    if missing.any():
+        raise _unavailable(f"{atlases[0].source.uri} lacks {int(missing.sum()):,} of the indexed cells")
+    return sparse.vstack(blocks, format="csr")[np.argsort(np.concatenate(rows))]
+
+
+def _require_variety(logs_NG: sparse.csr_matrix) -> None:
+    n_cells, n_genes = logs_NG.shape
+    if min(n_cells, n_genes) < 2 or not (logs_NG.max(axis=0) - logs_NG.min(axis=0)).nnz:  # noqa: PLR2004
+        raise _unavailable(f"{n_cells:,} reference cells do not differ in {n_genes:,} shared genes")
+
+
+def _unavailable(found: str) -> ReferenceSetError:
+    return ReferenceSetError(found, expected="counts to compare with", remedy="keep the atlas that was embedded")

@@ -1,0 +1,193 @@
+"""The whole chain on real cells in two minutes: atlas -> embeddings -> index -> labels -> picture."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scgpt_ray.atlas.soma_file import write_soma
+from scgpt_ray.config import DemoSettings, EmbedSettings, IndexSettings, MapSettings
+from scgpt_ray.errors import OutputError
+from scgpt_ray.evaluation.labels.baseline import pca_knn
+from scgpt_ray.evaluation.labels.metrics import LabelScores, score_labels
+from scgpt_ray.evaluation.labels.nearest import nearest_labels
+from scgpt_ray.evaluation.report.plots import umap_scatter
+from scgpt_ray.evaluation.umap import umap_coordinates
+from scgpt_ray.execution.cluster import connected
+from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines.demo_cells import LABEL, SPLIT, blood_cells
+from scgpt_ray.pipelines.embed import embed
+from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.pipelines.map import map_query
+from scgpt_ray.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+_SEED = 0
+_K = 10
+_CELLS_PER_PARTITION = 128
+UMAP = "umap.png"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        output: Folder of everything.
+        scores: Of the mapping.
+        untrained: Of a network of the same size that was never trained, on the same split.
+        baseline: Of PCA and nearest neighbours on the same split.
+    """
+
+    output: Folder
+    scores: LabelScores
+    untrained: LabelScores
+    baseline: LabelScores
+
+    def text(self) -> str:
+        """The table and where everything lies."""
+        evaluated = {"scGPT": self.scores, "scGPT, untrained": self.untrained, "PCA + kNN": self.baseline}
+        rows: list[tuple[str, float, float | None]] = [
+            (name, scores.accuracy, scores.macro_f1) for name, scores in evaluated.items()
+        ]
+        rows.append(("majority class", self.scores.majority_accuracy, None))
+        lines = [f"{self.scores.n} query cells, {_K} neighbours    accuracy  macro-F1"]
+        for name, accuracy, macro_f1 in rows:
+            lines.append(f"{name:<30}  {accuracy:8.3f}  {'' if macro_f1 is None else f'{macro_f1:8.3f}'}".rstrip())
+        places = {
+            "atlas (SOMA)": "atlas",
+            "embeddings": "reference/parts",
+            "index": "index/index.json",
+            "labels": "mapped/predictions.parquet",
+            "report": "mapped/report.html",
+            "picture": UMAP,
+        }
+        lines += [f"{name:<13} {self.output.where(place)}" for name, place in places.items()]
+        lines.append(f"MLflow        mlflow ui --backend-store-uri sqlite:///{self.output.where('mlflow.db')}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for a program."""
+        return {
+            "output": self.output.uri,
+            "accuracy": self.scores.accuracy,
+            "macro_f1": self.scores.macro_f1,
+            "majority_accuracy": self.scores.majority_accuracy,
+            "untrained_accuracy": self.untrained.accuracy,
+            "untrained_macro_f1": self.untrained.macro_f1,
+            "pca_knn_accuracy": self.baseline.accuracy,
+            "pca_knn_macro_f1": self.baseline.macro_f1,
+        }
+
+
+def demo(settings: DemoSettings) -> Demo:
+    """Run the whole chain on the 700 real blood cells that ship inside scanpy.
+
+    Raises:
+        InputError: If the output cannot be written or the checkpoint cannot be used.
+    """
+    output = Folder.at(settings.output)
+    if not output.is_local:
+        raise OutputError(output.uri, expected="a local folder for the demo", remedy="give --output a path")
+    output.require_writable()
+    cells = blood_cells(_SEED)
+    atlas = output.path / "atlas"
+    if not atlas.exists():
+        output.path.mkdir(parents=True, exist_ok=True)
+        write_soma(atlas, cells)
+    with _one_store(output), connected():
+        embed(
+            EmbedSettings(
+                atlas=str(atlas),
+                checkpoint=settings.checkpoint,
+                output=output.where("reference"),
+                obs_filter=f"{SPLIT} == 'reference'",
+                obs_columns=(LABEL,),
+                cells_per_partition=_CELLS_PER_PARTITION,
+            )
+        )
+        build_index(IndexSettings(embeddings=output.where("reference"), output=output.where("index")))
+        mapped = map_query(
+            MapSettings(
+                query=str(atlas),
+                index=output.where("index"),
+                checkpoint=settings.checkpoint,
+                output=output.where("mapped"),
+                obs_filter=f"{SPLIT} == 'query'",
+                truth_column=LABEL,
+                k=_K,
+                cells_per_partition=_CELLS_PER_PARTITION,
+            )
+        )
+        untrained = _untrained(atlas, list(cells.var_names), settings.checkpoint, output.folder("untrained"))
+    assert mapped.scores is not None, "the demo gives a truth column"
+    _draw_umap(output)
+    return Demo(output, mapped.scores, untrained, _baseline(cells))
+
+
+@contextmanager
+def _one_store(output: Folder) -> Iterator[None]:
+    """Log all runs of the demo to one MLflow store, unless there is a server."""
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        yield
+        return
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{output.where('mlflow.db')}"
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+
+
+def _draw_umap(output: Folder) -> None:
+    """Reference and query in one picture."""
+    tables = [read_embeddings(output.folder(name)) for name in ("reference", "mapped/embeddings")]
+    vectors = np.concatenate([vectors_of(table)[1] for table in tables])
+    labels = [label for table in tables for label in table[LABEL].to_pylist()]
+    coordinates = umap_coordinates(vectors, seed=_SEED)
+    output.write(UMAP, umap_scatter(coordinates, labels, "Blood cells in the embedding"))
+
+
+def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder) -> LabelScores:
+    """A network of the same size with random weights: what its form alone is worth."""
+    size = read_checkpoint(checkpoint).architecture
+    weights = output.path / "checkpoint"
+    random_checkpoint(
+        weights,
+        genes,
+        embsize=size.embsize,
+        nheads=size.nheads,
+        d_hid=size.d_hid,
+        nlayers=size.nlayers,
+        seed=_SEED,
+    )
+    embed(
+        EmbedSettings(
+            atlas=str(atlas),
+            checkpoint=str(weights),
+            output=output.where("embeddings"),
+            obs_columns=(LABEL, SPLIT),
+            cells_per_partition=_CELLS_PER_PARTITION,
+        )
+    )
+    table = read_embeddings(output.folder("embeddings"))
+    _, vectors = vectors_of(table)
+    labels, split = (np.array(table[column].to_pylist(), object) for column in (LABEL, SPLIT))
+    is_query = split == "query"
+    predicted, share = nearest_labels(vectors[~is_query], labels[~is_query], vectors[is_query], _K)
+    return score_labels(labels[is_query], predicted, share, set(labels[~is_query]))
+
+
+def _baseline(cells: Any) -> LabelScores:
+    """PCA and nearest neighbours on the same split."""
+    is_query = (cells.obs[SPLIT] == "query").to_numpy()
+    labels = cells.obs[LABEL].to_numpy(object)
+    predicted, share = pca_knn(cells.X[~is_query], labels[~is_query], cells.X[is_query], k=_K, seed=_SEED)
+    return score_labels(labels[is_query], predicted, share, set(labels[~is_query]))

@@ -1,0 +1,156 @@
+"""A request to embed, checked: everything that can be wrong with it is found here, in the driver, without Ray."""
+
+import logging
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
+from scgpt_ray.atlas.plan import Plan
+from scgpt_ray.atlas.source import Source, locate
+from scgpt_ray.config import CellSettings, EmbedSettings
+from scgpt_ray.errors import ConfigError, OutputError
+from scgpt_ray.identity import Fingerprint
+from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
+from scgpt_ray.network.embedder import has_gpu
+from scgpt_ray.network.precision import require_precision
+from scgpt_ray.parts.manifest import Manifest, read_manifest, read_plan
+from scgpt_ray.schema import Int64Array
+from scgpt_ray.storage import Folder
+from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
+from scgpt_ray.tokenizer.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """A request whose input is known to be good.
+
+    Attributes:
+        settings: What was asked for.
+        output: Where it goes.
+        source: Locator of the cells, snapshot pinned.
+        checkpoint: The network.
+        genes: Which var row is which token.
+        rules: Token rules.
+        fingerprint: Identity of the result.
+        began: The plan of an earlier run of the same request, to be finished.
+        done: The manifest of a finished one: there is nothing to do.
+        selection: Joinids of the selected cells and the gene coverage, where no plan has fixed them yet.
+    """
+
+    settings: EmbedSettings
+    output: Folder
+    source: Source
+    checkpoint: Checkpoint
+    genes: GeneMap
+    rules: TokenRules
+    fingerprint: Fingerprint
+    began: Plan | None
+    done: Manifest | None
+    selection: tuple[Int64Array, Coverage] | None
+
+
+def check(settings: EmbedSettings) -> EmbedJob:
+    """Check a whole request, and find out what an earlier run left of it.
+
+    Nothing is written and no cluster is asked for.
+
+    Raises:
+        InputError: With found, expected and remedy.
+    """
+    output = Folder.at(settings.output)
+    began = read_plan(output)
+    # An earlier run's snapshot is used again, so that the same command means the same cells.
+    earlier = began.fingerprint["cells"].get("snapshot") if began else None
+    source = locate(settings.atlas, settings.model_copy(update={"snapshot": settings.snapshot or earlier}))
+    checkpoint = read_checkpoint(settings.checkpoint)
+    genes = harmonize_genes(source, checkpoint.vocabulary, settings)
+    rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
+    fingerprint = Fingerprint(
+        model=model_identity(checkpoint, rules, settings.precision),
+        cells={**source.identity(), "genes": genes.digest(), "obs_columns": list(settings.obs_columns)},
+    )
+    if began is not None:
+        require_same(began, fingerprint, output)
+    done = read_manifest(output) if began else None
+    if done is None:
+        require_device(settings)
+        output.require_writable()
+    selection = inspect(settings, source, genes) if began is None else None
+    return EmbedJob(settings, output, source, checkpoint, genes, rules, fingerprint, began, done, selection)
+
+
+def inspect(settings: CellSettings, source: Source, genes: GeneMap) -> tuple[Int64Array, Coverage]:
+    """Select the cells and look at their counts.
+
+    Returns:
+        Joinids of the selected cells, sorted, and the gene coverage report.
+
+    Raises:
+        AtlasError: If nothing is selected, or the counts are not counts.
+        GeneCoverageError: If too few of them belong to genes of the vocabulary.
+    """
+    joinids = source.joinids()
+    report = coverage(genes, *source.totals(joinids))
+    for line in report.summary().splitlines():
+        logger.info(line)
+    report.require(settings.min_coverage, source.uri)
+    return joinids, report
+
+
+def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettings) -> GeneMap:
+    """Name the genes of an atlas in the words of the vocabulary."""
+    return harmonize(
+        source.var(),
+        vocabulary.tokens,
+        columns=settings.gene_columns,
+        gene_table=settings.gene_table,
+        columns_are_default=settings.gene_columns == CellSettings.model_fields["gene_columns"].default,
+        where=source.uri,
+    )
+
+
+def model_identity(checkpoint: Checkpoint, rules: TokenRules, precision: str) -> dict[str, Any]:
+    """What maps a cell to a vector, for the fingerprint."""
+    return {
+        "weights": checkpoint.weights_sha256,
+        "vocabulary": checkpoint.vocabulary.sha256,
+        "token_rules": RULES_VERSION,
+        **asdict(rules),
+        "precision": precision,
+    }
+
+
+def require_same(began: Plan, wanted: Fingerprint, output: Folder) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        OutputError: Naming both fingerprints and what differs.
+    """
+    there = Fingerprint.from_dict(began.fingerprint)
+    if there != wanted:
+        raise OutputError(
+            f"{output.uri} holds run {there.digest[:12]}, this is {wanted.digest[:12]} ({wanted.differences(there)})",
+            expected="the same atlas, checkpoint and token rules",
+            remedy="give --output another folder",
+        )
+
+
+def require_device(settings: EmbedSettings) -> None:
+    """Refuse what a local Ray cannot have; what a cluster has is only known when it is joined.
+
+    Raises:
+        ConfigError: If GPUs are asked for on a machine without one, or a precision that its CPU lacks.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        return
+    on_cpu = not has_gpu() or settings.gpus == 0 or settings.actors is not None
+    if settings.gpus and on_cpu:
+        raise ConfigError(
+            f"--gpus {settings.gpus} on a machine without a GPU",
+            expected="GPUs here, or a cluster that RAY_ADDRESS names",
+            remedy="drop --gpus, or set RAY_ADDRESS",
+        )
+    require_precision("cpu" if on_cpu else "cuda", settings.precision)

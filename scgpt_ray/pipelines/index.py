@@ -1,0 +1,255 @@
+"""Embeddings -> one trained template -> one shard per group of parts -> the params that finds enough of the truth."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from scgpt_ray.config import IndexSettings, parse_bytes
+from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
+from scgpt_ray.execution.cluster import connected
+from scgpt_ray.execution.index_tasks import (
+    ShardInput,
+    TemplateSpec,
+    build_shards,
+    committed_template,
+    new_cells,
+    sample_of,
+    train_template,
+)
+from scgpt_ray.execution.search import Reference, exact_neighbors
+from scgpt_ray.index.description import INDEX, RECALL, IndexDescription, read_index, require_index
+from scgpt_ray.index.factory import (
+    EXACT,
+    check_factory,
+    choose_factory,
+    empty_index,
+    n_lists,
+    training_size,
+    usual_shards,
+)
+from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
+from scgpt_ray.parts.manifest import Manifest, require_manifest
+from scgpt_ray.parts.parts import PARTS
+from scgpt_ray.pipelines.recall import write_report
+from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+_RECALL_QUERIES = 256
+
+
+def build_index(settings: IndexSettings) -> IndexDescription:
+    """Build the index of a finished set of embeddings, or add to it the cells that it lacks.
+
+    A finished index of the same request is left alone. An unfinished one is taken up: its template and its shards are
+    kept where they were committed for this request.
+
+    Raises:
+        InputError: If the embeddings, the factory or the output cannot be used.
+    """
+    source, output = Folder.at(settings.embeddings), Folder.at(settings.output)
+    manifest = require_manifest(source)
+    if settings.append:
+        return append(settings, source, manifest, output)
+    request = resolve(settings, manifest)
+    there = read_index(output)
+    if there is not None:
+        _require_same(there, request, output)
+        logger.info("%s is finished: %d cells; nothing to do", output.uri, there.n_cells)
+        return there
+    output.require_writable()
+    with connected(), Tracker("index", output, {"config": settings.model_dump(), "request": request}) as tracker:
+        recipe = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
+        template = train_template(source, manifest, recipe, output)
+        groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
+        labels = tuple(request["labels"])
+        stocks = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
+        shards = build_shards(stocks, 0, template, output)
+        described = IndexDescription(
+            request=request,
+            factory=request["factory"],
+            d=manifest.dimension,
+            n_cells=sum(shard.n_cells for shard in shards),
+            nprobe=1,
+            rerank=0,
+            recall_at_10=1.0,
+            recall_queries=0,
+            shards=tuple(shards),
+            label_columns=labels,
+            fingerprint=manifest.fingerprint.to_dict(),
+            embeddings=source.uri,
+        )
+        return _finish(described, source, manifest, output, tracker)
+
+
+def append(settings: IndexSettings, source: Folder, manifest: Manifest, output: Folder) -> IndexDescription:
+    """Add the cells of some embeddings that an index lacks, as new shards of its template.
+
+    The embeddings may be those of the index, grown; or others of the same checkpoint and atlas. Cells are known by
+    their soma_joinid. The params is chosen anew, for the cells of these embeddings.
+
+    Raises:
+        InputError: If there is no index, or the cells do not belong to it.
+    """
+    there = require_index(output)
+    _require_belongs(there, manifest, source, output)
+    with connected(), Tracker("index", output, {"config": settings.model_dump(), "request": there.request}) as tracker:
+        names = list(manifest.parts)
+        fresh = np.array(new_cells(source, names, output, there.shards))
+        if not fresh.sum():
+            logger.info("%s holds every cell of %s; nothing to do", output.uri, source.uri)
+            return there
+        parts = np.array(names)[fresh > 0]
+        n_shards = min(settings.shards or usual_shards(int(fresh.sum())), len(parts))
+        digest, labels = manifest.fingerprint.digest, there.label_columns
+        stocks = [
+            ShardInput(source, digest, tuple(group.tolist()), labels, there.shards)
+            for group in np.array_split(parts, n_shards)
+        ]
+        added = build_shards(stocks, len(there.shards), _template_of(output), output)
+        known = dict.fromkeys((there.embeddings, *there.appended, source.uri))
+        described = replace(
+            there,
+            n_cells=there.n_cells + sum(shard.n_cells for shard in added),
+            shards=(*there.shards, *added),
+            appended=tuple(known)[1:],
+        )
+        return _finish(described, source, manifest, output, tracker)
+
+
+def _template_of(output: Folder) -> str:
+    """Digest of the template that an index was built with."""
+    template = committed_template(output)
+    if template is None:
+        raise ReferenceSetError(
+            f"the template of {output.uri} is not what the index was built with",
+            expected="template.faiss, centre.npy and template.json as index left them",
+            remedy="build the index again; see scgpt-ray validate",
+        )
+    return str(template["content"])
+
+
+def _require_same(there: IndexDescription, request: dict[str, Any], output: Folder) -> None:
+    if there.request != request:
+        raise OutputError(
+            f"{output.uri} holds another index ({there.factory} over {there.n_cells} cells of {there.embeddings})",
+            expected="the same embeddings, labels, factory, shards, recall and seed",
+            remedy="give --output another folder, or add the cells that it lacks with --append",
+        )
+
+
+def _require_belongs(there: IndexDescription, manifest: Manifest, source: Folder, output: Folder) -> None:
+    model, atlas = there.fingerprint["model"], there.fingerprint["cells"].get("uri")
+    mine = manifest.fingerprint
+    if mine.model != model:
+        differing = ", ".join(key for key in sorted({*mine.model, *model}) if mine.model.get(key) != model.get(key))
+        raise ReferenceSetError(
+            f"{source.uri} and {output.uri} differ in {differing}",
+            expected="embeddings of the checkpoint that the index was built for",
+            remedy="embed these cells with that one, or build another index",
+        )
+    if mine.cells.get("uri") != atlas:
+        raise ReferenceSetError(
+            f"{source.uri} is of the atlas {mine.cells.get('uri')}, {output.uri} of {atlas}",
+            expected="one atlas, in which a soma_joinid is one cell",
+            remedy="join the cells in one atlas, or build another index",
+        )
+    lacking = [name for name in there.label_columns if name not in manifest.obs_columns]
+    if lacking:
+        raise ReferenceSetError(
+            f"{source.uri} carries no column {', '.join(lacking)}",
+            expected=f"the label columns of the index ({', '.join(there.label_columns)})",
+            remedy="run embed with --obs-columns into a new folder",
+        )
+
+
+def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
+    """What is asked for, with the defaults filled in; equal requests give equal indexes.
+
+    Raises:
+        InputError: If it cannot be had of these embeddings.
+    """
+    labels = list(dict.fromkeys(settings.label_columns or manifest.obs_columns))
+    lacking = [name for name in labels if name not in manifest.obs_columns]
+    if lacking:
+        raise ConfigError(
+            f"--label-columns {' '.join(lacking)}",
+            expected=f"columns the embeddings carry ({', '.join(manifest.obs_columns) or 'none'})",
+            remedy="run embed with --obs-columns into a new folder",
+        )
+    n_cells = manifest.n_cells - manifest.n_empty
+    if not n_cells:
+        raise ReferenceSetError(
+            f"{settings.embeddings} has no cell with an embedding",
+            expected="at least one",
+            remedy="check the atlas",
+        )
+    n_shards = min(settings.shards or usual_shards(n_cells), len(manifest.parts))
+    budget = parse_bytes(settings.memory_budget) if settings.memory_budget else None
+    factory = settings.factory
+    if factory == "auto":
+        factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
+    check_factory(factory, manifest.dimension)
+    return {
+        "embeddings": manifest.fingerprint.digest,
+        "labels": labels,
+        "factory": factory,
+        "training": training_size(factory, n_cells, manifest.dimension, budget),
+        "shards": n_shards,
+        "target_recall": settings.target_recall,
+        "seed": settings.seed,
+    }
+
+
+def _finish(
+    described: IndexDescription, source: Folder, manifest: Manifest, output: Folder, tracker: Tracker
+) -> IndexDescription:
+    """Examine the index, choose its params, and commit it by its description."""
+    reference = Reference(output, described)
+    target = described.request["target_recall"]
+    recall_sample = _recall_sample(reference, source, manifest)
+    nlist = n_lists(empty_index(described.factory, described.d))
+    cost = cost_model(described.factory, described.d, described.n_cells, len(described.shards), nlist)
+
+    def search(queries_QD: Any, k: int, params: Any) -> Any:
+        return reference.neighbors(queries_QD, k, params=params)
+
+    if described.factory == EXACT:
+        chosen = point_at(reference.params, recall_sample, search, cost)
+        curve = [chosen]
+    else:
+        chosen, curve = choose_params(recall_sample, search, nlist, cost, target)
+    if chosen.recall_at_10 < target:
+        logger.warning("recall@10 is %.4f, below --target-recall %.2f", chosen.recall_at_10, target)
+    described = replace(
+        described,
+        nprobe=chosen.nprobe,
+        rerank=chosen.rerank,
+        recall_at_10=chosen.recall_at_10,
+        recall_queries=len(recall_sample.ids_Q),
+    )
+    write_report(output, described, recall_sample, search, curve, reference.labels)
+    output.write(INDEX, described.to_json())
+    figures = {"nprobe": chosen.nprobe, "rerank": chosen.rerank, "recall_at_10": chosen.recall_at_10}
+    tracker.log_metrics({"n_cells": described.n_cells, **figures})
+    for name in (INDEX, RECALL):
+        tracker.log_artifact(name)
+    return described
+
+
+def _recall_sample(reference: Reference, source: Folder, manifest: Manifest) -> RecallSample:
+    """A sample of the cells of some embeddings and their true neighbours in the index.
+
+    The truth is exact search over those embeddings; cells that the index had before count as it keeps them.
+    """
+    index = reference.index
+    ids_Q, queries_QD = sample_of(source, manifest, _RECALL_QUERIES, index.request["seed"] + 1)
+    k = min(max(RECALL_K) + 1, index.n_cells)
+    if index.appended:
+        truth = reference.exact(queries_QD, k)
+    else:
+        truth = exact_neighbors(source.folder(PARTS), list(manifest.parts), queries_QD, k)
+    return RecallSample(ids_Q, queries_QD, *without_self(*truth, ids_Q))

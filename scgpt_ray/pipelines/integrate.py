@@ -1,0 +1,121 @@
+"""Embeddings of the same cells -> integration metrics, batch effects explained, pictures, report. Without Ray."""
+
+import logging
+import re
+
+import numpy as np
+
+from scgpt_ray.config import IntegrateSettings
+from scgpt_ray.errors import InputError
+from scgpt_ray.evaluation.components import hvg_pca, require_counts
+from scgpt_ray.evaluation.factors.effects import Factor, explain_factors
+from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings
+from scgpt_ray.evaluation.sample import Selection, select_cells, strata_of
+from scgpt_ray.parts.manifest import read_plan
+from scgpt_ray.pipelines.embedding_sets import ComparedCells, compared_cells
+from scgpt_ray.pipelines.integration_result import METRICS, REPORT, UMAP, UMAP_BATCH, Integrated, write_integrated
+from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas, read_counts
+from scgpt_ray.schema import JOINID, OBS_ID
+from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+BASELINE = "HVG + PCA"
+"""Name of the baseline among the embeddings."""
+
+_NO_LABEL = "all cells"
+
+
+def integrate(settings: IntegrateSettings) -> Integrated:
+    """Evaluate how well embeddings keep labels apart and bring batch keys together, and why.
+
+    Raises:
+        InputError: If the embeddings are not of the same cells or not finite, a column is missing, there is one batch
+            key only, or the output cannot be written.
+    """
+    output = Folder.at(settings.output)
+    wanted = [settings.label_column, settings.batch_column, *settings.factor_columns]
+    cells = compared_cells(settings.embeddings, [column for column in wanted if column])
+    selection, labels, factors = _selected(settings, cells)
+    embeddings = {each.name: each.vectors(selection.rows) for each in cells.sets}
+    output.require_writable()
+    batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
+    label_N = np.unique(labels, return_inverse=True)[1]
+    with Tracker("integrate", output, {"config": settings.model_dump()}) as tracker:
+        counts = _counts(settings, cells, selection)
+        known = counts if isinstance(counts, Counts) else None
+        if known:
+            embeddings[BASELINE] = hvg_pca(known.counts_NG, seed=settings.seed)
+        integration = compare_embeddings(
+            embeddings, labels, batch_keys, seed=settings.seed, baseline=BASELINE if known else None
+        )
+        logger.info("%d embeddings of %d cells evaluated; next, %d factors", len(embeddings), len(labels), len(factors))
+        effects = explain_factors(
+            factors,
+            embeddings,
+            label_N,
+            counts_NG=known.counts_NG if known else None,
+            genes_G=known.genes_G if known else None,
+            groups=factors[0],
+            seed=settings.seed,
+        )
+        integrated = Integrated(
+            output, selection, integration, effects, known.uri if known else None, None if known else str(counts)
+        )
+        strata = strata_of(label_N, np.unique(batch_keys, return_inverse=True)[1])
+        named = [column for column in cells.columns.column_names if column != JOINID]
+        told = {column: cells.values(column, selection.rows) for column in named}
+        write_integrated(integrated, settings, embeddings, told, strata)
+        tracker.log_metrics(_logged(integration))
+        for name in (METRICS, UMAP, UMAP_BATCH, REPORT):
+            tracker.log_artifact(name)
+    return integrated
+
+
+def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Selection, list[str], list[Factor]]:
+    """Which cells are evaluated, their labels, and the factors; that of the batch column is first."""
+    labels = cells.values(settings.label_column) if settings.label_column else None
+    selection = select_cells(
+        cells.present,
+        labels,
+        cells.values(settings.batch_column),
+        max_cells=settings.max_cells,
+        seed=settings.seed,
+    )
+    rows = selection.rows
+    batch_keys = [str(value) for value in cells.values(settings.batch_column, rows)]
+    factors = [Factor.of(settings.batch_column, batch_keys)]
+    factors += [Factor.of(column, cells.values(column, rows)) for column in settings.factor_columns]
+    of_rows = [_NO_LABEL] * len(rows) if labels is None else [str(labels[row]) for row in rows]
+    return selection, of_rows, factors
+
+
+def _counts(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Counts | str:
+    """Counts of the evaluated cells, or why there are none; what --counts names must be there."""
+    plan = read_plan(cells.folder)
+    source = named_atlas(settings.counts, plan) if settings.counts else embedded_atlas(plan)
+    if isinstance(source, str):
+        logger.warning("without baseline and genes: %s", source)
+        return source
+    names = cells.values(OBS_ID, selection.rows) if OBS_ID in cells.columns.column_names else None
+    joinids = cells.columns[JOINID].to_numpy()[selection.rows]
+    counts = read_counts(source, joinids, names)
+    try:
+        require_counts(counts.counts_NG)
+    except InputError as error:
+        if settings.counts:
+            raise
+        logger.warning("without baseline and genes: %s", error.found)
+        return f"{source.uri}: {error.found}"
+    return counts
+
+
+def _logged(integration: Integration) -> dict[str, float]:
+    """Metrics under names that MLflow takes."""
+    return {
+        f"{re.sub(r'[^0-9A-Za-z_. /-]', '-', scores['name'])}/{metric}": value
+        for scores in integration.to_dict()["scores"]
+        for metric, value in scores.items()
+        if isinstance(value, float)
+    }

@@ -1,0 +1,160 @@
+"""The result of an integration, written for people and programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scgpt_ray.config import IntegrateSettings
+from scgpt_ray.evaluation.factors.effects import FactorEffect
+from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
+from scgpt_ray.evaluation.integration.metrics import Integration
+from scgpt_ray.evaluation.report.histograms import genes_histogram
+from scgpt_ray.evaluation.report.integration_report import integration_report
+from scgpt_ray.evaluation.report.page import Picture
+from scgpt_ray.evaluation.report.plots import MAX_LABELS, umap_scatter
+from scgpt_ray.evaluation.report.scatter import Column, Scatter
+from scgpt_ray.evaluation.sample import Selection, stratified_sample
+from scgpt_ray.evaluation.umap import umap_coordinates
+from scgpt_ray.schema import N_GENES, Float32Matrix, Int64Array
+from scgpt_ray.storage import Folder
+
+METRICS, REPORT, UMAP, UMAP_BATCH = "metrics.json", "report.html", "umap.png", "umap-batch.png"
+
+DRAWN_CELLS = 10_000
+"""Most cells in a picture."""
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """What was found.
+
+    Attributes:
+        output: Folder of the files.
+        selection: Which cells were evaluated.
+        integration: Metrics of each embedding, and of the baseline where there are counts.
+        effects: What the factors do; that of the batch column first.
+        counts: The atlas whose counts were read; None where none were.
+        no_counts: Why not.
+    """
+
+    output: Folder
+    selection: Selection
+    integration: Integration
+    effects: tuple[FactorEffect, ...]
+    counts: str | None
+    no_counts: str | None
+
+    def text(self) -> str:
+        """The table and the verdicts, for a person."""
+        without = [f"Without baseline and genes: {self.no_counts}."] if self.no_counts else []
+        verdicts = [verdict(effect) for effect in self.effects]
+        return "\n".join(
+            [self.selection.text(), self.integration.table(), *verdicts, *without, self.output.where(REPORT)]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main figures for a program."""
+        return {
+            "output": self.output.uri,
+            "n_cells": self.selection.n_cells,
+            "n_evaluated": self.selection.n_evaluated,
+            "scores": {
+                scores.name: {"avg_bio": scores.avg_bio, "avg_batch": scores.avg_batch}
+                for scores in self.integration.scores
+            },
+            "effects": {effect.name: effect.kind for effect in self.effects},
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """All figures: the content of metrics.json."""
+        return {
+            "output": self.output.uri,
+            "cells": self.selection.to_dict(),
+            "integration": self.integration.to_dict(),
+            "effects": [effect_dict(effect) for effect in self.effects],
+            "counts": self.counts,
+            "no_counts": self.no_counts,
+        }
+
+
+def write_integrated(
+    integrated: Integrated,
+    settings: IntegrateSettings,
+    embeddings: dict[str, Float32Matrix],
+    told: Mapping[str, Sequence[Any]],
+    strata: Int64Array,
+) -> None:
+    """Write metrics.json, umap.png, umap-batch.png and report.html.
+
+    Args:
+        integrated: What was found.
+        settings: What was asked.
+        embeddings: Name -> float32 [n, d] of the evaluated cells; umap.png is of the first.
+        told: Column -> values of the evaluated cells, with those of the settings and n_genes.
+        strata: Label and batch key of each as one number, by which cells are chosen for the pictures.
+    """
+    output = integrated.output
+    output.write(METRICS, json.dumps(integrated.metrics(), indent=1).encode())
+    drawn = stratified_sample(strata, DRAWN_CELLS, seed=settings.seed)
+    places = {name: umap_coordinates(vectors_ND[drawn], seed=settings.seed) for name, vectors_ND in embeddings.items()}
+    columns = list(dict.fromkeys(name for name in (settings.label_column, settings.batch_column, *told) if name))
+    shown = {name: np.array(told[name], object)[drawn] for name in columns}
+    pictures = _pictures(places, {name: shown[name] for name in columns[: 2 if settings.label_column else 1]})
+    first = next(iter(embeddings))
+    output.write(UMAP, pictures[first, columns[0]].png)
+    output.write(UMAP_BATCH, pictures[first, settings.batch_column].png)
+    caption = _caption(len(drawn), len(strata), [len(set(shown[column])) for _, column in pictures])
+    report = integration_report(
+        "Integration of " + ", ".join(scores.name for scores in integrated.integration.scores),
+        _facts(integrated, settings),
+        integrated.integration,
+        integrated.effects,
+        Scatter(places, [Column(name, values) for name, values in shown.items()], [*pictures.values()], caption),
+        [_genes(told, settings.batch_column, integrated.selection)],
+    )
+    output.write(REPORT, report.encode())
+
+
+def _pictures(
+    places: Mapping[str, npt.NDArray[np.float32]], columns: Mapping[str, npt.NDArray[np.object_]]
+) -> dict[tuple[str, str], Picture]:
+    """Each embedding by each column, for paper."""
+    return {
+        (name, column): Picture(
+            umap_scatter(coordinates_N2, [str(value) for value in values], f"{name} by {column}"),
+            f"{name}, coloured by {column}.",
+        )
+        for name, coordinates_N2 in places.items()
+        for column, values in columns.items()
+    }
+
+
+def _caption(n_drawn: int, n_evaluated: int, n_values: list[int]) -> str:
+    told = f"UMAP of {n_drawn:,} of the {n_evaluated:,} evaluated cells, laid out anew for each embedding."
+    if max(n_values) > MAX_LABELS:
+        told += f" On paper, what is rarer than the {MAX_LABELS - 1} most frequent is drawn together as other."
+    return told
+
+
+def _genes(told: Mapping[str, Sequence[Any]], batch_column: str, selection: Selection) -> Picture:
+    n_genes, keys = np.array(told[N_GENES]), np.array([str(value) for value in told[batch_column]], object)
+    png = genes_histogram({str(key): n_genes[keys == key] for key in np.unique(keys)})
+    left_out = f"; {selection.n_without_embedding:,} cells have none" if selection.n_without_embedding else ""
+    return Picture(png, f"Genes of the vocabulary that evaluated cells have counts of, by {batch_column}{left_out}.")
+
+
+def _facts(integrated: Integrated, settings: IntegrateSettings) -> dict[str, object]:
+    selection = integrated.selection
+    return {
+        "embeddings": ", ".join(settings.embeddings),
+        "cells": selection.n_cells,
+        "evaluated": selection.text(),
+        "labels": f"{settings.label_column}: {len(integrated.integration.labels)}" if settings.label_column else "none",
+        "batch keys": f"{settings.batch_column}: {len(integrated.integration.batch_keys)}",
+        "counts": integrated.counts or f"none: {integrated.no_counts}",
+        "seed": settings.seed,
+    }

@@ -1,0 +1,222 @@
+"""Query cells -> embeddings -> neighbours in the reference -> labels by vote -> report."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
+from scgpt_ray.errors import ConfigError, ReferenceSetError
+from scgpt_ray.execution.cluster import connected
+from scgpt_ray.execution.search import Reference
+from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.index.neighbor_filter import Allowed
+from scgpt_ray.index.search import NONE, Neighbors
+from scgpt_ray.mapping.ballot import CellCounts, VoteRules
+from scgpt_ray.mapping.ontology import CellOntology
+from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.network.checkpoint import read_checkpoint
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines.baseline import evaluate_baseline
+from scgpt_ray.pipelines.calibrate import calibrations
+from scgpt_ray.pipelines.embed import run
+from scgpt_ray.pipelines.embed_request import check, model_identity
+from scgpt_ray.pipelines.map_report import write_mapped
+from scgpt_ray.pipelines.mapping_result import Mapped, own_name
+from scgpt_ray.schema import EMBEDDING
+from scgpt_ray.storage import Folder
+from scgpt_ray.tokenizer.rules import TokenRules
+from scgpt_ray.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+TERMS = "cell_type_ontology_term_id"
+"""Where CELLxGENE keeps the Cell Ontology's term of a cell."""
+NO_TERMS = "none"
+"""What --term-column says for no roll-up."""
+
+
+def map_query(settings: MapSettings) -> Mapped:
+    """Map query cells onto an indexed reference.
+
+    The query is embedded into `embeddings/` of the output folder, resumably; calibration, search and voting are done
+    anew by every call.
+
+    Raises:
+        InputError: If the input is wrong, or checkpoint and index do not belong together.
+        RunError: If the work failed; the same command resumes it.
+    """
+    output, reference = Folder.at(settings.output), Reference.at(settings.index)
+    rules = prediction_rules(settings, reference.index)
+    reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)
+    ontology = CellOntology() if rules.term_column else None
+    request = embed_request(settings, reference.index, list(rules.columns))
+    job = check(request)
+    with (
+        connected(),
+        Tracker("map", output, {"config": settings.model_dump(), "index": reference.index.request}) as tracker,
+    ):
+        cells = reference_cells(settings, reference, rules)
+        calibrated = calibrations(settings, reference, rules, cells)
+        manifest = job.done or run(job, tracker)
+        queries = read_embeddings(Folder.at(request.output))
+        found = _neighbors(settings, reference, queries)
+        predicted = predict(
+            *found,
+            reference.labels(found[0], rules.read),
+            rules,
+            reference_cells=cells,
+            calibrations=calibrated,
+            ontology=ontology,
+        )
+        truth = baseline = None
+        if settings.truth_column is not None:
+            column = rules.columns[0]
+            truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
+            baseline = evaluate_baseline(settings, reference, column, cells[column], queries, truth)
+        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
+        write_mapped(mapped, settings, reference, manifest, queries)
+        tracker.log_metrics(mapped.figures())
+        for name in mapped.artifacts():
+            tracker.log_artifact(name)
+    return mapped
+
+
+def prediction_rules(settings: MapSettings, index: IndexDescription) -> PredictionRules:
+    """What is predicted, and how.
+
+    Raises:
+        ConfigError: If the index lacks a column that is needed, or two columns of the output would have one name.
+    """
+    columns = label_columns(settings, index)
+    term_column = settings.term_column if settings.term_column != NO_TERMS else None
+    if settings.term_column is None and TERMS in columns:
+        term_column = TERMS
+    if term_column is not None and term_column not in columns:
+        raise ConfigError(
+            f"--term-column {term_column} is not among the labels to transfer",
+            expected=f"one of {', '.join(columns)}",
+            remedy="add it to --label-columns, or give --term-column none",
+        )
+    vote = VoteRules(settings.weighting, settings.balance)
+    rules = PredictionRules(tuple(columns), vote, term_column, settings.term_share)
+    _require(settings, index, rules.groups)
+    return rules
+
+
+def label_columns(settings: MapSettings, index: IndexDescription) -> list[str]:
+    """The labels to transfer.
+
+    Raises:
+        ConfigError: If the index lacks one of them, or the column of --exclude-same or --calibrate-by; or if a
+            prediction would have the name of another.
+    """
+    left_out = settings.left_out if settings.calibrate_by else ()
+    kept = [name for name in index.label_columns if name not in left_out]
+    columns = list(dict.fromkeys(settings.label_columns or kept))
+    _require(settings, index, (*columns, *settings.left_out))
+    if not columns:
+        raise _lacks(settings, index, "at all")
+    twice = [name for name in columns if own_name(name, [other for other in columns if other != name]) != name]
+    if twice:
+        raise ConfigError(
+            f"label column {twice[0]} has the name of a prediction of another",
+            expected="label columns whose predictions have names of their own",
+            remedy="leave it out of --label-columns",
+        )
+    return columns
+
+
+def _require(settings: MapSettings, index: IndexDescription, columns: Iterable[str]) -> None:
+    lacking = [name for name in columns if name not in index.label_columns]
+    if lacking:
+        raise _lacks(settings, index, ", ".join(lacking))
+
+
+def _lacks(settings: MapSettings, index: IndexDescription, what: str) -> ConfigError:
+    return ConfigError(
+        f"{settings.index} keeps no column {what}",
+        expected=f"one of {', '.join(index.label_columns) or 'none'}",
+        remedy="build the index with --label-columns",
+    )
+
+
+def reference_cells(settings: MapSettings, reference: Reference, rules: PredictionRules) -> CellCounts:
+    """Cells that may be neighbours, by the values of the first label column and of those that votes are balanced by.
+
+    Raises:
+        ReferenceSetError: If none of them has a label in the first column.
+    """
+    first = rules.columns[0]
+    counts = {
+        column: reference.cell_counts(column, settings.neighbor_filter)
+        for column in dict.fromkeys((first, *rules.counted))
+    }
+    if not counts[first].keys() - {None}:
+        raise ReferenceSetError(
+            f"no cell of {settings.index} that may be a neighbour has a {first}",
+            expected="labelled cells to learn from",
+            remedy="change --neighbor-filter, or transfer another of --label-columns",
+        )
+    return counts
+
+
+def embed_request(settings: MapSettings, index: IndexDescription, columns: list[str]) -> EmbedSettings:
+    """The embed settings that put the query into the space of the index.
+
+    Raises:
+        ReferenceSetError: If the checkpoint is not the one the reference was embedded with.
+        ConfigError: If columns of the query cannot be carried along.
+    """
+    space = index.fingerprint["model"]
+    rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
+    mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])
+    if mine != space:
+        differing = ", ".join(key for key in sorted(mine.keys() | space.keys()) if mine.get(key) != space.get(key))
+        raise ReferenceSetError(
+            f"{settings.checkpoint} and {settings.index} differ in {differing}",
+            expected="the checkpoint that the reference was embedded with",
+            remedy="give that one to --checkpoint, or embed and index the reference again",
+        )
+    shared = {*CellSettings.model_fields, *ComputeSettings.model_fields}
+    return EmbedSettings.of(
+        settings.model_dump(include=shared)
+        | {
+            "atlas": settings.query,
+            "checkpoint": settings.checkpoint,
+            "output": Folder.at(settings.output).folder("embeddings").uri,
+            "obs_columns": _carried(settings, columns),
+            "max_length": rules.max_length,
+            "seed": rules.seed,
+            "ties": rules.ties,
+            "precision": space["precision"],
+        }
+    )
+
+
+def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
+    """The obs columns of the query that are needed, each under a name of its own among the predictions."""
+    truth = (settings.truth_column,) if settings.truth_column else ()
+    carried = tuple(dict.fromkeys((*settings.obs_columns, *truth, *settings.exclude_same)))
+    twice = [name for name, count in Counter(own_name(name, columns) for name in carried).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"two columns of the query would be called {', '.join(twice)}",
+            expected="a name of its own for each, with labels and query columns side by side",
+            remedy="take one of them out of --obs-columns",
+        )
+    return carried
+
+
+def _neighbors(settings: MapSettings, reference: Reference, queries: pa.Table) -> Neighbors:
+    """Neighbours of the query cells that have an embedding."""
+    _, vectors_QD = vectors_of(queries)
+    own = queries.filter(queries[EMBEDDING].is_valid()).select(list(dict.fromkeys(settings.exclude_same)))
+    allowed = Allowed.among(settings.neighbor_filter, own, len(vectors_QD))
+    ids_QK, scores_QK = reference.neighbors(vectors_QD, settings.k, allowed)
+    short = int((ids_QK[:, -1] == NONE).sum())
+    if short:
+        logger.warning("%d cells have fewer than %d neighbours that are allowed", short, settings.k)
+    return ids_QK, scores_QK

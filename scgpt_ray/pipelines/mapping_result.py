@@ -1,0 +1,244 @@
+"""The result of a mapping: every query cell with its labels, evaluated where the truth is known."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scgpt_ray.config import MapSettings
+from scgpt_ray.evaluation.labels.baseline import BASELINE
+from scgpt_ray.evaluation.labels.comparison import Labelling
+from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation, evaluate
+from scgpt_ray.evaluation.labels.metrics import LabelScores
+from scgpt_ray.mapping.ballot import CellCounts
+from scgpt_ray.mapping.calibration import Calibration
+from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
+from scgpt_ray.pipelines.baseline import Baseline
+from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
+from scgpt_ray.storage import Folder
+
+PREDICTIONS, QUERY_H5AD, METRICS, REPORT = "predictions.parquet", "query.h5ad", "metrics.json", "report.html"
+CALIBRATION, UMAP = "calibration.json", "umap.png"
+
+NO_EMBEDDING = "no embedding"
+"""Why a cell without tokens is unknown."""
+SHARE, PROBABILITY = "share of the votes", "probability of being right"
+"""What a confidence means."""
+
+_LABELS_SHOWN = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """What became of the query cells.
+
+    Attributes:
+        output: Folder of the files.
+        predictions: One row per query cell, as `predictions_of` gives them.
+        labels: Label column -> label -> cells, most first; the first column is the one that is evaluated.
+        unknown: Label column -> reason for `Unknown` -> cells, likewise.
+        evaluation: Agreement with the truth in the first column, where a truth column is named.
+        baseline: What was evaluated beside it, or why nothing was; None where nothing is evaluated.
+        calibrations: Label column -> its calibration, where there is one.
+        unknown_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
+    """
+
+    output: Folder
+    predictions: pa.Table
+    labels: dict[str, dict[str, int]]
+    unknown: dict[str, dict[str, int]]
+    evaluation: LabelEvaluation | None
+    baseline: Baseline | str | None
+    calibrations: Mapping[str, Calibration]
+    unknown_terms: dict[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        settings: MapSettings,
+        queries: pa.Table,
+        predicted: Predictions,
+        columns: Sequence[str],
+        calibrations: Mapping[str, Calibration],
+        reference_cells: CellCounts,
+        truth: Sequence[str | None] | None,
+        baseline: Baseline | str | None,
+    ) -> "Mapped":
+        """Count the labels, and compare them with the truth where it is known.
+
+        Args:
+            settings: With the place of the files.
+            queries: EMBEDDINGS of the query.
+            predicted: Of the query cells that have an embedding.
+            columns: Label columns.
+            calibrations: Those that were applied.
+            reference_cells: Cells by label of the first column.
+            truth: True label of each query cell in the first column, or None.
+            baseline: What to compare with on the same truth, or why there is nothing.
+
+        Raises:
+            InputError: If the truth of no cell is known.
+        """
+        table = predictions_of(queries, predicted.table, columns)
+        evaluation = None
+        if truth is not None:
+            beside = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
+            evaluation = _evaluated(table, columns[0], truth, reference_cells, beside)
+        return cls(
+            Folder.at(settings.output),
+            table,
+            {column: _counts(table[column]) for column in columns},
+            {column: _counts(table[f"{column}_unknown"].drop_null()) for column in columns},
+            evaluation,
+            baseline,
+            calibrations,
+            predicted.unknown_terms,
+        )
+
+    @property
+    def column(self) -> str:
+        """The first label column."""
+        return next(iter(self.labels))
+
+    @property
+    def scores(self) -> LabelScores | None:
+        """Accuracy and the like in the first label column, where the truth is known."""
+        return self.evaluation.scores if self.evaluation else None
+
+    @property
+    def n_cells(self) -> int:
+        """Query cells."""
+        return int(self.predictions.num_rows)
+
+    @property
+    def n_unknown(self) -> int:
+        """Query cells without a label in the first column."""
+        return sum(self.unknown[self.column].values())
+
+    def text(self) -> str:
+        """A few lines for a person."""
+        most = list(self.labels[self.column].items())
+        shown = ", ".join(f"{name} {count}" for name, count in most[:_LABELS_SHOWN])
+        more = ", ..." if len(most) > _LABELS_SHOWN else ""
+        lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}"]
+        if self.evaluation is not None:
+            lines += [
+                self.evaluation.scores.table(),
+                self.evaluation.comparison.table(),
+                f"{BASELINE}: {self.beside()}",
+            ]
+            if self.n_unknown:
+                lines.append(self.evaluation.rejection.table())
+        return "\n".join(lines)
+
+    def beside(self) -> str:
+        """What the baseline rests on, or why there is none."""
+        return self.baseline.text() if isinstance(self.baseline, Baseline) else f"left out, {self.baseline}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main figures for a program."""
+        main = ("accuracy", "macro_f1", "majority_accuracy", "n")
+        scores, rejection = (self.scores, self.evaluation.rejection) if self.evaluation else (None, None)
+        return {
+            "output": self.output.uri,
+            "n_cells": self.n_cells,
+            "n_unknown": self.n_unknown,
+            "scores": {name: getattr(scores, name) for name in main} if scores else None,
+            "accuracy_accepted": rejection.accuracy_accepted if rejection else None,
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """All figures: the content of metrics.json."""
+        evaluated: dict[str, Any] = {"scores": None}
+        if self.evaluation:
+            beside = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
+            evaluated = self.evaluation.to_dict() | {"baseline": beside}
+        calibration = {column: calibration.held_out.to_dict() for column, calibration in self.calibrations.items()}
+        return self.to_dict() | evaluated | {
+            "labels": self.labels,
+            "unknown": self.unknown,
+            "calibration": calibration,
+            "unknown_terms": self.unknown_terms,
+        }  # fmt: skip
+
+    def figures(self) -> dict[str, float]:
+        """The few numbers by which runs are compared."""
+        figures: dict[str, float] = {"unknown": self.n_unknown / self.n_cells}
+        if self.scores:
+            figures |= {"accuracy": self.scores.accuracy, "macro_f1": self.scores.macro_f1}
+        if self.column in self.calibrations:
+            figures["calibration_error"] = self.calibrations[self.column].held_out.after.ece
+        return figures
+
+    def artifacts(self) -> list[str]:
+        """Names of the small files that were written."""
+        return [METRICS, REPORT, *(name for name in (CALIBRATION, UMAP) if self.output.has(name))]
+
+
+def confidences(predictions: pa.Table, column: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Meaning -> confidence of each cell in a label column, [n]; the last is the better one."""
+    named = {SHARE: f"{column}_confidence", PROBABILITY: f"{column}_probability"}
+    return {
+        meaning: predictions[name].to_numpy() for meaning, name in named.items() if name in predictions.column_names
+    }
+
+
+def voted(predictions: pa.Table, column: str) -> list[str]:
+    """What the vote said, also where it was rejected; `Unknown` where there was none."""
+    return list(pc.fill_null(predictions[f"{column}_voted"], UNKNOWN).to_pylist())
+
+
+def _evaluated(
+    predictions: pa.Table,
+    column: str,
+    truth: Sequence[str | None],
+    reference_cells: CellCounts,
+    beside: Mapping[str, Labelling],
+) -> LabelEvaluation:
+    rejected = predictions[f"{column}_unknown"].is_valid().to_numpy()
+    said, sure = voted(predictions, column), confidences(predictions, column)
+    return evaluate(truth, said, sure, rejected, reference_cells[column], beside)
+
+
+def own_name(column: str, predicted: Collection[str]) -> str:
+    """Name that a column of the query gets beside predicted labels: `<name>_query` where it is theirs too."""
+    taken = {*predicted, *(f"{name}{suffix}" for name in predicted for suffix in SUFFIXES)}
+    return f"{column}_query" if column in taken else column
+
+
+def predictions_of(queries: pa.Table, predicted: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """All query cells with their labels; `Unknown` for those without an embedding, which nobody could search for.
+
+    Args:
+        queries: EMBEDDINGS of the query.
+        predicted: As `predict` gives it, a row for each cell that has an embedding.
+        columns: Label columns.
+
+    Returns:
+        soma_joinid, the carried columns of the query under their `own_name`, and the columns of `predicted`. A cell
+        without an embedding has the reason `no embedding`, no vote, and 0 for shares and probabilities.
+    """
+    present = queries[EMBEDDING].is_valid().to_numpy()
+    row_of_cell = np.where(present, np.cumsum(present) - 1, predicted.num_rows)
+    carried = {own_name(name, columns): queries[name] for name in obs_columns(queries)}
+    everybody = pa.concat_tables([predicted, _without_embedding(predicted.schema, columns)]).combine_chunks()
+    labels = everybody.take(pa.array(row_of_cell))
+    return pa.table({JOINID: queries[JOINID], **carried, **{name: labels[name] for name in labels.column_names}})
+
+
+def _without_embedding(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """The one row of all cells that nobody could search for."""
+    texts = {f"{column}{part}": UNKNOWN for column in columns for part in ("", "_rolled_up", "_rolled_up_label")}
+    texts |= {f"{column}_unknown": NO_EMBEDDING for column in columns}
+    row: dict[str, Any] = dict(texts)
+    row |= {field.name: 0.0 for field in schema if pa.types.is_floating(field.type)}
+    row |= {field.name: [] for field in schema if pa.types.is_list(field.type)}
+    return pa.Table.from_pylist([row], schema=schema)
+
+
+def _counts(labels: pa.ChunkedArray) -> dict[str, int]:
+    counted = sorted(labels.value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
+    return {entry["values"]: entry["counts"] for entry in counted}

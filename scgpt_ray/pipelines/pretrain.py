@@ -1,0 +1,223 @@
+"""The training flow: atlases -> tokens, kept as files -> workers that share every step -> a checkpoint folder."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from scgpt_ray.config import PretrainSettings
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.evaluation.report.training_plot import training_curve
+from scgpt_ray.execution.cluster import connected
+from scgpt_ray.execution.ray_trainer import learn
+from scgpt_ray.execution.token_cache import keep_tokens
+from scgpt_ray.network.checkpoint import write_checkpoint
+from scgpt_ray.network.checkpoint_files import portable_name
+from scgpt_ray.network.precision import require_precision
+from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, REQUEST, TrainingJob, check_training
+from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker, versions
+from scgpt_ray.training.dataset import AtlasTokens, Cells
+from scgpt_ray.training.learner import Schedule
+from scgpt_ray.training.loop import Training
+from scgpt_ray.training.objective import MASK_VALUE, Weights
+from scgpt_ray.training.packing import Draws
+
+logger = logging.getLogger(__name__)
+
+CURVE = "curve.png"
+_GPU_TOKENS, _CPU_TOKENS = 65_536, 8_192
+"""Tokens at a time: whole-human's size takes about 300 kB of activations for each, in float32."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run left.
+
+    Attributes:
+        output: Folder of the run.
+        metrics: The content of metrics.json: sizes, and what the run was evaluated at each saving.
+    """
+
+    output: Folder
+    metrics: dict[str, Any]
+
+    def text(self) -> str:
+        """For a person."""
+        evaluated = self.metrics["evaluated"]
+        lines = [
+            f"{self.metrics['steps']} steps over {self.metrics['n_cells']} cells, evaluated on "
+            f"{self.metrics['n_validation']} that were kept out:"
+        ]
+        for told in dict.fromkeys((0, len(evaluated) // 2, len(evaluated) - 1)):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in evaluated[told].items() if name != "step")
+            lines.append(f"  step {evaluated[told]['step']:>7}  {values}")
+        return "\n".join([*lines, f"checkpoint  {self.output.where(CHECKPOINT)}"])
+
+
+def pretrain(settings: PretrainSettings) -> Trained:
+    """Train a network on the cells of atlases, or go on training one.
+
+    The same command takes up a run that was killed: tokens that are there are not made again, and learning goes on
+    from the last state that was saved.
+
+    Raises:
+        InputError: If anything in the input is wrong.
+        RunError: If the work failed; what is there stays.
+    """
+    job = check_training(settings)
+    if job.done is not None:
+        logger.info("%s is finished; nothing to do", job.output.uri)
+        return Trained(job.output, job.done)
+    params = {"config": settings.model_dump(), "vocabulary": job.vocabulary.size}
+    with connected(), Tracker("pretrain", job.output, params) as tracker:
+        on_gpu = has_gpus(settings.workers)
+        require_precision("cuda" if on_gpu else "cpu", settings.precision)
+        job.output.write(REQUEST, json.dumps(job.request, indent=1).encode())
+        training = training_of(job, keep_tokens(job), on_gpu=on_gpu)
+        with _Told(tracker, settings.steps) as told:
+            kept = learn(training, job.output, settings.workers, on_gpu=on_gpu, hear=told.on_step)
+        metrics = _write(job, training, kept)
+        for name in (METRICS, CURVE):
+            tracker.log_artifact(name)
+    return Trained(job.output, metrics)
+
+
+def has_gpus(workers: int) -> bool:
+    """Whether the workers have GPUs: if the cluster has any, each must have one, else each a CPU.
+
+    Raises:
+        ConfigError: If there are fewer than workers.
+    """
+    has = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU")}
+    kind = "GPU" if has["GPU"] else "CPU"
+    if 0 < has[kind] < workers:
+        raise ConfigError(
+            f"--workers {workers} on a cluster of {has[kind]} {kind}s",
+            expected=f"a {kind} for each",
+            remedy="lower --workers",
+        )
+    return kind == "GPU"
+
+
+def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: bool) -> Training:
+    """What the workers are to do.
+
+    Raises:
+        ConfigError: If there are too few cells, no labels, or no cells to be evaluated by.
+    """
+    settings = job.settings
+    parts = [part for atlas in atlases for part in atlas.parts]
+    labels = sorted({label for part in parts for label in part.labels})
+    domains = sorted({domain for part in parts for domain in part.domains})
+    cells, validation = (
+        Cells(atlases, out, tuple(labels), tuple(domains), settings.label_column, settings.domain_column, settings.seed)
+        for out in (False, True)
+    )
+    _require(cells, validation, settings)
+    return Training(
+        architecture=job.architecture,
+        checkpoint=settings.checkpoint and portable_name(settings.checkpoint),
+        dropout=settings.dropout,
+        cells=cells,
+        validation=validation,
+        schedule=Schedule(settings.steps, settings.learning_rate, settings.warmup_steps, settings.clip),
+        weights=Weights(
+            value=settings.value_weight,
+            cell=settings.cell_weight,
+            label=settings.label_weight,
+            domain=settings.domain_weight,
+        ),
+        draws=Draws(
+            settings.min_length or settings.max_length, settings.max_length, settings.mask_ratios, settings.seed
+        ),
+        cells_per_step=settings.cells_per_step,
+        steps_per_checkpoint=settings.steps_per_checkpoint,
+        tokens_per_microbatch=settings.tokens_per_microbatch or (_GPU_TOKENS if on_gpu else _CPU_TOKENS),
+        precision=settings.precision,
+        seed=settings.seed,
+    )
+
+
+def _require(cells: Cells, validation: Cells, settings: PretrainSettings) -> None:
+    most = "lower --cells-per-step, or give more cells"
+    if cells.n < settings.cells_per_step:
+        raise ConfigError(f"{cells.n} cells to learn from", expected=f"{settings.cells_per_step}", remedy=most)
+    if validation.n < settings.workers:
+        raise ConfigError(
+            f"{validation.n} cells are kept out of training",
+            expected="some to evaluate the network by",
+            remedy="change --validation-filter or raise --validation-share",
+        )
+    two = 2
+    for column, values in ((settings.label_column, cells.labels), (settings.domain_column, cells.domains)):
+        if column is not None and len(values) < two:
+            raise ConfigError(
+                f"the column {column} has {len(values)} known values among the cells to learn from",
+                expected="at least two",
+                remedy="name another column",
+            )
+
+
+def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint folder and the run's record; the record last, for it says that the run is finished."""
+    settings = job.settings
+    more = {
+        "mask_value": int(MASK_VALUE),
+        "mask_ratio": list(settings.mask_ratios),
+        "training_tasks": "pcpt",
+        "MVC": settings.cell_weight > 0,
+        "no_cls": settings.label_column is None,
+        "input_style": "binned",
+        "dropout": settings.dropout,
+        "cell_types": list(training.cells.labels),
+    }
+    for name, as_safetensors in ((CHECKPOINT, False), ("safetensors", True)):
+        place = job.output.folder(name)
+        write_checkpoint(
+            place.uri, job.architecture, job.vocabulary, kept["best"], more_args=more, as_safetensors=as_safetensors
+        )
+    metrics = {
+        "steps": settings.steps,
+        "n_cells": training.cells.n,
+        "n_validation": training.validation.n,
+        "n_tokens": job.vocabulary.size,
+        "n_parameters": sum(tensor.numel() for tensor in kept["best"].values()),
+        "labels": list(training.cells.labels),
+        "best_loss": kept["best_loss"],
+        "evaluated": list(kept["evaluated"]),
+        "versions": versions(),
+    }
+    job.output.write(CURVE, training_curve(metrics["evaluated"]))
+    job.output.write(METRICS, json.dumps(metrics, indent=1).encode())
+    return metrics
+
+
+class _Told:
+    """A bar on a terminal, a line now and then elsewhere, and MLflow: what a person follows a run by."""
+
+    def __init__(self, tracker: Tracker, steps: int) -> None:
+        self._tracker = tracker
+        self._bar = tqdm(total=steps, unit=" steps", disable=not sys.stderr.isatty(), desc="pretrain")
+
+    def __enter__(self) -> "_Told":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Pass on what a step measured."""
+        is_evaluated = "val_loss" in metrics
+        self._tracker.log_metrics(metrics, step=step, now=is_evaluated)
+        self._bar.update(max(0, step - self._bar.n))
+        if is_evaluated:
+            logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

@@ -1,0 +1,230 @@
+"""A request to train, checked: everything that can be known before a cluster is asked for."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from scgpt_ray.atlas.genes import GeneMap
+from scgpt_ray.atlas.obs_filter import filter_columns, parse
+from scgpt_ray.atlas.plan import Partition, cut
+from scgpt_ray.atlas.source import Source, locate
+from scgpt_ray.config import PretrainSettings
+from scgpt_ray.errors import ConfigError, OutputError
+from scgpt_ray.identity import digest_of
+from scgpt_ray.network.checkpoint import Architecture, Checkpoint, read_checkpoint
+from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect
+from scgpt_ray.schema import RESERVED
+from scgpt_ray.storage import Folder
+from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
+from scgpt_ray.tokenizer.vocabulary import Vocabulary
+
+REQUEST = "request.json"
+METRICS = "metrics.json"
+CHECKPOINT = "checkpoint"
+_PAD_VALUE = -2
+"""The value of <cls>, as in the published checkpoints."""
+
+_HOW = frozenset({"output", "workers", "tokens_per_microbatch", "tiledb_config"})
+"""Settings that change no number."""
+
+_TOLD = {"atlases": "atlas", "snapshots": "snapshot", "weights": "checkpoint", "vocabulary": "vocabulary"}
+"""Keys of a request that say what is found where a setting points to, and that setting."""
+
+
+@dataclass(frozen=True)
+class AtlasJob:
+    """One atlas of a training set.
+
+    Attributes:
+        source: Locator of the cells, snapshot pinned.
+        genes: Which var row is which token.
+        partitions: Its planned files.
+    """
+
+    source: Source
+    genes: GeneMap
+    partitions: tuple[Partition, ...]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A request whose input is known to be good.
+
+    Attributes:
+        settings: What was asked for.
+        output: Where it goes.
+        atlases: Where the cells come from; none where there is nothing to do.
+        vocabulary: Tokens.
+        architecture: Sizes of the network.
+        rules: How cells become tokens: all genes of a cell, for each step draws its own.
+        request: What fixes the result; equal requests give equal checkpoints.
+        done: What a finished run of the same request left; None while there is something to do.
+    """
+
+    settings: PretrainSettings
+    output: Folder
+    atlases: tuple[AtlasJob, ...]
+    vocabulary: Vocabulary
+    architecture: Architecture
+    rules: TokenRules
+    request: dict[str, Any]
+    done: dict[str, Any] | None
+
+    @property
+    def tokens_fingerprint(self) -> str:
+        """Digest of what makes the tokens, and of which of them are kept out."""
+        what = ("atlases", "vocabulary", "token_rules")
+        how = ("ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validation_share")
+        settings = self.request["settings"]
+        return digest_of([*(self.request[name] for name in what), *(settings[name] for name in how)])
+
+
+def check_training(settings: PretrainSettings) -> TrainingJob:
+    """Check a whole request.
+
+    Raises:
+        InputError: With found, expected and remedy.
+    """
+    output = Folder.at(settings.output)
+    began = json.loads(output.read(REQUEST)) if output.has(REQUEST) else None
+    sources = _sources(settings, began)
+    start = read_checkpoint(settings.checkpoint) if settings.checkpoint else None
+    vocabulary = start.vocabulary if start else _vocabulary(settings, sources)
+    genes = [harmonize_genes(source, vocabulary, settings) for source in sources]
+    rules = TokenRules(max_length=vocabulary.size + 1, seed=settings.seed, ties=settings.ties)
+    request = _request(settings, sources, genes, vocabulary, start)
+    if began is not None:
+        _require_same(began, request, output)
+    done = json.loads(output.read(METRICS)) if began is not None and output.has(METRICS) else None
+    atlases: tuple[AtlasJob, ...] = ()
+    if done is None:
+        output.require_writable()
+        atlases = tuple(
+            AtlasJob(source, gene_map, _partitions(settings, source, gene_map))
+            for source, gene_map in zip(sources, genes, strict=True)
+        )
+    architecture = start.architecture if start else _architecture(settings, vocabulary)
+    return TrainingJob(settings, output, atlases, vocabulary, architecture, rules, request, done)
+
+
+def _sources(settings: PretrainSettings, began: dict[str, Any] | None) -> tuple[Source, ...]:
+    """The atlases, at the snapshots an earlier run pinned, carrying the columns that training reads.
+
+    Raises:
+        ConfigError: If such a column has the name of one that tokens have.
+    """
+    snapshots = began["snapshots"] if began else [None] * len(settings.atlas)
+    sources = []
+    read = [settings.label_column, settings.domain_column, *filter_columns(settings.validation_filter or "")]
+    columns = tuple(dict.fromkeys(name for name in (*settings.obs_columns, *read) if name))
+    if taken := RESERVED.intersection(columns):
+        raise ConfigError(
+            f"the obs columns {', '.join(sorted(taken))} cannot be carried along",
+            expected=f"other names than {', '.join(sorted(RESERVED))}",
+            remedy="name other columns, or rename these in the atlas",
+        )
+    # Another number of atlases than before is refused later, by name.
+    for uri, snapshot in zip_longest(settings.atlas, snapshots[: len(settings.atlas)]):
+        pinned = {"snapshot": settings.snapshot or snapshot, "obs_columns": columns}
+        sources.append(locate(uri, settings.model_copy(update=pinned)))
+    return tuple(sources)
+
+
+def _vocabulary(settings: PretrainSettings, sources: Sequence[Source]) -> Vocabulary:
+    """The genes that the atlases have, of the names that are allowed, in the order of those.
+
+    Raises:
+        ConfigError: If there is no gene.
+        CheckpointError: If the file of names cannot be used.
+    """
+    if settings.vocabulary is None:
+        maps = [harmonize_genes(source, Vocabulary({}), settings) for source in sources]
+        names = dict.fromkeys(name for gene_map in maps for name in gene_map.name if name)
+    else:
+        allowed = _read_names(settings.vocabulary)
+        maps = [harmonize_genes(source, allowed, settings) for source in sources]
+        seen = {int(token) for gene_map in maps for token in gene_map.token}
+        names = {name: None for name, token in allowed.tokens.items() if token in seen}
+    if not names:
+        raise ConfigError(
+            f"--atlas {' '.join(settings.atlas)}: no gene has a name that is allowed",
+            expected="gene names in the columns of --gene-columns",
+            remedy="name the right columns of var, or another --vocabulary",
+        )
+    return Vocabulary(
+        {name: token for token, name in enumerate(sorted(names) if settings.vocabulary is None else names)}
+    )
+
+
+def _read_names(path: str) -> Vocabulary:
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"--vocabulary {path}: {error}",
+            expected="a vocab.json that can be read",
+            remedy="check the path",
+        ) from error
+    return Vocabulary.from_json(content, path)
+
+
+def _architecture(settings: PretrainSettings, vocabulary: Vocabulary) -> Architecture:
+    return Architecture(
+        embsize=settings.embsize,
+        nheads=settings.nheads,
+        d_hid=settings.d_hid,
+        nlayers=settings.nlayers,
+        pad_value=_PAD_VALUE,
+        n_tokens=vocabulary.size,
+    )
+
+
+def _request(
+    settings: PretrainSettings,
+    sources: Sequence[Source],
+    genes: Sequence[GeneMap],
+    vocabulary: Vocabulary,
+    start: Checkpoint | None,
+) -> dict[str, Any]:
+    identities = [source.identity() for source in sources]
+    apart = _HOW.union(_TOLD.values())
+    return {
+        "settings": {name: value for name, value in settings.model_dump(mode="json").items() if name not in apart},
+        "atlases": [
+            {**identity, "genes": gene_map.digest()} for identity, gene_map in zip(identities, genes, strict=True)
+        ],
+        "snapshots": [identity.get("snapshot") for identity in identities],
+        "vocabulary": vocabulary.sha256,
+        "weights": start.weights_sha256 if start else None,
+        "token_rules": RULES_VERSION,
+    }
+
+
+def _require_same(began: dict[str, Any], wanted: dict[str, Any], output: Folder) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        OutputError: Naming what differs.
+    """
+    if began == wanted:
+        return
+    differing = [name for name, value in wanted["settings"].items() if began["settings"].get(name) != value]
+    differing += [_TOLD.get(key, key) for key in wanted if key != "settings" and began.get(key) != wanted[key]]
+    options = ", ".join("--" + name.replace("_", "-") for name in dict.fromkeys(differing))
+    raise OutputError(
+        f"{output.uri} holds a run with another {options}",
+        expected="the same atlases and options",
+        remedy="give --output another folder",
+    )
+
+
+def _partitions(settings: PretrainSettings, source: Source, genes: GeneMap) -> tuple[Partition, ...]:
+    """Plan the files of an atlas, after a look at its first cell, which shows what the columns are."""
+    joinids, _ = inspect(settings, source, genes)
+    if settings.validation_filter:
+        cell = next(source.read(cut(joinids[:1], 1)[0], genes.lookup()))
+        parse(settings.validation_filter, cell.schema, source.uri, "--validation-filter")
+    return cut(joinids, settings.cells_per_partition)

@@ -1,0 +1,150 @@
+"""The counts of evaluated cells, read again from the atlas that they were embedded from."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import sparse
+
+from scgpt_ray.atlas.genes import VAR_JOINID
+from scgpt_ray.atlas.plan import Plan, cut
+from scgpt_ray.atlas.source import Source, locate
+from scgpt_ray.config import CellSettings
+from scgpt_ray.errors import AtlasError
+from scgpt_ray.schema import COUNT, GENE, JOINID, OBS_ID, Int64Array, ragged
+
+logger = logging.getLogger(__name__)
+
+_CELLS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Counts of cells.
+
+    Attributes:
+        uri: The atlas.
+        counts_NG: float32 [n, genes], CSR.
+        genes_G: Name of each gene, str [genes].
+    """
+
+    uri: str
+    counts_NG: sparse.csr_matrix
+    genes_G: npt.NDArray[np.object_]
+
+
+def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source | str:
+    """The atlas that was embedded, or why it is not read again.
+
+    An atlas that is far away is not: reading the counts of cells spread over it could take hours. Name it with
+    --counts if that is worth it.
+
+    Args:
+        plan: Of the embeddings.
+        option: By which the user may name the atlas all the same, if there is one.
+    """
+    if plan is None:
+        return "plan.json, which names the atlas, is missing"
+    place = str(plan.settings["atlas"])
+    if "://" in place or place.startswith("census:"):
+        return f"{place} is remote" + (f", and is read only where {option} names it" if option else "")
+    try:
+        source = locate(place, _cell_settings(plan))
+    except AtlasError as error:
+        return error.found + (f"; name the atlas with {option}" if option else "")
+    planned = plan.fingerprint["cells"]
+    differing = [key for key, value in source.identity().items() if planned.get(key) != value]
+    if differing:
+        return f"{place} is not as it was embedded ({', '.join(differing)} differ)"
+    return source
+
+
+def named_atlas(place: str, plan: Plan | None) -> Source:
+    """The atlas that --counts names, its cells selected as when they were embedded.
+
+    Raises:
+        InputError: If there is none, or it lacks what is needed.
+    """
+    settings = _cell_settings(plan) if plan else CellSettings()
+    if place.endswith(".h5ad"):
+        settings = settings.model_copy(update={"snapshot": None})
+    return locate(place, settings)
+
+
+def _cell_settings(plan: Plan) -> CellSettings:
+    """How the embedded cells were selected and read, without the columns that were carried along."""
+    asked = {name: plan.settings[name] for name in CellSettings.model_fields if name in plan.settings}
+    return CellSettings.of(asked | {"obs_columns": (), "snapshot": plan.fingerprint["cells"].get("snapshot")})
+
+
+def read_counts(source: Source, joinids: Int64Array, names: list[str] | None) -> Counts:
+    """Read the counts of some cells, a block of rows at a time.
+
+    Args:
+        source: Where they are.
+        joinids: int64 [n], ascending.
+        names: obs_id of each cell, where embeddings have it: those of an atlas that has them must agree.
+
+    Raises:
+        AtlasError: If the atlas lacks one of the cells, or calls one by another name.
+    """
+    var = source.var()
+    columns = np.asarray(var[VAR_JOINID] if VAR_JOINID in var else range(len(var)), np.int64)
+    own_place = np.arange(columns[-1] + 1, dtype=np.int32)
+    cells = pa.concat_tables(list(counted_cells(source, joinids, own_place)))
+    if names is not None and OBS_ID in cells.column_names and cells[OBS_ID].to_pylist() != names:
+        raise _other_cells(source.uri)
+    return Counts(source.uri, counts_matrix(cells, len(own_place))[:, columns], _gene_names(var))
+
+
+def counted_cells(source: Source, joinids: Int64Array, places: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+    """Read some cells again: CELLS in order of joinid, a block of at most 2,048 of them at a time.
+
+    Args:
+        source: Where they are.
+        joinids: int64 [n], ascending, at least one.
+        places: What `gene` shall say for each var joinid, int32; -1 for genes that are left out.
+
+    Raises:
+        AtlasError: If the atlas lacks one of the cells.
+    """
+    there = source.joinids()
+    if not np.isin(joinids, there).all():
+        raise _other_cells(source.uri)
+    for partition in cut(there, _CELLS_AT_ONCE):
+        first, last = np.searchsorted(joinids, (partition.first, partition.last + 1))
+        if first < last:
+            for block in source.read(partition, places):
+                yield _evaluated(block, joinids[first:last])
+
+
+def counts_matrix(cells: pa.Table, n_places: int) -> sparse.csr_matrix:
+    """The counts of CELLS by `gene`, float32 [n, n_places], CSR; counts of one place are added up."""
+    offsets, places = ragged(cells[GENE])
+    values = ragged(cells[COUNT])[1].copy(), places.copy(), offsets  # Arrow's memory is read-only
+    counts_NG = sparse.csr_matrix(values, shape=(len(cells), n_places))
+    counts_NG.sum_duplicates()
+    return counts_NG
+
+
+def _evaluated(block: pa.Table, joinids: Int64Array) -> pa.Table:
+    return block.filter(pc.is_in(block[JOINID], value_set=pa.array(joinids)))
+
+
+def _other_cells(uri: str) -> AtlasError:
+    return AtlasError(
+        f"{uri} has other cells than the embeddings",
+        expected="the atlas that was embedded, or a copy of it",
+        remedy="give --counts that one",
+    )
+
+
+def _gene_names(var: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """Names for people: the first of the usual columns that var has."""
+    column = next((name for name in CellSettings().gene_columns if name in var), None)
+    return np.asarray(var.index if column is None else var[column], object).astype(str).astype(object)

@@ -1,0 +1,84 @@
+"""The recall report of an index: `recall.json`, for the report's picture and for whoever asks what to believe.
+
+queries, truth          how it was measured
+recall                  {"1": .., "10": .., "50": ..} at the chosen params
+curve                   nprobe, rerank, recall_at_1, recall_at_10 and cost of every params that was tried
+labels                  column -> agreement of the majority of ten found neighbours with that of the true ten,
+overall and by label, rarest first
+speed, bytes_per_cell   of this machine, as it was
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scgpt_ray.index.description import RECALL, IndexDescription
+from scgpt_ray.index.recall import CHOSEN_K, RECALL_K, Point, RecallSample, Search, bytes_per_cell, speed
+from scgpt_ray.index.searcher import SearchParams
+from scgpt_ray.mapping.ballot import VoteRules, hold_ballot
+from scgpt_ray.schema import Int64Array
+from scgpt_ray.storage import Folder
+
+Labels = Callable[[Int64Array, Sequence[str]], pa.Table]
+"""Ids and columns -> soma_joinid and these label columns."""
+
+
+def write_report(
+    output: Folder,
+    index: IndexDescription,
+    recall_sample: RecallSample,
+    search: Search,
+    curve: list[Point],
+    labels: Labels,
+) -> None:
+    """Measure what is worth knowing at the chosen params and write recall.json."""
+    params = SearchParams(index.nprobe, index.rerank)
+    recall = {str(k): recall_sample.recall(recall_sample.found(search, k, params)[0], k) for k in RECALL_K}
+    report = {
+        "queries": len(recall_sample.ids_Q),
+        "truth": "exact search over the embeddings in float32, the query itself left out",
+        "target_recall": index.request["target_recall"],
+        "nprobe": params.nprobe,
+        "rerank": params.rerank,
+        "recall": recall,
+        "curve": [asdict(point) for point in sorted(curve, key=lambda point: (point.nprobe, point.rerank))],
+        "labels": agreement(recall_sample, search, params, labels, index.label_columns),
+        "speed": speed(recall_sample.queries_QD, search, params),
+        "bytes_per_cell": bytes_per_cell(output, index),
+    }
+    output.write(RECALL, json.dumps(report, indent=1, ensure_ascii=False).encode())
+
+
+def agreement(
+    recall_sample: RecallSample, search: Search, params: SearchParams, labels: Labels, columns: Sequence[str]
+) -> dict[str, Any]:
+    """How often the majority of ten found neighbours says what that of the true ten says.
+
+    Returns:
+        For each column the share of the queries, overall and for each label that the truth says, rarest first.
+    """
+    if not columns:
+        return {}
+    truth_QK, truth_scores_QK = recall_sample.truth_QK[:, :CHOSEN_K], recall_sample.scores_QK[:, :CHOSEN_K]
+    found_QK, found_scores_QK = recall_sample.found(search, CHOSEN_K, params)
+    known = labels(np.concatenate([truth_QK.ravel(), found_QK.ravel()]), columns)
+    told: dict[str, Any] = {}
+    for column in columns:
+        expected, said = (
+            hold_ballot(ids_QK, scores_QK, known, column, VoteRules(), {}).winners
+            for ids_QK, scores_QK in ((truth_QK, truth_scores_QK), (found_QK, found_scores_QK))
+        )
+        agrees = expected == said
+        names, counts = np.unique([name for name in expected if name is not None], return_counts=True)
+        told[column] = {
+            "agreement": float(agrees.mean()) if len(agrees) else 1.0,
+            "by_label": [
+                {"label": str(name), "n": int(n), "agreement": float(agrees[expected == name].mean())}
+                for n, name in sorted(zip(counts, names, strict=True))
+            ],
+        }
+    return told

@@ -1,0 +1,109 @@
+"""From counts to tokens: which genes a cell shows the model, and in which bin each one is.
+
+A cell is a set of (gene, value > 0). Its tokens depend on the genes, the order of their values and the seed,
+and on nothing else: not the order of the genes, the scale of the values, the neighbours or the file.
+
+    canonical     repeats summed, zeros dropped, genes ascending
+    bin range     lowest and highest bin of each gene, from ranks alone (see below)
+    content key   hash of the seed and of the set of (gene, lowest bin, highest bin)
+    bin           uniform in its range, drawn by a hash of (content key, gene)
+    sampling      of more than max_length - 1 genes, those whose second hash is smallest
+
+**Bins are rank statistics.** Upstream cuts the n values of a cell at 50 edges,
+`quantile(x, linspace(0, 1, 50))` with linear interpolation, and gives x a bin in {R + 1, ..., L},
+where L = #(edges <= x) and R = #(edges < x), or the bin L where L = R. Edge i lies at the position
+p_i = linspace(0, 1, 50)[i] * (n - 1) of the sorted values: on the value there if p_i is whole, else between
+the values at floor(p_i) and ceil(p_i). If x occupies the sorted positions lo ... hi - 1,
+
+    edge i <= x   exactly if   ceil(p_i) < hi         so   L = #{i : ceil(p_i) < hi}
+    edge i <  x   exactly if   floor(p_i) < lo        so   R = #{i : floor(p_i) < lo}
+
+so no edge is ever computed, and raw, normalised and log1p values of a cell have the same bins. Upstream's own
+edges are rounded: it differs only where an interpolated edge is rounded onto a value.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from scgpt_ray.schema import BIN, COUNT, GENE, JOINID, N_GENES, obs_columns, ragged, ragged_array
+from scgpt_ray.tokenizer.kernels import tokenize_cells
+from scgpt_ray.tokenizer.vocabulary import Vocabulary
+from scgpt_ray.tokenizer.workspace import Rules, Scratch, scratch
+
+RULES_VERSION = 1
+"""Raised whenever the same cell, vocabulary and rules give other tokens."""
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """How the cells of a run become tokens.
+
+    Args:
+        max_length: Most tokens of a cell, <cls> included, >= 2; longer cells are sampled.
+        seed: Seed of ties and sampling.
+        ties: Which bin equal values get: a draw from the bins they span, or the top one.
+    """
+
+    max_length: int = 1200
+    seed: int = 0
+    ties: Literal["random", "top"] = "random"
+
+    def __post_init__(self) -> None:
+        assert self.max_length > 1, "<cls> and at least one gene"
+
+
+def tokenize(cells: pa.Table, vocabulary: Vocabulary, rules: TokenRules) -> pa.Table:
+    """Turn CELLS into TOKENS.
+
+    Args:
+        cells: `gene` holds tokens of the vocabulary in any order, also repeatedly (their counts are summed);
+            `count` holds finite values >= 0, which the reader of the cells vouches for; zeros are dropped.
+        vocabulary: Of the checkpoint the tokens are for.
+        rules: Length, seed and ties.
+
+    Returns:
+        One row per cell with `n_genes`, its distinct genes with a count, and ragged `gene` (ascending after
+        <cls>) and `bin`. A cell without counts has no tokens, not even <cls>.
+    """
+    memory = scratch(vocabulary.size)
+    kernel_rules = Rules(vocabulary.cls_token, rules.max_length - 1, np.uint64(rules.seed), rules.ties == "top")
+    # Chunk by chunk, for combining them would copy all genes and counts.
+    made = pa.Table.from_batches(
+        [_tokenize(chunk, vocabulary, kernel_rules, memory) for chunk in cells.select([GENE, COUNT]).to_batches()],
+        schema=_made_schema(vocabulary),
+    )
+    tokens = cells.select([JOINID, *obs_columns(cells)])
+    for name in made.column_names:
+        tokens = tokens.append_column(name, made[name])
+    return tokens
+
+
+def _made_schema(vocabulary: Vocabulary) -> pa.Schema:
+    gene = pa.from_numpy_dtype(vocabulary.gene_dtype)
+    return pa.schema([(N_GENES, pa.int32()), (GENE, pa.list_(gene)), (BIN, pa.list_(pa.uint8()))])
+
+
+def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memory: Scratch) -> pa.RecordBatch:
+    offsets, gene = ragged(cells[GENE])
+    count_offsets, count = ragged(cells[COUNT])
+    assert np.array_equal(offsets, count_offsets), "one count per gene"
+    gene = gene.astype(np.int32, copy=False)
+    # Seen as uint32, tokens below zero are the largest: one look at each instead of two.
+    assert gene.view(np.uint32).max(initial=0) < vocabulary.size, "genes are tokens"
+    n_tokens = (np.minimum(np.diff(offsets), rules.most_genes) + 1).sum()
+    token_gene, token_bin = np.empty(n_tokens, vocabulary.gene_dtype), np.empty(n_tokens, np.uint8)
+    token_offsets, n_genes = tokenize_cells(
+        offsets, gene, count.astype(np.float32, copy=False), memory, rules, token_gene, token_bin
+    )
+    used = slice(0, token_offsets[-1])
+    return pa.record_batch(
+        [
+            pa.array(n_genes),
+            ragged_array(token_offsets, token_gene[used]),
+            ragged_array(token_offsets, token_bin[used]),
+        ],
+        schema=_made_schema(vocabulary),
+    )

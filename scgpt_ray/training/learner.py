@@ -1,0 +1,174 @@
+"""The state of a training run on one worker, and the step that changes it.
+
+Workers share a step: each has some of its cells, and sums of gradients, losses and their divisors meet over
+`torch.distributed`. Since the sums are divided by what all workers counted, any number of workers does the same
+step, up to the order of the additions (and up to dropout, which each draws for itself).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from scgpt_ray.errors import WorkerError
+from scgpt_ray.training.network import ScGPT
+from scgpt_ray.training.objective import OBJECTIVES, Weights, counts, loss_sums
+from scgpt_ray.training.packing import Microbatch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the network learns.
+
+    Args:
+        steps: In all.
+        learning_rate: At its highest, after the warm-up.
+        warmup_steps: Over which it rises from 0; then it falls to 0 like a cosine until the last step.
+        clip: Largest norm of the gradient.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    clip: float
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+class Learner:
+    """Network, optimiser and the number of steps done.
+
+    Args:
+        network: On its device.
+        schedule: How it learns.
+        weights: How much each objective counts.
+        types_AK: float32 [atlases, types], what a cell of a type counts; None without labels.
+        dtype: Of linear layers and attention; weights and sums are float32 either way.
+        seed: Of dropout.
+    """
+
+    def __init__(
+        self,
+        network: ScGPT,
+        schedule: Schedule,
+        weights: Weights,
+        types_AK: Tensor | None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        self.network, self.schedule, self.weights, self.types_AK = network, schedule, weights, types_AK
+        self.device = next(network.parameters()).device
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=schedule.learning_rate, fused=True)
+        self.step = 0
+        self._autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        self._seed = seed
+
+    def learn(self, batches: Sequence[Microbatch]) -> dict[str, float]:
+        """Do a step.
+
+        Args:
+            batches: This worker's part of it; none, where there are fewer cells than workers.
+
+        Returns:
+            Mean of each objective over the step, the norm of the gradient before clipping, and the learning rate.
+
+        Raises:
+            WorkerError: If the gradient is not finite; the weights are then as they were.
+        """
+        self.network.train()
+        # Of the step, so that a resumed run draws what the killed one would have drawn.
+        torch.manual_seed((self._seed * 1_000_003 + self.step) * 4096 + _rank())
+        n_terms = _sum_over_workers(sum((counts(batch) for batch in batches), torch.zeros(len(OBJECTIVES))))
+        factors = self._factors(n_terms)
+        sums = torch.zeros(len(OBJECTIVES), device=self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            with self._autocast:
+                batch_sums = loss_sums(self.network, batch, self.types_AK)
+            torch.autograd.backward((batch_sums * factors).sum())
+            sums += batch_sums.detach()
+        self._sum_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip))
+        if not math.isfinite(norm):
+            raise WorkerError(f"the gradient of step {self.step} is not finite; try a lower --learning-rate")
+        rate = self.schedule.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        return {**_means(_sum_over_workers(sums), n_terms), "gradient_norm": norm, "learning_rate": rate}
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Microbatch]) -> tuple[dict[str, float], float]:
+        """Measure the objectives on cells that are not learnt from.
+
+        Args:
+            batches: This worker's part of them.
+
+        Returns:
+            Mean of each objective, and their weighted sum without the domain's, which is no aim.
+        """
+        self.network.eval()
+        sums, n_terms = torch.zeros(len(OBJECTIVES), device=self.device), torch.zeros(len(OBJECTIVES))
+        for batch in batches:
+            with self._autocast:
+                batch_sums = loss_sums(self.network, batch, self.types_AK)
+            sums += batch_sums
+            n_terms += counts(batch)
+        means = _means(_sum_over_workers(sums), _sum_over_workers(n_terms))
+        per_unit = dict(zip(OBJECTIVES[:-1], self.weights.per_unit().tolist(), strict=False))
+        return means, sum(per_unit[name] * means[name] for name in per_unit if name in means)
+
+    def state(self) -> dict[str, Any]:
+        """All that a worker needs to go on, as tensors and plain values."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def _factors(self, n_terms: Tensor) -> Tensor:
+        return (self.weights.per_unit() / n_terms.clamp(min=1)).to(self.device)
+
+    def _sum_gradients(self) -> None:
+        """Add up the workers' gradients, all in one message; what a step did not use has none."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if not torch.distributed.is_initialized():
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        for gradient, piece in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _sum_over_workers(values: Tensor) -> Tensor:
+    if torch.distributed.is_initialized():
+        device = values.device
+        values = values.to("cuda") if torch.distributed.get_backend() == "nccl" else values.clone()
+        torch.distributed.all_reduce(values)
+        values = values.to(device)
+    return values
+
+
+def _means(sums: Tensor, n_terms: Tensor) -> dict[str, float]:
+    means = (sums.cpu() / n_terms.cpu()).tolist()
+    return {name: mean for name, mean, n in zip(OBJECTIVES, means, n_terms.tolist(), strict=True) if n}

@@ -1,0 +1,210 @@
+"""The network with gradients, and the heads of its objectives, under the names of the published checkpoints.
+
+    T  tokens of a microbatch     C  its cells     M  masked tokens     D  embsize     N  heads     H  width of a head
+
+The plain network as the top of `model.encoder` writes it, unfolded: every tensor is a parameter. Tokens are packed,
+cell after cell, and never padded. The heads are those of scGPT (Cui et al. 2024, doi:10.1038/s41592-024-02201-0):
+
+    decoder       value of a token from its own last row: two layers with LeakyReLU, then one number
+    mvc_decoder   value of a gene from the row of <cls>: W sigmoid(gene2query(gene)) . cls
+    cls_decoder   cell type from the row of <cls>: two layers with ReLU and LayerNorm, then a score per type
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scgpt_ray.network.cell_spans import Spans
+from scgpt_ray.network.encoder import LARGEST_VALUE
+from scgpt_ray.training.attention import attend
+
+if TYPE_CHECKING:
+    from scgpt_ray.network.checkpoint import Architecture
+
+_EMBEDDING_RANGE = 0.1
+"""Gene embeddings start uniform in +- this, as upstream's do."""
+
+
+class ScGPT(nn.Module):
+    """The network of an architecture, freshly initialised.
+
+    Args:
+        architecture: Its sizes.
+        dropout: Part of the activations set to zero in training.
+        n_labels: Cell types of the head `cls_decoder`; 0 for none.
+        n_domains: Classes of the adversarial head `grad_reverse_discriminator`; 0 for none.
+    """
+
+    def __init__(self, architecture: "Architecture", *, dropout: float, n_labels: int = 0, n_domains: int = 0) -> None:
+        super().__init__()
+        width = architecture.embsize
+        self.encoder = GeneEncoder(architecture.n_tokens, width)
+        self.value_encoder = ValueEncoder(width, dropout)
+        self.transformer_encoder = Transformer(architecture, dropout)
+        self.decoder = ValueDecoder(width)
+        self.mvc_decoder = CellDecoder(width)
+        if n_labels:
+            self.cls_decoder = ClassDecoder(width, n_labels, nn.ReLU())
+        if n_domains:
+            self.grad_reverse_discriminator = ClassDecoder(width, n_domains, nn.LeakyReLU())
+
+    def forward(self, gene_T: Tensor, value_T: Tensor, cells: Spans) -> tuple[Tensor, Tensor]:
+        """Run the encoder.
+
+        Args:
+            gene_T: Tokens, int64; <cls> begins each cell.
+            value_T: What stands there: a bin, the pad value of <cls>, or the mask value; float32.
+            cells: Where the cells begin.
+
+        Returns:
+            The last layer's rows [T, D], and the gene rows [T, D] it began with.
+        """
+        gene_TD = self.encoder(gene_T)
+        return self.transformer_encoder(gene_TD + self.value_encoder(value_T), cells), gene_TD
+
+
+class GeneEncoder(nn.Module):
+    """A table row per token, normalised."""
+
+    def __init__(self, n_tokens: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_tokens, width)
+        nn.init.uniform_(self.embedding.weight, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
+        self.enc_norm = nn.LayerNorm(width)
+
+    def forward(self, gene_T: Tensor) -> Tensor:
+        """[T] to [T, D]."""
+        rows_TD: Tensor = self.enc_norm(self.embedding(gene_T))
+        return rows_TD
+
+
+class ValueEncoder(nn.Module):
+    """A number to a row: two linear layers, normalised."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(1, width)
+        self.linear2 = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, value_T: Tensor) -> Tensor:
+        """[T] to [T, D]."""
+        hidden_TD = F.relu(self.linear1(value_T[:, None].clamp(max=LARGEST_VALUE)))
+        rows_TD: Tensor = self.dropout(self.norm(self.linear2(hidden_TD)))
+        return rows_TD
+
+
+class Transformer(nn.Module):
+    """Layers that normalise after each residual."""
+
+    def __init__(self, architecture: "Architecture", dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(architecture, dropout) for _ in range(architecture.nlayers))
+
+    def forward(self, x_TD: Tensor, cells: Spans) -> Tensor:
+        """[T, D] to [T, D]."""
+        for layer in self.layers:
+            x_TD = layer(x_TD, cells)
+        return x_TD
+
+
+class Layer(nn.Module):
+    """Attention among the tokens of a cell, then two linear layers."""
+
+    def __init__(self, architecture: "Architecture", dropout: float) -> None:
+        super().__init__()
+        width = architecture.embsize
+        self.self_attn = SelfAttention(width, architecture.nheads)
+        self.linear1 = nn.Linear(width, architecture.d_hid)
+        self.linear2 = nn.Linear(architecture.d_hid, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_TD: Tensor, cells: Spans) -> Tensor:
+        """[T, D] to [T, D]."""
+        x_TD = self.norm1(x_TD + self.dropout(self.self_attn(x_TD, cells)))
+        hidden_TF = self.dropout(F.relu(self.linear1(x_TD)))
+        out_TD: Tensor = self.norm2(x_TD + self.dropout(self.linear2(hidden_TF)))
+        return out_TD
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values in one projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.Wqkv = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.Wqkv.weight)
+        nn.init.zeros_(self.Wqkv.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_TD: Tensor, cells: Spans) -> Tensor:
+        """[T, D] to [T, D]."""
+        qkv_T3NH = self.Wqkv(x_TD).view(len(x_TD), 3, self.heads, -1)
+        out_TD: Tensor = self.out_proj(attend(qkv_T3NH, cells).flatten(1))
+        return out_TD
+
+
+class ValueDecoder(nn.Module):
+    """The value of a token from its own row."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, 1)
+        )
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        """[M, D] to [M]."""
+        value_M: Tensor = self.fc(x_MD).squeeze(1)
+        return value_M
+
+
+class CellDecoder(nn.Module):
+    """The value of a gene from the row of its cell, by an inner product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gene2query = nn.Linear(width, width)
+        self.W = nn.Linear(width, width, bias=False)
+
+    def forward(self, gene_MD: Tensor, cell_MD: Tensor) -> Tensor:
+        """Rows of the genes, and of the cell each is asked of, [M, D] both, to [M]."""
+        query_MD = self.W(torch.sigmoid(self.gene2query(gene_MD)))
+        value_M: Tensor = (query_MD * cell_MD).sum(1)
+        return value_M
+
+
+class ClassDecoder(nn.Module):
+    """A class from the row of a cell."""
+
+    def __init__(self, width: int, n_classes: int, activation: nn.Module) -> None:
+        super().__init__()
+        self._decoder = nn.Sequential(
+            nn.Linear(width, width), activation, nn.LayerNorm(width),
+            nn.Linear(width, width), activation, nn.LayerNorm(width),
+        )  # fmt: skip
+        self.out_layer = nn.Linear(width, n_classes)
+
+    def forward(self, cell_CD: Tensor) -> Tensor:
+        """[C, D] to scores [C, classes]."""
+        scores: Tensor = self.out_layer(self._decoder(cell_CD))
+        return scores
+
+
+class ReverseGradient(torch.autograd.Function):
+    """The identity, whose gradient points the other way: what is behind it learns to hide what its reader seeks."""
+
+    @staticmethod
+    def forward(_context: object, x: Tensor) -> Tensor:  # noqa: D102 - torch's protocol
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_context: object, gradient: Tensor) -> Tensor:  # noqa: D102
+        return -gradient

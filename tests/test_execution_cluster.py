@@ -1,0 +1,135 @@
+"""The actors chosen for a cluster, and the errors that come out of it."""
+
+import builtins
+import pickle
+import types
+
+import pytest
+import ray
+from ray.experimental import tqdm_ray
+
+from scgpt_ray.config import EmbedSettings
+from scgpt_ray.errors import AtlasError, CoverageError, WorkerError
+from scgpt_ray.execution.cluster import Pool, connected, cpus_of_nodes, pool
+
+
+def settings(**options):
+    return EmbedSettings(atlas="a", checkpoint="c", output="o", **options)
+
+
+def cluster(monkeypatch, cpus, gpus=0):
+    """Nodes with so many CPUs, and GPUs somewhere; only what Ray says of them is synthetic."""
+    nodes = [{"Alive": alive, "Resources": {"CPU": float(n)} if n else {}} for n, alive in cpus]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0, **({"GPU": float(gpus)} if gpus else {})})
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "options", "expected"),
+    [
+        ([(16, True)], 0, {}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
+        ([(2, True)], 0, {}, Pool(size=1, num_gpus=0, num_cpus=1.0, threads=2)),
+        ([(1, True)], 0, {}, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1)),
+        ([(2, True)], 0, {"actors": 2}, Pool(size=2, num_gpus=0, num_cpus=0.25, threads=1)),
+        ([(2, True)], 0, {"actors": 50}, Pool(size=50, num_gpus=0, num_cpus=0.1, threads=1)),
+        ([(8, True), (16, True), (0, True), (64, False)], 0, {}, Pool(size=2, num_gpus=0, num_cpus=7.0, threads=8)),
+        ([(8, True), (8, True)], 0, {"actors": 3}, Pool(size=3, num_gpus=0, num_cpus=3.0, threads=4)),
+        ([(16, True)], 4, {}, Pool(size=4, num_gpus=1, num_cpus=1, threads=1)),
+        ([(16, True)], 4, {"gpus": 2}, Pool(size=2, num_gpus=1, num_cpus=1, threads=1)),
+        ([(16, True)], 4, {"gpus": 0}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
+        ([(16, True)], 4, {"actors": 1}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
+        ([], 0, {}, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1)),  # an autoscaler has still to start the first
+    ],
+)
+def test_the_pool_fits_the_cluster(monkeypatch, cpus, gpus, options, expected):
+    cluster(monkeypatch, cpus, gpus)
+    assert pool(settings(**options)) == expected
+
+
+def test_partitions_follow_the_device():
+    assert Pool(1, 1, 1, 1).cells_per_partition == 8192
+    assert Pool(1, 0, 1, 1).cells_per_partition == 256
+    assert [Pool(1, gpus, 1, 1).device for gpus in (0, 1)] == ["cpu", "cuda"]
+
+
+@ray.remote(num_cpus=0.1)
+def fail(error):
+    raise error
+
+
+@ray.remote(num_cpus=0.1)
+def fail_inside():
+    ray.get(fail.remote(AtlasError("a\nfile", expected="b", remedy="c")))
+
+
+def test_our_own_errors_survive_pickling():
+    error = pickle.loads(pickle.dumps(AtlasError("found", expected="b", remedy="c")))
+    assert (type(error), str(error)) == (AtlasError, "found; expected b; c")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "error",
+    [AtlasError("a file", expected="b", remedy="c"), CoverageError("lost"), FileNotFoundError(2, "gone", "x")],
+)
+def test_our_own_errors_come_out_as_they_are(local_ray, error):
+    with pytest.raises(type(error)) as caught, connected():
+        ray.get(fail.remote(error))
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+
+
+@pytest.mark.ray
+def test_behind_two_tasks(local_ray):
+    with pytest.raises(AtlasError) as caught, connected():
+        ray.get(fail_inside.remote())
+    assert (type(caught.value), str(caught.value)) == (AtlasError, "a file; expected b; c")
+
+
+@pytest.mark.ray
+def test_behind_ray_data(local_ray):
+    def refuse(batch):
+        raise AtlasError("a file", expected="b", remedy="c")
+
+    with pytest.raises(AtlasError) as caught, connected():
+        ray.data.range(1).map_batches(refuse, num_cpus=0.1).take_all()
+    assert (type(caught.value), str(caught.value)) == (AtlasError, "a file; expected b; c")
+
+
+@pytest.mark.ray
+def test_other_errors_are_told_in_one_line(local_ray):
+    with pytest.raises(WorkerError) as caught, connected():
+        ray.get(fail.remote(ZeroDivisionError("by\n  zero")))
+    assert str(caught.value) == "a worker failed: ZeroDivisionError: by zero"
+
+
+@pytest.mark.ray
+def test_errors_of_ray_are_told_in_one_line(local_ray):
+    @ray.remote(num_cpus=0.1, max_retries=0)
+    def die():
+        import os
+
+        os._exit(1)
+
+    told = r"^Ray failed: .*; run the same command again to resume$"
+    with pytest.raises(WorkerError, match=told) as caught, connected():
+        ray.get(die.remote())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ray
+def test_errors_of_the_driver_stay(local_ray):
+    with pytest.raises(KeyError), connected():
+        raise KeyError("x")
+
+
+@pytest.mark.ray
+def test_the_local_ray_has_cpus(local_ray):
+    assert cpus_of_nodes() == [int(ray.cluster_resources()["CPU"])]
+
+
+def test_print_stays_pythons(local_ray):
+    """Ray Data would replace it, and numba cannot compile the replacement (UMAP of more than 4,096 cells)."""
+    with connected():
+        tqdm_ray.instance()
+        assert isinstance(builtins.print, types.BuiltinFunctionType)

@@ -1,0 +1,105 @@
+"""The process that builds an index and searches it never holds the embeddings: its memory does not grow with them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SMALL, LARGE, WIDTH = 20_000, 200_000, 64
+BYTES = 4 * WIDTH * LARGE
+FACTORIES = ("Flat", "PCAR16,IVF64,PQ8x4fsr")
+
+DRIVER = """
+import gc, json, sys, threading
+from pathlib import Path
+
+import numpy as np
+
+from scgpt_ray.config import IndexSettings
+from scgpt_ray.execution.cluster import connected
+from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.execution.search import Reference
+from scgpt_ray.storage import Folder
+from scgpt_ray.parts.export import read_embeddings
+
+place, factories, width = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+
+
+def held():
+    '''Bytes of memory of this process, with what it maps of Ray's object store; files that it maps are not in it.'''
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(1024 * int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+
+
+def growth(work):
+    '''Most bytes held during a piece of work, beyond those before.'''
+    gc.collect()
+    peak = before = held()
+    done = threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, held())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = work()
+    done.set()
+    watcher.join()
+    return max(peak, held()) - before
+
+
+def build(size, factory, output):
+    settings = {"embeddings": f"{place}/{size}", "output": output, "factory": factory, "shards": 2}
+    build_index(IndexSettings(**settings, target_recall=0.1))
+
+
+def search(output):
+    reference = Reference.at(output)
+    queries = np.random.default_rng(0).standard_normal((512, width)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    ids, _ = reference.neighbors(queries, 10)
+    reference.labels(ids, ["kind"])
+    reference.cell_counts("kind")
+    reference.sample(1000, 0, ["kind"])
+    reference.exact(queries[:64], 10)
+
+
+found = {}
+with connected():
+    for number, factory in enumerate(factories):
+        # The first one tells what it takes at all: libraries, threads, buffers.
+        for turn, size in enumerate(("small", "small", "large")):
+            output = f"{place}/index-{number}-{turn}"
+            grown = {"build": growth(lambda: build(size, factory, output)), "search": growth(lambda: search(output))}
+            found[f"{factory} {turn}"] = grown
+found["whole"] = growth(lambda: read_embeddings(Folder.at(f"{place}/large")))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process holds")
+def test_the_driver_does_not_grow_with_the_embeddings(local_ray, make_embeddings, tmp_path):
+    import ray
+
+    for name, n_cells in (("small", SMALL), ("large", LARGE)):
+        make_embeddings(tmp_path / name, n_cells=n_cells, cells_per_part=512, dimension=WIDTH)
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(FACTORIES), str(WIDTH)],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert driver.returncode == 0, driver.stderr
+    found = json.loads(driver.stdout.splitlines()[-1])
+    assert found.pop("whole") > BYTES, "who reads all embeddings is found out"
+    for factory in FACTORIES:
+        _, small, large = (found[f"{factory} {turn}"] for turn in range(3))
+        for work, n_bytes in large.items():
+            assert n_bytes - small[work] < BYTES / 5, f"{work} of {factory}: {found} of {BYTES:,} bytes"

@@ -1,0 +1,285 @@
+"""The embedder: golden embeddings, and independence of microbatches, neighbours and slices."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scgpt_ray.errors import ConfigError, WorkerError
+from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
+from scgpt_ray.network.embedder import Embedder, microbatch_end, set_threads, usual_budget
+from scgpt_ray.schema import matrix
+from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    random_checkpoint(folder, [f"G{i}" for i in range(300)], embsize=16, nheads=2, d_hid=16, nlayers=2)
+    return read_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def tokens(checkpoint):
+    """TOKENS of 40 cells, of which every tenth is empty."""
+    rng = np.random.default_rng(0)
+    sizes = [0 if i % 10 == 3 else int(rng.integers(1, 250)) for i in range(40)]
+    cells = pa.table(
+        {
+            "soma_joinid": np.arange(40) * 3,
+            "tissue": pa.array(["lung", "blood"] * 20).dictionary_encode(),
+            "gene": pa.array([rng.choice(300, n, replace=False) for n in sizes], pa.list_(pa.int32())),
+            "count": pa.array([rng.poisson(2, n) + 1.0 for n in sizes], pa.list_(pa.float32())),
+        }
+    )
+    return tokenize(cells, checkpoint.vocabulary, TokenRules(max_length=200))
+
+
+@pytest.fixture(scope="module")
+def embeddings(checkpoint, tokens):
+    return Embedder(checkpoint)(tokens)
+
+
+def vectors(table):
+    """[n, d], nan for cells without an embedding."""
+    return np.array([row if row is not None else [np.nan] * 16 for row in table["embedding"].to_pylist()])
+
+
+def test_columns_nulls_and_unit_length(tokens, embeddings):
+    assert embeddings.schema.names == ["soma_joinid", "tissue", "n_genes", "embedding"]
+    assert embeddings.schema.field("embedding").type == pa.list_(pa.float32(), 16)
+    for column in ("soma_joinid", "tissue", "n_genes"):
+        assert embeddings[column].equals(tokens[column])
+    assert embeddings["embedding"].is_null().to_pylist() == [n == 0 for n in tokens["n_genes"].to_pylist()]
+    assert np.allclose(np.linalg.norm(matrix(embeddings["embedding"].drop_null()), axis=1), 1)
+
+
+@pytest.mark.parametrize("budget", [1, 199, 200, 201, 1000, 10**6])
+def test_the_microbatch_does_not_matter(checkpoint, tokens, embeddings, budget):
+    found = Embedder(checkpoint, tokens_per_microbatch=budget)(tokens)
+    assert np.allclose(vectors(found), vectors(embeddings), atol=1e-6, rtol=0, equal_nan=True)
+
+
+@given(start=st.integers(0, 40), length=st.integers(0, 40))
+@settings(max_examples=20, deadline=None)
+def test_slices(checkpoint, tokens, embeddings, start, length):
+    found = Embedder(checkpoint)(tokens.slice(start, length))
+    expected = embeddings.slice(start, length)
+    assert found.schema == expected.schema
+    assert found["soma_joinid"].equals(expected["soma_joinid"])
+    assert np.allclose(
+        vectors(found).reshape(-1, 16), vectors(expected).reshape(-1, 16), atol=1e-6, rtol=0, equal_nan=True
+    )
+
+
+def test_chunks_and_order(checkpoint, tokens, embeddings):
+    order = np.random.default_rng(1).permutation(len(tokens))
+    chunked = pa.concat_tables([tokens.take(order).slice(0, 9), tokens.take(order).slice(9)])
+    found = Embedder(checkpoint, tokens_per_microbatch=700)(chunked)
+    assert np.allclose(vectors(found), vectors(embeddings)[order], atol=1e-6, rtol=0, equal_nan=True)
+
+
+def test_only_empty_cells(checkpoint, tokens):
+    empty = tokens.filter(pa.compute.equal(tokens["n_genes"], 0))
+    found = Embedder(checkpoint)(empty)
+    assert found["embedding"].null_count == len(found) == 4
+
+
+def test_the_same_bytes_again(checkpoint, tokens, embeddings):
+    assert Embedder(checkpoint)(tokens).equals(embeddings)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
+def test_microbatches_cover_all_cells_within_the_budget(lengths, budget):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    start = 0
+    while start < len(lengths):
+        stop = microbatch_end(offsets, start, budget)
+        size = offsets[stop] - offsets[start]
+        assert size <= budget or stop == start + 1
+        assert stop == len(lengths) or offsets[stop + 1] - offsets[start] > budget
+        start = stop
+    assert start == len(lengths)
+
+
+def short_of_memory(embedder, most_tokens):
+    """Let the device of an embedder hold no more than some tokens at a time."""
+    encode, sizes = embedder._encoder, []
+
+    class ShortOfMemory:
+        width = encode.width
+        attention = encode.attention
+        elementwise = encode.elementwise
+
+        def __call__(self, gene, bins, offsets):
+            if len(gene) > most_tokens:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            sizes.append(len(gene))
+            return encode(gene, bins, offsets)
+
+    embedder._encoder = ShortOfMemory()
+    return sizes
+
+
+def test_the_budget_is_halved_when_memory_is_short(checkpoint, tokens, embeddings):
+    embedder = Embedder(checkpoint, tokens_per_microbatch=4000)
+    sizes = short_of_memory(embedder, most_tokens=600)
+    assert np.allclose(vectors(embedder(tokens)), vectors(embeddings), atol=1e-6, rtol=0, equal_nan=True)
+    assert embedder.describe()["tokens_per_microbatch"] == 500
+    assert max(sizes) <= 500
+
+
+def test_a_cell_too_large_for_the_memory_is_named(checkpoint, tokens):
+    embedder = Embedder(checkpoint)
+    short_of_memory(embedder, most_tokens=199)
+    largest = next(r for r in tokens.to_pylist() if len(r["gene"]) == 200)
+    with pytest.raises(WorkerError, match=rf"cell {largest['soma_joinid']} alone does not fit"):
+        embedder(tokens)
+
+
+def test_an_embedding_that_is_not_finite_is_named(checkpoint, tokens):
+    tensors = dict(checkpoint.tensors)
+    name = "encoder.embedding.weight"
+    tensors[name] = tensors[name].clone()
+    victim = tokens.to_pylist()[7]
+    tensors[name][victim["gene"][1]] = float("nan")
+    first = next(r["soma_joinid"] for r in tokens.to_pylist() if victim["gene"][1] in r["gene"])
+    broken = type(checkpoint)(
+        checkpoint.folder, checkpoint.architecture, checkpoint.vocabulary, tensors, checkpoint.weights_sha256
+    )
+    with pytest.raises(WorkerError, match=rf"cell {first} is not finite"):
+        Embedder(broken)(tokens)
+
+
+def overflowing(checkpoint, gene):
+    """The same network, but in float16 the first hidden layer overflows for one gene.
+
+    The first component of the stream is that gene's alone: nothing else writes it, and the hidden layer amplifies it.
+    """
+    tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    layer = "transformer_encoder.layers.0"
+    for name in ("encoder.enc_norm.bias", "value_encoder.norm.weight", "value_encoder.norm.bias"):
+        tensors[name][0] = 0
+    for name in ("weight", "bias"):
+        tensors[f"{layer}.self_attn.out_proj.{name}"][0] = 0
+    tensors["encoder.embedding.weight"][:, 0] = 0
+    tensors["encoder.embedding.weight"][gene, 0] = 100
+    tensors[f"{layer}.linear1.weight"][:, 0] = 40_000
+    return type(checkpoint)(
+        checkpoint.folder, checkpoint.architecture, checkpoint.vocabulary, tensors, checkpoint.weights_sha256
+    )
+
+
+def test_cells_that_overflow_float16_are_computed_in_float32(checkpoint, tokens, monkeypatch, caplog):
+    monkeypatch.setattr(
+        "scgpt_ray.network.embedder.require_precision", lambda _device, _precision: None
+    )  # slow, not wrong
+    victim = tokens.to_pylist()[7]["gene"][1]
+    network = overflowing(checkpoint, victim)
+    embedder, exact = Embedder(network, precision="float16"), Embedder(network)
+    has_victim = np.array([victim in gene for gene in tokens["gene"].to_pylist()])
+    found, expected = vectors(embedder(tokens)), vectors(exact(tokens))
+    n_overflowed = embedder.describe()["cells_overflowed"]
+    assert 0 < n_overflowed == has_victim.sum() < 30
+    assert f"float16 overflowed in {n_overflowed} cells" in caplog.text
+    difference = np.abs(found - expected).max(axis=1)
+    assert (difference[has_victim] < 1e-6).all()
+    assert (np.nan_to_num(difference[~has_victim]) < 1e-2).all()
+    alone = vectors(Embedder(network, precision="float16", tokens_per_microbatch=1)(tokens))
+    assert np.allclose(alone[has_victim], found[has_victim], atol=1e-6, rtol=0)
+
+
+def test_two_threads_may_call_at_the_same_time(checkpoint, tokens, embeddings):
+    embedder = Embedder(checkpoint, tokens_per_microbatch=4000)
+    sizes = short_of_memory(embedder, most_tokens=600)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(embedder, [tokens] * 8))
+    assert all(np.allclose(vectors(one), vectors(embeddings), atol=1e-6, rtol=0, equal_nan=True) for one in found)
+    assert embedder.describe()["tokens_per_microbatch"] == 500
+    assert max(sizes) <= 500
+
+
+@pytest.mark.parametrize(
+    ("free", "bytes_per_token", "budget"), [(80 * 2**30, 10_000, 131_072), (2**30, 10_240, 52_428), (100, 10_000, 1)]
+)
+def test_the_budget_follows_the_free_memory_of_a_gpu(monkeypatch, free, bytes_per_token, budget):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 2 * free))
+    assert usual_budget(torch.device("cuda"), bytes_per_token) == budget
+    assert usual_budget(torch.device("cpu"), bytes_per_token) == 8192
+
+
+def test_describe(checkpoint):
+    described = Embedder(checkpoint).describe()
+    assert (described["device"], described["precision"], described["tokens_per_microbatch"]) == (
+        "cpu",
+        "float32",
+        8192,
+    )
+    assert described["attention"] != Embedder(checkpoint, precision="bfloat16").describe()["attention"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_device_that_is_not_there(checkpoint):
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        Embedder(checkpoint, device="cuda")
+
+
+def test_set_threads():
+    before = torch.get_num_threads()
+    try:
+        set_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        set_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "error"),
+    [
+        pytest.param("float32", 1e-6, marks=gpu),
+        pytest.param("float16", 1e-5, marks=gpu),
+        pytest.param("bfloat16", 1e-3, marks=gpu),
+    ],
+)
+def test_cuda_is_near_the_cpu(checkpoint, tokens, embeddings, precision, error):
+    found = Embedder(checkpoint, device="cuda", precision=precision, tokens_per_microbatch=1000)(tokens)
+    assert np.nanmax(1 - (vectors(found) * vectors(embeddings)).sum(1)) < error
+
+
+def golden_tokens(folder, checkpoint):
+    """TOKENS of the golden cells in which nothing is random."""
+    anndata = pytest.importorskip("anndata")
+    adata = anndata.read_h5ad(folder / "cells_distinct.h5ad")
+    token = np.array([checkpoint.vocabulary.tokens.get(name, -1) for name in adata.var["feature_name"]])
+    assert (token < 0).sum() == 7
+    rows = [adata.X[i].tocoo() for i in range(adata.n_obs)]
+    known = [token[row.col] >= 0 for row in rows]
+    cells = pa.table(
+        {
+            "soma_joinid": np.arange(adata.n_obs),
+            "gene": pa.array([token[row.col][k] for row, k in zip(rows, known, strict=True)], pa.list_(pa.int32())),
+            "count": pa.array([row.data[k] for row, k in zip(rows, known, strict=True)], pa.list_(pa.float32())),
+        }
+    )
+    return tokenize(cells, checkpoint.vocabulary, TokenRules())
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["flash_names", "torch_names", "cp_classes"])
+def test_golden_embeddings(shared, name):
+    folder = shared / "golden" / name
+    checkpoint = read_checkpoint(folder / "checkpoint")
+    tokens = golden_tokens(folder, checkpoint)
+    golden = np.load(folder / "cells_distinct.X_scGPT.npy")
+    found = matrix(Embedder(checkpoint)(tokens)["embedding"])
+    assert np.abs(found - golden).max() < 1e-5
+    half = matrix(
+        Embedder(checkpoint, precision="bfloat16")(tokens.slice(0, 6))["embedding"]
+    )  # few: emulated on many CPUs
+    assert (1 - (half * golden[:6]).sum(axis=1)).max() < 1e-3

@@ -1,0 +1,91 @@
+"""Embeddings as an .h5ad file that anndata and scanpy open."""
+
+import os
+
+import numpy as np
+import pytest
+
+from scgpt_ray.atlas.anndata_file import OBSM_KEY, read_anndata
+from scgpt_ray.errors import OutputError, ReferenceSetError
+from scgpt_ray.parts.export import export_h5ad, read_embeddings
+from scgpt_ray.parts.manifest import MANIFEST
+from scgpt_ray.schema import EMBEDDING, JOINID
+from scgpt_ray.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def run(make_embeddings, tmp_path_factory):
+    return make_embeddings(tmp_path_factory.mktemp("export") / "run", empty=(3, 9))
+
+
+def test_all_parts_become_one_table(run):
+    table = read_embeddings(run)
+    assert table[JOINID].to_pylist() == list(range(10, 30))
+    assert table["kind"].to_pylist() == [["B", "T", None][number % 3] for number in range(20)]
+    assert table.schema.metadata is None
+
+
+def test_the_file_holds_names_columns_and_vectors(run, tmp_path):
+    file = tmp_path / "new" / "cells.h5ad"
+    assert export_h5ad(run, str(file)) == 20
+    cells = read_anndata(file)
+    assert cells.shape == (20, 0)
+    assert cells.obs_names.tolist() == [f"cell-{number}" for number in range(20)]
+    assert cells.obs.columns.tolist() == ["kind", "age", "soma_joinid", "n_genes"]
+    assert cells.obs["kind"].dtype == "category"
+    assert cells.obs["kind"].isna().sum() == 6
+    assert cells.obs["age"].tolist() == list(range(20))
+    vectors = cells.obsm[OBSM_KEY]
+    assert np.flatnonzero(np.isnan(vectors).any(axis=1)).tolist() == [3, 9]
+    expected = read_embeddings(run)[EMBEDDING].to_pylist()
+    for row, vector in enumerate(expected):
+        if vector is not None:
+            np.testing.assert_array_equal(vectors[row], np.float32(vector))
+    assert [path.name for path in file.parent.iterdir()] == ["cells.h5ad"]
+
+
+def test_scanpy_works_on_it(run, tmp_path):
+    import scanpy
+
+    export_h5ad(run, str(tmp_path / "cells.h5ad"))
+    cells = scanpy.read_h5ad(tmp_path / "cells.h5ad")
+    cells = cells[cells.obs["n_genes"] > 0].copy()
+    scanpy.pp.neighbors(cells, use_rep=OBSM_KEY, n_neighbors=5)
+    assert cells.obsp["connectivities"].shape == (18, 18)
+
+
+def test_a_file_that_is_there_is_replaced_whole(run, tmp_path):
+    file = tmp_path / "cells.h5ad"
+    file.write_bytes(b"older")
+    export_h5ad(run, str(file))
+    assert read_anndata(file).n_obs == 20
+
+
+def test_a_relative_path_is_one_of_the_working_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export_h5ad(run, "cells.h5ad")
+    assert (tmp_path / "cells.h5ad").is_file()
+
+
+def test_a_place_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"file cannot be written"):
+        export_h5ad(run, str(tmp_path / "file" / "cells.h5ad"))
+    if os.geteuid():
+        (tmp_path / "shut").mkdir(mode=0o500)
+        with pytest.raises(OutputError, match=r"shut cannot be written"):
+            export_h5ad(run, str(tmp_path / "shut" / "cells.h5ad"))
+
+
+def test_a_folder_in_the_place_of_the_file(run, tmp_path):
+    (tmp_path / "cells.h5ad").mkdir()
+    with pytest.raises(OutputError, match=r"cells.h5ad is a folder; expected the name of a file"):
+        export_h5ad(run, str(tmp_path / "cells.h5ad"))
+
+
+def test_an_unfinished_run_is_refused(make_embeddings, tmp_path):
+    run = make_embeddings(tmp_path / "run")
+    run.remove(MANIFEST)
+    with pytest.raises(ReferenceSetError, match=r"has no manifest.json"):
+        export_h5ad(run, str(tmp_path / "cells.h5ad"))
+    assert not Folder.at(tmp_path).has("cells.h5ad")

@@ -1,0 +1,192 @@
+"""Index and search on Ray, against numpy."""
+
+import json
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import scgpt_ray
+from scgpt_ray.config import IndexSettings
+from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
+from scgpt_ray.execution import index_tasks as shards
+from scgpt_ray.execution.index_tasks import sample
+from scgpt_ray.index.recall import without_self
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.parts.manifest import MANIFEST, require_manifest
+from scgpt_ray.parts.parts import read_part
+from scgpt_ray.pipelines.index import build_index, resolve
+from scgpt_ray.schema import EMBEDDING, JOINID
+from scgpt_ray.storage import Folder
+
+N, EMPTY = 300, (0, 1, 2, 3, 150)
+
+
+@pytest.fixture(scope="module")
+def reference(make_embeddings, tmp_path_factory):
+    """38 parts; the first of them is half empty."""
+    return make_embeddings(tmp_path_factory.mktemp("reference") / "run", n_cells=N, empty=EMPTY, dimension=16)
+
+
+@pytest.fixture(scope="module")
+def built(local_ray, reference, tmp_path_factory):
+    output = tmp_path_factory.mktemp("built") / "index"
+    return output, scgpt_ray.build_index(embeddings=reference.uri, output=str(output), shards=3)
+
+
+@pytest.mark.ray
+def test_what_is_left(built, reference):
+    output, description = built
+    kinds = (("ids", "npy"), ("labels", "parquet"), ("shard", "faiss"), ("shard", "json"))
+    names = [f"{kind}-{number:05d}.{suffix}" for kind, suffix in kinds for number in range(3)]
+    left = sorted(path.name for path in output.iterdir() if not path.name.startswith("ml"))
+    others = ["centre.npy", "index.json", "recall.json", "template.faiss", "template.json"]
+    assert left == sorted([*names, *others])
+    assert (description.factory, description.n_cells, description.d) == ("Flat", N - len(EMPTY), 16)
+    assert (description.nprobe, description.recall_at_10, description.recall_queries) == (1, 1.0, 256)
+    assert description.label_columns == ("kind", "age")
+    assert description.fingerprint == require_manifest(reference).fingerprint.to_dict()
+    assert json.loads((output / "index.json").read_bytes())["embeddings"] == reference.uri
+
+
+@pytest.mark.ray
+def test_each_embedded_cell_is_in_one_shard_with_its_labels_and_vector(built, reference):
+    output, description = built
+    cells = {row[JOINID]: row for row in read_embeddings(reference).to_pylist()}
+    seen = []
+    for shard in description.shards:
+        index = faiss.read_index(str(output / shard.name))  # as a user would
+        ids = np.load(output / shard.ids)
+        labels = pq.read_table(output / shard.labels)
+        assert labels.column_names == [JOINID, "kind", "age"]
+        assert shard.vectors is None
+        assert ids.tolist() == labels[JOINID].to_pylist()
+        assert index.ntotal == shard.n_cells == labels.num_rows
+        for place, row in enumerate(labels.to_pylist()):
+            assert row == {name: cells[row[JOINID]][name] for name in row}
+            np.testing.assert_array_equal(index.reconstruct(place), np.float32(cells[row[JOINID]][EMBEDDING]))
+        seen += ids.tolist()
+    assert sorted(seen) == [joinid for joinid in range(10, 10 + N) if joinid - 10 not in EMPTY]
+
+
+@pytest.mark.ray
+def test_a_finished_index_is_left_alone_and_another_refused(built, reference):
+    output, description = built
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*-*")}
+    assert scgpt_ray.build_index(embeddings=reference.uri, output=str(output), shards=3) == description
+    assert {path.name: path.stat().st_mtime_ns for path in output.glob("*-*")} == before
+    with pytest.raises(OutputError, match=r"holds another index \(Flat over 295 cells of .*; give --output another"):
+        scgpt_ray.build_index(embeddings=reference.uri, output=str(output), shards=2)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("options", "n_lists"),
+    [({"factory": "IVF4,SQ8", "shards": 2}, 4), ({"factory": "PCAR16,IVF4,PQ8x4fsr", "target_recall": 0.99}, 4)],
+)
+def test_an_approximate_index_and_its_measured_recall(local_ray, reference, tmp_path, options, n_lists):
+    description = scgpt_ray.build_index(embeddings=reference.uri, output=str(tmp_path / "index"), **options)
+    assert 1 <= description.nprobe <= n_lists
+    assert options.get("target_recall", 0.95) <= description.recall_at_10 <= 1
+    again = scgpt_ray.build_index(embeddings=reference.uri, output=str(tmp_path / "again"), **options)
+    assert again == description
+    for shard in description.shards:
+        assert (tmp_path / "index" / shard.name).read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
+
+
+@pytest.mark.ray
+def test_a_recall_out_of_reach_is_told(local_ray, make_embeddings, tmp_path, caplog):
+    many = make_embeddings(tmp_path / "many", n_cells=1500, cells_per_part=500)
+    settings = IndexSettings(
+        embeddings=many.uri, output=str(tmp_path / "index"), factory="PCA2,IVF4,PQ1x2", target_recall=1.0
+    )
+    with caplog.at_level("WARNING", logger="scgpt_ray.pipelines.index"):
+        description = build_index(settings)
+    assert description.recall_at_10 < 1
+    assert f"recall@10 is {description.recall_at_10:.4f}, below --target-recall 1.00" in caplog.text
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("n_cells", "per_part", "empty", "shards", "sizes"),
+    [
+        (1, 8, (), 1, (1,)),  # a lone cell has no neighbour to miss
+        (2, 1, (), 5, (1, 1)),  # more shards than parts
+        (4, 2, (0, 1), 2, (0, 2)),  # a shard whose parts are empty
+        (6, 2, (2, 3), 1, (4,)),
+    ],
+)
+def test_small_and_empty_pieces(local_ray, make_embeddings, tmp_path, n_cells, per_part, empty, shards, sizes):
+    run = make_embeddings(tmp_path / "run", n_cells=n_cells, cells_per_part=per_part, empty=empty)
+    description = scgpt_ray.build_index(embeddings=run.uri, output=str(tmp_path / "index"), shards=shards)
+    assert tuple(shard.n_cells for shard in description.shards) == sizes
+    assert description.recall_at_10 == 1.0
+    assert scgpt_ray.validate(index=str(tmp_path / "index")) == []
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("n", [0, 1, 50, 295, 1000])
+def test_a_sample_is_drawn_evenly_without_repetition(local_ray, reference, n):
+    ids, vectors = sample(reference, require_manifest(reference), n, seed=1)
+    assert vectors.shape == (min(n, N - len(EMPTY)), 16)
+    assert len(set(ids.tolist())) == len(ids) == len(vectors)
+    assert not {joinid - 10 for joinid in ids.tolist()} & set(EMPTY)
+    again, _ = sample(reference, require_manifest(reference), n, seed=1)
+    assert again.tolist() == ids.tolist()
+    if n == 50:
+        assert 30 < np.mean(ids) - 10 < 270
+        assert sample(reference, require_manifest(reference), n, seed=2)[0].tolist() != ids.tolist()
+
+
+def test_few_cells_are_drawn_of_few_parts_however_many_are_empty(make_embeddings, tmp_path, monkeypatch):
+    run = make_embeddings(tmp_path / "run", n_cells=4000, cells_per_part=20, empty=range(0, 4000, 2))
+    opened = []
+
+    def counted(parts, name, columns):
+        opened.append(name)
+        return read_part(parts, name, columns)
+
+    monkeypatch.setattr(shards, "read_part", counted)
+    ids, vectors = sample(run, require_manifest(run), 5, seed=1)
+    assert (len(set(ids.tolist())), vectors.shape) == (5, (5, 8))
+    assert len(opened) < 110, "of 200 parts"
+    for n in (1, 40, 1000, 2000, 3000):
+        assert len(sample(run, require_manifest(run), n, seed=2)[0]) == min(n, 2000)
+
+
+def test_without_self():
+    found = np.array([[5, 1, 2], [1, 6, 2], [1, 2, 3], [-1, -1, -1]])
+    ids, scores = without_self(found, found / np.float32(10), np.array([5, 6, 7, 8]))
+    assert ids.tolist() == [[1, 2], [1, 2], [1, 2], [-1, -1]]
+    np.testing.assert_allclose(scores, ids / 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"label_columns": ["kind", "donor"]}, ConfigError, r"--label-columns donor; .* carry \(kind, age\)"),
+        ({"factory": "nonsense"}, ConfigError, r"--factory nonsense: "),
+        ({"memory_budget": "1KB"}, ConfigError, r"--memory-budget of 1,000 bytes is too small"),
+    ],
+)
+def test_requests_that_cannot_be_met(reference, tmp_path, options, error, message):
+    settings = IndexSettings(embeddings=reference.uri, output=str(tmp_path), **options)
+    with pytest.raises(error, match=message):
+        build_index(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_column_named_twice_is_kept_once(reference, tmp_path):
+    settings = IndexSettings(embeddings=reference.uri, output=str(tmp_path), label_columns=["kind", "kind"])
+    assert resolve(settings, require_manifest(reference))["labels"] == ["kind"]
+
+
+def test_embeddings_that_cannot_be_indexed(make_embeddings, tmp_path):
+    none = make_embeddings(tmp_path / "none", n_cells=3, empty=(0, 1, 2))
+    with pytest.raises(ReferenceSetError, match="has no cell with an embedding"):
+        build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")))
+    none.remove(MANIFEST)
+    with pytest.raises(ReferenceSetError, match=r"has no manifest.json"):
+        build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")))
+    assert not Folder.at(tmp_path / "index").names()

@@ -1,0 +1,312 @@
+"""Integration, from folders of embeddings to metrics, verdicts, pictures and a report."""
+
+import json
+import re
+import shutil
+
+import anndata
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import scgpt_ray
+from scgpt_ray.atlas.source import locate
+from scgpt_ray.cli import BAD_INPUT, DONE, main
+from scgpt_ray.config import CellSettings, IntegrateSettings
+from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
+from scgpt_ray.evaluation.components import hvg_pca
+from scgpt_ray.evaluation.integration.metrics import compare_embeddings
+from scgpt_ray.evaluation.sample import MAX_CELLS
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines.embedding_sets import compared_cells, short_names
+from scgpt_ray.pipelines.integrate import BASELINE
+from scgpt_ray.pipelines.raw_counts import read_counts
+from scgpt_ray.storage import Folder
+
+pytest.importorskip("scib_metrics", reason="needs scib-metrics: pip install 'scgpt-ray[eval]'")
+pytest.importorskip("umap", reason="needs umap-learn: pip install 'scgpt-ray[eval]'")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("integrate")
+
+
+@pytest.fixture(scope="module")
+def lanes(blood):
+    """`blood` with a lane that differs in nothing; two of its 260 cells are empty."""
+    cells = blood.copy()
+    cells.obs["lane"] = np.array(["l1", "l2"])[np.arange(260) // 3 % 2]
+    return cells
+
+
+@pytest.fixture(scope="module")
+def embedded(local_ray, lanes, checkpoint, place):
+    """The cells embedded twice, with two lengths of token lists."""
+    lanes.write_h5ad(place / "blood.h5ad")
+    for name, max_length in (("long", 1200), ("short", 20)):
+        scgpt_ray.embed(
+            atlas=str(place / "blood.h5ad"),
+            checkpoint=str(checkpoint),
+            output=str(place / name),
+            obs_columns=["cell_type", "donor", "lane"],
+            max_length=max_length,
+            cells_per_partition=100,
+        )
+    return place
+
+
+def options(place, output, **more):
+    return {
+        "embeddings": [str(place / "long"), str(place / "short")],
+        "label_column": "cell_type",
+        "batch_column": "lane",
+        "factor_columns": ["donor", "n_genes"],
+        "output": str(place / output),
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def integrated(embedded):
+    return scgpt_ray.integrate(**options(embedded, "out"))
+
+
+@pytest.mark.ray
+def test_metrics_are_those_of_the_embeddings_and_the_baseline(integrated, embedded, lanes):
+    tables = [read_embeddings(Folder.at(embedded / name)) for name in ("long", "short")]
+    kept = np.array([number not in (5, 77) for number in range(260)])
+    embeddings = {"long": vectors_of(tables[0])[1], "short": vectors_of(tables[1])[1]}
+    embeddings[BASELINE] = hvg_pca(lanes.X[kept], seed=0)
+    obs = lanes.obs[kept]
+    expected = compare_embeddings(
+        embeddings, obs["cell_type"].tolist(), obs["lane"].tolist(), seed=0, baseline=BASELINE
+    )
+    assert integrated.integration == expected
+    assert (integrated.selection.n_evaluated, integrated.selection.n_without_embedding) == (258, 2)
+    metrics = json.loads((embedded / "out" / "metrics.json").read_bytes())
+    assert metrics == json.loads(json.dumps(integrated.metrics()))
+    assert [scores["name"] for scores in metrics["integration"]["scores"]] == ["long", "short", BASELINE]
+    assert (metrics["no_counts"], metrics["counts"]) == (None, str(embedded / "blood.h5ad"))
+
+
+@pytest.mark.ray
+def test_factors_are_explained(integrated):
+    lane, donor, n_genes, depth = integrated.effects
+    assert (lane.name, lane.kind) == ("lane", "none")
+    assert donor.kind is None, "each label has one donor"
+    assert donor.no_shift == "no label has two of its levels with enough cells and counts to compare"
+    assert n_genes.name == "n_genes"
+    assert n_genes.embeddings[0].probe.measure == "R2"
+    assert depth.no_shift == "it is the depth itself"
+    assert "lane: no effect on the counts." in integrated.text()
+
+
+@pytest.mark.ray
+def test_report_and_pictures(integrated, embedded):
+    output = embedded / "out"
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 7, "three embeddings by label and by batch key, and genes per cell"
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import|https?:', page)
+    view = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page)[1])
+    assert [panel["name"] for panel in view["panels"]] == ["long", "short", BASELINE]
+    columns = {column["name"]: column for column in view["columns"]}
+    assert list(columns) == ["cell_type", "lane", "n_genes", "obs_id", "donor"]
+    assert columns["n_genes"]["kind"] == "numbers"
+    counts = dict(zip(columns["lane"]["names"], columns["lane"]["counts"], strict=True))
+    assert counts == integrated.integration.batch_keys
+    assert "UMAP of 258 of the 258 evaluated cells" in page
+    assert "by lane; 2 cells have none." in page
+    for text in ("AvgBIO", BASELINE, "lane: no effect on the counts.", "258 of 260 cells are evaluated"):
+        assert text in page
+    for name in ("umap.png", "umap-batch.png"):
+        assert (output / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.ray
+def test_the_run_is_tracked(integrated, embedded):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{embedded / 'out' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("scgpt_ray").experiment_id])
+    long = integrated.integration.scores[0]
+    assert run.data.metrics["long/avg_bio"] == long.avg_bio
+    assert "HVG - PCA/avg_batch" in run.data.metrics
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {
+        "metrics.json", "report.html", "umap.png", "umap-batch.png",
+    }  # fmt: skip
+
+
+@pytest.mark.ray
+def test_the_command_line_on_a_sample_without_labels_or_counts(embedded, tmp_path, capsys):
+    moved, given = tmp_path / "moved", tmp_path / "given.parquet"
+    shutil.copytree(embedded / "long", moved)
+    made = read_embeddings(Folder.at(moved)).select(["obs_id", "embedding"])[::-1]
+    pq.write_table(made.cast(pa.schema([("obs_id", pa.string()), ("embedding", pa.list_(pa.float32()))])), given)
+    (embedded / "blood.h5ad").rename(embedded / "hidden.h5ad")
+    words = ["--embeddings", str(moved), str(given), "--batch-column", "lane", "--output", str(tmp_path / "out")]
+    try:
+        code = main(["integrate", *words, "--max-cells", "100", "--seed", "3"])
+    finally:
+        (embedded / "hidden.h5ad").rename(embedded / "blood.h5ad")
+    told = capsys.readouterr()
+    assert code == DONE, told.err
+    result = json.loads(told.out.splitlines()[-1])
+    assert (result["n_cells"], result["n_evaluated"]) == (260, 100)
+    assert result["scores"]["moved"]["avg_bio"] is None
+    assert result["scores"]["moved"]["avg_batch"] > 0
+    assert result["scores"]["given.parquet"] == result["scores"]["moved"], "the same vectors in another order"
+    assert result["effects"] == {"lane": None}
+    assert "Without baseline and genes:" in told.out
+    assert "blood.h5ad: no such file" in told.out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_bytes())
+    assert metrics["cells"]["is_sample"] is True
+    assert metrics["cells"]["seed"] == 3
+    assert "all cells have the same label, or none" in metrics["integration"]["scores"][0]["undefined"]["nmi"]
+
+
+@pytest.mark.ray
+def test_an_atlas_that_changed_is_not_read(embedded, lanes, tmp_path):
+    kept = (embedded / "blood.h5ad").rename(embedded / "kept.h5ad")
+    lanes.write_h5ad(embedded / "blood.h5ad")
+    try:
+        integrated = scgpt_ray.integrate(
+            **options(embedded, "changed", embeddings=[str(embedded / "long")], factor_columns=[])
+        )
+    finally:
+        kept.rename(embedded / "blood.h5ad")
+    assert "blood.h5ad is not as it was embedded (" in integrated.no_counts
+    assert [scores.name for scores in integrated.integration.scores] == ["long"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"label_column": "tissue"},
+            ConfigError,
+            "carries no column tissue; expected one of n_genes, cell_type, donor, lane",
+        ),
+        ({"batch_column": "site"}, ConfigError, "carries no column site"),
+        ({"factor_columns": ["age"]}, ConfigError, "carries no column age"),
+        ({"factor_columns": ["lane"]}, ConfigError, "name a column twice"),
+        ({"embeddings": []}, ConfigError, "--embeddings"),
+        ({"embeddings": ["/nowhere"]}, ReferenceSetError, "/nowhere has no manifest.json"),
+        ({"embeddings": ["a.parquet"]}, ConfigError, "--embeddings names the file a.parquet first; expected an output"),
+        ({"max_cells": 3}, ConfigError, "--max-cells"),
+        ({"counts": "/nowhere.h5ad"}, AtlasError, "/nowhere.h5ad: no such file"),
+        ({"output": "/proc/nowhere"}, InputError, "cannot be written"),
+    ],
+)
+def test_bad_input_is_refused(embedded, changes, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        scgpt_ray.integrate(**(options(embedded, "refused") | changes))
+
+
+@pytest.mark.ray
+def test_counts_of_other_cells_are_refused(embedded, lanes):
+    lanes[::-1].copy().write_h5ad(embedded / "reversed.h5ad")
+    with pytest.raises(AtlasError, match=r"reversed.h5ad has other cells than the embeddings"):
+        scgpt_ray.integrate(**options(embedded, "refused", counts=str(embedded / "reversed.h5ad")))
+    lanes[:100].copy().write_h5ad(embedded / "fewer.h5ad")
+    with pytest.raises(AtlasError, match=r"fewer.h5ad has other cells than the embeddings"):
+        scgpt_ray.integrate(**options(embedded, "refused", counts=str(embedded / "fewer.h5ad")))
+    logs = lanes.copy()
+    logs.X = logs.X.log1p()
+    logs.write_h5ad(embedded / "logs.h5ad")
+    with pytest.raises(InputError, match="expected whole numbers"):
+        scgpt_ray.integrate(**options(embedded, "refused", counts=str(embedded / "logs.h5ad")))
+
+
+@pytest.mark.ray
+def test_one_batch_key_is_refused(local_ray, blood, checkpoint, tmp_path, capsys):
+    blood[blood.obs["donor"] == "d1"].copy().write_h5ad(tmp_path / "one.h5ad")
+    scgpt_ray.embed(
+        atlas=str(tmp_path / "one.h5ad"),
+        checkpoint=str(checkpoint),
+        output=str(tmp_path / "one"),
+        obs_columns=["cell_type", "donor"],
+    )
+    words = ["--embeddings", str(tmp_path / "one"), "--batch-column", "donor", "--label-column", "cell_type"]
+    assert main(["integrate", *words, "--output", str(tmp_path / "out")]) == BAD_INPUT
+    assert "all 171 cells have the same donor, or none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+def test_folders_of_other_cells_are_refused(make_embeddings, tmp_path):
+    for name, more in (("a", {}), ("b", {"n_cells": 19}), ("c", {"empty": (4,)})):
+        make_embeddings(tmp_path / name, **more)
+    with pytest.raises(
+        ReferenceSetError, match=r"b holds other cells than .*a: 19 against 20, and soma_joinid differs"
+    ):
+        compared_cells((str(tmp_path / "a"), str(tmp_path / "b")), [])
+    with pytest.raises(ReferenceSetError, match="and n_genes differs"):
+        compared_cells((str(tmp_path / "a"), str(tmp_path / "c")), [])
+
+
+def test_only_the_evaluated_cells_are_read_whole(make_embeddings, tmp_path):
+    folder = make_embeddings(tmp_path / "a")
+    cells = compared_cells((str(tmp_path / "a"),), ["kind", "age"])
+    assert cells.columns.column_names == ["soma_joinid", "n_genes", "obs_id", "kind", "age"]
+    assert cells.present.tolist() == [number != 3 for number in range(20)]
+    rows = np.array([0, 2, 7, 8, 19])
+    everything = read_embeddings(folder)["embedding"].to_pylist()
+    np.testing.assert_array_equal(cells.sets[0].vectors(rows), np.array([everything[row] for row in rows], np.float32))
+    assert cells.values("kind", rows) == ["B", None, "T", None, "T"]
+    assert cells.values("age")[:3] == [0, 1, 2]
+
+
+def test_names_are_as_short_as_can_be():
+    assert short_names(["/a/human", "/a/cp"]) == ["human", "cp"]
+    assert short_names(["/a/human/out", "/a/cp/out"]) == ["human/out", "cp/out"]
+    with pytest.raises(ConfigError, match="twice"):
+        short_names(["/a/human", "/a/human"])
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "soma"])
+def test_counts_are_those_of_the_atlas(blood, blood_file, make_soma, tmp_path, kind):
+    atlas = str(blood_file) if kind == "h5ad" else make_soma(blood, tmp_path / "atlas")
+    rows = np.array([0, 5, 6, 100, 259])
+    counts = read_counts(locate(atlas, CellSettings()), rows, blood.obs_names[rows].tolist())
+    np.testing.assert_array_equal(counts.counts_NG.toarray(), blood.X[rows].toarray())
+    assert counts.genes_G.tolist() == blood.var["feature_name"].tolist()
+    with pytest.raises(AtlasError, match="other cells"):
+        read_counts(locate(atlas, CellSettings()), rows, ["x"] * 5)
+
+
+def test_the_default_sample_is_that_of_the_metrics():
+    assert IntegrateSettings.model_fields["max_cells"].default == MAX_CELLS
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_stimulated_cells(local_ray, shared, tmp_path):
+    """Real cells, a random network: interferon drives single genes, and principal components carry it."""
+    from scgpt_ray.network.checkpoint import random_checkpoint
+
+    atlas = shared / "data" / "kang_ctrlstim.h5ad"
+    genes = anndata.read_h5ad(atlas).var["feature_name"].tolist()
+    random_checkpoint(tmp_path / "checkpoint", genes, embsize=64, nheads=4, d_hid=64, nlayers=2)
+    scgpt_ray.embed(
+        atlas=str(atlas),
+        checkpoint=str(tmp_path / "checkpoint"),
+        output=str(tmp_path / "kang"),
+        obs_columns=["cell_type", "condition"],
+    )
+    integrated = scgpt_ray.integrate(
+        embeddings=[str(tmp_path / "kang")],
+        label_column="cell_type",
+        batch_column="condition",
+        output=str(tmp_path / "out"),
+    )
+    condition, _ = integrated.effects
+    assert condition.shift.is_gene_specific
+    assert {"ISG15", "IFI6"} <= {gene.gene for gene in condition.shift.driven}
+    mine, baseline = integrated.integration.scores
+    assert (mine.name, baseline.name) == ("kang", BASELINE)
+    assert not {"nmi", "asw_batch", "kbet", "pcr_comparison"} & set(mine.undefined)
+    assert condition.embeddings[1].is_carried
+    assert baseline.ilisi < 0.3

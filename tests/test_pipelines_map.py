@@ -1,0 +1,657 @@
+"""Mapping, from an .h5ad query to labels and a report, against a vote by hand."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import ray
+from scipy import sparse
+
+import scgpt_ray
+from scgpt_ray.config import MapSettings
+from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
+from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, nearest_vote, pca_knn
+from scgpt_ray.evaluation.labels.comparison import compare
+from scgpt_ray.evaluation.labels.metrics import score_labels
+from scgpt_ray.execution.search import Reference
+from scgpt_ray.mapping.calibration import Calibration
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.pipelines import baseline
+from scgpt_ray.pipelines.calibrate import calibrations
+from scgpt_ray.pipelines.map import TERMS, prediction_rules, reference_cells
+from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID
+from scgpt_ray.storage import Folder
+
+pytestmark = pytest.mark.ray
+K = 7
+PLAIN = ("", "_confidence", "_voted", "_runner_up", "_runner_up_share", "_unknown")
+CALIBRATED = {"calibrate_by": "sample", "label_columns": ["cell_type"], "truth_column": "cell_type"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("map")
+
+
+@pytest.fixture(scope="module")
+def files(blood, place):
+    """200 reference cells, one of them (5) empty; 60 query cells, of which cell-077 is empty.
+
+    The query has its genes in another order and under other names, lacks one and has one more.
+    """
+    order = np.argsort([number % 4 == 1 for number in range(260)], kind="stable")
+    cells = blood[order].copy()
+    cells.obs["sample"] = [f"s{number // 3 % 5}" for number in range(260)]
+    cells.obs[TERMS] = cells.obs["cell_type"].map({"B": "CL:0000236", "T": "CL:0000084", "NK": "CL:0000623"})
+    cells[:200].copy().write_h5ad(place / "reference.h5ad")
+    assert {"cell-005", "cell-077"} <= set(cells.obs_names)
+    query = cells[200:, :0:-1].copy()
+    query.var_names = query.var.pop("feature_name").to_numpy()
+    query.write_h5ad(place / "query.h5ad")
+    return place / "reference.h5ad", place / "query.h5ad"
+
+
+@pytest.fixture(scope="module")
+def reference(local_ray, files, checkpoint, place):
+    scgpt_ray.embed(
+        atlas=str(files[0]),
+        checkpoint=str(checkpoint),
+        output=str(place / "reference"),
+        obs_columns=["cell_type", "donor", "sample", TERMS],
+        cells_per_partition=60,
+    )
+    for name, shards, columns in (
+        ("index-1", 1, ["cell_type", "donor"]),
+        ("index-3", 3, ["cell_type", "donor"]),
+        ("index-samples", 2, ["cell_type", TERMS, "donor", "sample"]),
+    ):
+        scgpt_ray.build_index(
+            embeddings=str(place / "reference"), output=str(place / name), shards=shards, label_columns=columns
+        )
+    return place
+
+
+def options(place, checkpoint, output="mapped", index=1, **more):
+    return {
+        "query": str(place / "query.h5ad"),
+        "index": str(place / f"index-{index}"),
+        "checkpoint": str(checkpoint),
+        "output": str(place / output),
+        "k": K,
+        "cells_per_partition": 60,
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def mapped(reference, checkpoint):
+    return scgpt_ray.map_query(**options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"]))
+
+
+def map_elsewhere(place, checkpoint, output, index=1, **more):
+    """Map into another folder, in which the same query is embedded already."""
+    if not (place / output).exists():
+        shutil.copytree(place / "mapped" / "embeddings", place / output / "embeddings")
+    more = {"obs_columns": ["donor", "cell_type"], **more}
+    return scgpt_ray.map_query(**options(place, checkpoint, output, index, **more))
+
+
+def neighbours_by_hand(reference, query, allowed=lambda *_: True):
+    """Names of the K nearest reference cells of each query cell that has an embedding."""
+    rows = [row for row in read_embeddings(Folder.at(reference / "reference")).to_pylist() if row[EMBEDDING]]
+    vectors = np.array([row[EMBEDDING] for row in rows])
+    found = {}
+    for own in read_embeddings(Folder.at(query / "embeddings")).to_pylist():
+        if own[EMBEDDING]:
+            scores = np.where([allowed(own, row) for row in rows], vectors @ np.array(own[EMBEDDING]), -np.inf)
+            found[own[OBS_ID]] = [(rows[place], scores[place]) for place in np.argsort(-scores, kind="stable")[:K]]
+    return found
+
+
+def vote_by_hand(neighbours, column):
+    votes = Counter(row[column] for row, _ in neighbours)
+    sums = {label: sum(score for row, score in neighbours if row[column] == label) for label in votes}
+    winner = min(votes, key=lambda label: (-votes[label], -sums[label], label))
+    return winner, votes[winner] / len(neighbours)
+
+
+def assert_voted(predictions, neighbours, columns):
+    for row in predictions.to_pylist():
+        for column in columns:
+            if row[OBS_ID] in neighbours:
+                label, confidence = vote_by_hand(neighbours[row[OBS_ID]], column)
+            else:
+                label, confidence = "Unknown", 0
+            assert row[column] == label
+            assert row[f"{column}_confidence"] == pytest.approx(confidence, abs=1e-6)
+
+
+def test_every_label_is_the_vote_of_the_nearest(mapped, reference):
+    predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
+    assert predictions.column_names == [
+        "soma_joinid", "obs_id", "donor_query", "cell_type_query",
+        *(f"{column}{suffix}" for column in ("cell_type", "donor") for suffix in PLAIN), "neighbor", "score",
+    ]  # fmt: skip
+    assert predictions.num_rows == 60
+    neighbours = neighbours_by_hand(reference, reference / "mapped")
+    assert len(neighbours) == 59
+    assert_voted(predictions, neighbours, ["cell_type", "donor"])
+    by_name = {row[OBS_ID]: row for row in predictions.to_pylist()}
+    empty = by_name["cell-077"]
+    for column in ("cell_type", "donor"):
+        assert {suffix: empty[f"{column}{suffix}"] for suffix in PLAIN} == {
+            "": "Unknown", "_confidence": 0.0, "_voted": None, "_runner_up": None, "_runner_up_share": 0.0,
+            "_unknown": "no embedding",
+        }  # fmt: skip
+    assert (empty["neighbor"], empty["score"]) == ([], [])
+
+
+def test_every_cell_names_its_neighbours(mapped, reference):
+    neighbours = neighbours_by_hand(reference, reference / "mapped")
+    rows = pq.read_table(reference / "mapped" / "predictions.parquet").to_pylist()
+    for row in rows:
+        expected = neighbours.get(row[OBS_ID], [])
+        assert row["neighbor"] == [cell[JOINID] for cell, _ in expected]
+        assert row["score"] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+def test_the_truth_and_the_columns_of_the_query_stay(mapped, reference, files):
+    predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
+    obs = anndata.read_h5ad(files[1]).obs
+    assert predictions["obs_id"].to_pylist() == obs.index.tolist()
+    assert predictions["cell_type_query"].to_pylist() == obs["cell_type"].tolist()
+    assert predictions["donor_query"].to_pylist() == obs["donor"].tolist()
+
+
+def test_the_metrics_evaluate_the_predictions(mapped, reference):
+    predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
+    expected = score_labels(
+        predictions["cell_type_query"].to_pylist(),
+        predictions["cell_type"].to_pylist(),
+        predictions["cell_type_confidence"].to_numpy(),
+        {"B", "T", "NK"},
+    )
+    metrics = json.loads((reference / "mapped" / "metrics.json").read_bytes())
+    assert metrics["scores"] == expected.to_dict()
+    assert (metrics["n_cells"], metrics["n_unknown"]) == (mapped.n_cells, mapped.n_unknown) == (60, 1)
+    assert sum(metrics["labels"]["cell_type"].values()) == 60
+    assert metrics["labels"]["cell_type"] == Counter(predictions["cell_type"].to_pylist())
+    assert mapped.to_dict()["scores"]["accuracy"] == expected.accuracy
+    assert expected.accuracy > expected.majority_accuracy
+    assert "60 cells mapped on cell_type (" in mapped.text()
+
+
+def test_the_report_needs_nothing_else(mapped, reference):
+    page = (reference / "mapped" / "report.html").read_text()
+    assert "query.h5ad" in page
+    assert "index-1" in page
+    assert page.count("data:image/png;base64,") == 7, "with the cells and their genes"
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import|https?:', page)
+    assert (reference / "mapped" / "umap.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "umap.png" in mapped.artifacts()
+
+
+def view_of(page):
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page)[1])
+
+
+def test_the_report_shows_the_cells(mapped, reference):
+    page = (reference / "mapped" / "report.html").read_text()
+    view = view_of(page)
+    assert (view["n"], view["n_front"]) == (59 + 199, 59), "every cell that has an embedding"
+    columns = {column["name"]: column for column in view["columns"]}
+    assert list(columns) == [
+        "predicted cell_type", "predicted donor", "true cell_type", "right or wrong", "share of the votes",
+        "mean score of the neighbours", "why unknown", "obs_id", "donor_query", "n_genes",
+    ]  # fmt: skip
+    predicted, outcome = columns["predicted cell_type"], columns["right or wrong"]
+    voted = mapped.predictions.filter(pc.is_valid(mapped.predictions["cell_type_voted"]))["cell_type"].to_pylist()
+    assert dict(zip(predicted["names"], predicted["counts"], strict=True)) == Counter(voted)
+    scores = mapped.evaluation.scores
+    right = dict(zip(outcome["names"], outcome["counts"], strict=True))["right"]
+    assert right == round(scores.accuracy * scores.n)
+    assert set(columns["obs_id"]["texts"][:59]) == set(mapped.predictions["obs_id"].to_pylist()) - {"cell-077"}
+    assert "1 have no embedding and so no place. Faint behind them: 199 cells of the reference" in page
+    assert "1 of 60 empty" in page
+
+
+def test_without_umap_the_report_says_why(mapped, reference, checkpoint, monkeypatch):
+    again = options(reference, checkpoint, "without", truth_column="cell_type")
+    scgpt_ray.map_query(**again)
+    assert (reference / "without" / "umap.png").exists()
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert "umap.png" not in scgpt_ray.map_query(**again).artifacts()
+    page = (reference / "without" / "report.html").read_text()
+    assert "No cells are drawn: UMAP needs a package that is not installed: umap;" in page
+    assert not (reference / "without" / "umap.png").exists(), "that of before would mislead"
+
+
+def test_the_labelled_query_opens_in_scanpy(mapped, reference):
+    import scanpy
+
+    cells = scanpy.read_h5ad(reference / "mapped" / "query.h5ad")
+    predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
+    assert cells.obs_names.tolist() == predictions["obs_id"].to_pylist()
+    assert cells.obs["cell_type"].tolist() == predictions["cell_type"].to_pylist()
+    assert np.isnan(cells.obsm["X_scGPT"]).any(axis=1).sum() == 1
+    assert list(cells.obs) == [
+        "donor_query", "cell_type_query", *(f"{column}{part}" for column in ("cell_type", "donor") for part in PLAIN),
+        "soma_joinid", "n_genes",
+    ]  # fmt: skip
+
+
+def test_again_embeds_nothing(mapped, reference, checkpoint):
+    parts = reference / "mapped" / "embeddings" / "parts"
+    before = {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}
+    predictions = (reference / "mapped" / "predictions.parquet").read_bytes()
+    again = scgpt_ray.map_query(**options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"]))
+    assert {path.name: path.stat().st_mtime_ns for path in parts.iterdir()} == before
+    assert (reference / "mapped" / "predictions.parquet").read_bytes() == predictions
+    assert again.metrics() == mapped.metrics()
+
+
+def test_a_sharded_index_gives_the_same(mapped, reference, checkpoint):
+    predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
+    more = {"truth_column": "cell_type", "obs_columns": ["donor"]}
+    scgpt_ray.map_query(**options(reference, checkpoint, index=3, **more))
+    assert pq.read_table(reference / "mapped" / "predictions.parquet").equals(predictions)
+
+
+SHARED_GENES = [f"GENE{number}" for number in range(1, 60)]
+
+
+def logs_of(file, names=None):
+    """Names of the cells that have counts, their obs, and their logs over the shared genes, by hand."""
+    cells = anndata.read_h5ad(file)
+    cells.var_names = cells.var.get("feature_name", cells.var_names.to_series()).to_numpy()
+    cells = cells[:, SHARED_GENES] if names is None else cells[names, SHARED_GENES]
+    counts = cells.X.toarray().astype(np.float64)
+    sums = counts.sum(axis=1)
+    logs = np.log1p(counts[sums > 0] * (1e4 / sums[sums > 0])[:, None]).astype(np.float32)
+    return cells.obs[sums > 0], sparse.csr_matrix(logs)
+
+
+def test_pca_and_knn_of_the_same_cells_stand_beside(mapped, reference, files):
+    obs, reference_logs = logs_of(files[0])
+    query_obs, query_logs = logs_of(files[1])
+    labels = obs["cell_type"].to_numpy(object)
+    said, share = pca_knn(reference_logs, labels, query_logs, k=K, seed=0)
+    truth = anndata.read_h5ad(files[1]).obs["cell_type"].to_numpy(object)
+    answers = dict(zip(query_obs.index, zip(said, share, strict=True), strict=True))
+    names = pq.read_table(reference / "mapped" / "predictions.parquet")["obs_id"].to_pylist()
+    assert set(names) - answers.keys() == {"cell-077"}
+    all_said, all_share = zip(*(answers.get(name, ("Unknown", 0.0)) for name in names), strict=True)
+    expected = compare(truth, {BASELINE: (np.array(all_said, object), np.array(all_share))}, set(labels))
+    metrics = json.loads((reference / "mapped" / "metrics.json").read_bytes())
+    assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
+    assert metrics["comparison"][BASELINE] == expected.to_dict()[BASELINE]
+    assert metrics["baseline"] == {"n_reference": 199, "n_allowed": 199, "n_genes": 59}
+    assert f"{BASELINE}: on 199 reference cells, 59 shared genes" in mapped.text()
+    assert mapped.text().count(BASELINE) == 2
+    assert "on 199 reference cells, 59 shared genes" in (reference / "mapped" / "report.html").read_text()
+
+
+@pytest.fixture
+def beside(mapped, reference):
+    """Computes the baseline of the mapping that is there, with other settings or another reference."""
+
+    def computed(truth=None, index=None, **more):
+        settings = MapSettings.of(options(reference, "unused", truth_column="cell_type", **more))
+        there = index or Reference.at(str(reference / "index-samples"))
+        queries = read_embeddings(Folder.at(reference / "mapped" / "embeddings"))
+        truth = queries["cell_type"].to_pylist() if truth is None else truth
+        cells = there.cell_counts("cell_type", settings.neighbor_filter)
+        return baseline.evaluate_baseline(settings, there, "cell_type", cells, queries, truth)
+
+    return computed
+
+
+def test_the_baseline_meets_the_same_voters(beside, reference, files):
+    obs, reference_logs = logs_of(files[0])
+    query_obs, query_logs = logs_of(files[1])
+    names = pq.read_table(reference / "mapped" / "predictions.parquet")["obs_id"].to_pylist()
+    rows = [names.index(name) for name in query_obs.index]
+    met = (obs["sample"] != "s1").to_numpy()
+    labels = obs["cell_type"].to_numpy(object)[met]
+    found = beside(neighbor_filter="sample != 's1'", exclude_same=["donor"])
+    components, reference_NC = fit_components(reference_logs[met], seed=0)
+    for donor in ("d1", "d2"):
+        other, own = (obs["donor"] != donor).to_numpy()[met], (query_obs["donor"] == donor).to_numpy()
+        said, share = nearest_vote(reference_NC[other], labels[other], components.transform(query_logs[own]), K)
+        np.testing.assert_array_equal(found.labels[np.array(rows)[own]], said)
+        np.testing.assert_array_equal(found.share[np.array(rows)[own]], share)
+    assert (found.n_reference, found.n_allowed) == (met.sum(), met.sum())
+    plain = beside(neighbor_filter="sample != 's1'")
+    assert (plain.labels[rows] == pca_knn(reference_logs[met], labels, query_logs, k=K, seed=0)[0]).all()
+    assert (plain.labels != found.labels).any() or (plain.share != found.share).any()
+
+
+def test_the_baseline_says_nothing_of_cells_without_truth(beside):
+    truth = ["B", None, "unknown", *["T"] * 57]
+    found, whole = beside(truth=truth), beside()
+    assert found.labels[1:3].tolist() == ["Unknown"] * 2
+    np.testing.assert_array_equal(found.labels[[0, *range(3, 60)]], whole.labels[[0, *range(3, 60)]])
+    with pytest.raises(InputError, match="none of 60 query cells has a true label"):
+        beside(truth=[None] * 60)
+
+
+def test_of_a_large_reference_the_baseline_takes_a_sample_by_label(beside, reference, files, monkeypatch):
+    monkeypatch.setattr(baseline, "_MOST_CELLS", 40)
+    found = beside(neighbor_filter="cell_type != 'NK' or sample == 's2'")
+    obs = logs_of(files[0])[0]
+    allowed = int(((obs["cell_type"] != "NK") | (obs["sample"] == "s2")).sum())
+    assert found.text() == f"on a sample of 40 of {allowed} reference cells by label, 59 shared genes"
+    drawn = []
+    for index in ("index-1", "index-samples"):
+        there = Reference.at(str(reference / index))
+        quotas = {"B": 3, "T": 500, "none": 2}
+        cells = baseline.draw_cells(there, ["cell_type", "donor"], quotas, "donor == 'd2' or cell_type == 'B'", 4)
+        again = baseline.draw_cells(there, ["cell_type", "donor"], quotas, "donor == 'd2' or cell_type == 'B'", 4)
+        assert cells.equals(again)
+        assert cells.column_names == [JOINID, "cell_type", "donor"]
+        kinds = Counter(zip(cells["cell_type"].to_pylist(), cells["donor"].to_pylist(), strict=True))
+        assert kinds == {("B", "d1"): 3, ("T", "d2"): obs["cell_type"].eq("T").sum()}
+        ids = cells[JOINID].to_pylist()
+        assert ids == sorted(set(ids))
+        drawn.append(ids)
+    assert baseline.draw_cells(there, ["cell_type"], quotas, None, 5)[JOINID].to_pylist() != drawn[1]
+
+
+def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, checkpoint, caplog, tmp_path):
+    there = Reference.at(str(reference / "index-samples"))
+    state = files[0].stat()
+    os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    try:
+        found = map_elsewhere(reference, checkpoint, "changed", truth_column="cell_type")
+    finally:
+        os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    reason = f"{reference / 'reference'}: {files[0]} is not as it was embedded (mtime_ns differ)"
+    metrics = json.loads((reference / "changed" / "metrics.json").read_bytes())
+    assert metrics["baseline"] == {"left_out": reason}
+    assert list(metrics["comparison"]) == ["scGPT + kNN", "majority class"]
+    assert f"{BASELINE}: left out, {reason}" in found.text()
+    assert reason in (reference / "changed" / "report.html").read_text()
+    assert f"without {BASELINE}: {reason}" in caplog.text
+    moved = shutil.move(files[0], tmp_path / "moved.h5ad")
+    assert beside().endswith(f"{files[0]}: no such file or folder")
+    shutil.move(moved, files[0])
+    elsewhere = replace(there.index, embeddings=str(tmp_path))
+    assert beside(index=replace(there, index=elsewhere)) == f"{tmp_path}: plan.json, which names the atlas, is missing"
+    shutil.copytree(reference / "mapped" / "embeddings", tmp_path / "others")
+    others = replace(there.index, embeddings=str(tmp_path / "others"))
+    assert (
+        beside(index=replace(there, index=others))
+        == f"{tmp_path / 'others'} now holds other embeddings than were indexed"
+    )
+    (tmp_path / "others" / "genes.parquet").unlink()
+    assert beside(index=replace(there, index=others)) == f"{tmp_path / 'others' / 'genes.parquet'} is missing"
+    plan = tmp_path / "others" / "plan.json"
+    plan.write_text(plan.read_text().replace(f'"atlas":"{files[1]}"', '"atlas":"s3://bucket/atlas"'))
+    assert beside(index=replace(there, index=others)) == f"{tmp_path / 'others'}: s3://bucket/atlas is remote"
+
+
+@pytest.fixture(scope="module")
+def excluded(mapped, reference, checkpoint):
+    map_elsewhere(reference, checkpoint, "excluded", index=3, exclude_same=["donor"], label_columns=["cell_type"])
+    return reference / "excluded"
+
+
+def test_no_neighbour_of_the_same_donor_votes(excluded, reference):
+    predictions = pq.read_table(excluded / "predictions.parquet")
+    assert predictions.column_names[:5] == ["soma_joinid", "obs_id", "donor", "cell_type_query", "cell_type"]
+    neighbours = neighbours_by_hand(reference, excluded, lambda own, other: own["donor"] != other["donor"])
+    assert_voted(predictions, neighbours, ["cell_type"])
+    with_own = neighbours_by_hand(reference, excluded)
+    assert any(vote_by_hand(with_own[name], "cell_type") != vote_by_hand(neighbours[name], "cell_type")
+               for name in neighbours)  # fmt: skip
+
+
+def test_without_truth_there_are_no_scores(excluded):
+    metrics = json.loads((excluded / "metrics.json").read_bytes())
+    assert metrics["scores"] is None
+    assert "baseline" not in metrics
+    assert "those with the same donor" in (excluded / "report.html").read_text()
+
+
+def test_as_many_neighbours_as_cells(mapped, reference, checkpoint):
+    settings = options(reference, checkpoint, k=199, truth_column="cell_type", obs_columns=["donor"])
+    assert scgpt_ray.map_query(**settings | {"output": str(reference / "mapped")}).n_unknown == 1
+    rows = pq.read_table(reference / "mapped" / "predictions.parquet").to_pylist()
+    reference_rows = read_embeddings(Folder.at(reference / "reference")).to_pylist()
+    most = Counter(row["cell_type"] for row in reference_rows if row[EMBEDDING]).most_common(1)[0][1]
+    shares = {round(row["cell_type_confidence"], 6) for row in rows if row["cell_type"] != "Unknown"}
+    assert shares == {round(most / sum(row[EMBEDDING] is not None for row in reference_rows), 6)}
+
+
+def test_only_neighbours_that_a_filter_allows_vote(mapped, reference, checkpoint):
+    map_elsewhere(reference, checkpoint, "filtered", index=3, neighbor_filter="cell_type != 'T' and donor == 'd1'")
+    predictions = pq.read_table(reference / "filtered" / "predictions.parquet")
+    neighbours = neighbours_by_hand(
+        reference,
+        reference / "filtered",
+        lambda _, other: other["cell_type"] != "T" and other["donor"] == "d1",
+    )
+    assert_voted(predictions, neighbours, ["cell_type"])
+    assert "cell_type != &#x27;T&#x27;" in (reference / "filtered" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def calibrated(mapped, reference, checkpoint):
+    pytest.importorskip("cellxgene_ontology_guide", reason="the roll-up needs it: pip install 'scgpt-ray[eval]'")
+    more = {"label_columns": ["cell_type", TERMS], "target_error": 0.02, "false_rejection": 0.1}
+    return map_elsewhere(reference, checkpoint, "calibrated", "samples", **CALIBRATED | more)
+
+
+def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, reference):
+    rows = [row for row in read_embeddings(Folder.at(reference / "reference")).to_pylist() if row[EMBEDDING]]
+    vectors = np.array([row[EMBEDDING] for row in rows])
+    right = 0
+    for own, vector in zip(rows, vectors, strict=True):
+        scores = np.where([row["sample"] != own["sample"] for row in rows], vectors @ vector, -np.inf)
+        nearest = [(rows[place], scores[place]) for place in np.argsort(-scores, kind="stable")[:K]]
+        right += vote_by_hand(nearest, "cell_type")[0] == own["cell_type"]
+    told = json.loads((reference / "calibrated" / "calibration.json").read_bytes())
+    assert set(told) == {"cell_type", TERMS}
+    held_out = told["cell_type"]["held_out"]
+    assert (held_out["cells"], held_out["groups"]) == (199, 5)
+    assert held_out["accuracy"] == pytest.approx(right / 199)
+    assert set(held_out["withheld"]) == {"B", "T", "NK"}
+    assert json.loads((reference / "calibrated" / "metrics.json").read_bytes())["calibration"]["cell_type"] == held_out
+    assert told["cell_type"]["targets"] == {"error": 0.02, "false_rejection": 0.1}
+
+
+def test_the_actors_of_a_calibration_end_with_it(mapped, reference):
+    """On a cluster they hold half of its CPUs, and the query's network would wait for these for ever."""
+    settings = MapSettings.of(options(reference, "unused", "unused", "samples", **CALIBRATED))
+    there = Reference.at(settings.index)
+    there = Reference(there.folder, there.index, actors=1)
+    rules = prediction_rules(settings, there.index)
+    cells = reference_cells(settings, there, rules)
+    assert calibrations(settings, there, rules, cells).keys() == {"cell_type"}
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "an actor holds its CPU"
+        time.sleep(0.1)
+
+
+def test_a_label_stands_where_the_calibration_accepts_it(calibrated, reference):
+    predictions = pq.read_table(reference / "calibrated" / "predictions.parquet")
+    neighbours = neighbours_by_hand(reference, reference / "calibrated")
+    thresholds = Calibration.from_dict(
+        json.loads((reference / "calibrated" / "calibration.json").read_bytes())["cell_type"]
+    ).thresholds
+    reasons = Counter(predictions["cell_type_unknown"].to_pylist())
+    assert reasons.keys() == {None, "no embedding", "distance", "confidence"}
+    assert reasons == Counter({None: 60 - calibrated.n_unknown, **calibrated.unknown["cell_type"]})
+    for row in predictions.to_pylist():
+        if row["cell_type_unknown"] == "no embedding":
+            continue
+        label, share = vote_by_hand(neighbours[row[OBS_ID]], "cell_type")
+        assert (row["cell_type_voted"], row["cell_type_confidence"]) == (label, pytest.approx(share))
+        assert 0 < row["cell_type_probability"] < 1
+        far = np.mean(row["score"]) < thresholds.nearness.get(label, thresholds.nearness_of_others)
+        unsure = row["cell_type_probability"] < np.float32(thresholds.probability)
+        assert row["cell_type_unknown"] == ("distance" if far else "confidence" if unsure else None)
+        assert row["cell_type"] == ("Unknown" if far or unsure else label)
+
+
+def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, reference):
+    predictions = pq.read_table(reference / "calibrated" / "predictions.parquet")
+    truth = predictions["cell_type_query"].to_pylist()
+    voted = [label or "Unknown" for label in predictions["cell_type_voted"].to_pylist()]
+    sure = predictions["cell_type_probability"].to_numpy()
+    metrics = json.loads((reference / "calibrated" / "metrics.json").read_bytes())
+    assert metrics["scores"] == score_labels(truth, voted, sure, {"B", "T", "NK"}).to_dict()
+    kept = [own == label for own, label in zip(truth, predictions["cell_type"].to_pylist(), strict=True)
+            if label != "Unknown"]  # fmt: skip
+    assert metrics["rejection"]["coverage"] == pytest.approx(len(kept) / 60)
+    assert metrics["accuracy_accepted"] == metrics["rejection"]["accuracy_accepted"] == pytest.approx(np.mean(kept))
+    assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
+    assert metrics["coverage"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
+    page = (reference / "calibrated" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 9, "a reliability diagram for each calibrated column"
+    assert "Probabilities and thresholds were learnt" in page
+
+
+def test_terms_are_rolled_up(calibrated, reference):
+    rows = pq.read_table(reference / "calibrated" / "predictions.parquet").to_pylist()
+    far = [row for row in rows if row[f"{TERMS}_unknown"] in ("distance", "no embedding")]
+    assert {row[f"{TERMS}_rolled_up"] for row in far} == {row[f"{TERMS}_rolled_up_label"] for row in far} == {"Unknown"}
+    clear = [row for row in rows if row not in far and row[f"{TERMS}_confidence"] > 0.5]
+    assert clear
+    assert all(row[f"{TERMS}_rolled_up"] == row[f"{TERMS}_voted"] for row in clear)
+    named = {row[f"{TERMS}_rolled_up"]: row[f"{TERMS}_rolled_up_label"] for row in clear}
+    assert named["CL:0000084"] == "T cell"
+    assert calibrated.unknown_terms == {}
+
+
+def test_cells_of_a_type_that_the_reference_lacks_are_unknown_by_distance(mapped, reference, checkpoint):
+    lacking = {"neighbor_filter": "cell_type != 'NK'", "false_rejection": 0.05}
+    found = map_elsewhere(reference, checkpoint, "lacking", "samples", **CALIBRATED | lacking)
+    rejection = found.evaluation.rejection
+    assert found.calibrations["cell_type"].held_out.withheld.keys() == {"B", "T"}
+    assert rejection.absent == 20
+    assert rejection.absent_rejected / rejection.absent > 3 * rejection.known_rejected / rejection.known
+    assert set(found.predictions["cell_type_voted"].to_pylist()) == {"B", "T", None}
+    more = CALIBRATED | {"calibrate_by": None}
+    plain = map_elsewhere(reference, checkpoint, "lacking", "samples", **more)
+    assert plain.calibrations == {}
+    assert not (reference / "lacking" / "calibration.json").exists(), "that of before would mislead"
+
+
+@pytest.mark.parametrize("balance", ["label", "sample"])
+def test_balanced_votes(mapped, reference, checkpoint, balance):
+    more = {"label_columns": ["cell_type"], "balance": balance, "neighbor_filter": "sample == 's1' or cell_type == 'B'"}
+    found = map_elsewhere(reference, checkpoint, "balanced", "samples", **more)
+    column = "cell_type" if balance == "label" else balance
+    rows = [row for row in read_embeddings(Folder.at(reference / "reference")).to_pylist() if row[EMBEDDING]]
+    cells = Counter(row[column] for row in rows if row["sample"] == "s1" or row["cell_type"] == "B")
+    neighbours = neighbours_by_hand(
+        reference, reference / "balanced", lambda _, row: row["sample"] == "s1" or row["cell_type"] == "B"
+    )
+    differing = 0
+    for row in found.predictions.to_pylist():
+        if row[OBS_ID] in neighbours:
+            votes = Counter()
+            for cell, _ in neighbours[row[OBS_ID]]:
+                votes[cell["cell_type"]] += 1 / cells[cell[column]]
+            assert votes[row["cell_type"]] == pytest.approx(max(votes.values()))
+            assert row["cell_type_confidence"] == pytest.approx(max(votes.values()) / votes.total(), abs=1e-6)
+            differing += row["cell_type"] != vote_by_hand(neighbours[row[OBS_ID]], "cell_type")[0]
+    assert differing > 0, "balance changes some label"
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (
+            {"calibrate_by": "donor", "target_error": 0.01},
+            ConfigError,
+            r"cell_type: a target error of 0.01; .*even the surest err more; raise --target-error, or leave",
+        ),
+        ({"neighbor_filter": "sample == 's1'"}, ReferenceSetError, r"cells of [01] group\(s\) to calibrate with"),
+        (
+            {"neighbor_filter": "sample == 's9'"},
+            ReferenceSetError,
+            r"no cell of .* that may be a neighbour has a cell_t",
+        ),
+    ],
+)
+def test_calibrations_that_cannot_be_had(mapped, reference, checkpoint, more, error, message):
+    with pytest.raises(error, match=message):
+        scgpt_ray.map_query(**options(reference, checkpoint, "uncalibrated", "samples", **CALIBRATED | more))
+    assert not (reference / "uncalibrated" / "embeddings" / "manifest.json").exists(), (
+        "told before anything is embedded"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (
+            {"label_columns": ["cell_type", "age"]},
+            ConfigError,
+            r"keeps no column age; expected one of cell_type, donor",
+        ),
+        ({"exclude_same": ["donor", "batch"]}, ConfigError, r"keeps no column batch; .*; build the index with --label"),
+        ({"balance": "batch_key"}, ConfigError, r"keeps no column batch_key; expected one of cell_type, donor"),
+        ({"calibrate_by": "sample"}, ConfigError, r"keeps no column sample; expected one of cell_type, donor"),
+        ({"k": 500}, ConfigError, r"--k 500: .*index-1 holds 199 cells; .*; lower --k"),
+        ({"neighbor_filter": "age > 3"}, ConfigError, r"--neighbor-filter 'age > 3': no column age; .*--label-columns"),
+        ({"truth_column": "n_genes"}, ConfigError, r"n_genes would clash with an output column"),
+        ({"truth_column": "absent"}, AtlasError, r"obs has no column absent"),
+        (
+            {"obs_columns": ["cell_type", "cell_type_query"]},
+            ConfigError,
+            r"two columns of the query would be called cell_type_query; .*; take one of them out of --obs-columns",
+        ),
+        ({"index": "reference"}, ReferenceSetError, r"reference has no index.json; .*; give its path to --index"),
+    ],
+)
+def test_requests_that_cannot_be_met(reference, checkpoint, more, error, message):
+    if "index" in more:
+        more = {"index": str(reference / more["index"])}
+    with pytest.raises(error, match=message):
+        scgpt_ray.map_query(**options(reference, checkpoint, "refused") | more)
+    assert not (reference / "refused").exists()
+
+
+def test_another_checkpoint_is_refused(reference, blood, tmp_path):
+    from scgpt_ray.network.checkpoint import random_checkpoint
+
+    genes = [f"GENE{number}" for number in range(60)]
+    size = {"embsize": 32, "nheads": 2, "d_hid": 32, "nlayers": 2}
+    for name, vocabulary, seed, differing in (
+        ("weights", genes, 1, "weights"),
+        ("vocabulary", genes[::-1], 0, "vocabulary"),
+    ):
+        random_checkpoint(tmp_path / name, vocabulary, seed=seed, **size)
+        with pytest.raises(ReferenceSetError, match=rf"{name} and .*index-1 differ in {differing}; .*--checkpoint"):
+            scgpt_ray.map_query(**options(reference, tmp_path / name, "refused"))
+    assert not (reference / "refused").exists()
+
+
+def test_a_query_without_known_truth_is_refused(mapped, reference, checkpoint):
+    cells = anndata.read_h5ad(reference / "query.h5ad")[:10].copy()
+    cells.obs["truth"] = "unknown"
+    cells.write_h5ad(reference / "blind.h5ad")
+    settings = options(reference, checkpoint, "blind", query=str(reference / "blind.h5ad"), truth_column="truth")
+    with pytest.raises(InputError, match="none of 10 query cells has a true label"):
+        scgpt_ray.map_query(**settings)
+
+
+def test_the_index_of_the_tests_is_sound(mapped, reference):
+    for shards in (1, 3):
+        assert scgpt_ray.validate(index=str(reference / f"index-{shards}")) == []
+    settings = MapSettings(**options(reference, "unused"))
+    assert settings.k == K

@@ -1,0 +1,121 @@
+"""Which labels are transferred, and the table of predictions, without a search."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scgpt_ray.config import MapSettings
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.execution.search import Reference
+from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.mapping.ballot import VoteRules
+from scgpt_ray.mapping.prediction import SUFFIXES
+from scgpt_ray.pipelines.map import TERMS, label_columns, prediction_rules
+from scgpt_ray.pipelines.map_report import _recall
+from scgpt_ray.pipelines.mapping_result import own_name, predictions_of
+from scgpt_ray.schema import EMBEDDING, matrix_array, ragged_array
+from scgpt_ray.storage import Folder
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [
+        ("donor", "donor"),
+        ("cell_type", "cell_type_query"),
+        ("cell_type_confidence", "cell_type_confidence_query"),
+        ("cell_type_rolled_up_share", "cell_type_rolled_up_share_query"),
+        ("cell_type_query", "cell_type_query"),
+    ],
+)
+def test_names_of_query_columns(column, name):
+    assert own_name(column, ["cell_type"]) == name
+
+
+def test_cells_without_an_embedding_are_unknown_in_every_column():
+    floats = {"_confidence", "_probability", "_runner_up_share", "_rolled_up_share"}
+    columns = {"t": pa.array(["T", "Unknown"])}
+    for suffix in SUFFIXES:
+        columns[f"t{suffix}"] = pa.array([0.5, 0.25], pa.float32()) if suffix in floats else pa.array(["x", None])
+    columns["neighbor"] = ragged_array(np.array([0, 1, 1]), np.array([7]))
+    columns["score"] = ragged_array(np.array([0, 1, 1]), np.array([0.5], np.float32))
+    queries = pa.table(
+        {
+            "soma_joinid": [3, 4, 5, 6],
+            "t": ["own"] * 4,
+            EMBEDDING: matrix_array(np.ones((4, 2), np.float32), np.array([True, False, True, False])),
+        }
+    )
+    table = predictions_of(queries, pa.table(columns), ["t"])
+    assert table.column_names == ["soma_joinid", "t_query", *columns]
+    assert table["soma_joinid"].to_pylist() == [3, 4, 5, 6]
+    rows = table.drop_columns(["soma_joinid", "t_query"]).to_pylist()
+    assert [rows[1], rows[3]] == pa.table(columns).to_pylist()
+    nobody = {f"t{suffix}": 0.0 if suffix in floats else None for suffix in SUFFIXES}
+    nobody |= {"t": "Unknown", "t_rolled_up": "Unknown", "t_rolled_up_label": "Unknown", "t_unknown": "no embedding"}
+    assert rows[0] == rows[2] == nobody | {"neighbor": [], "score": []}
+    assert predictions_of(queries.slice(0, 0), pa.table(columns).slice(0, 0), ["t"]).schema == table.schema
+
+
+def rules(kept=("cell_type", TERMS, "donor", "dataset"), **options):
+    index = IndexDescription(
+        request={}, factory="Flat", d=2, n_cells=1, nprobe=1, rerank=0, recall_at_10=1.0, recall_queries=1, shards=(),
+        label_columns=kept, fingerprint={}, embeddings="e",
+    )  # fmt: skip
+    settings = MapSettings.of({"query": "q", "index": "i", "checkpoint": "c", "output": "o", **options})
+    assert prediction_rules(settings, index).columns == tuple(label_columns(settings, index))
+    return prediction_rules(settings, index)
+
+
+def test_which_labels_are_transferred_and_how():
+    plain = rules()
+    assert plain.columns == ("cell_type", TERMS, "donor", "dataset")
+    assert (plain.vote, plain.term_column, plain.term_share) == (VoteRules(), TERMS, 0.5)
+    assert rules(term_column="none").term_column is None
+    assert rules(label_columns=["donor", "donor"]).columns == ("donor",)
+    assert rules(label_columns=["cell_type"]).term_column is None
+    assert rules(label_columns=["cell_type"], term_column="cell_type").term_column == "cell_type"
+    assert rules(balance="dataset", label_columns=["donor"], weighting="distance").vote == VoteRules(
+        "distance", "dataset"
+    )
+    assert rules(balance="label", label_columns=["donor"]).vote.balance == "label"
+    calibrated = rules(calibrate_by="donor", exclude_same=["dataset"])
+    assert calibrated.columns == ("cell_type", TERMS), "of its own donor and dataset a cell meets nobody"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"balance": "batch_key"}, "i keeps no column batch_key; expected one of cell_type, .*--label-columns"),
+        ({"calibrate_by": "sample"}, "i keeps no column sample; expected one of cell_type"),
+        ({"exclude_same": ["sample"]}, "i keeps no column sample"),
+        ({"label_columns": ["age"]}, "i keeps no column age"),
+        ({"kept": ()}, "i keeps no column at all; expected one of none"),
+        ({"kept": ("donor",), "calibrate_by": "donor"}, "i keeps no column at all"),
+        (
+            {"label_columns": ["donor"], "term_column": TERMS},
+            f"--term-column {TERMS} is not among the labels to transfer; expected one of donor; add it",
+        ),
+        ({"kept": ("donor", "donor_voted")}, "label column donor_voted has the name of a prediction of another"),
+    ],
+)
+def test_columns_that_cannot_be_had(options, message):
+    with pytest.raises(ConfigError, match=message):
+        rules(**options)
+
+
+def test_the_recall_report_of_an_index_that_has_lists_is_drawn(tmp_path):
+    index = IndexDescription(
+        request={}, factory="IVF4,Flat", d=2, n_cells=9, nprobe=2, rerank=4, recall_at_10=0.98, recall_queries=9,
+        shards=(), label_columns=(), fingerprint={}, embeddings="e",
+    )  # fmt: skip
+    reference = Reference(Folder.at(tmp_path), index)
+    assert _recall(reference) == [], "an index of before has none"
+    one, two = (
+        {"nprobe": nprobe, "rerank": 4, "recall_at_1": 1.0, "recall_at_10": recall, "cost": 1}
+        for nprobe, recall in ((1, 0.9), (2, 0.98))
+    )
+    for curve, pictures in (([two], 0), ([one, two], 1)):
+        reference.folder.write("recall.json", json.dumps({"curve": curve, "target_recall": 0.95}).encode())
+        assert len(_recall(reference)) == pictures

@@ -1,0 +1,253 @@
+"""Training, from cells to a checkpoint folder: what is left, going on, killed workers and drivers, several workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray.train
+
+import scgpt_ray
+from scgpt_ray.config import PretrainSettings
+from scgpt_ray.errors import ConfigError, WorkerError
+from scgpt_ray.execution.ray_trainer import _reason
+from scgpt_ray.network.checkpoint import read_checkpoint
+from scgpt_ray.network.embedder import Embedder
+from scgpt_ray.pipelines.pretrain import has_gpus, pretrain
+from scgpt_ray.tokenizer.vocabulary import SPECIALS
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+
+SIZE = {"embsize": 16, "nheads": 2, "d_hid": 16, "nlayers": 2}
+STEPS = {"steps": 60, "warmup_steps": 5, "steps_per_checkpoint": 10, "cells_per_step": 32, "learning_rate": 0.003}
+COMMON = {**STEPS, "cells_per_partition": 100, "validation_share": 0.2}
+GENERATIVE = {**SIZE, **COMMON, "dropout": 0.0}
+LIMIT_S = 600
+
+
+@pytest.fixture(scope="module")
+def train(local_ray, blood_file, tmp_path_factory):
+    """Trains on the synthetic cells: train(name, option=value, ...) -> (folder, Trained)."""
+    place = tmp_path_factory.mktemp("pretrain")
+
+    def run(name, **options):
+        asked = PretrainSettings.of({"atlas": [str(blood_file)], "output": str(place / name), **options})
+        return place / name, pretrain(asked)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def generative(train):
+    return train("generative", **GENERATIVE)
+
+
+@pytest.fixture(scope="module")
+def supervised(train, generative):
+    """Goes on with cell types, and hides the donor."""
+    folder, _ = generative
+    options = {"label_column": "cell_type", "domain_column": "donor", "dropout": 0.1, "label_weight": 2.0}
+    return train("supervised", checkpoint=str(folder / "checkpoint"), **COMMON, **options)
+
+
+def assert_evaluated_alike(ours, theirs, tolerance):
+    assert len(ours) == len(theirs) == 6
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=tolerance)
+
+
+def processes(name, of=None):
+    """Processes below one of ours, by a word of their title."""
+    found = []
+    for process in (of or psutil.Process()).children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(what, limit_s=LIMIT_S):
+    """Poll until it is something, which is returned; None when the time is over."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.005)
+    return None
+
+
+def has_saved(folder):
+    """Whether a state is saved and known to be."""
+    record = folder / "training" / "checkpoint_manager_snapshot.json"
+    return record.exists() and "checkpoint_" in record.read_text()
+
+
+def test_what_is_left(generative):
+    folder, trained = generative
+    assert {path.name for path in folder.iterdir() if not path.name.startswith("ml")} == {
+        "checkpoint",
+        "curve.png",
+        "metrics.json",
+        "request.json",
+        "safetensors",
+        "tokens",
+        "training",
+    }
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == trained.metrics
+    assert metrics["n_cells"] + metrics["n_validation"] == 258  # two of 260 are empty
+    assert 25 < metrics["n_validation"] < 80
+    assert [evaluated["step"] for evaluated in metrics["evaluated"]] == [10, 20, 30, 40, 50, 60]
+    assert metrics["best_loss"] == min(evaluated["loss"] for evaluated in metrics["evaluated"])
+    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    tokens = pq.read_table(folder / "tokens" / "atlas-0" / "part-00001.parquet")  # as a user would
+    assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "gene", "bin"]
+    assert f"checkpoint  {folder}/checkpoint" in trained.text()
+
+
+def test_the_loss_falls(generative):
+    first, *_, last = generative[1].metrics["evaluated"]
+    assert set(first) == {"step", "loss", "value", "cell"}
+    for name in ("loss", "value", "cell"):
+        assert last[name] < 0.8 * first[name]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "safetensors"])
+def test_the_checkpoint_is_one(generative, blood_file, name):
+    folder, trained = generative
+    checkpoint = read_checkpoint(folder / name)
+    genes = [gene for gene in checkpoint.vocabulary.tokens if gene not in SPECIALS]
+    assert len(genes) == 64
+    assert {head.split(".")[0] for head in checkpoint.heads} == {"decoder", "mvc_decoder"}
+    n_parameters = sum(
+        tensor.numel() for tensors in (checkpoint.tensors, checkpoint.heads) for tensor in tensors.values()
+    )
+    assert trained.metrics["n_parameters"] == n_parameters
+    assert Embedder(checkpoint).describe()["precision"] == "float32"
+    args = json.loads((folder / name / "args.json").read_text())
+    assert (args["mask_ratio"], args["mask_value"], args["MVC"], args["no_cls"]) == ([0.25, 0.5, 0.75], -1, True, True)
+
+
+def test_cells_are_embedded_with_it(generative, blood_file, tmp_path):
+    folder, _ = generative
+    manifest = scgpt_ray.embed(
+        atlas=str(blood_file),
+        checkpoint=str(folder / "checkpoint"),
+        output=str(tmp_path / "out"),
+        obs_filter="donor == 'd1'",
+    )
+    assert (manifest.n_cells, manifest.dimension) == (173, 16)
+
+
+def test_the_same_command_again_does_nothing(train, generative):
+    folder, trained = generative
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    _, again = train("generative", **GENERATIVE)
+    assert again.metrics == trained.metrics
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_going_on_with_labels(supervised):
+    """The head of the cell types is there under its published names, and trained; the adversary is not."""
+    folder, trained = supervised
+    first, *_, last = trained.metrics["evaluated"]
+    assert set(first) == {"step", "loss", "value", "cell", "label", "domain"}
+    assert last["label"] < 0.7 * first["label"]
+    heads = read_checkpoint(folder / "checkpoint").heads
+    assert {name.split(".")[0] for name in heads} == {"decoder", "mvc_decoder", "cls_decoder"}
+    assert tuple(heads["cls_decoder.out_layer.weight"].shape) == (3, 16)
+    args = json.loads((folder / "checkpoint" / "args.json").read_text())
+    assert args["cell_types"] == trained.metrics["labels"] == ["B", "NK", "T"]
+    assert args["no_cls"] is False
+
+
+def test_going_on_begins_where_the_checkpoint_is(generative, supervised):
+    """What the generative run had learnt is not lost."""
+    assert supervised[1].metrics["evaluated"][0]["value"] < 0.9 * generative[1].metrics["evaluated"][0]["value"]
+
+
+def test_too_many_workers_are_refused(local_ray):
+    with pytest.raises(ConfigError, match=r"--workers 99 on a cluster of \d+ [CG]PUs; .*; lower --workers"):
+        has_gpus(99)
+
+
+def failed(*causes):
+    return ray.train.WorkerGroupError("a traceback of a screen", dict(enumerate(causes)))
+
+
+def test_what_a_worker_raised_is_told():
+    """The error of our own code, although others lost touch with that worker first."""
+    own = WorkerError("the gradient of step 3 is not finite; try a lower --learning-rate")
+    assert _reason(failed(RuntimeError("Connection closed by peer"), own)) is own
+    gone = _reason(failed(OSError("No space\nleft"), OSError("No space\nleft"), RuntimeError("closed")))
+    assert str(gone) == "training failed: OSError: No space left; RuntimeError: closed"
+    assert "no nodes" in str(_reason(ray.train.ControllerError(RuntimeError("no nodes"))))
+
+
+@pytest.mark.slow
+def test_two_workers_do_what_one_does(train, generative):
+    _, trained = train("shared", **GENERATIVE, workers=2)
+    assert_evaluated_alike(trained.metrics["evaluated"], generative[1].metrics["evaluated"], 1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_only_what_was_not_saved(train, generative):
+    """It is killed after the first saving; another goes on from there, to the same losses."""
+    folder = generative[0].parent / "worker-killed"
+    killed, followed = [], []
+
+    def kill_a_worker():
+        (worker, *_) = wait_for(lambda: processes("RayTrainWorker"))
+        if wait_for(lambda: has_saved(folder)):
+            worker.send_signal(signal.SIGKILL)
+            killed.append(worker.pid)
+            others = wait_for(lambda: [one for one in processes("RayTrainWorker") if one.pid != worker.pid])
+            followed.extend(one.pid for one in others or [])
+
+    thread = threading.Thread(target=kill_a_worker)
+    thread.start()
+    _, trained = train("worker-killed", **GENERATIVE)
+    thread.join()
+    assert killed
+    assert followed
+    assert_evaluated_alike(trained.metrics["evaluated"], generative[1].metrics["evaluated"], 1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_resumes_to_the_same_losses(generative, blood_file, tmp_path):
+    """kill -9 of the program after the first saving; the same command then does what is left."""
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "scgpt_ray", "pretrain", "--atlas", str(blood_file), "--output", str(folder)]
+    for name, value in GENERATIVE.items():
+        command += ["--" + name.replace("_", "-"), str(value)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert wait_for(lambda: has_saved(folder) or driver.poll() is not None)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    for process in below:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(below, timeout=60)
+    assert not (folder / "metrics.json").exists()
+    parts = {path: path.stat().st_mtime_ns for path in Path(folder / "tokens").rglob("part-*")}
+    saved = json.loads((folder / "training" / "checkpoint_manager_snapshot.json").read_text())
+    assert saved
+    finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT_S)
+    told = json.loads(finished.stdout.splitlines()[-1])
+    assert (told["verb"], told["steps"]) == ("pretrain", 60)
+    assert "step 10:" not in finished.stderr  # it was there
+    assert "step 60:" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert {path: path.stat().st_mtime_ns for path in Path(folder / "tokens").rglob("part-*")} == parts
+    evaluated = json.loads((folder / "metrics.json").read_text())["evaluated"]
+    assert_evaluated_alike(evaluated, generative[1].metrics["evaluated"], 1e-6)
