@@ -3,6 +3,7 @@
 from typing import Any
 
 from scgpt_ray import config
+from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.index.description import IndexDescription
 from scgpt_ray.parts.export import export_h5ad
 from scgpt_ray.parts.manifest import Manifest
@@ -27,7 +28,8 @@ def embed(**options: Any) -> Manifest:
         InputError: If anything in the input is wrong.
         RunError: If the work failed; the same call resumes it.
     """
-    return _embed(config.EmbedSettings.of(options))
+    settings = config.EmbedSettings.of(options)
+    return _embed(settings, LocalOrRay(settings.executor))
 
 
 def build_index(**options: Any) -> IndexDescription:
@@ -36,7 +38,8 @@ def build_index(**options: Any) -> IndexDescription:
     Raises:
         InputError: If anything in the input is wrong.
     """
-    return _build_index(config.IndexSettings.of(options))
+    settings = config.IndexSettings.of(options)
+    return _build_index(settings, LocalOrRay(settings.executor))
 
 
 def map_query(**options: Any) -> Mapped:
@@ -46,7 +49,8 @@ def map_query(**options: Any) -> Mapped:
         InputError: If anything in the input is wrong.
         RunError: If the work failed; the same call resumes it.
     """
-    return _map_query(config.MapSettings.of(options))
+    settings = config.MapSettings.of(options)
+    return _map_query(settings, LocalOrRay(settings.executor))
 
 
 def integrate(**options: Any) -> Integrated:
@@ -65,7 +69,8 @@ def pretrain(**options: Any) -> Trained:
         InputError: If anything in the input is wrong.
         RunError: If the work failed; the same call resumes it.
     """
-    return _pretrain(config.PretrainSettings.of(options))
+    settings = config.PretrainSettings.of(options)
+    return _pretrain(settings, LocalOrRay(settings.executor))
 
 
 def validate(**options: Any) -> list[str]:
@@ -89,4 +94,5 @@ def export(**options: Any) -> int:
 
 def demo(**options: Any) -> Demo:
     """Run the whole chain on the 700 real blood cells that ship with scanpy; see `DemoSettings`."""
-    return _demo(config.DemoSettings.of(options))
+    settings = config.DemoSettings.of(options)
+    return _demo(settings, LocalOrRay(settings.executor))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scgpt_ray import config
+from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.storage import Folder
 
 
@@ -34,7 +35,7 @@ class Verb:
 def _embed(settings: config.EmbedSettings) -> Result:
     from scgpt_ray.pipelines.embed import embed
 
-    manifest = embed(settings)
+    manifest = embed(settings, LocalOrRay(settings.executor))
     output = Folder.at(settings.output)
     return Result(
         f"{manifest.n_cells} cells embedded ({manifest.n_empty} without tokens) in {len(manifest.parts)} parts: "
@@ -54,7 +55,7 @@ def _embed(settings: config.EmbedSettings) -> Result:
 def _index(settings: config.IndexSettings) -> Result:
     from scgpt_ray.pipelines.index import build_index
 
-    description = build_index(settings)
+    description = build_index(settings, LocalOrRay(settings.executor))
     output = Folder.at(settings.output)
     return Result(
         f"{description.n_cells} cells indexed as {description.factory} in {len(description.shards)} shards, "
@@ -76,7 +77,7 @@ def _index(settings: config.IndexSettings) -> Result:
 def _map(settings: config.MapSettings) -> Result:
     from scgpt_ray.pipelines.map import map_query
 
-    mapped = map_query(settings)
+    mapped = map_query(settings, LocalOrRay(settings.executor))
     return Result(mapped.text(), {"verb": "map", **mapped.to_dict()})
 
 
@@ -90,7 +91,7 @@ def _integrate(settings: config.IntegrateSettings) -> Result:
 def _pretrain(settings: config.PretrainSettings) -> Result:
     from scgpt_ray.pipelines.pretrain import pretrain
 
-    trained = pretrain(settings)
+    trained = pretrain(settings, LocalOrRay(settings.executor))
     values = {name: trained.metrics[name] for name in ("steps", "n_cells", "n_validation", "best_loss")}
     return Result(trained.text(), {"verb": "pretrain", "output": trained.output.uri, **values})
 
@@ -117,7 +118,7 @@ def _export(settings: config.ExportSettings) -> Result:
 def _demo(settings: config.DemoSettings) -> Result:
     from scgpt_ray.pipelines.demo import demo
 
-    told = demo(settings)
+    told = demo(settings, LocalOrRay(settings.executor))
     return Result(told.text(), {"verb": "demo", **told.to_dict()})
 
 

@@ -103,7 +103,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def demo_run(local_ray, tmp_path_factory):
+def demo_run(tmp_path_factory):
     """The demo, run once by the command line: its folder and what it printed."""
     pytest.importorskip("umap", reason="the demo draws a UMAP: pip install 'scgpt-ray[eval]'", exc_type=ImportError)
     import contextlib
@@ -114,7 +114,7 @@ def demo_run(local_ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "demo"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert main(["demo", "--output", str(folder)]) == DONE
+        assert main(["demo", "--output", str(folder), "--executor", "serial"]) == DONE
     return folder, printed.getvalue().splitlines()
 
 

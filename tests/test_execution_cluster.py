@@ -1,7 +1,11 @@
 """The actors chosen for a cluster, and the errors that come out of it."""
 
 import builtins
+import os
 import pickle
+import socket
+import subprocess
+import sys
 import types
 
 import pytest
@@ -10,14 +14,17 @@ from ray.experimental import tqdm_ray
 
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import AtlasError, CoverageError, WorkerError
-from scgpt_ray.execution.cluster import Pool, connected, cpus_of_nodes, pool
+from scgpt_ray.execution import cluster
+from scgpt_ray.execution.cluster import connected, require_answer
+from scgpt_ray.execution.ray_executor import RayExecutor
+from scgpt_ray.pipelines.executor import Pool
 
 
 def settings(**options):
     return EmbedSettings(atlas="a", checkpoint="c", output="o", **options)
 
 
-def cluster(monkeypatch, cpus, gpus=0):
+def nodes_of(monkeypatch, cpus, gpus=0):
     """Nodes with so many CPUs, and GPUs somewhere; only what Ray says of them is synthetic."""
     nodes = [{"Alive": alive, "Resources": {"CPU": float(n)} if n else {}} for n, alive in cpus]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -42,8 +49,8 @@ def cluster(monkeypatch, cpus, gpus=0):
     ],
 )
 def test_the_pool_fits_the_cluster(monkeypatch, cpus, gpus, options, expected):
-    cluster(monkeypatch, cpus, gpus)
-    assert pool(settings(**options)) == expected
+    nodes_of(monkeypatch, cpus, gpus)
+    assert RayExecutor().pool(settings(**options)) == expected
 
 
 def test_partitions_follow_the_device():
@@ -125,7 +132,7 @@ def test_errors_of_the_driver_stay(local_ray):
 
 @pytest.mark.ray
 def test_the_local_ray_has_cpus(local_ray):
-    assert cpus_of_nodes() == [int(ray.cluster_resources()["CPU"])]
+    assert RayExecutor().nodes == [int(ray.cluster_resources()["CPU"])]
 
 
 def test_print_stays_pythons(local_ray):
@@ -133,3 +140,72 @@ def test_print_stays_pythons(local_ray):
     with connected():
         tqdm_ray.instance()
         assert isinstance(builtins.print, types.BuiltinFunctionType)
+
+
+@pytest.mark.parametrize("address", ["local", "auto"])
+def test_only_an_address_is_asked(address):
+    require_answer(address)
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_closed_address_is_named_in_one_line(closed_port, scheme, monkeypatch):
+    monkeypatch.setattr(cluster, "_ANSWER_S", 0.5)
+    address = f"{scheme}127.0.0.1:{closed_port}"
+    with pytest.raises(WorkerError, match=rf"no Ray cluster answers at {address} \(RAY_ADDRESS\)"):
+        require_answer(address)
+
+
+def test_a_silent_address_is_given_up(monkeypatch):
+    monkeypatch.setattr(cluster, "_ANSWER_S", 0.5)
+    silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
+    with silent, pytest.raises(WorkerError, match="no Ray cluster answers"):
+        require_answer(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.ray
+def test_a_cluster_answers(local_ray):
+    require_answer(ray.get_runtime_context().gcs_address)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_command_line_ends_where_no_cluster_answers(closed_port, blood_file, checkpoint, tmp_path):
+    command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
+    command += ["--output", str(tmp_path / "out")]
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{closed_port}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "no Ray cluster answers" in done.stderr.splitlines()[-1]
+
+
+SLOW = "The current node timed out\nduring startup."
+
+
+def fail_always(**_):
+    raise Exception(SLOW)  # noqa: TRY002 - as Ray does
+
+
+def test_a_ray_that_does_not_start_is_tried_again(monkeypatch):
+    """A start that fails as Ray's does, with a bare Exception: twice, then for good."""
+    starts = []
+
+    def fail_twice(**options):
+        starts.append(options)
+        if len(starts) < 3:
+            fail_always()
+
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the session's Ray goes on
+    monkeypatch.setattr(ray, "init", fail_twice)
+    cluster._start("local")
+    assert len(starts) == 3
+    monkeypatch.setattr(ray, "init", fail_always)
+    with pytest.raises(WorkerError, match=r"^Ray did not start in 3 attempts: The current node timed out during"):
+        cluster._start("local")

@@ -10,8 +10,8 @@ from scipy import sparse
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.execution.stratified_sample import _LOT, _lowest
 from scgpt_ray.pipelines.baseline import _Atlas, _reference_counts, _require_variety
+from scgpt_ray.pipelines.stratified_sample import _LOT, _lowest
 from scgpt_ray.schema import JOINID
 
 TOKENS = np.arange(64, dtype=np.int32)[::-1].copy()  # of each var row

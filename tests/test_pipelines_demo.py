@@ -4,7 +4,7 @@ import pytest
 
 from scgpt_ray.cli import DONE, main
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_the_whole_chain_on_real_cells(demo_run):

@@ -1,15 +1,6 @@
-import contextlib
-import json
-import os
-import signal
 import subprocess
-import sys
-import threading
-import time
 
-import anndata
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,18 +8,15 @@ import pytest
 import scgpt_ray
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.errors import AtlasError, CoverageError, OutputError
+from scgpt_ray.errors import CoverageError, OutputError
 from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import prove_coverage, read_plan
 from scgpt_ray.parts.parts import PARTS, committed
-from scgpt_ray.pipelines.embed import EmbedActor
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import tokenize
-
-pytestmark = pytest.mark.ray
 
 
 def vectors(output, by=OBS_ID):
@@ -47,9 +35,10 @@ def assert_same(ours, theirs, tolerance=1e-6):
 
 
 @pytest.fixture(scope="module")
-def embedded(local_ray, blood_file, checkpoint, tmp_path_factory):
+def embedded(blood_file, checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("embedded") / "out"
     manifest = scgpt_ray.embed(
+        executor="serial",
         atlas=str(blood_file),
         checkpoint=str(checkpoint),
         output=str(output),
@@ -78,7 +67,7 @@ def test_what_is_left(embedded):
     np.testing.assert_allclose(norms, 1, atol=1e-6)
 
 
-def test_ray_equals_a_plain_loop(embedded, blood_file, checkpoint, tmp_path):
+def test_it_equals_a_plain_loop(embedded, blood_file, checkpoint, tmp_path):
     settings = EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "unused"))
     job = check(settings)
     joinids, _ = job.selection
@@ -95,7 +84,11 @@ def test_ray_equals_a_plain_loop(embedded, blood_file, checkpoint, tmp_path):
 def test_a_soma_experiment_gives_the_same(embedded, blood, checkpoint, make_soma, tmp_path):
     atlas = make_soma(blood, tmp_path / "atlas")
     scgpt_ray.embed(
-        atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"), gene_columns=["feature_name"]
+        executor="serial",
+        atlas=atlas,
+        checkpoint=str(checkpoint),
+        output=str(tmp_path / "out"),
+        gene_columns=["feature_name"],
     )
     assert_same(vectors(embedded[0]), vectors(tmp_path / "out"))
 
@@ -109,6 +102,7 @@ def test_a_vector_depends_on_the_cell_alone(embedded, blood, checkpoint, tmp_pat
     for name, piece in (("a", shuffled[:100]), ("b", shuffled[100:])):
         piece.write_h5ad(tmp_path / f"{name}.h5ad")
         scgpt_ray.embed(
+            executor="serial",
             atlas=str(tmp_path / f"{name}.h5ad"),
             checkpoint=str(checkpoint),
             output=str(tmp_path / name),
@@ -123,6 +117,7 @@ def test_a_finished_run_is_left_alone(embedded, blood_file, checkpoint):
     output, manifest = embedded
     before = {path: path.stat().st_mtime_ns for path in (output / "parts").iterdir()}
     again = scgpt_ray.embed(
+        executor="serial",
         atlas=str(blood_file),
         checkpoint=str(checkpoint),
         output=str(output),
@@ -144,7 +139,11 @@ def test_only_what_is_missing_is_done(embedded, blood_file, checkpoint, tmp_path
     lost.unlink()
     torn.write_bytes(content[torn.name][:1000])
     scgpt_ray.embed(
-        atlas=str(blood_file), checkpoint=str(checkpoint), output=str(copy), obs_columns=["cell_type", "donor"]
+        executor="serial",
+        atlas=str(blood_file),
+        checkpoint=str(checkpoint),
+        output=str(copy),
+        obs_columns=["cell_type", "donor"],
     )
     assert {path.name: path.read_bytes() for path in (copy / "parts").iterdir()} == content
     written = {path.name for path in (copy / "parts").iterdir() if path.stat().st_mtime_ns != stamps[path.name]}
@@ -154,6 +153,7 @@ def test_only_what_is_missing_is_done(embedded, blood_file, checkpoint, tmp_path
 def test_another_run_into_the_same_folder_is_refused(embedded, blood_file, checkpoint):
     with pytest.raises(OutputError, match=r"holds run .*, this is .*seed: 4 against 0.*; give --output another folder"):
         scgpt_ray.embed(
+            executor="serial",
             atlas=str(blood_file),
             checkpoint=str(checkpoint),
             output=str(embedded[0]),
@@ -165,68 +165,11 @@ def test_another_run_into_the_same_folder_is_refused(embedded, blood_file, check
 def test_a_part_of_another_run_is_refused(embedded, blood_file, checkpoint, tmp_path):
     output, _ = embedded
     options = {"atlas": str(blood_file), "checkpoint": str(checkpoint), "output": str(tmp_path / "out")}
-    scgpt_ray.embed(**options, cells_per_partition=100)
+    scgpt_ray.embed(executor="serial", **options, cells_per_partition=100)
     (tmp_path / "out" / "manifest.json").unlink()
     subprocess.run(["cp", output / "parts" / "part-00001.parquet", tmp_path / "out" / "parts"], check=True)
     with pytest.raises(OutputError, match=r"part-00001.parquet has fingerprint .*; expected .* as plan.json says"):
-        scgpt_ray.embed(**options)
-
-
-def test_a_dead_worker_costs_only_its_partition(embedded, blood_file, checkpoint, tmp_path):
-    """The actor process is killed once it has begun; Ray starts another and nothing is lost or doubled."""
-    killed = []
-
-    def kill_an_actor(limit_s=60):
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline and not killed:
-            # Only below this process: another run on the machine may have actors too.
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if "EmbedActor" in " ".join(process.cmdline()):
-                        process.send_signal(signal.SIGKILL)
-                        killed.append(process.pid)
-                        break
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=kill_an_actor)
-    thread.start()
-    manifest = scgpt_ray.embed(
-        atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "out"), cells_per_partition=10
-    )
-    thread.join()
-    assert killed
-    assert manifest.n_cells == 260
-    assert_same(vectors(embedded[0]), vectors(tmp_path / "out"))
-
-
-def test_an_error_in_a_worker_is_told_plainly(local_ray, blood, checkpoint, make_soma, tmp_path):
-    """A SOMA atlas is only sampled by the driver; a reader meets what the sample missed."""
-    many = anndata.concat([blood] * 12, index_unique="-")
-    many.var = blood.var
-    many.X.data[many.X.indptr[3001]] = -2
-    atlas = make_soma(many, tmp_path / "atlas")
-    with pytest.raises(AtlasError, match=r"soma_joinid 3001 has -2 for gene .*; expected finite counts"):
-        scgpt_ray.embed(atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"))
-
-
-@pytest.mark.slow
-def test_a_killed_driver_resumes_to_the_same_bytes(embedded, blood_file, checkpoint, tmp_path):
-    """kill -9 of the driver at three moments; the same command then gives the undisturbed run's parts."""
-    output, _ = embedded
-    undisturbed = {path.name: path.read_bytes() for path in (output / "parts").iterdir()}
-    command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
-    command += ["--output", str(tmp_path / "out"), "--obs-columns", "cell_type", "donor", "--cells-per-partition", "50"]
-    parts = tmp_path / "out" / "parts"
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    while not (parts.is_dir() and list(parts.glob("part-*"))):
-        assert driver.poll() is None, "the driver ended before it could be killed"
-        time.sleep(0.001)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.communicate()
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(finished.stdout.splitlines()[-1])["n_cells"] == 260
-    assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == undisturbed
+        scgpt_ray.embed(executor="serial", **options)
 
 
 def test_the_manifest_is_not_written_over_a_gap(embedded, tmp_path):
@@ -238,8 +181,3 @@ def test_the_manifest_is_not_written_over_a_gap(embedded, tmp_path):
         prove_coverage(plan, {number: part for number, part in parts.items() if number != 3})
     with pytest.raises(CoverageError, match=r"part-00000.parquet holds other cells than planned"):
         prove_coverage(plan, {**parts, 0: parts[1].__class__(**{**vars(parts[0]), "joinids": "0"})})
-
-
-def test_the_actor_says_what_it_computes_with(checkpoint):
-    actor = EmbedActor(str(checkpoint), "float32", "cpu", 1)
-    assert actor.embedder.describe()["device"] == "cpu"

@@ -10,17 +10,20 @@ import pytest
 import scgpt_ray
 from scgpt_ray.config import IndexSettings
 from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
-from scgpt_ray.execution import index_tasks as shards
-from scgpt_ray.execution.index_tasks import sample
+from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.index.recall import without_self
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import MANIFEST, require_manifest
 from scgpt_ray.parts.parts import read_part
+from scgpt_ray.pipelines import index_steps as shards
 from scgpt_ray.pipelines.index import build_index, resolve
+from scgpt_ray.pipelines.index_steps import sample
 from scgpt_ray.schema import EMBEDDING, JOINID
 from scgpt_ray.storage import Folder
 
 N, EMPTY = 300, (0, 1, 2, 3, 150)
+
+SERIAL = LocalOrRay("serial")
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +33,11 @@ def reference(make_embeddings, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(local_ray, reference, tmp_path_factory):
+def built(reference, tmp_path_factory):
     output = tmp_path_factory.mktemp("built") / "index"
-    return output, scgpt_ray.build_index(embeddings=reference.uri, output=str(output), shards=3)
+    return output, scgpt_ray.build_index(executor="serial", embeddings=reference.uri, output=str(output), shards=3)
 
 
-@pytest.mark.ray
 def test_what_is_left(built, reference):
     output, description = built
     kinds = (("ids", "npy"), ("labels", "parquet"), ("shard", "faiss"), ("shard", "json"))
@@ -50,7 +52,6 @@ def test_what_is_left(built, reference):
     assert json.loads((output / "index.json").read_bytes())["embeddings"] == reference.uri
 
 
-@pytest.mark.ray
 def test_each_embedded_cell_is_in_one_shard_with_its_labels_and_vector(built, reference):
     output, description = built
     cells = {row[JOINID]: row for row in read_embeddings(reference).to_pylist()}
@@ -70,44 +71,46 @@ def test_each_embedded_cell_is_in_one_shard_with_its_labels_and_vector(built, re
     assert sorted(seen) == [joinid for joinid in range(10, 10 + N) if joinid - 10 not in EMPTY]
 
 
-@pytest.mark.ray
 def test_a_finished_index_is_left_alone_and_another_refused(built, reference):
     output, description = built
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("*-*")}
-    assert scgpt_ray.build_index(embeddings=reference.uri, output=str(output), shards=3) == description
+    assert (
+        scgpt_ray.build_index(executor="serial", embeddings=reference.uri, output=str(output), shards=3) == description
+    )
     assert {path.name: path.stat().st_mtime_ns for path in output.glob("*-*")} == before
     with pytest.raises(OutputError, match=r"holds another index \(Flat over 295 cells of .*; give --output another"):
-        scgpt_ray.build_index(embeddings=reference.uri, output=str(output), shards=2)
+        scgpt_ray.build_index(executor="serial", embeddings=reference.uri, output=str(output), shards=2)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("options", "n_lists"),
     [({"factory": "IVF4,SQ8", "shards": 2}, 4), ({"factory": "PCAR16,IVF4,PQ8x4fsr", "target_recall": 0.99}, 4)],
 )
-def test_an_approximate_index_and_its_measured_recall(local_ray, reference, tmp_path, options, n_lists):
-    description = scgpt_ray.build_index(embeddings=reference.uri, output=str(tmp_path / "index"), **options)
+def test_an_approximate_index_and_its_measured_recall(reference, tmp_path, options, n_lists):
+    description = scgpt_ray.build_index(
+        executor="serial", embeddings=reference.uri, output=str(tmp_path / "index"), **options
+    )
     assert 1 <= description.nprobe <= n_lists
     assert options.get("target_recall", 0.95) <= description.recall_at_10 <= 1
-    again = scgpt_ray.build_index(embeddings=reference.uri, output=str(tmp_path / "again"), **options)
+    again = scgpt_ray.build_index(
+        executor="serial", embeddings=reference.uri, output=str(tmp_path / "again"), **options
+    )
     assert again == description
     for shard in description.shards:
         assert (tmp_path / "index" / shard.name).read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
 
 
-@pytest.mark.ray
-def test_a_recall_out_of_reach_is_told(local_ray, make_embeddings, tmp_path, caplog):
+def test_a_recall_out_of_reach_is_told(make_embeddings, tmp_path, caplog):
     many = make_embeddings(tmp_path / "many", n_cells=1500, cells_per_part=500)
     settings = IndexSettings(
         embeddings=many.uri, output=str(tmp_path / "index"), factory="PCA2,IVF4,PQ1x2", target_recall=1.0
     )
     with caplog.at_level("WARNING", logger="scgpt_ray.pipelines.index"):
-        description = build_index(settings)
+        description = build_index(settings, SERIAL)
     assert description.recall_at_10 < 1
     assert f"recall@10 is {description.recall_at_10:.4f}, below --target-recall 1.00" in caplog.text
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("n_cells", "per_part", "empty", "shards", "sizes"),
     [
@@ -117,17 +120,18 @@ def test_a_recall_out_of_reach_is_told(local_ray, make_embeddings, tmp_path, cap
         (6, 2, (2, 3), 1, (4,)),
     ],
 )
-def test_small_and_empty_pieces(local_ray, make_embeddings, tmp_path, n_cells, per_part, empty, shards, sizes):
+def test_small_and_empty_pieces(make_embeddings, tmp_path, n_cells, per_part, empty, shards, sizes):
     run = make_embeddings(tmp_path / "run", n_cells=n_cells, cells_per_part=per_part, empty=empty)
-    description = scgpt_ray.build_index(embeddings=run.uri, output=str(tmp_path / "index"), shards=shards)
+    description = scgpt_ray.build_index(
+        executor="serial", embeddings=run.uri, output=str(tmp_path / "index"), shards=shards
+    )
     assert tuple(shard.n_cells for shard in description.shards) == sizes
     assert description.recall_at_10 == 1.0
     assert scgpt_ray.validate(index=str(tmp_path / "index")) == []
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("n", [0, 1, 50, 295, 1000])
-def test_a_sample_is_drawn_evenly_without_repetition(local_ray, reference, n):
+def test_a_sample_is_drawn_evenly_without_repetition(reference, n):
     ids, vectors = sample(reference, require_manifest(reference), n, seed=1)
     assert vectors.shape == (min(n, N - len(EMPTY)), 16)
     assert len(set(ids.tolist())) == len(ids) == len(vectors)
@@ -173,7 +177,7 @@ def test_without_self():
 def test_requests_that_cannot_be_met(reference, tmp_path, options, error, message):
     settings = IndexSettings(embeddings=reference.uri, output=str(tmp_path), **options)
     with pytest.raises(error, match=message):
-        build_index(settings)
+        build_index(settings, SERIAL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,8 +189,8 @@ def test_a_label_column_named_twice_is_kept_once(reference, tmp_path):
 def test_embeddings_that_cannot_be_indexed(make_embeddings, tmp_path):
     none = make_embeddings(tmp_path / "none", n_cells=3, empty=(0, 1, 2))
     with pytest.raises(ReferenceSetError, match="has no cell with an embedding"):
-        build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")))
+        build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")), SERIAL)
     none.remove(MANIFEST)
     with pytest.raises(ReferenceSetError, match=r"has no manifest.json"):
-        build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")))
+        build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")), SERIAL)
     assert not Folder.at(tmp_path / "index").names()

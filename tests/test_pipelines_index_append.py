@@ -12,12 +12,13 @@ import pytest
 
 import scgpt_ray
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.execution.search import Reference
+from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import MANIFEST, require_manifest
 from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import JOINID
 
 FACTORY = "PCAR8,IVF4,PQ4x4fsr"
@@ -34,28 +35,26 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in files}
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_build_keeps_its_template_and_shards(local_ray, make_embeddings, tmp_path):
+def test_a_killed_build_keeps_its_template_and_shards(make_embeddings, tmp_path):
     """kill -9 of the whole process group once a shard is sealed; the same command then finishes the rest."""
     run = make_embeddings(tmp_path / "run", n_cells=6000, cells_per_part=20, dimension=16)
     settings = {"embeddings": run.uri, "factory": FACTORY, "shards": 100}
-    scgpt_ray.build_index(output=str(tmp_path / "whole"), **settings)
+    scgpt_ray.build_index(executor="serial", output=str(tmp_path / "whole"), **settings)
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "scgpt_ray", "index", "--embeddings", run.uri, "--output", str(output)]
-    command += ["--factory", FACTORY, "--shards", "100"]
+    command += ["--factory", FACTORY, "--shards", "100", "--executor", "serial"]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     while not list(output.glob("shard-*.json")):
         assert driver.poll() is None, "the build ended before it could be killed"
         time.sleep(0.001)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
-    time.sleep(2)  # the workers notice that their Ray is gone
     assert not (output / "index.json").exists()
     kept = {path.name for path in output.glob("shard-*.json")}
     assert 0 < len(kept) < 100
     before = times(output)
-    scgpt_ray.build_index(output=str(output), **settings)
+    scgpt_ray.build_index(executor="serial", output=str(output), **settings)
     after = times(output)
     names = {name.replace("shard-", "").removesuffix(".json") for name in kept}
     for name in before:
@@ -64,22 +63,21 @@ def test_a_killed_build_keeps_its_template_and_shards(local_ray, make_embeddings
     assert contents(output) == contents(tmp_path / "whole")
 
 
-@pytest.mark.ray
-def test_a_shard_or_template_of_another_request_is_not_trusted(local_ray, make_embeddings, tmp_path):
+def test_a_shard_or_template_of_another_request_is_not_trusted(make_embeddings, tmp_path):
     run = make_embeddings(tmp_path / "run", n_cells=400, cells_per_part=50, dimension=16)
     output = tmp_path / "index"
     options = {"embeddings": run.uri, "output": str(output), "factory": FACTORY, "shards": 2}
-    scgpt_ray.build_index(**options)
+    scgpt_ray.build_index(executor="serial", **options)
     (output / "index.json").unlink()
     before = times(output)
-    scgpt_ray.build_index(**options)
+    scgpt_ray.build_index(executor="serial", **options)
     assert times(output) == before
     (output / "index.json").unlink()
-    scgpt_ray.build_index(**options | {"seed": 1})
+    scgpt_ray.build_index(executor="serial", **options | {"seed": 1})
     assert not {name for name, at in times(output).items() if at == before[name]}
     (output / "index.json").unlink()
     before = times(output)
-    scgpt_ray.build_index(**options | {"seed": 1, "label_columns": ["kind"]})
+    scgpt_ray.build_index(executor="serial", **options | {"seed": 1, "label_columns": ["kind"]})
     assert {name for name, at in times(output).items() if at == before[name]} == {"template.faiss"}
     assert scgpt_ray.validate(index=str(output)) == []
 
@@ -92,60 +90,61 @@ def cut_to(run, n_parts):
     return manifest
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("factory", ["Flat", FACTORY])
-def test_appended_shards_agree_with_exact_search(local_ray, make_embeddings, tmp_path, factory):
+def test_appended_shards_agree_with_exact_search(make_embeddings, tmp_path, factory):
     run = make_embeddings(tmp_path / "run", n_cells=500, cells_per_part=50, empty=(3, 400), dimension=16)
     whole = cut_to(run, 6)
     options = {"embeddings": run.uri, "output": str(tmp_path / "index"), "factory": factory, "shards": 2}
-    first = scgpt_ray.build_index(**options)
+    first = scgpt_ray.build_index(executor="serial", **options)
     assert (first.n_cells, len(first.shards)) == (299, 2)
     before = times(tmp_path / "index")
     run.write(MANIFEST, whole.to_json())
-    grown = scgpt_ray.build_index(embeddings=run.uri, output=str(tmp_path / "index"), append=True, shards=1)
+    grown = scgpt_ray.build_index(
+        executor="serial", embeddings=run.uri, output=str(tmp_path / "index"), append=True, shards=1
+    )
     assert (grown.n_cells, len(grown.shards), grown.appended) == (498, 3, ())
     assert grown.shards[:2] == first.shards
     after = times(tmp_path / "index")
     assert {name: after[name] for name in before} == before
     assert scgpt_ray.validate(index=str(tmp_path / "index")) == []
-    again = scgpt_ray.build_index(embeddings=run.uri, output=str(tmp_path / "index"), append=True)
+    again = scgpt_ray.build_index(executor="serial", embeddings=run.uri, output=str(tmp_path / "index"), append=True)
     assert again == grown
     ids, vectors = vectors_of(read_embeddings(run))
     queries = vectors[::10]
     truth = ids[np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]]
-    found, _ = Reference.at(str(tmp_path / "index")).neighbors(queries, 10, params=SearchParams(4, 640))
+    found, _ = (
+        Reference.at(str(tmp_path / "index")).on(SerialExecutor()).neighbors(queries, 10, params=SearchParams(4, 640))
+    )
     assert recall_at(found, truth) > 0.99
 
 
-@pytest.mark.ray
-def test_cells_of_another_folder_are_added_once(local_ray, make_embeddings, tmp_path):
+def test_cells_of_another_folder_are_added_once(make_embeddings, tmp_path):
     small = make_embeddings(tmp_path / "small", n_cells=100, cells_per_part=30)
     large = make_embeddings(tmp_path / "large", n_cells=160, cells_per_part=40)
     output = str(tmp_path / "index")
-    scgpt_ray.build_index(embeddings=small.uri, output=output)
-    grown = scgpt_ray.build_index(embeddings=large.uri, output=output, append=True)
+    scgpt_ray.build_index(executor="serial", embeddings=small.uri, output=output)
+    grown = scgpt_ray.build_index(executor="serial", embeddings=large.uri, output=output, append=True)
     assert (grown.n_cells, grown.appended) == (159, (large.uri,))
     assert scgpt_ray.validate(index=output) == []
-    labels = Reference.at(output).labels(np.array([[15, 165]]), ["age"])
+    labels = Reference.at(output).on(SerialExecutor()).labels(np.array([[15, 165]]), ["age"])
     assert sorted(labels[JOINID].to_pylist()) == [15, 165]
 
 
-@pytest.mark.ray
-def test_what_cannot_be_added(local_ray, make_embeddings, tmp_path):
+def test_what_cannot_be_added(make_embeddings, tmp_path):
     run = make_embeddings(tmp_path / "run")
     other = make_embeddings(tmp_path / "other", weights="v")
     output = str(tmp_path / "index")
     with pytest.raises(ReferenceSetError, match=r"has no index.json"):
-        scgpt_ray.build_index(embeddings=run.uri, output=output, append=True)
-    scgpt_ray.build_index(embeddings=run.uri, output=output)
+        scgpt_ray.build_index(executor="serial", embeddings=run.uri, output=output, append=True)
+    scgpt_ray.build_index(executor="serial", embeddings=run.uri, output=output)
     with pytest.raises(ReferenceSetError, match=r"differ in weights; .*checkpoint"):
-        scgpt_ray.build_index(embeddings=other.uri, output=output, append=True)
+        scgpt_ray.build_index(executor="serial", embeddings=other.uri, output=output, append=True)
     manifest = require_manifest(run)
     cells = {"uri": "another atlas", "obs_columns": ["kind"]}
     fingerprint = replace(manifest.fingerprint, cells=cells)
     other.write(MANIFEST, replace(manifest, fingerprint=fingerprint).to_json())
     with pytest.raises(ReferenceSetError, match="is of the atlas another atlas"):
-        scgpt_ray.build_index(embeddings=other.uri, output=output, append=True)
+        scgpt_ray.build_index(executor="serial", embeddings=other.uri, output=output, append=True)
     other.write(MANIFEST, replace(manifest, obs_columns=["kind"]).to_json())
     with pytest.raises(ReferenceSetError, match="carries no column age"):
-        scgpt_ray.build_index(embeddings=other.uri, output=output, append=True)
+        scgpt_ray.build_index(executor="serial", embeddings=other.uri, output=output, append=True)

@@ -43,11 +43,12 @@ def lanes(blood):
 
 
 @pytest.fixture(scope="module")
-def embedded(local_ray, lanes, checkpoint, place):
+def embedded(lanes, checkpoint, place):
     """The cells embedded twice, with two lengths of token lists."""
     lanes.write_h5ad(place / "blood.h5ad")
     for name, max_length in (("long", 1200), ("short", 20)):
         scgpt_ray.embed(
+            executor="serial",
             atlas=str(place / "blood.h5ad"),
             checkpoint=str(checkpoint),
             output=str(place / name),
@@ -74,7 +75,6 @@ def integrated(embedded):
     return scgpt_ray.integrate(**options(embedded, "out"))
 
 
-@pytest.mark.ray
 def test_metrics_are_those_of_the_embeddings_and_the_baseline(integrated, embedded, lanes):
     tables = [read_embeddings(Folder.at(embedded / name)) for name in ("long", "short")]
     kept = np.array([number not in (5, 77) for number in range(260)])
@@ -92,7 +92,6 @@ def test_metrics_are_those_of_the_embeddings_and_the_baseline(integrated, embedd
     assert (metrics["no_counts"], metrics["counts"]) == (None, str(embedded / "blood.h5ad"))
 
 
-@pytest.mark.ray
 def test_factors_are_explained(integrated):
     lane, donor, n_genes, depth = integrated.effects
     assert (lane.name, lane.kind) == ("lane", "none")
@@ -104,7 +103,6 @@ def test_factors_are_explained(integrated):
     assert "lane: no effect on the counts." in integrated.text()
 
 
-@pytest.mark.ray
 def test_report_and_pictures(integrated, embedded):
     output = embedded / "out"
     page = (output / "report.html").read_text()
@@ -125,7 +123,6 @@ def test_report_and_pictures(integrated, embedded):
         assert (output / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.ray
 def test_the_run_is_tracked(integrated, embedded):
     import mlflow
 
@@ -139,7 +136,6 @@ def test_the_run_is_tracked(integrated, embedded):
     }  # fmt: skip
 
 
-@pytest.mark.ray
 def test_the_command_line_on_a_sample_without_labels_or_counts(embedded, tmp_path, capsys):
     moved, given = tmp_path / "moved", tmp_path / "given.parquet"
     shutil.copytree(embedded / "long", moved)
@@ -167,7 +163,6 @@ def test_the_command_line_on_a_sample_without_labels_or_counts(embedded, tmp_pat
     assert "all cells have the same label, or none" in metrics["integration"]["scores"][0]["undefined"]["nmi"]
 
 
-@pytest.mark.ray
 def test_an_atlas_that_changed_is_not_read(embedded, lanes, tmp_path):
     kept = (embedded / "blood.h5ad").rename(embedded / "kept.h5ad")
     lanes.write_h5ad(embedded / "blood.h5ad")
@@ -181,7 +176,6 @@ def test_an_atlas_that_changed_is_not_read(embedded, lanes, tmp_path):
     assert [scores.name for scores in integrated.integration.scores] == ["long"]
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -206,7 +200,6 @@ def test_bad_input_is_refused(embedded, changes, error, message):
         scgpt_ray.integrate(**(options(embedded, "refused") | changes))
 
 
-@pytest.mark.ray
 def test_counts_of_other_cells_are_refused(embedded, lanes):
     lanes[::-1].copy().write_h5ad(embedded / "reversed.h5ad")
     with pytest.raises(AtlasError, match=r"reversed.h5ad has other cells than the embeddings"):
@@ -221,10 +214,10 @@ def test_counts_of_other_cells_are_refused(embedded, lanes):
         scgpt_ray.integrate(**options(embedded, "refused", counts=str(embedded / "logs.h5ad")))
 
 
-@pytest.mark.ray
-def test_one_batch_key_is_refused(local_ray, blood, checkpoint, tmp_path, capsys):
+def test_one_batch_key_is_refused(blood, checkpoint, tmp_path, capsys):
     blood[blood.obs["donor"] == "d1"].copy().write_h5ad(tmp_path / "one.h5ad")
     scgpt_ray.embed(
+        executor="serial",
         atlas=str(tmp_path / "one.h5ad"),
         checkpoint=str(checkpoint),
         output=str(tmp_path / "one"),
@@ -281,9 +274,8 @@ def test_the_default_sample_is_that_of_the_metrics():
     assert IntegrateSettings.model_fields["max_cells"].default == MAX_CELLS
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_stimulated_cells(local_ray, shared, tmp_path):
+def test_stimulated_cells(shared, tmp_path):
     """Real cells, a random network: interferon drives single genes, and principal components carry it."""
     from scgpt_ray.network.checkpoint import random_checkpoint
 
@@ -291,6 +283,7 @@ def test_stimulated_cells(local_ray, shared, tmp_path):
     genes = anndata.read_h5ad(atlas).var["feature_name"].tolist()
     random_checkpoint(tmp_path / "checkpoint", genes, embsize=64, nheads=4, d_hid=64, nlayers=2)
     scgpt_ray.embed(
+        executor="serial",
         atlas=str(atlas),
         checkpoint=str(tmp_path / "checkpoint"),
         output=str(tmp_path / "kang"),

@@ -23,16 +23,17 @@ from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetEr
 from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, nearest_vote, pca_knn
 from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.metrics import score_labels
-from scgpt_ray.execution.search import Reference
+from scgpt_ray.execution.ray_executor import RayExecutor
+from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines import baseline
 from scgpt_ray.pipelines.calibrate import calibrations
 from scgpt_ray.pipelines.map import TERMS, prediction_rules, reference_cells
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID
 from scgpt_ray.storage import Folder
 
-pytestmark = pytest.mark.ray
 K = 7
 PLAIN = ("", "_confidence", "_voted", "_runner_up", "_runner_up_share", "_unknown")
 CALIBRATED = {"calibrate_by": "sample", "label_columns": ["cell_type"], "truth_column": "cell_type"}
@@ -62,8 +63,9 @@ def files(blood, place):
 
 
 @pytest.fixture(scope="module")
-def reference(local_ray, files, checkpoint, place):
+def reference(files, checkpoint, place):
     scgpt_ray.embed(
+        executor="serial",
         atlas=str(files[0]),
         checkpoint=str(checkpoint),
         output=str(place / "reference"),
@@ -76,7 +78,11 @@ def reference(local_ray, files, checkpoint, place):
         ("index-samples", 2, ["cell_type", TERMS, "donor", "sample"]),
     ):
         scgpt_ray.build_index(
-            embeddings=str(place / "reference"), output=str(place / name), shards=shards, label_columns=columns
+            executor="serial",
+            embeddings=str(place / "reference"),
+            output=str(place / name),
+            shards=shards,
+            label_columns=columns,
         )
     return place
 
@@ -95,7 +101,9 @@ def options(place, checkpoint, output="mapped", index=1, **more):
 
 @pytest.fixture(scope="module")
 def mapped(reference, checkpoint):
-    return scgpt_ray.map_query(**options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"]))
+    return scgpt_ray.map_query(
+        executor="serial", **options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"])
+    )
 
 
 def map_elsewhere(place, checkpoint, output, index=1, **more):
@@ -103,7 +111,7 @@ def map_elsewhere(place, checkpoint, output, index=1, **more):
     if not (place / output).exists():
         shutil.copytree(place / "mapped" / "embeddings", place / output / "embeddings")
     more = {"obs_columns": ["donor", "cell_type"], **more}
-    return scgpt_ray.map_query(**options(place, checkpoint, output, index, **more))
+    return scgpt_ray.map_query(executor="serial", **options(place, checkpoint, output, index, **more))
 
 
 def neighbours_by_hand(reference, query, allowed=lambda *_: True):
@@ -227,10 +235,10 @@ def test_the_report_shows_the_cells(mapped, reference):
 
 def test_without_umap_the_report_says_why(mapped, reference, checkpoint, monkeypatch):
     again = options(reference, checkpoint, "without", truth_column="cell_type")
-    scgpt_ray.map_query(**again)
+    scgpt_ray.map_query(executor="serial", **again)
     assert (reference / "without" / "umap.png").exists()
     monkeypatch.setitem(sys.modules, "umap", None)
-    assert "umap.png" not in scgpt_ray.map_query(**again).artifacts()
+    assert "umap.png" not in scgpt_ray.map_query(executor="serial", **again).artifacts()
     page = (reference / "without" / "report.html").read_text()
     assert "No cells are drawn: UMAP needs a package that is not installed: umap;" in page
     assert not (reference / "without" / "umap.png").exists(), "that of before would mislead"
@@ -254,7 +262,9 @@ def test_again_embeds_nothing(mapped, reference, checkpoint):
     parts = reference / "mapped" / "embeddings" / "parts"
     before = {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}
     predictions = (reference / "mapped" / "predictions.parquet").read_bytes()
-    again = scgpt_ray.map_query(**options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"]))
+    again = scgpt_ray.map_query(
+        executor="serial", **options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"])
+    )
     assert {path.name: path.stat().st_mtime_ns for path in parts.iterdir()} == before
     assert (reference / "mapped" / "predictions.parquet").read_bytes() == predictions
     assert again.metrics() == mapped.metrics()
@@ -263,7 +273,7 @@ def test_again_embeds_nothing(mapped, reference, checkpoint):
 def test_a_sharded_index_gives_the_same(mapped, reference, checkpoint):
     predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
     more = {"truth_column": "cell_type", "obs_columns": ["donor"]}
-    scgpt_ray.map_query(**options(reference, checkpoint, index=3, **more))
+    scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, index=3, **more))
     assert pq.read_table(reference / "mapped" / "predictions.parquet").equals(predictions)
 
 
@@ -307,7 +317,7 @@ def beside(mapped, reference):
 
     def computed(truth=None, index=None, **more):
         settings = MapSettings.of(options(reference, "unused", truth_column="cell_type", **more))
-        there = index or Reference.at(str(reference / "index-samples"))
+        there = index or Reference.at(str(reference / "index-samples")).on(SerialExecutor())
         queries = read_embeddings(Folder.at(reference / "mapped" / "embeddings"))
         truth = queries["cell_type"].to_pylist() if truth is None else truth
         cells = there.cell_counts("cell_type", settings.neighbor_filter)
@@ -353,7 +363,7 @@ def test_of_a_large_reference_the_baseline_takes_a_sample_by_label(beside, refer
     assert found.text() == f"on a sample of 40 of {allowed} reference cells by label, 59 shared genes"
     drawn = []
     for index in ("index-1", "index-samples"):
-        there = Reference.at(str(reference / index))
+        there = Reference.at(str(reference / index)).on(SerialExecutor())
         quotas = {"B": 3, "T": 500, "none": 2}
         cells = baseline.draw_cells(there, ["cell_type", "donor"], quotas, "donor == 'd2' or cell_type == 'B'", 4)
         again = baseline.draw_cells(there, ["cell_type", "donor"], quotas, "donor == 'd2' or cell_type == 'B'", 4)
@@ -368,7 +378,7 @@ def test_of_a_large_reference_the_baseline_takes_a_sample_by_label(beside, refer
 
 
 def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, checkpoint, caplog, tmp_path):
-    there = Reference.at(str(reference / "index-samples"))
+    there = Reference.at(str(reference / "index-samples")).on(SerialExecutor())
     state = files[0].stat()
     os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
     try:
@@ -425,7 +435,7 @@ def test_without_truth_there_are_no_scores(excluded):
 
 def test_as_many_neighbours_as_cells(mapped, reference, checkpoint):
     settings = options(reference, checkpoint, k=199, truth_column="cell_type", obs_columns=["donor"])
-    assert scgpt_ray.map_query(**settings | {"output": str(reference / "mapped")}).n_unknown == 1
+    assert scgpt_ray.map_query(executor="serial", **settings | {"output": str(reference / "mapped")}).n_unknown == 1
     rows = pq.read_table(reference / "mapped" / "predictions.parquet").to_pylist()
     reference_rows = read_embeddings(Folder.at(reference / "reference")).to_pylist()
     most = Counter(row["cell_type"] for row in reference_rows if row[EMBEDDING]).most_common(1)[0][1]
@@ -470,11 +480,12 @@ def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, refer
     assert told["cell_type"]["targets"] == {"error": 0.02, "false_rejection": 0.1}
 
 
-def test_the_actors_of_a_calibration_end_with_it(mapped, reference):
+@pytest.mark.ray
+def test_the_actors_of_a_calibration_end_with_it(local_ray, mapped, reference):
     """On a cluster they hold half of its CPUs, and the query's network would wait for these for ever."""
     settings = MapSettings.of(options(reference, "unused", "unused", "samples", **CALIBRATED))
     there = Reference.at(settings.index)
-    there = Reference(there.folder, there.index, actors=1)
+    there = Reference(there.folder, there.index, RayExecutor(), actors=1)
     rules = prediction_rules(settings, there.index)
     cells = reference_cells(settings, there, rules)
     assert calibrations(settings, there, rules, cells).keys() == {"cell_type"}
@@ -589,7 +600,9 @@ def test_balanced_votes(mapped, reference, checkpoint, balance):
 )
 def test_calibrations_that_cannot_be_had(mapped, reference, checkpoint, more, error, message):
     with pytest.raises(error, match=message):
-        scgpt_ray.map_query(**options(reference, checkpoint, "uncalibrated", "samples", **CALIBRATED | more))
+        scgpt_ray.map_query(
+            executor="serial", **options(reference, checkpoint, "uncalibrated", "samples", **CALIBRATED | more)
+        )
     assert not (reference / "uncalibrated" / "embeddings" / "manifest.json").exists(), (
         "told before anything is embedded"
     )
@@ -622,7 +635,7 @@ def test_requests_that_cannot_be_met(reference, checkpoint, more, error, message
     if "index" in more:
         more = {"index": str(reference / more["index"])}
     with pytest.raises(error, match=message):
-        scgpt_ray.map_query(**options(reference, checkpoint, "refused") | more)
+        scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "refused") | more)
     assert not (reference / "refused").exists()
 
 
@@ -637,7 +650,7 @@ def test_another_checkpoint_is_refused(reference, blood, tmp_path):
     ):
         random_checkpoint(tmp_path / name, vocabulary, seed=seed, **size)
         with pytest.raises(ReferenceSetError, match=rf"{name} and .*index-1 differ in {differing}; .*--checkpoint"):
-            scgpt_ray.map_query(**options(reference, tmp_path / name, "refused"))
+            scgpt_ray.map_query(executor="serial", **options(reference, tmp_path / name, "refused"))
     assert not (reference / "refused").exists()
 
 
@@ -647,7 +660,7 @@ def test_a_query_without_known_truth_is_refused(mapped, reference, checkpoint):
     cells.write_h5ad(reference / "blind.h5ad")
     settings = options(reference, checkpoint, "blind", query=str(reference / "blind.h5ad"), truth_column="truth")
     with pytest.raises(InputError, match="none of 10 query cells has a true label"):
-        scgpt_ray.map_query(**settings)
+        scgpt_ray.map_query(executor="serial", **settings)
 
 
 def test_the_index_of_the_tests_is_sound(mapped, reference):

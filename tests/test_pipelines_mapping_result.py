@@ -8,13 +8,13 @@ import pytest
 
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.execution.search import Reference
 from scgpt_ray.index.description import IndexDescription
 from scgpt_ray.mapping.ballot import VoteRules
 from scgpt_ray.mapping.prediction import SUFFIXES
 from scgpt_ray.pipelines.map import TERMS, label_columns, prediction_rules
 from scgpt_ray.pipelines.map_report import _recall
 from scgpt_ray.pipelines.mapping_result import own_name, predictions_of
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, matrix_array, ragged_array
 from scgpt_ray.storage import Folder
 

@@ -17,13 +17,16 @@ import ray.train
 import scgpt_ray
 from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError, WorkerError
+from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.execution.ray_trainer import _reason
+from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import Embedder
-from scgpt_ray.pipelines.pretrain import has_gpus, pretrain
+from scgpt_ray.pipelines.pretrain import on_gpus, pretrain
 from scgpt_ray.tokenizer.vocabulary import SPECIALS
+from scgpt_ray.training.state import STATE
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 SIZE = {"embsize": 16, "nheads": 2, "d_hid": 16, "nlayers": 2}
 STEPS = {"steps": 60, "warmup_steps": 5, "steps_per_checkpoint": 10, "cells_per_step": 32, "learning_rate": 0.003}
@@ -33,13 +36,13 @@ LIMIT_S = 600
 
 
 @pytest.fixture(scope="module")
-def train(local_ray, blood_file, tmp_path_factory):
+def train(blood_file, tmp_path_factory):
     """Trains on the synthetic cells: train(name, option=value, ...) -> (folder, Trained)."""
     place = tmp_path_factory.mktemp("pretrain")
 
-    def run(name, **options):
+    def run(name, executor="serial", **options):
         asked = PretrainSettings.of({"atlas": [str(blood_file)], "output": str(place / name), **options})
-        return place / name, pretrain(asked)
+        return place / name, pretrain(asked, LocalOrRay(executor))
 
     return run
 
@@ -87,8 +90,7 @@ def wait_for(what, limit_s=LIMIT_S):
 
 def has_saved(folder):
     """Whether a state is saved and known to be."""
-    record = folder / "training" / "checkpoint_manager_snapshot.json"
-    return record.exists() and "checkpoint_" in record.read_text()
+    return (folder / STATE).exists()
 
 
 def test_what_is_left(generative):
@@ -140,6 +142,7 @@ def test_the_checkpoint_is_one(generative, blood_file, name):
 def test_cells_are_embedded_with_it(generative, blood_file, tmp_path):
     folder, _ = generative
     manifest = scgpt_ray.embed(
+        executor="serial",
         atlas=str(blood_file),
         checkpoint=str(folder / "checkpoint"),
         output=str(tmp_path / "out"),
@@ -175,9 +178,9 @@ def test_going_on_begins_where_the_checkpoint_is(generative, supervised):
     assert supervised[1].metrics["evaluated"][0]["value"] < 0.9 * generative[1].metrics["evaluated"][0]["value"]
 
 
-def test_too_many_workers_are_refused(local_ray):
-    with pytest.raises(ConfigError, match=r"--workers 99 on a cluster of \d+ [CG]PUs; .*; lower --workers"):
-        has_gpus(99)
+def test_too_many_workers_are_refused():
+    with pytest.raises(ConfigError, match=r"--workers 999 on a cluster of \d+ [CG]PUs; .*; lower --workers"):
+        on_gpus(999, SerialExecutor())
 
 
 def failed(*causes):
@@ -194,13 +197,15 @@ def test_what_a_worker_raised_is_told():
 
 
 @pytest.mark.slow
-def test_two_workers_do_what_one_does(train, generative):
-    _, trained = train("shared", **GENERATIVE, workers=2)
+@pytest.mark.ray
+def test_two_workers_do_what_one_does(local_ray, train, generative):
+    _, trained = train("shared", "ray", **GENERATIVE, workers=2)
     assert_evaluated_alike(trained.metrics["evaluated"], generative[1].metrics["evaluated"], 1e-4)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_only_what_was_not_saved(train, generative):
+@pytest.mark.ray
+def test_a_killed_worker_costs_only_what_was_not_saved(local_ray, train, generative):
     """It is killed after the first saving; another goes on from there, to the same losses."""
     folder = generative[0].parent / "worker-killed"
     killed, followed = [], []
@@ -215,7 +220,7 @@ def test_a_killed_worker_costs_only_what_was_not_saved(train, generative):
 
     thread = threading.Thread(target=kill_a_worker)
     thread.start()
-    _, trained = train("worker-killed", **GENERATIVE)
+    _, trained = train("worker-killed", "ray", **GENERATIVE)
     thread.join()
     assert killed
     assert followed
@@ -226,7 +231,18 @@ def test_a_killed_worker_costs_only_what_was_not_saved(train, generative):
 def test_a_killed_driver_resumes_to_the_same_losses(generative, blood_file, tmp_path):
     """kill -9 of the program after the first saving; the same command then does what is left."""
     folder = tmp_path / "out"
-    command = [sys.executable, "-m", "scgpt_ray", "pretrain", "--atlas", str(blood_file), "--output", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "scgpt_ray",
+        "pretrain",
+        "--atlas",
+        str(blood_file),
+        "--output",
+        str(folder),
+        "--executor",
+        "serial",
+    ]
     for name, value in GENERATIVE.items():
         command += ["--" + name.replace("_", "-"), str(value)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
@@ -240,8 +256,6 @@ def test_a_killed_driver_resumes_to_the_same_losses(generative, blood_file, tmp_
     psutil.wait_procs(below, timeout=60)
     assert not (folder / "metrics.json").exists()
     parts = {path: path.stat().st_mtime_ns for path in Path(folder / "tokens").rglob("part-*")}
-    saved = json.loads((folder / "training" / "checkpoint_manager_snapshot.json").read_text())
-    assert saved
     finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT_S)
     told = json.loads(finished.stdout.splitlines()[-1])
     assert (told["verb"], told["steps"]) == ("pretrain", 60)

@@ -10,7 +10,7 @@ import pytest
 
 from scgpt_ray.cli import DONE, main
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -29,7 +29,7 @@ def test_the_commands(folder, monkeypatch, capsys):
     commands = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     assert len(commands) == 10
     for command in commands:
-        # The words of a shell, run in this process: it is connected to Ray already.
+        # The words of a shell, run in this process, which has imported the libraries.
         words = subprocess.run(
             ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
         ).stdout.split("\0")[:-1]

@@ -14,7 +14,7 @@ from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 GENE_COLUMNS = ["feature_name", "symbol_gencode44"]
 
@@ -29,10 +29,14 @@ def network(shared, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(local_ray, shared, network, tmp_path_factory):
+def reference(shared, network, tmp_path_factory):
     output = tmp_path_factory.mktemp("pbmc3k") / "out"
     manifest = scgpt_ray.embed(
-        atlas=str(shared / "data" / "pbmc3k.h5ad"), checkpoint=network, output=str(output), gene_columns=GENE_COLUMNS
+        executor="serial",
+        atlas=str(shared / "data" / "pbmc3k.h5ad"),
+        checkpoint=network,
+        output=str(output),
+        gene_columns=GENE_COLUMNS,
     )
     assert manifest.n_cells == 2700
     assert manifest.coverage["fraction"] > 0.995
@@ -44,7 +48,8 @@ def vectors(output):
     return dict(zip(table[OBS_ID].to_pylist(), np.stack(table[EMBEDDING].to_numpy()), strict=True))
 
 
-def test_a_vector_depends_on_the_cell_alone(reference, shared, network, tmp_path):
+@pytest.mark.ray
+def test_a_vector_depends_on_the_cell_alone(local_ray, reference, shared, network, tmp_path):
     """Two actors, cells shuffled, genes permuted, cut into two files, another partition size."""
     random = np.random.default_rng(3)
     cells = anndata.read_h5ad(shared / "data" / "pbmc3k.h5ad")
@@ -53,6 +58,7 @@ def test_a_vector_depends_on_the_cell_alone(reference, shared, network, tmp_path
     for name, piece in (("a", shuffled[:1100]), ("b", shuffled[1100:])):
         piece.write_h5ad(tmp_path / f"{name}.h5ad")
         scgpt_ray.embed(
+            executor="ray",
             atlas=str(tmp_path / f"{name}.h5ad"),
             checkpoint=network,
             output=str(tmp_path / name),
@@ -70,14 +76,18 @@ def test_a_vector_depends_on_the_cell_alone(reference, shared, network, tmp_path
 def test_facs_sorted_cells_label_pbmc3k(reference, shared, network, tmp_path):
     """The whole mapping runs on real cells; random weights promise nothing about its quality."""
     scgpt_ray.embed(
+        executor="serial",
         atlas=str(shared / "data" / "pbmc_facs.h5ad"),
         checkpoint=network,
         output=str(tmp_path / "facs"),
         gene_columns=GENE_COLUMNS,
         obs_columns=["cell_type_coarse"],
     )
-    scgpt_ray.build_index(embeddings=str(tmp_path / "facs"), output=str(tmp_path / "index"), shards=3)
+    scgpt_ray.build_index(
+        executor="serial", embeddings=str(tmp_path / "facs"), output=str(tmp_path / "index"), shards=3
+    )
     mapped = scgpt_ray.map_query(
+        executor="serial",
         query=str(shared / "data" / "pbmc3k.h5ad"),
         index=str(tmp_path / "index"),
         checkpoint=network,

@@ -12,7 +12,7 @@ from jobs import integration, reference_mapping
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.pipelines.integrate import BASELINE
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("scib_metrics", reason="needs scib-metrics: pip install 'scgpt-ray[eval]'")
 pytest.importorskip("umap", reason="needs umap-learn: pip install 'scgpt-ray[eval]'")
@@ -25,7 +25,7 @@ N_CELLS = 400
 
 
 @pytest.fixture(scope="module")
-def folder(local_ray, tmp_path_factory):
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tutorials")
 
 

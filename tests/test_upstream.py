@@ -23,12 +23,12 @@ def test_embed_data_gives_upstreams_numbers(shared, name):
     assert original.n_vars - embedded.n_vars == 7, "seven columns are not in the vocabulary, on purpose"
 
 
-@pytest.mark.ray
 @pytest.mark.golden
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_flow_gives_upstreams_numbers(local_ray, shared, tmp_path, name):
+def test_the_flow_gives_upstreams_numbers(shared, tmp_path, name):
     folder = shared / "golden" / name
     scgpt_ray.embed(
+        executor="serial",
         atlas=str(folder / "cells_distinct.h5ad"),
         checkpoint=str(folder / "checkpoint"),
         output=str(tmp_path / "out"),

@@ -7,6 +7,7 @@ text under a field is its `--help`. Options beat the file, the file beats the de
 from scgpt_ray.config.benchmark import BenchmarkSettings
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings
+from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice
 from scgpt_ray.config.folders import DemoSettings, ExportSettings, ValidateSettings
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
@@ -20,6 +21,8 @@ __all__ = [
     "ComputeSettings",
     "DemoSettings",
     "EmbedSettings",
+    "ExecutionSettings",
+    "ExecutorChoice",
     "ExportSettings",
     "IndexSettings",
     "IntegrateSettings",

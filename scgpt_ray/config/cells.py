@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from scgpt_ray.config.execution import ExecutionSettings
 from scgpt_ray.config.settings import Count, Fraction, Settings, Text
 from scgpt_ray.schema import RESERVED
 
@@ -43,7 +44,7 @@ class CellSettings(Settings):
         return columns
 
 
-class ComputeSettings(Settings):
+class ComputeSettings(ExecutionSettings):
     """How the work is spread. Nothing here changes a number in the output."""
 
     cells_per_partition: Count | None = None

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from scgpt_ray.config.execution import ExecutionSettings
 from scgpt_ray.config.settings import Settings, Text
 
 
@@ -37,7 +38,7 @@ class ExportSettings(Settings):
     """File to write."""
 
 
-class DemoSettings(Settings):
+class DemoSettings(ExecutionSettings):
     """Run the whole chain on 700 real blood cells: atlas, embeddings, index, labels, picture."""
 
     verb = "demo"

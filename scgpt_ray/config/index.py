@@ -4,10 +4,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from scgpt_ray.config.settings import Count, Fraction, Settings, Text, parse_bytes
+from scgpt_ray.config.execution import ExecutionSettings
+from scgpt_ray.config.settings import Count, Fraction, Text, parse_bytes
 
 
-class IndexSettings(Settings):
+class IndexSettings(ExecutionSettings):
     """Build a sharded faiss index over embeddings, with labels beside it and recall measured."""
 
     verb = "index"

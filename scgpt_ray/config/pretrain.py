@@ -5,12 +5,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.cells import CellSettings
+from scgpt_ray.config.execution import ExecutionSettings
 from scgpt_ray.config.settings import Count, Fraction, Text
 
 Weight = Annotated[float, Field(ge=0.0)]
 
 
-class PretrainSettings(CellSettings):
+class PretrainSettings(CellSettings, ExecutionSettings):
     """Train a network, or go on training one with cell-type labels; a checkpoint folder that any scGPT reader loads."""
 
     verb = "pretrain"

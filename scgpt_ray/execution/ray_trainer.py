@@ -1,140 +1,115 @@
-"""A training run on Ray Train: workers that share every step, states that outlive them, and news on the way."""
+"""Training on Ray Train: data-parallel workers, restarts, progress reporting."""
 
-import logging
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
-import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
 from scgpt_ray.errors import ScgptRayError, WorkerError
-from scgpt_ray.execution.cluster import cpus_of_nodes
 from scgpt_ray.network.embedder import set_threads
+from scgpt_ray.pipelines.executor import OnStep
 from scgpt_ray.storage import Folder
-from scgpt_ray.training.loop import Training, fit
+from scgpt_ray.training.loop import fit
+from scgpt_ray.training.state import read_state, val_metrics, write_state
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from scgpt_ray.training.loop import Training
 
-STATES = "training"
-_STATE = "state.pt"
+_RUNS = "training/ray"
 _MOST_FAILURES = 3
-_STATES_KEPT = 2
-_NEWS_EVERY_S = 1.0
-
-Hear = Callable[[int, Mapping[str, float]], None]
-"""Called in the driver with the number of a step and what it measured."""
+_REPORT_EVERY_S = 1.0
 
 
-def learn(training: Training, output: Folder, workers: int, *, on_gpu: bool, hear: Hear) -> dict[str, Any]:
-    """Train, going on from the newest state there is in the output.
+def train(
+    training: "Training", output: Folder, workers: int, *, on_gpu: bool, nodes: list[int], on_step: OnStep
+) -> None:
+    """Do the steps that are left.
 
     Args:
         training: What to do.
-        output: Folder of the run; states go to `training/` in it.
+        output: Folder of the run, which all workers reach; it keeps the state.
         workers: Processes that share each step.
         on_gpu: Whether each has a GPU.
-        hear: Told of steps.
-
-    Returns:
-        What the run kept: `best` weights, `best_loss`, and `evaluated`, what it was evaluated at each saving.
+        nodes: CPUs of each node.
+        on_step: Called in this process.
 
     Raises:
         ScgptRayError: What a worker raised, again and again; WorkerError for what is none of ours.
     """
-    nodes = cpus_of_nodes()
     threads = 1 if on_gpu else max(1, min(nodes) // -(-workers // len(nodes)))
-    with _news(hear) as queue:
+    with _reports(on_step) as queue:
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"training": training, "threads": threads, "news": queue},
+            train_loop_config={"training": training, "output": output, "threads": threads, "reports": queue},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu=on_gpu, resources_per_worker=None if on_gpu else {"CPU": 1}
             ),
-            # Of the same name in the same place, a run that was killed is taken up where it was.
             run_config=ray.train.RunConfig(
-                name=STATES,
-                storage_path=output.uri,
+                storage_path=output.where(_RUNS),
                 failure_config=ray.train.FailureConfig(max_failures=_MOST_FAILURES),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_STATES_KEPT),
             ),
         )
         try:
-            result = trainer.fit()
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _reason(error) from error
-    assert result.checkpoint is not None, "the last step saves"
-    kept: dict[str, Any] = _read(result.checkpoint)["kept"]
-    return kept
 
 
 def _reason(error: ray.train.TrainingFailedError) -> ScgptRayError:
     """The error of our own code, on whichever worker, else all there are: the others' are often that it is gone."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    told = dict.fromkeys(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes)
+    texts = dict.fromkeys(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes)
     own = (cause for cause in causes if isinstance(cause, ScgptRayError))
-    return next(own, WorkerError(f"training failed: {'; '.join(told)}"))
+    return next(own, WorkerError(f"training failed: {'; '.join(texts)}"))
 
 
 class _RayContext:
-    """What carries a run: Ray Train knows the other workers and keeps states."""
+    """One of several workers; see `TrainContext`."""
 
-    def __init__(self, news: Queue) -> None:
+    def __init__(self, output: Folder, reports: Queue) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.workers: int = context.get_world_size()
-        self._news = news
-        self._untold: list[tuple[int, dict[str, float]]] = []
-        self._told = time.monotonic()
+        self._output, self._reports = output, reports
+        self._pending: list[tuple[int, dict[str, float]]] = []
+        self._reported = time.monotonic()
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell the driver, of several steps at a time."""
+        """Report to the driver, several steps at a time."""
         if self.rank != 0:
             return
-        self._untold.append((step, dict(metrics)))
-        if time.monotonic() - self._told >= _NEWS_EVERY_S:
-            self._tell()
+        self._pending.append((step, dict(metrics)))
+        if time.monotonic() - self._reported >= _REPORT_EVERY_S:
+            self._report()
 
     def save(self, state: Mapping[str, Any] | None, metrics: Mapping[str, float]) -> None:
-        """Have Ray Train keep a state; it waits for all workers."""
-        if state is None:
-            ray.train.report(dict(metrics))
-            return
-        evaluated = {f"val_{name}": value for name, value in metrics.items() if name != "step"}
-        self._untold.append((int(metrics["step"]), evaluated))
-        self._tell()
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(dict(state), Path(folder) / _STATE)
-            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+        """Keep the state; Ray Train waits for all workers."""
+        if state is not None:
+            write_state(self._output, state)
+            self._pending.append((int(metrics["step"]), val_metrics(metrics)))
+            self._report()
+        ray.train.report(dict(metrics))
 
-    def _tell(self) -> None:
-        self._news.put(self._untold)
-        self._untold, self._told = [], time.monotonic()
+    def _report(self) -> None:
+        self._reports.put(self._pending)
+        self._pending, self._reported = [], time.monotonic()
 
 
 def _work(config: dict[str, Any]) -> None:
     """Body of a worker."""
-    training: Training = config["training"]
     set_threads(config["threads"])
-    checkpoint = ray.train.get_checkpoint()
-    fit(training, get_device(), _RayContext(config["news"]), _read(checkpoint) if checkpoint else None)
-
-
-def _read(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-    with checkpoint.as_directory() as folder:
-        state: dict[str, Any] = torch.load(Path(folder) / _STATE, map_location="cpu", weights_only=True)
-    return state
+    output: Folder = config["output"]
+    fit(config["training"], get_device(), _RayContext(output, config["reports"]), read_state(output))
 
 
 @contextmanager
-def _news(hear: Hear) -> Iterator[Queue]:
-    """A queue whose items, lists of steps, are heard in a thread of the driver."""
+def _reports(on_step: OnStep) -> Iterator[Queue]:
+    """A queue of lists of steps, which a thread of the driver hands to `on_step`."""
     queue = Queue(actor_options={"num_cpus": 0})
     is_over = threading.Event()
 
@@ -142,13 +117,13 @@ def _news(hear: Hear) -> Iterator[Queue]:
         while True:
             over = is_over.is_set()  # asked before the queue: what was put earlier is there
             try:
-                for step, metrics in queue.get(timeout=_NEWS_EVERY_S):
-                    hear(step, metrics)
+                for step, metrics in queue.get(timeout=_REPORT_EVERY_S):
+                    on_step(step, metrics)
             except Empty:
                 if over:
                     return
 
-    listener = threading.Thread(target=listen, name="training-news", daemon=True)
+    listener = threading.Thread(target=listen, name="training-reports", daemon=True)
     listener.start()
     try:
         yield queue

@@ -27,14 +27,14 @@ from scgpt_ray.evaluation.components import require_whole
 from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, log1p_per_10k, nearest_vote
 from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
 from scgpt_ray.evaluation.sample import stratum_quotas
-from scgpt_ray.execution.search import Reference
-from scgpt_ray.execution.stratified_sample import draw_cells
 from scgpt_ray.index.description import IndexDescription
 from scgpt_ray.index.neighbor_filter import Allowed, masked
 from scgpt_ray.mapping.ballot import CountOfValue
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.parts.manifest import GENES, read_plan
 from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
+from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.pipelines.stratified_sample import draw_cells
 from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
 

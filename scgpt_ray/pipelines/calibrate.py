@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.execution.search import Reference
 from scgpt_ray.index.neighbor_filter import Allowed, condition_of
 from scgpt_ray.index.search import Neighbors
 from scgpt_ray.mapping.ballot import Ballot, CellCounts, hold_ballot
 from scgpt_ray.mapping.calibration import Calibration, Sample, Targets, calibrate, calibration_sample
 from scgpt_ray.mapping.prediction import PredictionRules
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import Float32Matrix
 
 logger = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from scgpt_ray.evaluation.labels.metrics import LabelScores, score_labels
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.evaluation.report.plots import umap_scatter
 from scgpt_ray.evaluation.umap import umap_coordinates
-from scgpt_ray.execution.cluster import connected
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.demo_cells import LABEL, SPLIT, blood_cells
 from scgpt_ray.pipelines.embed import embed
+from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.map import map_query
 from scgpt_ray.storage import Folder
@@ -88,7 +88,7 @@ class Demo:
         }
 
 
-def demo(settings: DemoSettings) -> Demo:
+def demo(settings: DemoSettings, engine: Engine) -> Demo:
     """Run the whole chain on the 700 real blood cells that ship inside scanpy.
 
     Raises:
@@ -103,7 +103,7 @@ def demo(settings: DemoSettings) -> Demo:
     if not atlas.exists():
         output.path.mkdir(parents=True, exist_ok=True)
         write_soma(atlas, cells)
-    with _one_store(output), connected():
+    with _one_store(output):
         embed(
             EmbedSettings(
                 atlas=str(atlas),
@@ -112,9 +112,10 @@ def demo(settings: DemoSettings) -> Demo:
                 obs_filter=f"{SPLIT} == 'reference'",
                 obs_columns=(LABEL,),
                 cells_per_partition=_CELLS_PER_PARTITION,
-            )
+            ),
+            engine,
         )
-        build_index(IndexSettings(embeddings=output.where("reference"), output=output.where("index")))
+        build_index(IndexSettings(embeddings=output.where("reference"), output=output.where("index")), engine)
         mapped = map_query(
             MapSettings(
                 query=str(atlas),
@@ -125,9 +126,10 @@ def demo(settings: DemoSettings) -> Demo:
                 truth_column=LABEL,
                 k=_K,
                 cells_per_partition=_CELLS_PER_PARTITION,
-            )
+            ),
+            engine,
         )
-        untrained = _untrained(atlas, list(cells.var_names), settings.checkpoint, output.folder("untrained"))
+        untrained = _untrained(atlas, list(cells.var_names), settings.checkpoint, output.folder("untrained"), engine)
     assert mapped.scores is not None, "the demo gives a truth column"
     _draw_umap(output)
     return Demo(output, mapped.scores, untrained, _baseline(cells))
@@ -155,7 +157,7 @@ def _draw_umap(output: Folder) -> None:
     output.write(UMAP, umap_scatter(coordinates, labels, "Blood cells in the embedding"))
 
 
-def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder) -> LabelScores:
+def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder, engine: Engine) -> LabelScores:
     """A network of the same size with random weights: what its form alone is worth."""
     size = read_checkpoint(checkpoint).architecture
     weights = output.path / "checkpoint"
@@ -175,7 +177,8 @@ def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder) -
             output=output.where("embeddings"),
             obs_columns=(LABEL, SPLIT),
             cells_per_partition=_CELLS_PER_PARTITION,
-        )
+        ),
+        engine,
     )
     table = read_embeddings(output.folder("embeddings"))
     _, vectors = vectors_of(table)

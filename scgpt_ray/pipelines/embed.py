@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -10,26 +9,26 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Plan, cut
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.execution.cluster import Pool, connected, pool
-from scgpt_ray.execution.partitions import ReadJob, as_row, from_row
-from scgpt_ray.execution.stream import Stages, stream
-from scgpt_ray.network.checkpoint import read_checkpoint
-from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.parts.manifest import GENES, MANIFEST, PLAN, Manifest, committed_parts, prove_coverage
 from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
+from scgpt_ray.pipelines.executor import Engine, Executor, Pool, Stages
+from scgpt_ray.pipelines.partition_steps import CommitPartition, EmbedPartition, ReadPartition
 from scgpt_ray.pipelines.progress import Progress
-from scgpt_ray.schema import BIN
 from scgpt_ray.tracking import Tracker, versions
 
 logger = logging.getLogger(__name__)
 
 
-def embed(settings: EmbedSettings) -> Manifest:
+def embed(settings: EmbedSettings, engine: Engine) -> Manifest:
     """Embed every selected cell of an atlas; finish what an earlier run began.
 
     Nothing is written and no cluster is asked for before all of the input is known to be good.
+
+    Args:
+        settings: The request.
+        engine: Where it runs.
 
     Raises:
         InputError: If anything in the input is wrong; see `scgpt_ray.errors`.
@@ -40,19 +39,22 @@ def embed(settings: EmbedSettings) -> Manifest:
         logger.info("%s is finished: %d cells; nothing to do", job.output.uri, job.done.n_cells)
         return job.done
     params = {"config": settings.model_dump(), "fingerprint": job.fingerprint.to_dict()}
-    with connected(), Tracker("embed", job.output, params) as tracker:
-        manifest = run(job, tracker)
+    with (
+        engine.open(job.n_cells, compute=settings) as executor,
+        Tracker("embed", job.output, params) as tracker,
+    ):
+        manifest = run(job, executor, tracker)
         for name in (PLAN, MANIFEST):
             tracker.log_artifact(name)
     return manifest
 
 
-def run(job: EmbedJob, tracker: Tracker) -> Manifest:
-    """Do what is still to be done of a checked request, on the Ray this process is connected to."""
-    workers = pool(job.settings)
+def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
+    """Do what is still to be done of a checked request."""
+    workers = executor.pool(job.settings)
     require_precision(workers.device, job.settings.precision)
     plan = make_plan(job, workers) if job.began is None else job.began
-    parts = run_plan(plan, job, workers, tracker)
+    parts = run_plan(plan, job, executor, workers, tracker)
     return finish(plan, parts, job)
 
 
@@ -74,8 +76,8 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
     return plan
 
 
-def run_plan(plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker) -> dict[int, Part]:
-    """Stream the partitions that are still to be done through Ray; returns all parts.
+def run_plan(plan: Plan, job: EmbedJob, executor: Executor, workers: Pool, tracker: Tracker) -> dict[int, Part]:
+    """Stream the partitions that are still to be done through the stages; returns all parts.
 
     Raises:
         RunError: If the work failed.
@@ -86,11 +88,11 @@ def run_plan(plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker) -> dict
     if not todo:
         return parts
     with Progress(total=plan.n_cells, done=sum(part.n_cells for part in parts.values())) as progress:
-        for number, receipt in enumerate(stream(todo, stages_of(job, workers), workers)):
+        for number, receipt in enumerate(executor.stream(todo, stages_of(job, workers), workers)):
             if number == 0:
-                logger.info("%d actors of %s", workers.size, receipt["actor"])
-                tracker.log_params({"actors": workers.size, "actor": json.loads(receipt["actor"])})
-            part = Part(**json.loads(receipt["part"]))
+                logger.info("%d actors of %s", workers.size, json.dumps(receipt["actor"]))
+                tracker.log_params({"actors": workers.size, "actor": receipt["actor"]})
+            part = Part(**receipt["part"])
             parts[part.partition] = part
             progress.add(part.n_cells, part.n_tokens, receipt["embed_s"])
             tracker.log_metrics(progress.metrics(workers.size), step=len(parts), now=False)
@@ -100,35 +102,14 @@ def run_plan(plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker) -> dict
 
 def stages_of(job: EmbedJob, workers: Pool) -> Stages:
     """Reading, embedding and committing of a job."""
-    checkpoint = job.checkpoint.folder
+    checkpoint, precision = job.checkpoint.folder, job.settings.precision
+    vocabulary = job.checkpoint.vocabulary.sha256
     return Stages(
-        reading=ReadJob(job.source, job.output, checkpoint, job.rules),
-        actor=EmbedActor,
-        arguments=(checkpoint, job.settings.precision, workers.device, workers.threads),
-        output=job.output,
-        fingerprint=job.fingerprint.digest,
+        read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
+        compute=EmbedPartition,
+        arguments=(checkpoint, job.checkpoint.weights_sha256, precision, workers.device, workers.threads),
+        commit=CommitPartition(job.output, job.fingerprint.digest),
     )
-
-
-class EmbedActor:
-    """One copy of the network on one device; a call embeds one partition."""
-
-    def __init__(self, checkpoint: str, precision: str, device: str, threads: int) -> None:
-        set_threads(threads)
-        self.embedder = Embedder(read_checkpoint(checkpoint), device=device, precision=precision)
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        """A row of TOKENS to a row of EMBEDDINGS."""
-        tokens, values = from_row(row)
-        started = time.monotonic()
-        embeddings = self.embedder(tokens)
-        return as_row(
-            embeddings,
-            **values,
-            n_tokens=len(tokens[BIN].combine_chunks().flatten()),
-            embed_s=time.monotonic() - started,
-            actor=json.dumps(self.embedder.describe()),
-        )
 
 
 def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:

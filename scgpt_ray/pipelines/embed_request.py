@@ -51,6 +51,14 @@ class EmbedJob:
     done: Manifest | None
     selection: tuple[Int64Array, Coverage] | None
 
+    @property
+    def n_cells(self) -> int:
+        """Cells that were selected."""
+        if self.began is not None:
+            return self.began.n_cells
+        assert self.selection is not None, "cells are selected where no plan has fixed them"
+        return len(self.selection[0])
+
 
 def check(settings: EmbedSettings) -> EmbedJob:
     """Check a whole request, and find out what an earlier run left of it.

@@ -8,17 +8,6 @@ import numpy as np
 
 from scgpt_ray.config import IndexSettings, parse_bytes
 from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
-from scgpt_ray.execution.cluster import connected
-from scgpt_ray.execution.index_tasks import (
-    ShardInput,
-    TemplateSpec,
-    build_shards,
-    committed_template,
-    new_cells,
-    sample_of,
-    train_template,
-)
-from scgpt_ray.execution.search import Reference, exact_neighbors
 from scgpt_ray.index.description import INDEX, RECALL, IndexDescription, read_index, require_index
 from scgpt_ray.index.factory import (
     EXACT,
@@ -32,7 +21,18 @@ from scgpt_ray.index.factory import (
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
 from scgpt_ray.parts.manifest import Manifest, require_manifest
 from scgpt_ray.parts.parts import PARTS
+from scgpt_ray.pipelines.executor import Engine, Executor
+from scgpt_ray.pipelines.index_steps import (
+    ShardInput,
+    TemplateSpec,
+    build_shards,
+    committed_template,
+    new_cells,
+    sample_of,
+    train_template,
+)
 from scgpt_ray.pipelines.recall import write_report
+from scgpt_ray.pipelines.reference import Reference, exact_neighbors
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _RECALL_QUERIES = 256
 
 
-def build_index(settings: IndexSettings) -> IndexDescription:
+def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
     """Build the index of a finished set of embeddings, or add to it the cells that it lacks.
 
     A finished index of the same request is left alone. An unfinished one is taken up: its template and its shards are
@@ -53,7 +53,7 @@ def build_index(settings: IndexSettings) -> IndexDescription:
     source, output = Folder.at(settings.embeddings), Folder.at(settings.output)
     manifest = require_manifest(source)
     if settings.append:
-        return append(settings, source, manifest, output)
+        return append(settings, source, manifest, output, engine)
     request = resolve(settings, manifest)
     there = read_index(output)
     if there is not None:
@@ -61,13 +61,14 @@ def build_index(settings: IndexSettings) -> IndexDescription:
         logger.info("%s is finished: %d cells; nothing to do", output.uri, there.n_cells)
         return there
     output.require_writable()
-    with connected(), Tracker("index", output, {"config": settings.model_dump(), "request": request}) as tracker:
+    params = {"config": settings.model_dump(), "request": request}
+    with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
         recipe = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
-        template = train_template(source, manifest, recipe, output)
+        template = train_template(executor, source, manifest, recipe, output)
         groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
         labels = tuple(request["labels"])
         stocks = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
-        shards = build_shards(stocks, 0, template, output)
+        shards = build_shards(executor, stocks, 0, template, output)
         described = IndexDescription(
             request=request,
             factory=request["factory"],
@@ -82,10 +83,12 @@ def build_index(settings: IndexSettings) -> IndexDescription:
             fingerprint=manifest.fingerprint.to_dict(),
             embeddings=source.uri,
         )
-        return _finish(described, source, manifest, output, tracker)
+        return _finish(described, source, manifest, output, executor, tracker)
 
 
-def append(settings: IndexSettings, source: Folder, manifest: Manifest, output: Folder) -> IndexDescription:
+def append(
+    settings: IndexSettings, source: Folder, manifest: Manifest, output: Folder, engine: Engine
+) -> IndexDescription:
     """Add the cells of some embeddings that an index lacks, as new shards of its template.
 
     The embeddings may be those of the index, grown; or others of the same checkpoint and atlas. Cells are known by
@@ -96,9 +99,10 @@ def append(settings: IndexSettings, source: Folder, manifest: Manifest, output: 
     """
     there = require_index(output)
     _require_belongs(there, manifest, source, output)
-    with connected(), Tracker("index", output, {"config": settings.model_dump(), "request": there.request}) as tracker:
+    params = {"config": settings.model_dump(), "request": there.request}
+    with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
         names = list(manifest.parts)
-        fresh = np.array(new_cells(source, names, output, there.shards))
+        fresh = np.array(new_cells(executor, source, names, output, there.shards))
         if not fresh.sum():
             logger.info("%s holds every cell of %s; nothing to do", output.uri, source.uri)
             return there
@@ -109,7 +113,7 @@ def append(settings: IndexSettings, source: Folder, manifest: Manifest, output: 
             ShardInput(source, digest, tuple(group.tolist()), labels, there.shards)
             for group in np.array_split(parts, n_shards)
         ]
-        added = build_shards(stocks, len(there.shards), _template_of(output), output)
+        added = build_shards(executor, stocks, len(there.shards), _template_of(output), output)
         known = dict.fromkeys((there.embeddings, *there.appended, source.uri))
         described = replace(
             there,
@@ -117,7 +121,7 @@ def append(settings: IndexSettings, source: Folder, manifest: Manifest, output: 
             shards=(*there.shards, *added),
             appended=tuple(known)[1:],
         )
-        return _finish(described, source, manifest, output, tracker)
+        return _finish(described, source, manifest, output, executor, tracker)
 
 
 def _template_of(output: Folder) -> str:
@@ -205,12 +209,17 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
 
 
 def _finish(
-    described: IndexDescription, source: Folder, manifest: Manifest, output: Folder, tracker: Tracker
+    described: IndexDescription,
+    source: Folder,
+    manifest: Manifest,
+    output: Folder,
+    executor: Executor,
+    tracker: Tracker,
 ) -> IndexDescription:
     """Examine the index, choose its params, and commit it by its description."""
-    reference = Reference(output, described)
+    reference = Reference(output, described, executor)
     target = described.request["target_recall"]
-    recall_sample = _recall_sample(reference, source, manifest)
+    recall_sample = _recall_sample(reference, executor, source, manifest)
     nlist = n_lists(empty_index(described.factory, described.d))
     cost = cost_model(described.factory, described.d, described.n_cells, len(described.shards), nlist)
 
@@ -240,16 +249,16 @@ def _finish(
     return described
 
 
-def _recall_sample(reference: Reference, source: Folder, manifest: Manifest) -> RecallSample:
+def _recall_sample(reference: Reference, executor: Executor, source: Folder, manifest: Manifest) -> RecallSample:
     """A sample of the cells of some embeddings and their true neighbours in the index.
 
     The truth is exact search over those embeddings; cells that the index had before count as it keeps them.
     """
     index = reference.index
-    ids_Q, queries_QD = sample_of(source, manifest, _RECALL_QUERIES, index.request["seed"] + 1)
+    ids_Q, queries_QD = sample_of(executor, source, manifest, _RECALL_QUERIES, index.request["seed"] + 1)
     k = min(max(RECALL_K) + 1, index.n_cells)
     if index.appended:
         truth = reference.exact(queries_QD, k)
     else:
-        truth = exact_neighbors(source.folder(PARTS), list(manifest.parts), queries_QD, k)
+        truth = exact_neighbors(executor, source.folder(PARTS), list(manifest.parts), queries_QD, k)
     return RecallSample(ids_Q, queries_QD, *without_self(*truth, ids_Q))

@@ -8,8 +8,6 @@ import pyarrow as pa
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.execution.cluster import connected
-from scgpt_ray.execution.search import Reference
 from scgpt_ray.index.description import IndexDescription
 from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.search import NONE, Neighbors
@@ -23,8 +21,10 @@ from scgpt_ray.pipelines.baseline import evaluate_baseline
 from scgpt_ray.pipelines.calibrate import calibrations
 from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
+from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.map_report import write_mapped
 from scgpt_ray.pipelines.mapping_result import Mapped, own_name
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
@@ -38,7 +38,7 @@ NO_TERMS = "none"
 """What --term-column says for no roll-up."""
 
 
-def map_query(settings: MapSettings) -> Mapped:
+def map_query(settings: MapSettings, engine: Engine) -> Mapped:
     """Map query cells onto an indexed reference.
 
     The query is embedded into `embeddings/` of the output folder, resumably; calibration, search and voting are done
@@ -55,12 +55,13 @@ def map_query(settings: MapSettings) -> Mapped:
     request = embed_request(settings, reference.index, list(rules.columns))
     job = check(request)
     with (
-        connected(),
+        engine.open(job.n_cells, compute=settings) as executor,
         Tracker("map", output, {"config": settings.model_dump(), "index": reference.index.request}) as tracker,
     ):
+        reference = reference.on(executor)
         cells = reference_cells(settings, reference, rules)
         calibrated = calibrations(settings, reference, rules, cells)
-        manifest = job.done or run(job, tracker)
+        manifest = job.done or run(job, executor, tracker)
         queries = read_embeddings(Folder.at(request.output))
         found = _neighbors(settings, reference, queries)
         predicted = predict(

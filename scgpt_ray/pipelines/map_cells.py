@@ -17,9 +17,9 @@ from scgpt_ray.evaluation.report.plots import MAX_LABELS, umap_scatter
 from scgpt_ray.evaluation.report.scatter import Column, Scatter
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.evaluation.umap import umap_coordinates
-from scgpt_ray.execution.search import Reference
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.mapping_result import NO_EMBEDDING, Mapped, confidences, own_name, voted
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, N_GENES, SCORE, Int64Array, obs_columns, ragged
 
 logger = logging.getLogger(__name__)

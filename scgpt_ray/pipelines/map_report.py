@@ -16,7 +16,6 @@ from scgpt_ray.evaluation.report.mapping_report import map_report
 from scgpt_ray.evaluation.report.page import Picture
 from scgpt_ray.evaluation.report.plots import confusion_heatmap, coverage_accuracy, label_counts, reliability_diagram
 from scgpt_ray.evaluation.report.recall_plot import recall_curve
-from scgpt_ray.execution.search import Reference
 from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import Point
 from scgpt_ray.parts.export import write_h5ad
@@ -35,6 +34,7 @@ from scgpt_ray.pipelines.mapping_result import (
     confidences,
     voted,
 )
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
 
 _CONFUSION = "Where the vote put the cells of each true label, a row for each; a row's shares add up to 1."

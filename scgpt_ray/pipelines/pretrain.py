@@ -1,4 +1,4 @@
-"""The training flow: atlases -> tokens, kept as files -> workers that share every step -> a checkpoint folder."""
+"""Atlases -> token files -> training steps shared by workers -> a checkpoint folder."""
 
 import json
 import logging
@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import ray
 from tqdm import tqdm
 
 from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.evaluation.report.training_plot import training_curve
-from scgpt_ray.execution.cluster import connected
-from scgpt_ray.execution.ray_trainer import learn
-from scgpt_ray.execution.token_cache import keep_tokens
 from scgpt_ray.network.checkpoint import write_checkpoint
 from scgpt_ray.network.checkpoint_files import portable_name
 from scgpt_ray.network.precision import require_precision
+from scgpt_ray.pipelines.executor import Engine, Executor
 from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, REQUEST, TrainingJob, check_training
+from scgpt_ray.pipelines.token_cache import cache_tokens
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker, versions
 from scgpt_ray.training.dataset import AtlasTokens, Cells
@@ -28,6 +26,7 @@ from scgpt_ray.training.learner import Schedule
 from scgpt_ray.training.loop import Training
 from scgpt_ray.training.objective import MASK_VALUE, Weights
 from scgpt_ray.training.packing import Draws
+from scgpt_ray.training.state import read_state
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class Trained:
         return "\n".join([*lines, f"checkpoint  {self.output.where(CHECKPOINT)}"])
 
 
-def pretrain(settings: PretrainSettings) -> Trained:
+def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
     """Train a network on the cells of atlases, or go on training one.
 
     The same command takes up a run that was killed: tokens that are there are not made again, and learning goes on
@@ -76,30 +75,35 @@ def pretrain(settings: PretrainSettings) -> Trained:
         logger.info("%s is finished; nothing to do", job.output.uri)
         return Trained(job.output, job.done)
     params = {"config": settings.model_dump(), "vocabulary": job.vocabulary.size}
-    with connected(), Tracker("pretrain", job.output, params) as tracker:
-        on_gpu = has_gpus(settings.workers)
+    n_cells = sum(partition.n_cells for atlas in job.atlases for partition in atlas.partitions)
+    with (
+        engine.open(n_cells, workers=settings.workers) as executor,
+        Tracker("pretrain", job.output, params) as tracker,
+    ):
+        on_gpu = on_gpus(settings.workers, executor)
         require_precision("cuda" if on_gpu else "cpu", settings.precision)
         job.output.write(REQUEST, json.dumps(job.request, indent=1).encode())
-        training = training_of(job, keep_tokens(job), on_gpu=on_gpu)
-        with _Told(tracker, settings.steps) as told:
-            kept = learn(training, job.output, settings.workers, on_gpu=on_gpu, hear=told.on_step)
-        metrics = _write(job, training, kept)
+        training = training_of(job, cache_tokens(job, executor), on_gpu=on_gpu)
+        with _StepProgress(tracker, settings.steps) as progress:
+            executor.train(training, job.output, settings.workers, progress.on_step)
+        state = read_state(job.output)
+        assert state is not None, "the last step saves"
+        metrics = _write(job, training, state["kept"])
         for name in (METRICS, CURVE):
             tracker.log_artifact(name)
     return Trained(job.output, metrics)
 
 
-def has_gpus(workers: int) -> bool:
-    """Whether the workers have GPUs: if the cluster has any, each must have one, else each a CPU.
+def on_gpus(workers: int, executor: Executor) -> bool:
+    """Whether the workers have GPUs: if there are any, each must have one, else each a CPU.
 
     Raises:
         ConfigError: If there are fewer than workers.
     """
-    has = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU")}
-    kind = "GPU" if has["GPU"] else "CPU"
-    if 0 < has[kind] < workers:
+    kind, n = ("GPU", executor.gpus) if executor.gpus else ("CPU", sum(executor.nodes))
+    if n < workers:
         raise ConfigError(
-            f"--workers {workers} on a cluster of {has[kind]} {kind}s",
+            f"--workers {workers} on a cluster of {n} {kind}s",
             expected=f"a {kind} for each",
             remedy="lower --workers",
         )
@@ -199,14 +203,14 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
     return metrics
 
 
-class _Told:
-    """A bar on a terminal, a line now and then elsewhere, and MLflow: what a person follows a run by."""
+class _StepProgress:
+    """Progress bar on a terminal, periodic log lines otherwise, and MLflow metrics."""
 
     def __init__(self, tracker: Tracker, steps: int) -> None:
         self._tracker = tracker
         self._bar = tqdm(total=steps, unit=" steps", disable=not sys.stderr.isatty(), desc="pretrain")
 
-    def __enter__(self) -> "_Told":
+    def __enter__(self) -> "_StepProgress":
         return self
 
     def __exit__(

@@ -27,7 +27,7 @@ CHECKPOINT = "checkpoint"
 _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
-_HOW = frozenset({"output", "workers", "tokens_per_microbatch", "tiledb_config"})
+_HOW = frozenset({"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config"})
 """Settings that change no number."""
 
 _TOLD = {"atlases": "atlas", "snapshots": "snapshot", "weights": "checkpoint", "vocabulary": "vocabulary"}

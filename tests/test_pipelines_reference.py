@@ -8,13 +8,14 @@ import pytest
 
 import scgpt_ray
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.execution.search import Reference, exact_neighbors
+from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS, vectors_of
+from scgpt_ray.pipelines.reference import Reference, exact_neighbors
 from scgpt_ray.schema import JOINID
 
 N = 300
@@ -27,11 +28,11 @@ def run(make_embeddings, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=[("Flat", 1), ("Flat", 3), ("PCAR8,IVF4,PQ4x4fsr", 2)], ids=str)
-def reference(request, local_ray, run, tmp_path_factory):
+def reference(request, run, tmp_path_factory):
     output = str(tmp_path_factory.mktemp("searched") / "index")
     factory, shards = request.param
-    scgpt_ray.build_index(embeddings=run.uri, output=output, factory=factory, shards=shards)
-    return Reference.at(output)
+    scgpt_ray.build_index(executor="serial", embeddings=run.uri, output=output, factory=factory, shards=shards)
+    return Reference.at(output).on(SerialExecutor())
 
 
 QUERIES = np.random.default_rng(5).standard_normal((40, 16)).astype(np.float32)
@@ -61,24 +62,25 @@ def assert_found(found, expected, exact):
         assert recall_at(found[0], expected[0]) >= 0.975  # one of forty
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("k", [1, 10, 299, 400])
 def test_search_finds_what_brute_force_finds(reference, run, k):
     found = reference.neighbors(QUERIES, k, params=ALL)
     assert_found(found, brute_force(run, QUERIES, k), reference.index.factory == "Flat")
 
 
-@pytest.mark.ray
 def test_the_exact_twins(reference, run):
     expected = brute_force(run, QUERIES, 10)
-    assert_found(exact_neighbors(run.folder(PARTS), list(require_manifest(run).parts), QUERIES, 10), expected, True)
+    assert_found(
+        exact_neighbors(SerialExecutor(), run.folder(PARTS), list(require_manifest(run).parts), QUERIES, 10),
+        expected,
+        True,
+    )
     assert_found(reference.exact(QUERIES, 10), expected, reference.index.factory == "Flat")
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("actors", [1, 2])
 def test_actors_answer_to_the_bit_what_this_process_answers(reference, actors):
-    cluster = Reference(reference.folder, reference.index, actors=actors)
+    cluster = Reference(reference.folder, reference.index, SerialExecutor(), actors)
     own = pa.table({"kind": ["B", "T", None, "NK"] * 10})
     for allowed in (None, Allowed.among("age > 20", own, 40)):
         for found, expected in zip(
@@ -87,21 +89,18 @@ def test_actors_answer_to_the_bit_what_this_process_answers(reference, actors):
             np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.ray
 def test_no_list_is_short_while_there_are_neighbours(reference):
     ids, scores = reference.neighbors(QUERIES, 250, params=SearchParams(1, 1))
     assert (ids >= 0).all()
     assert np.isfinite(scores).all()
 
 
-@pytest.mark.ray
 def test_no_queries(reference):
     ids, scores = reference.neighbors(QUERIES[:0], 5)
     assert ids.shape == scores.shape == (0, 5)
     assert reference.labels(ids, ["kind"]).num_rows == 0
 
 
-@pytest.mark.ray
 def test_labels_of_neighbours_only(reference):
     labels = reference.labels(np.array([[12, 250], [12, -1]]), ["kind", "age"])
     assert sorted(labels.to_pylist(), key=lambda row: row[JOINID]) == [
@@ -110,7 +109,6 @@ def test_labels_of_neighbours_only(reference):
     ]
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("condition", [None, "age >= 100", "kind != 'B' and age < 50"])
 def test_cells_of_every_value(reference, run, condition):
     """A cell without a value counts as one of None; one without an embedding is not in the index."""
@@ -125,7 +123,6 @@ def test_cells_of_every_value(reference, run, condition):
         assert reference.cell_counts(column, condition) == Counter(texts)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("k", [1, 5, 60])
 @pytest.mark.parametrize("condition", [None, "age >= 100", "kind != 'B'"])
 def test_neighbours_of_another_kind_and_age(reference, run, k, condition):
@@ -148,7 +145,6 @@ def test_neighbours_of_another_kind_and_age(reference, run, k, condition):
     assert_found(found, brute_force(run, QUERIES, k, allowed), reference.index.factory == "Flat")
 
 
-@pytest.mark.ray
 def test_all_that_are_allowed_are_found_and_no_more(reference):
     own = pa.table({"kind": ["B", "T"] * 20})
     ids, scores = reference.neighbors(QUERIES, 250, Allowed.among(None, own, 40))
@@ -158,7 +154,6 @@ def test_all_that_are_allowed_are_found_and_no_more(reference):
     assert (nobody == -1).all()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("n", [0, 1, 50, 1000])
 def test_a_sample_with_vectors_and_labels(reference, run, n):
     ids, vectors, labels = reference.sample(n, 3, ["kind"])
@@ -175,7 +170,6 @@ def test_a_sample_with_vectors_and_labels(reference, run, n):
         assert reference.sample(n, 4, [])[0].tolist() != ids.tolist()
 
 
-@pytest.mark.ray
 def test_what_an_index_cannot_answer(reference):
     with pytest.raises(ReferenceSetError, match=r"queries of width 8, .* is of width 16"):
         reference.neighbors(QUERIES[:, :8], 3)
@@ -192,7 +186,7 @@ def test_what_an_index_cannot_answer(reference):
 
 def test_an_unfinished_index_is_refused(tmp_path):
     with pytest.raises(ReferenceSetError, match=r"has no index.json; .*; give its path to --index"):
-        Reference.at(str(tmp_path))
+        Reference.at(str(tmp_path)).on(SerialExecutor())
     (tmp_path / "template.faiss").write_bytes(b"")
     with pytest.raises(ReferenceSetError, match=r"has no index.json; .*; run the same index command again"):
-        Reference.at(str(tmp_path))
+        Reference.at(str(tmp_path)).on(SerialExecutor())

@@ -1,9 +1,10 @@
-"""Partitions: tokens are made block by block, and a table goes through a row of Ray Data as it was."""
+"""Tokens are made block by block, by readers that need no torch, from files that are what the request says."""
 
 import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -15,77 +16,24 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgpt_ray.atlas.genes import harmonize
+from scgpt_ray.atlas.genes import GeneMap, harmonize
 from scgpt_ray.atlas.h5ad import cells_of
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
-from scgpt_ray.execution.partitions import PartitionSource, ReadJob, as_row, from_row
+from scgpt_ray.errors import CheckpointError, OutputError
 from scgpt_ray.network.checkpoint_files import read_vocabulary
 from scgpt_ray.parts.manifest import GENES
-from scgpt_ray.schema import BIN, EMBEDDING, JOINID, OBS_ID, matrix_array, ragged, ragged_array
+from scgpt_ray.pipelines.partition_steps import ReadPartition
+from scgpt_ray.schema import BIN, JOINID, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
-
-CELLS = pa.table({
-    JOINID: pa.array([3, 5, 8]),
-    "obs_id": pa.array(["a", None, "c"]),
-    "kind": pa.array(["B", None, "B"]).dictionary_encode(),
-    "gene": ragged_array(np.array([0, 2, 2, 3]), np.array([7, 9, 1], np.uint16)),
-    EMBEDDING: matrix_array(np.eye(3, 4, dtype=np.float32), np.array([False, True, False])),
-})  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        CELLS,
-        CELLS.slice(1),
-        CELLS.slice(1, 1),
-        CELLS.slice(0, 0),
-        pa.concat_tables([CELLS, CELLS.slice(2), CELLS.slice(0, 0)]),
-        CELLS.schema.empty_table(),
-    ],
-)
-def test_round_trip(table):
-    row = as_row(table, partition="p", n=3, seconds=0.5)
-    assert row.num_rows == 1
-    back, values = from_row(row)
-    back.validate(full=True)
-    assert values == {"partition": "p", "n": 3, "seconds": 0.5}
-    assert back.schema.equals(table.schema)
-    assert back.to_pylist() == table.to_pylist()
-    assert ragged(back["gene"])[1].tolist() == [gene for genes in table["gene"].to_pylist() for gene in genes]
-
-
-def test_a_row_among_others_keeps_its_table():
-    """Ray keeps several rows in a block, cuts it, and sends slices of it."""
-    rows = pa.concat_tables([as_row(CELLS.slice(start), n=start) for start in range(3)])
-    for start in range(3):
-        table, values = from_row(rows.slice(start, 1))
-        assert values == {"n": start}
-        assert table.to_pylist() == CELLS.slice(start).to_pylist()
-
-
-def test_two_rows_are_not_one_partition():
-    with pytest.raises(AssertionError, match="one row is one partition"):
-        from_row(pa.concat_tables([as_row(CELLS), as_row(CELLS)]))
-
-
-@pytest.mark.ray
-def test_one_read_task_a_partition(local_ray):
-    partitions = cut(np.arange(10), 4)
-    source = PartitionSource(None, partitions)
-    tasks = source.get_read_tasks(1)
-    assert [task.metadata.num_rows for task in tasks] == [1] * len(partitions)
-    assert source.estimate_inmemory_data_size() == sum(task.metadata.size_bytes for task in tasks)
-
 
 N_CELLS, RULES = 5000, TokenRules(max_length=25)
 
 
 def write_atlas(folder, make_soma, n_cells, n_genes, density):
-    """Cells of which each fifth is empty, as .h5ad and SOMA, and what a ReadJob finds in its folders beside them."""
+    """Cells of which each fifth is empty, as .h5ad and SOMA, and the files that ReadPartition needs."""
     counts = scipy.sparse.random(n_cells, n_genes, density, "csr", np.float32, np.random.default_rng(0))
     counts.data = np.ceil(counts.data * 9)
     counts = scipy.sparse.diags((np.arange(n_cells) % 5 != 3).astype(np.float32)) @ counts
@@ -111,7 +59,9 @@ def write_atlas(folder, make_soma, n_cells, n_genes, density):
 def reading(folder, kind, obs_filter=None):
     uri = {"soma": str(folder / "atlas"), "h5ad": str(folder / "atlas.h5ad")}[kind]
     source = locate(uri, CellSettings(obs_filter=obs_filter, obs_columns=("n",)))
-    return ReadJob(source, Folder.at(folder), str(folder), RULES)
+    with Folder.at(folder).open(GENES) as stream:
+        genes = GeneMap.from_table(pq.read_table(stream)).digest()
+    return ReadPartition(source, Folder.at(folder), genes, str(folder), read_vocabulary(folder).sha256, RULES)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +88,7 @@ def test_blockwise_tokens_are_those_of_the_whole_partition(atlas, kind, size):
     assert expected[BIN].to_pylist()[3] == []
     assert max(len(bins) for bins in expected[BIN].to_pylist()) == RULES.max_length
     for partition in cut(np.arange(N_CELLS), size):
-        tokens = job.read(partition)
+        tokens = job(partition)
         tokens.validate(full=True)
         rows = expected.slice(partition.first, partition.n_cells)
         assert tokens.combine_chunks().equals(rows.combine_chunks())
@@ -155,7 +105,7 @@ def test_blockwise_tokens_of_a_sparse_selection(atlas, rows, kind):
     folder, whole = atlas
     rows = np.array(sorted(rows))
     [partition] = cut(rows, N_CELLS)
-    tokens = reading(folder, kind, f"n in {rows.tolist()}").read(partition)
+    tokens = reading(folder, kind, f"n in {rows.tolist()}")(partition)
     assert tokens[OBS_ID].to_pylist() == [f"cell{row}" for row in rows]
     assert tokens.combine_chunks().equals(whole(rows).combine_chunks())
 
@@ -169,7 +119,7 @@ def test_the_counts_of_one_block_are_in_memory_at_once(tmp_path, make_soma):
         n_bytes = {}
         for partition in (large, small, large):  # the first run compiles, and opens the place
             tracemalloc.start()  # knows numpy's arrays
-            tokens = job.read(partition)
+            tokens = job(partition)
             n_bytes[partition.n_cells] = tracemalloc.get_traced_memory()[1] - tokens.nbytes
             tracemalloc.stop()
         assert n_bytes[2048] > counts_of_a_block
@@ -177,5 +127,15 @@ def test_the_counts_of_one_block_are_in_memory_at_once(tmp_path, make_soma):
 
 
 def test_a_reader_has_no_use_for_torch():
-    program = "import sys, scgpt_ray.execution.partitions, scgpt_ray.atlas.soma; sys.exit('torch' in sys.modules)"
+    program = "import sys, scgpt_ray.pipelines.partition_steps, scgpt_ray.atlas.soma; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
+
+
+def test_files_that_changed_are_refused(atlas):
+    folder, _ = atlas
+    job = reading(folder, "h5ad")
+    [partition] = cut(job.source.joinids(), N_CELLS)
+    with pytest.raises(OutputError, match=r"genes.parquet is not the gene table .*; expected the one with digest 0000"):
+        replace(job, genes="0" * 64)(partition)
+    with pytest.raises(CheckpointError, match=r"the vocabulary of .* have sha256 .*; expected 0000"):
+        replace(job, vocabulary="0" * 64)(partition)

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from scgpt_ray.execution.search import Reference, labels_that_meet
 from scgpt_ray.mapping.label_table import encoded
+from scgpt_ray.pipelines.reference import Reference, labels_that_meet
 from scgpt_ray.schema import JOINID
 from scgpt_ray.storage import Folder
 
@@ -32,15 +31,15 @@ def draw_cells(
     Returns:
         soma_joinid and the columns, in order of soma_joinid.
     """
-    tasks = [
-        _offer.remote(reference.folder, shard.labels, list(columns), dict(quotas), condition, [seed, number])
+    assert reference.executor is not None, "name an executor by Reference.on"
+    calls = [
+        (reference.folder, shard.labels, list(columns), dict(quotas), condition, [seed, number])
         for number, shard in enumerate(reference.index.shards)
     ]
-    offered = pa.concat_tables(ray.get(tasks)).unify_dictionaries()
+    offered = pa.concat_tables(reference.executor.tasks(_offer, calls, cpus=0.5)).unify_dictionaries()
     return _lowest(offered, columns[0], quotas).drop_columns([_LOT]).sort_by(JOINID)
 
 
-@ray.remote(num_cpus=0.5)
 def _offer(
     folder: Folder, name: str, columns: list[str], quotas: dict[str, int], condition: str | None, seed: list[int]
 ) -> pa.Table:

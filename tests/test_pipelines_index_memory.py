@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from scgpt_ray.config import IndexSettings
-from scgpt_ray.execution.cluster import connected
+from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.pipelines.index import build_index
-from scgpt_ray.execution.search import Reference
+from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.storage import Folder
 from scgpt_ray.parts.export import read_embeddings
 
@@ -54,11 +54,11 @@ def growth(work):
 
 def build(size, factory, output):
     settings = {"embeddings": f"{place}/{size}", "output": output, "factory": factory, "shards": 2}
-    build_index(IndexSettings(**settings, target_recall=0.1))
+    build_index(IndexSettings(**settings, target_recall=0.1), engine)
 
 
 def search(output):
-    reference = Reference.at(output)
+    reference = Reference.at(output).on(executor)
     queries = np.random.default_rng(0).standard_normal((512, width)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     ids, _ = reference.neighbors(queries, 10)
@@ -69,7 +69,8 @@ def search(output):
 
 
 found = {}
-with connected():
+engine = LocalOrRay("ray")
+with engine.open(0) as executor:
     for number, factory in enumerate(factories):
         # The first one tells what it takes at all: libraries, threads, buffers.
         for turn, size in enumerate(("small", "small", "large")):

@@ -1,12 +1,12 @@
-"""Neighbours in an index: on one machine in this process, on a cluster by actors that hold a group of shards each.
+"""A reference: an index that is searched, on one machine in this process, on a cluster by actors that hold shards.
 
 Both ask `index.searcher` for the same blocks of queries and merge by score and id, so the answers are the same. The
 exact twin compares with the embeddings themselves, a task for some of the parts.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.execution.cluster import cpus_of_nodes
 from scgpt_ray.index.description import IndexDescription, require_index
 from scgpt_ray.index.factory import empty_index, n_lists
 from scgpt_ray.index.neighbor_filter import Allowed, condition_of
@@ -25,6 +23,7 @@ from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neig
 from scgpt_ray.index.searcher import Searcher, SearchParams
 from scgpt_ray.index.shard import ShardDescription
 from scgpt_ray.parts.parts import read_vectors
+from scgpt_ray.pipelines.executor import Executor
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -33,18 +32,19 @@ _TASKS_PER_CPU = 4  # of a search through parts: few enough to merge, enough to 
 _WIDER = 4  # lists of a search for neighbours that are missing, against the search before
 
 
-def exact_neighbors(parts: Folder, names: Sequence[str], queries_QD: Float32Matrix, k: int) -> Neighbors:
+def exact_neighbors(
+    executor: Executor, parts: Folder, names: Sequence[str], queries_QD: Float32Matrix, k: int
+) -> Neighbors:
     """The k nearest by comparing with every vector of the parts: ids int64 [Q, k] and scores float32 [Q, k].
 
     A task looks through several parts, so that what comes back does not grow with their number.
     """
-    queries = ray.put(queries_QD)
-    n_tasks = min(len(names), _TASKS_PER_CPU * sum(cpus_of_nodes()))
+    queries = executor.share(queries_QD)
+    n_tasks = min(len(names), _TASKS_PER_CPU * sum(executor.nodes))
     groups = [group.tolist() for group in np.array_split(np.array(names), n_tasks)]
-    return merge(ray.get([_search_parts.remote(parts, group, queries, k) for group in groups]), k)
+    return merge(executor.tasks(_search_parts, [(parts, group, queries, k) for group in groups]), k)
 
 
-@ray.remote(num_cpus=1)
 def _search_parts(parts: Folder, names: list[str], queries_QD: Float32Matrix, k: int) -> Neighbors:
     set_threads(1)
     return exact_search((read_vectors(parts, name) for name in names), queries_QD, k)
@@ -57,11 +57,13 @@ class Reference:
     Attributes:
         folder: Where it is.
         index: What it says about itself.
+        executor: Where it is searched; None before that is known.
         actors: Processes that hold the shards; 0 for this process alone, None for one per node where there are several.
     """
 
     folder: Folder
     index: IndexDescription
+    executor: Executor | None = None
     actors: int | None = None
 
     @classmethod
@@ -73,6 +75,15 @@ class Reference:
         """
         folder = Folder.at(place)
         return cls(folder, require_index(folder))
+
+    def on(self, executor: Executor) -> "Reference":
+        """The same, searched by an executor."""
+        return replace(self, executor=executor)
+
+    @property
+    def _executor(self) -> Executor:
+        assert self.executor is not None, "name an executor by Reference.on"
+        return self.executor
 
     @property
     def params(self) -> SearchParams:
@@ -150,39 +161,40 @@ class Reference:
     def _ask(self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: Allowed | None) -> Neighbors:
         if isinstance(self._searchers, Searcher):
             return self._searchers.search(queries_QD, k, params, allowed)
-        queries = ray.put(queries_QD)
-        return merge(ray.get([actor.search.remote(queries, k, params, allowed) for actor in self._searchers]), k)
+        queries = self._executor.share(queries_QD)
+        answers = [search("search", queries, k, params, allowed) for search in self._searchers]
+        return merge([wait() for wait in answers], k)
 
     @cached_property
     def _nlist(self) -> int:
         return n_lists(empty_index(self.index.factory, self.index.d))
 
     @cached_property
-    def _searchers(self) -> Searcher | list[Any]:
+    def _searchers(self) -> Searcher | list[Callable[..., Any]]:
         """The shards, opened here; or the actors that have opened them, which end with this object."""
-        nodes = cpus_of_nodes()
+        nodes = self._executor.nodes
         n_actors = self.actors if self.actors is not None else len(nodes) if len(nodes) > 1 else 0
         if n_actors == 0:
             return Searcher(self.folder, self.index.shards)
         groups = np.array_split(np.arange(len(self.index.shards)), min(n_actors, len(self.index.shards)))
         threads = max(1, sum(nodes) // len(groups) // 2)  # the other half of the cores is left to others' tasks
         held = [tuple(self.index.shards[place] for place in group) for group in groups]
-        actor = ray.remote(_Group).options(num_cpus=min(threads, max(nodes)), max_restarts=-1, max_task_retries=-1)
-        return [actor.remote(self.folder, shards, threads) for shards in held]
+        calls = [(self.folder, shards, threads) for shards in held]
+        return self._executor.actors(_Group, calls, cpus=min(threads, max(nodes)))
 
     def exact(self, queries_QD: Float32Matrix, k: int) -> Neighbors:
         """The k nearest by comparing with every vector that the index keeps."""
-        queries = ray.put(queries_QD)
-        return merge(
-            ray.get([_search_exactly.remote(self.folder, shard, queries, k) for shard in self.index.shards]), k
-        )
+        queries = self._executor.share(queries_QD)
+        calls = [(self.folder, shard, queries, k) for shard in self.index.shards]
+        return merge(self._executor.tasks(_search_exactly, calls), k)
 
     def labels(self, neighbor_ids_QK: Int64Array, columns: Sequence[str]) -> pa.Table:
         """soma_joinid and label columns of the cells that are somebody's neighbour."""
         ids = np.unique(neighbor_ids_QK)
-        wanted = ray.put(ids[ids != NONE])
-        tasks = [_read_labels.remote(self.folder, shard.labels, wanted, list(columns)) for shard in self.index.shards]
-        return pa.concat_tables([table.unify_dictionaries() for table in ray.get(tasks)])
+        asked = self._executor.share(ids[ids != NONE])
+        calls = [(self.folder, shard.labels, asked, list(columns)) for shard in self.index.shards]
+        tables = self._executor.tasks(_read_labels, calls, cpus=0.5)
+        return pa.concat_tables([table.unify_dictionaries() for table in tables])
 
     def cell_counts(self, column: str, condition: str | None = None) -> dict[str | None, int]:
         """Cells that have each value of a label column, by its text, None for null; of those that meet a condition.
@@ -191,9 +203,9 @@ class Reference:
             column: Label column.
             condition: On the label columns, as `require` allows it; None for all cells.
         """
-        tasks = [_count.remote(self.folder, shard.labels, column, condition) for shard in self.index.shards]
+        calls = [(self.folder, shard.labels, column, condition) for shard in self.index.shards]
         counts: Counter[str | None] = Counter()
-        for counted in ray.get(tasks):
+        for counted in self._executor.tasks(_count, calls, cpus=0.5):
             counts.update(counted)
         return dict(counts)
 
@@ -214,11 +226,11 @@ class Reference:
         )
         ends = np.cumsum([shard.n_cells for shard in self.index.shards])
         cut = np.split(drawn, np.searchsorted(drawn, ends)[:-1])
-        tasks = [
-            _take.remote(self.folder, shard, rows - (end - shard.n_cells), list(columns))
+        calls = [
+            (self.folder, shard, rows - (end - shard.n_cells), list(columns))
             for shard, end, rows in zip(self.index.shards, ends, cut, strict=True)
         ]
-        ids, vectors, tables = zip(*ray.get(tasks), strict=True)
+        ids, vectors, tables = zip(*self._executor.tasks(_take, calls), strict=True)
         labels = pa.concat_tables([table.unify_dictionaries() for table in tables])
         return np.concatenate(ids), np.concatenate(vectors), labels
 
@@ -234,13 +246,11 @@ class _Group:
         return self._searcher.search(queries_QD, k, params, allowed)
 
 
-@ray.remote(num_cpus=1)
 def _search_exactly(folder: Folder, shard: ShardDescription, queries_QD: Float32Matrix, k: int) -> Neighbors:
     set_threads(1)
     return Searcher(folder, [shard]).exact(queries_QD, k)
 
 
-@ray.remote(num_cpus=1)
 def _take(
     folder: Folder, shard: ShardDescription, rows: Int64Array, columns: list[str]
 ) -> tuple[Int64Array, Float32Matrix, pa.Table]:
@@ -250,13 +260,11 @@ def _take(
     return np.asarray(opened.ids_N)[rows], vectors_ND, opened.labels([JOINID, *columns]).take(pa.array(rows))
 
 
-@ray.remote(num_cpus=0.5)
-def _read_labels(folder: Folder, name: str, wanted: Int64Array, columns: list[str]) -> pa.Table:
+def _read_labels(folder: Folder, name: str, asked: Int64Array, columns: list[str]) -> pa.Table:
     with folder.open(name) as stream:
-        return pq.read_table(stream, columns=[JOINID, *columns], filters=pc.field(JOINID).isin(pa.array(wanted)))
+        return pq.read_table(stream, columns=[JOINID, *columns], filters=pc.field(JOINID).isin(pa.array(asked)))
 
 
-@ray.remote(num_cpus=0.5)
 def _count(folder: Folder, name: str, column: str, condition: str | None) -> dict[str | None, int]:
     counted = labels_that_meet(folder, name, [column], condition)[column].cast(pa.string()).value_counts()
     return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}

@@ -1,4 +1,4 @@
-"""The tasks that build an index straight from parts: one trains, one fills each shard; none passes a vector on."""
+"""The steps that build an index straight from parts: one trains, one fills each shard; none passes a vector on."""
 
 import hashlib
 import io
@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
-from scgpt_ray.execution.cluster import cpus_of_nodes
 from scgpt_ray.identity import digest_of
 from scgpt_ray.index.description import CENTRE, TEMPLATE
 from scgpt_ray.index.factory import EXACT, empty_index, n_lists
@@ -24,6 +22,7 @@ from scgpt_ray.index.shard import ShardDescription, build_shard, seal, sealed
 from scgpt_ray.index.template import centre_of, train
 from scgpt_ray.parts.manifest import Manifest
 from scgpt_ray.parts.parts import PARTS, iterate_parts, read_part, read_vectors, vectors_of
+from scgpt_ray.pipelines.executor import Executor
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -77,7 +76,7 @@ class ShardInput:
         return digest_of([template, self.fingerprint, self.parts, self.labels, known])
 
 
-def train_template(source: Folder, manifest: Manifest, recipe: TemplateSpec, output: Folder) -> str:
+def train_template(executor: Executor, source: Folder, manifest: Manifest, recipe: TemplateSpec, output: Folder) -> str:
     """Train in one task that reads its sample itself, unless the template of this recipe is committed.
 
     Returns:
@@ -87,10 +86,10 @@ def train_template(source: Folder, manifest: Manifest, recipe: TemplateSpec, out
     if there is not None and there["recipe"] == recipe.digest:
         return str(there["content"])
     nlist = n_lists(empty_index(recipe.factory, manifest.dimension))
-    threads = min(max(cpus_of_nodes()), -(-nlist // _LISTS_PER_THREAD))
-    task = _train.options(num_cpus=threads, num_gpus=_gpus_of_task())
-    trained: str = ray.get(task.remote(source, manifest, recipe, output, threads))
-    return trained
+    threads = min(max(executor.nodes), -(-nlist // _LISTS_PER_THREAD))
+    call = (source, manifest, recipe, output, threads)
+    [trained] = executor.tasks(_train, [call], cpus=threads, gpus=1)
+    return str(trained)
 
 
 def committed_template(output: Folder) -> dict[str, Any] | None:
@@ -104,15 +103,10 @@ def committed_template(output: Folder) -> dict[str, Any] | None:
     return there if there.get("content") == _content(output) else None
 
 
-def _gpus_of_task() -> int:
-    return 1 if ray.cluster_resources().get("GPU", 0) else 0
-
-
 def _content(output: Folder) -> str:
     return hashlib.sha256(output.read(TEMPLATE) + output.read(CENTRE)).hexdigest()
 
 
-@ray.remote
 def _train(source: Folder, manifest: Manifest, recipe: TemplateSpec, output: Folder, threads: int) -> str:
     set_threads(threads)
     _, sample_ND = sample(source, manifest, recipe.rows, recipe.seed)
@@ -158,28 +152,26 @@ def sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64
     return ids[kept], vectors[kept]
 
 
-def build_shards(stocks: Sequence[ShardInput], first: int, template: str, output: Folder) -> list[ShardDescription]:
+def build_shards(
+    executor: Executor, stocks: Sequence[ShardInput], first: int, template: str, output: Folder
+) -> list[ShardDescription]:
     """One task per shard that is not committed yet, each taking a stock.
 
     Args:
+        executor: Runs the tasks.
         stocks: What the shards take.
         first: Number of the first shard.
         template: Digest of the template, as `train_template` returns it.
         output: The index folder.
     """
-    add = _add_shard.options(num_gpus=_gpus_of_task())
     requests = [stock.digest(template) for stock in stocks]
     there = [sealed(output, first + place, request) for place, request in enumerate(requests)]
-    tasks = {
-        place: add.remote(stock, first + place, requests[place], output)
-        for place, stock in enumerate(stocks)
-        if there[place] is None
-    }
-    built = dict(zip(tasks, ray.get(list(tasks.values())), strict=True))
+    places = [place for place, shard in enumerate(there) if shard is None]
+    calls = [(stocks[place], first + place, requests[place], output) for place in places]
+    built = dict(zip(places, executor.tasks(_add_shard, calls, gpus=1), strict=True))
     return [shard or built[place] for place, shard in enumerate(there)]
 
 
-@ray.remote(num_cpus=1)
 def _add_shard(stock: ShardInput, number: int, request: str, output: Folder) -> ShardDescription:
     """Fill one shard and write it, with its labels beside it; the seal is last."""
     set_threads(1)
@@ -227,18 +219,14 @@ def _label_tables(stock: ShardInput, known_N: Int64Array) -> Iterator[pa.Table]:
         yield new.select([JOINID, *stock.labels]).unify_dictionaries()
 
 
-@ray.remote(num_cpus=1)
-def _sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
-    return sample(source, manifest, n, seed)
-
-
-def sample_of(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
+def sample_of(
+    executor: Executor, source: Folder, manifest: Manifest, n: int, seed: int
+) -> tuple[Int64Array, Float32Matrix]:
     """`sample`, read by a task: for few cells."""
-    drawn: tuple[Int64Array, Float32Matrix] = ray.get(_sample.remote(source, manifest, n, seed))
-    return drawn
+    [(ids_N, vectors_ND)] = executor.tasks(sample, [(source, manifest, n, seed)])
+    return ids_N, vectors_ND
 
 
-@ray.remote(num_cpus=0.5)
 def _new_cells(parts: Folder, names: Sequence[str], output: Folder, known: Sequence[ShardDescription]) -> list[int]:
     known_N = known_ids(output, known)
     counts = []
@@ -248,7 +236,9 @@ def _new_cells(parts: Folder, names: Sequence[str], output: Folder, known: Seque
     return counts
 
 
-def new_cells(source: Folder, names: Sequence[str], output: Folder, known: Sequence[ShardDescription]) -> list[int]:
+def new_cells(
+    executor: Executor, source: Folder, names: Sequence[str], output: Folder, known: Sequence[ShardDescription]
+) -> list[int]:
     """Cells of each part that have an embedding and are in none of the shards."""
-    counts: list[int] = ray.get(_new_cells.remote(source.folder(PARTS), names, output, known))
-    return counts
+    [counts] = executor.tasks(_new_cells, [(source.folder(PARTS), names, output, known)], cpus=0.5)
+    return list(counts)

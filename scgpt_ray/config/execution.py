@@ -1,0 +1,15 @@
+"""Where the work of a verb runs."""
+
+from typing import Literal, TypeAlias
+
+from scgpt_ray.config.settings import Settings
+
+ExecutorChoice: TypeAlias = Literal["auto", "serial", "ray"]
+
+
+class ExecutionSettings(Settings):
+    """Where the work of a verb runs. Nothing here changes a number in the output."""
+
+    executor: ExecutorChoice = "auto"
+    """serial: in this process. ray: on the cluster of RAY_ADDRESS, else on a local Ray. auto: ray for more than 10,000
+    cells, with --gpus, --actors or --workers, or where RAY_ADDRESS is set; else serial."""

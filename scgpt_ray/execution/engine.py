@@ -1,0 +1,48 @@
+"""Which executor a verb's work runs on: this process, or Ray."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from scgpt_ray.config import ComputeSettings, ExecutorChoice
+from scgpt_ray.execution.serial import SerialExecutor
+from scgpt_ray.pipelines.executor import Executor
+
+SMALL = 10_000
+"""Most cells that are processed without Ray, whose start and first actor take about 20 s of two cores."""
+
+
+@dataclass(frozen=True)
+class LocalOrRay:
+    """The engine behind `--executor`; see `scgpt_ray.pipelines.executor.Engine`.
+
+    Attributes:
+        choice: `serial`: this process. `ray`: the Ray this process is connected to, the cluster of RAY_ADDRESS, or a
+            local one. `auto`: Ray where it is there already, where actors or several workers are asked for, and for
+            more than SMALL cells; else this process.
+    """
+
+    choice: ExecutorChoice = "auto"
+
+    @contextmanager
+    def open(self, n_cells: int, *, compute: ComputeSettings | None = None, workers: int = 1) -> Iterator[Executor]:
+        """Open the executor for some work; see `Engine.open`."""
+        asks_for_actors = compute is not None and bool(compute.gpus or compute.actors)
+        needs_ray = n_cells > SMALL or workers > 1 or asks_for_actors or has_ray()
+        if self.choice == "serial" or (self.choice == "auto" and not needs_ray):
+            yield SerialExecutor()
+            return
+        # Imported here: small work does without Ray, also where it is not installed.
+        from scgpt_ray.execution.cluster import connected
+        from scgpt_ray.execution.ray_executor import RayExecutor
+
+        with connected():
+            yield RayExecutor()
+
+
+def has_ray() -> bool:
+    """Whether a Ray is there already: this process is connected to it, or RAY_ADDRESS names it."""
+    ray = sys.modules.get("ray")
+    return "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())

@@ -1,0 +1,89 @@
+"""Steps on Ray: streams by Ray Data, calls by tasks, instances by actors, training by Ray Train."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.config import ComputeSettings
+from scgpt_ray.pipelines.executor import OnStep, Pool, Stages
+from scgpt_ray.storage import Folder
+
+if TYPE_CHECKING:
+    from scgpt_ray.training.loop import Training
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """The Ray that this process is connected to, as an `Executor`; see there."""
+
+    @property
+    def nodes(self) -> list[int]:
+        """CPUs of each node that has some; one node of one, where an autoscaler has still to start the first."""
+        found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        return [cpus for cpus in found if cpus] or [1]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the cluster."""
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def pool(self, compute: ComputeSettings) -> Pool:
+        """One actor per GPU; without GPUs, one CPU actor per node unless more are asked for."""
+        gpus = self.gpus if compute.gpus is None and compute.actors is None else compute.gpus or 0
+        if gpus:
+            return Pool(size=gpus, num_gpus=1, num_cpus=1, threads=1)
+        workers = self.nodes
+        size = compute.actors or len(workers)
+        per_node = -(-size // len(workers))
+        cpus = min(workers)
+        share = (cpus - 1) / per_node  # one core of a node is left to readers and writers
+        return Pool(
+            size=size,
+            num_gpus=0,
+            num_cpus=float(int(share)) if share >= 1 else max(0.1, 0.5 / per_node),
+            threads=max(1, cpus // per_node),
+        )
+
+    def stream(self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any]]:
+        """A Ray Data pipeline."""
+        from scgpt_ray.execution.ray_stream import stream  # Ray Data takes seconds to import
+
+        return stream(todo, stages, pool)
+
+    def tasks(
+        self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
+    ) -> list[Any]:
+        """One task for each call."""
+        task = _remote(function).options(num_cpus=cpus, num_gpus=min(gpus, self.gpus))
+        results: list[Any] = ray.get([task.remote(*arguments) for arguments in calls])
+        return results
+
+    def share(self, value: Any) -> Any:
+        """A reference to the value in the object store."""
+        return ray.put(value)
+
+    def actors(
+        self, kind: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float
+    ) -> list[Callable[..., Any]]:
+        """Actors that are restarted when they die, and end with the last reference to them."""
+        actor = _remote(kind).options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1)
+        return [partial(_call, actor.remote(*arguments)) for arguments in calls]
+
+    def train(self, training: "Training", output: Folder, workers: int, on_step: OnStep) -> None:
+        """A Ray Train run."""
+        from scgpt_ray.execution.ray_trainer import train
+
+        train(training, output, workers, on_gpu=self.gpus > 0, nodes=self.nodes, on_step=on_step)
+
+
+@cache
+def _remote(function: Callable[..., Any]) -> Any:
+    return ray.remote(function)
+
+
+def _call(actor: Any, method: str, *arguments: Any) -> Callable[[], Any]:
+    return partial(ray.get, getattr(actor, method).remote(*arguments))

@@ -1,0 +1,144 @@
+"""A stream of partitions on Ray Data: one row is one partition.
+
+A row holds whole tables as lists, so that Ray can neither cut a partition nor merge two, and the flat buffers arrive
+without a copy. The cells of a table become one `large_list` value per column.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data.block import Block, BlockMetadata
+from ray.data.datasource import ReadTask
+from ray.data.exceptions import ExecutionTimeoutError
+
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.execution.cluster import failed
+from scgpt_ray.pipelines.executor import Pool, Stages
+
+_NO_PROGRESS_S = 900
+_BYTES_PER_CELL = 8_000  # about 2,000 genes of 3 bytes, an id and some columns; for Ray's accounting only
+_RECEIPT = "receipt"
+
+
+def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any]]:
+    """Run partitions through the stages on the Ray this process is connected to; see `Executor.stream`.
+
+    Args:
+        todo: Partitions.
+        stages: What is done with each.
+        pool: The actors of `stages.compute`; None without it.
+    """
+    _quiet_data()
+    read_cpus = pool.read_cpus if pool else 1
+    dataset = ray.data.read_datasource(
+        PartitionSource(stages.read, todo), override_num_blocks=len(todo), num_cpus=read_cpus
+    )
+    if stages.compute is not None:
+        assert pool is not None, "actors come from a pool"
+        dataset = dataset.map_batches(
+            _Actor,
+            fn_constructor_args=(stages.compute, stages.arguments),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_gpus=pool.num_gpus or None,
+            num_cpus=pool.num_cpus,
+            # Two calls at a time: one computes while Ray fetches and stores the rows of the other.
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=min(pool.size, len(todo)), max_concurrent_calls_per_actor=2
+            ),
+        )
+    committed = dataset.map_batches(
+        _commit,
+        fn_args=(stages.commit,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=pool.write_cpus if pool else 0.25,
+    )
+    try:
+        for row in committed.iter_rows():
+            yield json.loads(row[_RECEIPT])
+    except ExecutionTimeoutError as error:
+        raise failed(error) from error
+
+
+def _quiet_data() -> None:
+    """Settings of Ray Data; they are copied into a dataset when it is built."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # what wraps it loses its cause between processes
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S  # bounds a partition that kills every process it meets
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+
+
+class _Actor:
+    """Holds the instance that computes."""
+
+    def __init__(self, kind: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._compute = kind(*arguments)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        table, partition, _ = from_row(row)
+        computed, figures = self._compute(table)
+        return as_row(computed, partition, figures)
+
+
+def _commit(row: pa.Table, commit: Callable[..., dict[str, Any]]) -> pa.Table:
+    return pa.table({_RECEIPT: [json.dumps(commit(*from_row(row)))]})
+
+
+def as_row(table: pa.Table, partition: Partition, figures: dict[str, Any] | None = None) -> pa.Table:
+    """Wrap the table of a partition into one row, with the partition and the figures of its computing."""
+    columns = {
+        name: pa.LargeListArray.from_arrays(pa.array([0, table.num_rows]), column.combine_chunks())
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    values = {"row.partition": [json.dumps(asdict(partition))], "row.figures": [json.dumps(figures or {})]}
+    return pa.table({**values, **columns})
+
+
+def from_row(row: pa.Table) -> tuple[pa.Table, Partition, dict[str, Any]]:
+    """What `as_row` wrapped."""
+    assert row.num_rows == 1, "one row is one partition"
+    partition, figures = (json.loads(row[f"row.{name}"][0].as_py()) for name in ("partition", "figures"))
+    names = [name for name in row.column_names if not name.startswith("row.")]
+    table = pa.table({name: row[name].combine_chunks().flatten() for name in names})
+    return table, Partition(**partition), figures
+
+
+class PartitionSource(ray.data.Datasource):
+    """One read task per partition.
+
+    Args:
+        read: Partition -> table.
+        partitions: What is still to be done.
+    """
+
+    def __init__(self, read: Callable[[Partition], pa.Table], partitions: tuple[Partition, ...]) -> None:
+        super().__init__()
+        self._read = read
+        self._partitions = partitions
+
+    def get_read_tasks(self, *_args: Any, **_kwargs: Any) -> list[ReadTask]:
+        """The tasks; Ray asks several times, so this is cheap and always the same."""
+        return [
+            ReadTask(partial(_read_row, self._read, partition), _metadata(partition)) for partition in self._partitions
+        ]
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all rows together, roughly."""
+        return sum(partition.n_cells for partition in self._partitions) * _BYTES_PER_CELL
+
+
+def _read_row(read: Callable[[Partition], pa.Table], partition: Partition) -> Iterable[Block]:
+    yield as_row(read(partition), partition)
+
+
+def _metadata(partition: Partition) -> BlockMetadata:
+    return BlockMetadata(num_rows=1, size_bytes=partition.n_cells * _BYTES_PER_CELL, input_files=None, exec_stats=None)

@@ -1,0 +1,77 @@
+"""Steps run one after the other in this process: for small work, notebooks and tests, and the slow twin of Ray."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.config import ComputeSettings
+from scgpt_ray.pipelines.executor import OnStep, Pool, Stages
+from scgpt_ray.storage import Folder
+
+if TYPE_CHECKING:
+    from scgpt_ray.training.loop import Training
+
+
+@dataclass(frozen=True)
+class SerialExecutor:
+    """This process as an `Executor`; see there."""
+
+    @cached_property
+    def nodes(self) -> list[int]:
+        """The CPUs that this process may use."""
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux
+        return [len(affinity(0)) if affinity else os.cpu_count() or 1]
+
+    @cached_property
+    def gpus(self) -> int:
+        """Whether torch sees a GPU; this process uses one."""
+        from scgpt_ray.network.embedder import has_gpu
+
+        return int(has_gpu())
+
+    def pool(self, compute: ComputeSettings) -> Pool:
+        """One actor with all cores, on the GPU if there is one and CPUs are not asked for."""
+        on_gpu = self.gpus and compute.actors is None and compute.gpus != 0
+        return Pool(size=1, num_gpus=int(on_gpu), num_cpus=1, threads=self.nodes[0])
+
+    def stream(self, todo: tuple[Partition, ...], stages: Stages, _pool: Pool | None) -> Iterator[dict[str, Any]]:
+        """One partition after the other."""
+        compute = stages.compute(*stages.arguments) if stages.compute else None
+        for partition in todo:
+            table = stages.read(partition)
+            figures: dict[str, Any] = {}
+            if compute is not None:
+                table, figures = compute(table)
+            yield stages.commit(table, partition, figures)
+
+    def tasks(
+        self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
+    ) -> list[Any]:
+        """One call after the other."""
+        return [function(*arguments) for arguments in calls]
+
+    def share(self, value: Any) -> Any:
+        """The value: it is here already."""
+        return value
+
+    def actors(
+        self, kind: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float
+    ) -> list[Callable[..., Any]]:
+        """Instances in this process, which compute when they are waited for."""
+        return [partial(_call, kind(*arguments)) for arguments in calls]
+
+    def train(self, training: "Training", output: Folder, workers: int, on_step: OnStep) -> None:
+        """Train in this process, on the GPU if there is one."""
+        # Imported here: only pretraining needs a network with gradients.
+        from scgpt_ray.training.loop import fit
+        from scgpt_ray.training.state import AloneContext, device_of, read_state
+
+        assert workers == 1, "several workers need Ray"
+        fit(training, device_of(self.gpus), AloneContext(output, on_step), read_state(output))
+
+
+def _call(instance: Any, method: str, *arguments: Any) -> Callable[[], Any]:
+    return partial(getattr(instance, method), *arguments)

@@ -1,0 +1,158 @@
+"""The steps of a partition: read and tokenise, embed, commit. What workers import; the rest of a verb stays out.
+
+What a worker reads is checked against the digest that the request carries, and kept under that digest: a worker that
+outlives a run cannot serve the next one from files that have changed since.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scgpt_ray.atlas.genes import GeneMap
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.atlas.source import Source
+from scgpt_ray.errors import CheckpointError, OutputError
+from scgpt_ray.network.checkpoint_files import read_vocabulary
+from scgpt_ray.parts.manifest import GENES
+from scgpt_ray.parts.parts import PARTS, write_part
+from scgpt_ray.schema import BIN
+from scgpt_ray.storage import Folder
+from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+from scgpt_ray.tokenizer.vocabulary import Vocabulary
+
+_KEPT = 4  # of each kind, in a worker process
+
+
+@dataclass(frozen=True)
+class ReadPartition:
+    """Partition -> TOKENS.
+
+    Attributes:
+        source: Where the cells are.
+        output: Folder with genes.parquet.
+        genes: Digest of the gene map in it.
+        checkpoint: Name of the checkpoint, whose vocabulary is read.
+        vocabulary: Sha256 of the vocabulary.
+        rules: Token rules.
+    """
+
+    source: Source
+    output: Folder
+    genes: str
+    checkpoint: str
+    vocabulary: str
+    rules: TokenRules
+
+    def __call__(self, partition: Partition) -> pa.Table:
+        """Read and tokenise one partition, block by block.
+
+        Raises:
+            OutputError: If genes.parquet is not the one of this run.
+            CheckpointError: If the vocabulary has changed since the run began.
+        """
+        blocks = self.source.read(partition, gene_tokens(self.output, self.genes))
+        vocabulary = vocabulary_of(self.checkpoint, self.vocabulary)
+        tokenized = partial(tokenize, vocabulary=vocabulary, rules=self.rules)
+        # Not a loop, whose variable would keep the counts of a block until the next one is read.
+        return pa.concat_tables(map(tokenized, blocks))
+
+
+@lru_cache(maxsize=_KEPT)
+def gene_tokens(output: Folder, digest: str) -> npt.NDArray[np.int32]:
+    """Token by var joinid, int32, from genes.parquet.
+
+    Raises:
+        OutputError: If the file has another digest.
+    """
+    with output.open(GENES) as stream:
+        genes = GeneMap.from_table(pq.read_table(stream))
+    if genes.digest() != digest:
+        raise OutputError(
+            f"{output.where(GENES)} is not the gene table that this run began with ({genes.digest()[:12]})",
+            expected=f"the one with digest {digest[:12]}",
+            remedy="restore the file, or give --output another folder",
+        )
+    return genes.lookup()
+
+
+@lru_cache(maxsize=_KEPT)
+def vocabulary_of(checkpoint: str, sha256: str) -> Vocabulary:
+    """The vocabulary of a checkpoint.
+
+    Raises:
+        CheckpointError: If its content has another sha256.
+    """
+    vocabulary = read_vocabulary(checkpoint)
+    if vocabulary.sha256 != sha256:
+        raise _changed(checkpoint, "vocabulary", vocabulary.sha256, sha256)
+    return vocabulary
+
+
+class EmbedPartition:
+    """TOKENS -> EMBEDDINGS, by one copy of the network on one device.
+
+    Args:
+        checkpoint: Name of the checkpoint.
+        weights: Sha256 of its weights.
+        precision: Of the network.
+        device: cpu, cuda or cuda:N.
+        threads: CPU threads.
+
+    Raises:
+        CheckpointError: If the weights have changed since the run began.
+    """
+
+    def __init__(self, checkpoint: str, weights: str, precision: str, device: str, threads: int) -> None:
+        # Imported here: readers use this module, too, and have no use for torch.
+        from scgpt_ray.network.checkpoint import read_checkpoint
+        from scgpt_ray.network.embedder import Embedder, set_threads
+
+        set_threads(threads)
+        opened = read_checkpoint(checkpoint)
+        if opened.weights_sha256 != weights:
+            raise _changed(checkpoint, "weights", opened.weights_sha256, weights)
+        self._embedder: Embedder = Embedder(opened, device=device, precision=precision)
+
+    def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+        """Embed a partition; figures: `n_tokens`, `embed_s` (seconds) and `actor` (what it computes with)."""
+        started = time.monotonic()
+        embeddings = self._embedder(tokens)
+        return embeddings, {
+            "n_tokens": len(tokens[BIN].combine_chunks().flatten()),
+            "embed_s": time.monotonic() - started,
+            "actor": self._embedder.describe(),
+        }
+
+
+@dataclass(frozen=True)
+class CommitPartition:
+    """EMBEDDINGS -> the part of a partition.
+
+    Attributes:
+        output: Folder of the run.
+        fingerprint: Digest that every part carries.
+    """
+
+    output: Folder
+    fingerprint: str
+
+    def __call__(self, embeddings: pa.Table, partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:
+        """Write the part; its receipt is the figures and `part`."""
+        parts = self.output.folder(PARTS)
+        n_tokens = figures["n_tokens"]
+        part = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, n_tokens=n_tokens)
+        return {**figures, "part": asdict(part)}
+
+
+def _changed(checkpoint: str, what: str, found: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"the {what} of {checkpoint} have sha256 {found[:12]} on this worker",
+        expected=f"{expected[:12]}, as when the run began",
+        remedy="give all nodes the same checkpoint",
+    )

@@ -1,0 +1,110 @@
+"""Atlases -> tokens -> files that training reads again and again, committed like parts."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.network.checkpoint_files import VOCABULARY_FILE, read_vocabulary
+from scgpt_ray.parts.manifest import GENES
+from scgpt_ray.parts.token_file import TokenPart, committed_tokens, write_tokens
+from scgpt_ray.pipelines.executor import Executor, Stages
+from scgpt_ray.pipelines.partition_steps import ReadPartition
+from scgpt_ray.pipelines.pretrain_request import AtlasJob, TrainingJob
+from scgpt_ray.storage import Folder
+from scgpt_ray.training.dataset import AtlasTokens
+from scgpt_ray.training.split import validation
+
+logger = logging.getLogger(__name__)
+
+TOKENS = "tokens"
+
+
+@dataclass(frozen=True)
+class CommitTokens:
+    """TOKENS -> a token file, training cells before validation cells.
+
+    Attributes:
+        place: Folder of the files of an atlas.
+        condition: On obs columns, which validation cells meet; None for a share.
+        share: Of the cells, for validation.
+        seed: Of the share.
+        label_column: Of cell types, or None.
+        domain_column: Of domains, or None.
+        fingerprint: Digest of what made the tokens.
+        where: The atlas, for messages.
+    """
+
+    place: Folder
+    condition: str | None
+    share: float
+    seed: int
+    label_column: str | None
+    domain_column: str | None
+    fingerprint: str
+    where: str
+
+    def __call__(self, tokens: pa.Table, partition: Partition, _figures: dict[str, Any]) -> dict[str, Any]:
+        """Write the file of a partition; returns what it holds."""
+        atlas = PurePosixPath(self.place.uri).name
+        part = write_tokens(
+            self.place,
+            tokens,
+            partition,
+            validation(tokens, self.condition, self.share, self.seed, atlas=atlas, where=self.where),
+            fingerprint=self.fingerprint,
+            label_column=self.label_column,
+            domain_column=self.domain_column,
+        )
+        return asdict(part)
+
+
+def cache_tokens(job: TrainingJob, executor: Executor) -> tuple[AtlasTokens, ...]:
+    """Make the files that are not there yet; all of them, by atlas."""
+    place = job.output.folder(TOKENS)
+    place.write(VOCABULARY_FILE, json.dumps(dict(job.vocabulary.tokens)).encode())
+    return tuple(_cache_atlas(job, atlas, number, executor) for number, atlas in enumerate(job.atlases))
+
+
+def _cache_atlas(job: TrainingJob, atlas: AtlasJob, number: int, executor: Executor) -> AtlasTokens:
+    place = job.output.folder(f"{TOKENS}/atlas-{number}")
+    there = committed_tokens(place, job.tokens_fingerprint)
+    # A folder may hold files of another cut of the same cells.
+    digests = {partition.number: partition.digest for partition in atlas.partitions}
+    parts = {number: part for number, part in there.items() if digests.get(number) == part.joinids}
+    todo = tuple(partition for partition in atlas.partitions if partition.number not in parts)
+    logger.info("%s: %d files of tokens, %d of them there", atlas.source.uri, len(atlas.partitions), len(parts))
+    if todo:
+        sink = pa.BufferOutputStream()
+        pq.write_table(atlas.genes.to_table(), sink, compression="zstd")
+        place.write(GENES, sink.getvalue())
+        for receipt in executor.stream(todo, _stages(job, atlas, place), None):
+            part = TokenPart(**receipt)
+            parts[part.partition] = part
+    return AtlasTokens(place, tuple(parts[partition.number] for partition in atlas.partitions))
+
+
+def _stages(job: TrainingJob, atlas: AtlasJob, place: Folder) -> Stages:
+    settings, vocabulary = job.settings, job.output.folder(TOKENS).uri
+    return Stages(
+        read=ReadPartition(
+            atlas.source, place, atlas.genes.digest(), vocabulary, read_vocabulary(vocabulary).sha256, job.rules
+        ),
+        compute=None,
+        arguments=(),
+        commit=CommitTokens(
+            place,
+            settings.validation_filter,
+            settings.validation_share,
+            settings.seed,
+            settings.label_column,
+            settings.domain_column,
+            job.tokens_fingerprint,
+            atlas.source.uri,
+        ),
+    )

@@ -1,0 +1,181 @@
+"""Ray against its slow twin: the same verbs by both executors, killed workers and drivers, files that change."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import anndata
+import numpy as np
+import psutil
+import pytest
+
+import scgpt_ray
+from scgpt_ray.errors import AtlasError, OutputError
+from scgpt_ray.execution.ray_executor import RayExecutor
+from scgpt_ray.execution.serial import SerialExecutor
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.pipelines.partition_steps import EmbedPartition
+from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.schema import EMBEDDING
+from scgpt_ray.storage import Folder
+
+pytestmark = pytest.mark.ray
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def options(blood_file, checkpoint):
+    return {
+        "atlas": str(blood_file),
+        "checkpoint": str(checkpoint),
+        "obs_columns": ["cell_type", "donor"],
+        "cells_per_partition": 50,
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(local_ray, options, tmp_path_factory):
+    """Embeddings and a sharded index by each executor: folder / serial, folder / ray."""
+    place = tmp_path_factory.mktemp("executors")
+    for executor in ("serial", "ray"):
+        embeddings, index = place / executor / "embeddings", place / executor / "index"
+        scgpt_ray.embed(executor=executor, output=str(embeddings), **options)
+        scgpt_ray.build_index(executor=executor, embeddings=str(embeddings), output=str(index), shards=3)
+    return place
+
+
+def test_parts_are_the_same_to_the_byte(runs):
+    serial, on_ray = (files(runs / executor / "embeddings" / "parts") for executor in ("serial", "ray"))
+    assert len(serial) == 6
+    assert on_ray == serial
+
+
+def test_shards_are_the_same_to_the_byte(runs):
+    serial, on_ray = (files(runs / executor / "index") for executor in ("serial", "ray"))
+    shards = [name for name in serial if name.startswith(("shard", "ids", "labels"))]
+    assert len(shards) == 12
+    assert {name: on_ray[name] for name in shards if not name.endswith(".json")} == {
+        name: serial[name] for name in shards if not name.endswith(".json")
+    }
+
+
+def test_labels_are_the_same(runs, options, checkpoint):
+    query = {"query": options["atlas"], "checkpoint": str(checkpoint), "index": str(runs / "serial" / "index")}
+    for executor in ("serial", "ray"):
+        scgpt_ray.map_query(executor=executor, output=str(runs / executor / "mapped"), k=5, **query)
+    serial, on_ray = (runs / executor / "mapped" / "predictions.parquet" for executor in ("serial", "ray"))
+    assert on_ray.read_bytes() == serial.read_bytes()
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_search_actors_answer_what_this_process_answers(runs, actors):
+    there = Reference.at(str(runs / "serial" / "index"))
+    vectors = np.stack(read_embeddings(Folder.at(runs / "serial" / "embeddings"))[EMBEDDING].drop_null().to_numpy())
+    expected = there.on(SerialExecutor()).neighbors(vectors, 7)
+    found = Reference(there.folder, there.index, RayExecutor(), actors).neighbors(vectors, 7)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_a_worker_that_outlives_a_run_takes_the_next_ones_genes(local_ray, executor, blood, checkpoint, tmp_path):
+    """The same output folder and checkpoint name, remade with other genes: nothing of the first run is left over."""
+    renamed = blood.copy()
+    renamed.var["other"] = np.roll(renamed.var["feature_name"].to_numpy(), 1)
+    renamed.write_h5ad(tmp_path / "atlas.h5ad")
+    options = {"atlas": str(tmp_path / "atlas.h5ad"), "checkpoint": str(checkpoint), "executor": executor}
+    expected = {}
+    for column in ("feature_name", "other"):
+        output = tmp_path / column
+        scgpt_ray.embed(output=str(output), gene_columns=[column], **options)
+        expected[column] = files(output / "parts")
+    assert expected["feature_name"] != expected["other"]
+    for column in ("feature_name", "other", "feature_name"):
+        output = tmp_path / "again"
+        scgpt_ray.embed(output=str(output), gene_columns=[column], **options)
+        assert files(output / "parts") == expected[column]
+        output.rename(tmp_path / f"done-{time.monotonic_ns()}")
+
+
+def test_genes_that_changed_under_a_run_are_refused(options, tmp_path):
+    output = tmp_path / "out"
+    scgpt_ray.embed(executor="serial", output=str(output), **options)
+    (output / "manifest.json").unlink()
+    (output / "parts" / "part-00002.parquet").unlink()
+    other = {**options, "gene_columns": ["index"], "min_coverage": 0.0}
+    scgpt_ray.embed(executor="serial", output=str(tmp_path / "other"), **other)
+    (output / "genes.parquet").write_bytes((tmp_path / "other" / "genes.parquet").read_bytes())
+    with pytest.raises(OutputError, match=r"genes.parquet is not the gene table that this run began with"):
+        scgpt_ray.embed(executor="serial", output=str(output), **options)
+    assert not (output / "manifest.json").exists()
+
+
+def test_a_dead_worker_costs_only_its_partition(runs, options, tmp_path):
+    """The actor process is killed once it has begun; Ray starts another and nothing is lost or doubled."""
+    killed = []
+
+    def kill_an_actor(limit_s=60):
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline and not killed:
+            # Only below this process: another run on the machine may have actors too.
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "MapWorker" in " ".join(process.cmdline()):
+                        process.send_signal(signal.SIGKILL)
+                        killed.append(process.pid)
+                        break
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=kill_an_actor)
+    thread.start()
+    manifest = scgpt_ray.embed(executor="ray", output=str(tmp_path / "out"), **options)
+    thread.join()
+    assert killed
+    assert manifest.n_cells == 260
+    assert files(tmp_path / "out" / "parts") == files(runs / "serial" / "embeddings" / "parts")
+
+
+def test_an_error_in_a_worker_is_raised_plainly(local_ray, blood, checkpoint, make_soma, tmp_path):
+    """A SOMA atlas is only sampled by the driver; a reader meets what the sample missed."""
+    many = anndata.concat([blood] * 12, index_unique="-")
+    many.var = blood.var
+    many.X.data[many.X.indptr[3001]] = -2
+    atlas = make_soma(many, tmp_path / "atlas")
+    with pytest.raises(AtlasError, match=r"soma_joinid 3001 has -2 for gene .*; expected finite counts"):
+        scgpt_ray.embed(executor="ray", atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_a_killed_driver_resumes_to_the_same_bytes(runs, blood_file, checkpoint, executor, tmp_path):
+    """kill -9 of the driver after its first part; the same command then gives the undisturbed run's parts."""
+    undisturbed = files(runs / "serial" / "embeddings" / "parts")
+    command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
+    command += ["--output", str(tmp_path / "out"), "--obs-columns", "cell_type", "donor"]
+    command += ["--cells-per-partition", "50", "--executor", executor]
+    parts = tmp_path / "out" / "parts"
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    while not (parts.is_dir() and list(parts.glob("part-*"))):
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.001)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(finished.stdout.splitlines()[-1])["n_cells"] == 260
+    assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == undisturbed
+
+
+def test_an_actor_with_other_weights_is_refused(checkpoint):
+    from scgpt_ray.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match=r"the weights of .* have sha256 .* on this worker; expected 0000"):
+        EmbedPartition(str(checkpoint), "0" * 64, "float32", "cpu", 1)
