@@ -19,7 +19,7 @@ from scgpt_ray.errors import AtlasError, OutputError
 from scgpt_ray.execution.ray_executor import RayExecutor
 from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.pipelines.partition_steps import EmbedPartition
+from scgpt_ray.pipelines.partition_steps import EmbedPartition, gene_tokens
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
@@ -113,6 +113,7 @@ def test_genes_that_changed_under_a_run_are_refused(options, tmp_path):
     other = {**options, "gene_columns": ["index"], "min_coverage": 0.0}
     scgpt_ray.embed(executor="serial", output=str(tmp_path / "other"), **other)
     (output / "genes.parquet").write_bytes((tmp_path / "other" / "genes.parquet").read_bytes())
+    gene_tokens.cache_clear()  # a fresh worker
     with pytest.raises(OutputError, match=r"genes.parquet is not the gene table that this run began with"):
         scgpt_ray.embed(executor="serial", output=str(output), **options)
     assert not (output / "manifest.json").exists()

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import ray
 from scipy import sparse
 
 import scgpt_ray
@@ -23,7 +22,6 @@ from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetEr
 from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, nearest_vote, pca_knn
 from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.metrics import score_labels
-from scgpt_ray.execution.ray_executor import RayExecutor
 from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.parts.export import read_embeddings
@@ -483,6 +481,10 @@ def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, refer
 @pytest.mark.ray
 def test_the_actors_of_a_calibration_end_with_it(local_ray, mapped, reference):
     """On a cluster they hold half of its CPUs, and the query's network would wait for these for ever."""
+    import ray
+
+    from scgpt_ray.execution.ray_executor import RayExecutor
+
     settings = MapSettings.of(options(reference, "unused", "unused", "samples", **CALIBRATED))
     there = Reference.at(settings.index)
     there = Reference(there.folder, there.index, RayExecutor(), actors=1)

@@ -5,20 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray.train
 
 import scgpt_ray
 from scgpt_ray.config import PretrainSettings
-from scgpt_ray.errors import ConfigError, WorkerError
+from scgpt_ray.errors import ConfigError
 from scgpt_ray.execution.engine import LocalOrRay
-from scgpt_ray.execution.ray_trainer import _reason
 from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import Embedder
@@ -64,18 +61,6 @@ def assert_evaluated_alike(ours, theirs, tolerance):
     assert len(ours) == len(theirs) == 6
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=tolerance)
-
-
-def processes(name, of=None):
-    """Processes below one of ours, by a word of their title."""
-    found = []
-    for process in (of or psutil.Process()).children(recursive=True):
-        try:
-            if name in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def wait_for(what, limit_s=LIMIT_S):
@@ -181,50 +166,6 @@ def test_going_on_begins_where_the_checkpoint_is(generative, supervised):
 def test_too_many_workers_are_refused():
     with pytest.raises(ConfigError, match=r"--workers 999 on a cluster of \d+ [CG]PUs; .*; lower --workers"):
         on_gpus(999, SerialExecutor())
-
-
-def failed(*causes):
-    return ray.train.WorkerGroupError("a traceback of a screen", dict(enumerate(causes)))
-
-
-def test_what_a_worker_raised_is_told():
-    """The error of our own code, although others lost touch with that worker first."""
-    own = WorkerError("the gradient of step 3 is not finite; try a lower --learning-rate")
-    assert _reason(failed(RuntimeError("Connection closed by peer"), own)) is own
-    gone = _reason(failed(OSError("No space\nleft"), OSError("No space\nleft"), RuntimeError("closed")))
-    assert str(gone) == "training failed: OSError: No space left; RuntimeError: closed"
-    assert "no nodes" in str(_reason(ray.train.ControllerError(RuntimeError("no nodes"))))
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_two_workers_do_what_one_does(local_ray, train, generative):
-    _, trained = train("shared", "ray", **GENERATIVE, workers=2)
-    assert_evaluated_alike(trained.metrics["evaluated"], generative[1].metrics["evaluated"], 1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_killed_worker_costs_only_what_was_not_saved(local_ray, train, generative):
-    """It is killed after the first saving; another goes on from there, to the same losses."""
-    folder = generative[0].parent / "worker-killed"
-    killed, followed = [], []
-
-    def kill_a_worker():
-        (worker, *_) = wait_for(lambda: processes("RayTrainWorker"))
-        if wait_for(lambda: has_saved(folder)):
-            worker.send_signal(signal.SIGKILL)
-            killed.append(worker.pid)
-            others = wait_for(lambda: [one for one in processes("RayTrainWorker") if one.pid != worker.pid])
-            followed.extend(one.pid for one in others or [])
-
-    thread = threading.Thread(target=kill_a_worker)
-    thread.start()
-    _, trained = train("worker-killed", "ray", **GENERATIVE)
-    thread.join()
-    assert killed
-    assert followed
-    assert_evaluated_alike(trained.metrics["evaluated"], generative[1].metrics["evaluated"], 1e-6)
 
 
 @pytest.mark.slow
