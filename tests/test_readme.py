@@ -1,4 +1,4 @@
-"""The README's commands and scripts run as they stand, in the folder of a demo."""
+"""The commands and scripts of all READMEs run as they stand, in the folder of a demo."""
 
 import os
 import re
@@ -12,11 +12,9 @@ from scgpt_ray.cli import DONE, main
 
 pytestmark = pytest.mark.slow
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[1]
+READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in ("jobs", "cluster", "scgpt_ray", "tests"))]
+READMES.append(ROOT / "scgpt_ray" / "benchmark" / "README.md")
 
 
 @pytest.fixture
@@ -24,24 +22,34 @@ def folder(demo_run):
     return demo_run[0].parent
 
 
-def test_the_commands(folder, monkeypatch, capsys):
+def test_the_commands_and_scripts(folder, monkeypatch, capsys):
+    """Block by block: later ones use what earlier ones leave."""
     monkeypatch.chdir(folder)
-    commands = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    assert len(commands) == 10
-    for command in commands:
-        # The words of a shell, run in this process, which has imported the libraries.
-        words = subprocess.run(
-            ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
-        ).stdout.split("\0")[:-1]
-        assert words[0] == "scgpt-ray"
-        assert main(words[1:]) == DONE, capsys.readouterr().err
+    text = "\n".join(path.read_text() for path in READMES)
+    ran = []
+    for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        ran.append(language)
+        if language == "python":
+            run_script(block)
+            continue
+        for command in block.replace("\\\n", " ").splitlines():
+            # The words of a shell, run in this process, which has imported the libraries.
+            words = subprocess.run(
+                ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
+            ).stdout.split("\0")[:-1]
+            assert words[0] == "scgpt-ray"
+            assert main(words[1:]) == DONE, capsys.readouterr().err
+    assert (ran.count("bash"), ran.count("python")) >= (8, 6)
 
 
-@pytest.mark.parametrize("script", blocks("python"), ids=lambda script: script.split()[1])
-def test_the_scripts(folder, script):
+def run_script(script):
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), target
