@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.index.recall import recall_at
-from scgpt_ray.index.search import NONE, candidates, exact_search, merge, search
+from scgpt_ray.index.search import NONE, _transformed, candidates, exact_search, merge, scores_of, search
 from scgpt_ray.index.template import open_template, train
 
 RNG = np.random.default_rng(0)
@@ -72,10 +72,10 @@ def test_ties_across_shards_are_settled_by_id_at_full_width():
     vectors, ids = np.repeat(distinct, 20, axis=0), RNG.permutation(6000)
     rows = RNG.permutation(6000)
     groups = [rows[:4001], rows[4001:4500], rows[4500:]]
-    queries = distinct[:101]
+    queries = distinct  # enough for faiss to multiply matrices
     pieces = [find(shard, queries, 6) for shard in shards_of(ids, vectors, groups)]
     found_ids, found_scores = merge(pieces, 6)
-    np.testing.assert_array_equal(found_ids, np.sort(ids.reshape(300, 20), axis=1)[:101, :6])
+    np.testing.assert_array_equal(found_ids, np.sort(ids.reshape(300, 20), axis=1)[:, :6])
     assert (found_scores == found_scores[:, :1]).all()
     (whole,) = shards_of(ids, vectors, [slice(None)])
     for found, expected in zip((found_ids, found_scores), find(whole, queries, 6), strict=True):
@@ -129,6 +129,33 @@ def coded(factory, vectors):
 
 
 CODES = ["IVF16,SQ8", "PCAR24,IVF16,PQ12x4fsr", "PCAR24,IVF16_HNSW32,PQ12np", "RR24,IVF16,RaBitQ"]
+
+
+@pytest.mark.parametrize(
+    "factory", ["PCAR48,IVF4,SQ8", "RR64,IVF4,RaBitQ", "L2norm,OPQ8_48,PCA32,IVF4,SQ8", "IVF4,SQ8"]
+)
+def test_a_query_is_rotated_as_if_it_were_alone(factory):
+    index, queries = open_template(train(cells(800, d=64), factory, seed=0)), cells(100, d=64, seed=1)
+    rotated = _transformed(index, queries)
+    np.testing.assert_array_equal(rotated, np.concatenate([_transformed(index, query[None]) for query in queries]))
+    if factory != "IVF4,SQ8":
+        chain = [index.chain.at(step) for step in range(index.chain.size())]
+        for step in chain:
+            queries = step.apply(queries)
+    np.testing.assert_allclose(rotated, queries, atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 7, 512])
+def test_a_score_depends_on_its_pair_alone(d):
+    vectors, queries = cells(300, d=d), cells(50, d=d, seed=1)
+    rows = np.random.default_rng(0).integers(-1, 300, (50, 40))
+    scores = scores_of(queries, rows, vectors.__getitem__)
+    np.testing.assert_array_equal(np.isneginf(scores), rows == NONE)
+    for some in (slice(0, 1), slice(3, 20)):
+        np.testing.assert_array_equal(scores_of(queries[some], rows[some], vectors.__getitem__), scores[some])
+        np.testing.assert_array_equal(scores_of(queries, rows[:, some], vectors.__getitem__), scores[:, some])
+    exact = np.einsum("qd,qrd->qr", queries.astype(np.float64), vectors[rows].astype(np.float64))
+    np.testing.assert_allclose(scores[rows != NONE], exact[rows != NONE], atol=1e-6)
 
 
 @pytest.mark.parametrize("factory", CODES)

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from scgpt_ray.errors import ConfigError, InputError, ReferenceSetError
-from scgpt_ray.index import searcher
+from scgpt_ray.index import search, searcher, shard
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.factory import n_lists
 from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.search import exact_search, set_threads
-from scgpt_ray.index.searcher import Searcher, SearchParams
+from scgpt_ray.index.searcher import Searcher, SearchParams, _best
 from scgpt_ray.index.shard import HALF, ShardDescription, build_shard, open_faiss, seal, sealed
 from scgpt_ray.index.template import centre_of, open_template, train
 from scgpt_ray.storage import Folder
@@ -45,7 +45,7 @@ def write(folder, factory, vectors, ids, number=0, template=None, blocks=None):
 
 @pytest.mark.parametrize("factory", ["Flat", *CODES])
 def test_training_is_a_function_of_sample_and_seed(factory):
-    sample = unit_vectors(1000)
+    sample = unit_vectors(5000)
     set_threads(2)
     first = train(sample, factory, seed=3)
     set_threads(1)
@@ -53,6 +53,16 @@ def test_training_is_a_function_of_sample_and_seed(factory):
     assert n_lists(open_template(first)) == (1 if factory == "Flat" else 8)
     if factory != "Flat":
         assert train(sample, factory, seed=4) != first
+
+
+@pytest.mark.parametrize("factory", ["PCAR48,IVF64,PQ24x4fsr", "IVF64,PQ2np", "IMI2x3,SQ8", "IVF8,SQ8,RFlat"])
+def test_training_of_many_is_a_function_of_sample_and_seed(factory):
+    """Enough for faiss to multiply matrices, whoever trains the lists."""
+    sample = unit_vectors(6000, d=64)
+    set_threads(2)
+    first = train(sample, factory, seed=0)
+    set_threads(1)
+    assert train(sample, factory, seed=0) == first
 
 
 @pytest.mark.parametrize("factory", ["Flat", *CODES])
@@ -72,6 +82,15 @@ def test_the_graph_over_the_centroids_finds_the_nearest():
     assert (nearest == distances.argmin(axis=1)).mean() > 0.99
 
 
+def test_a_sample_that_is_not_finite_or_too_small_for_the_codebook_is_refused():
+    sample = unit_vectors(2000)
+    sample[70, 3], sample[71] = np.nan, np.inf
+    with pytest.raises(InputError, match=r"^2 of 2,000 cells to train on have NaN or infinity"):
+        train(sample, "PCAR16,IVF8,PQ8x4fsr", seed=0)
+    with pytest.raises(InputError, match=r"^--factory IVF8,PQ4x10np cannot be trained on 312 cells: .* points"):
+        train(unit_vectors(312), "IVF8,PQ4x10np", seed=0)
+
+
 def test_a_bad_factory_and_too_few_cells_are_refused():
     with pytest.raises(ConfigError, match=r"^--factory nonsense"):
         train(unit_vectors(10), "nonsense", seed=0)
@@ -80,16 +99,30 @@ def test_a_bad_factory_and_too_few_cells_are_refused():
 
 
 @pytest.mark.parametrize("factory", ["Flat", *CODES])
-def test_the_cut_into_blocks_leaves_no_trace(factory, tmp_path):
+@pytest.mark.parametrize("block_rows", [1, 64, 16_384])
+def test_neither_the_cut_into_blocks_nor_the_threads_leave_a_trace(factory, block_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "_BLOCK_ROWS", block_rows)
     vectors, ids = unit_vectors(500), np.arange(500) * 7 + 2**40
     template = train(vectors, factory, seed=0)
     cut = [0, 1, 1, 200, 499, 500]
     blocks = iter([(ids[a:b], vectors[a:b]) for a, b in pairwise(cut)])
+    set_threads(2)
     whole = write(Folder.at(tmp_path / "whole"), factory, vectors, ids, template=template)
+    set_threads(1)
     pieces = write(Folder.at(tmp_path / "pieces"), factory, vectors, ids, template=template, blocks=blocks)
     for name in whole.files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "pieces" / name).read_bytes(), name
     assert pieces == whole
+    assert np.load(tmp_path / "pieces" / whole.ids).tolist() == ids.tolist()
+
+
+def test_many_vectors_make_the_same_shard_with_any_number_of_threads(tmp_path):
+    vectors, ids, factory = unit_vectors(5000, d=64), np.arange(5000), "PCAR48,IVF64,PQ24x4fsr"
+    template = train(vectors, factory, seed=0)
+    for threads in (1, 2):
+        set_threads(threads)
+        written = write(Folder.at(tmp_path / str(threads)), factory, vectors, ids, template=template)
+    assert (tmp_path / "1" / written.name).read_bytes() == (tmp_path / "2" / written.name).read_bytes()
 
 
 def test_what_a_shard_leaves_opens_with_numpy_and_faiss(tmp_path):
@@ -148,14 +181,23 @@ def test_the_second_ranking_finds_the_truth_however_the_vectors_crowd(factory, m
     assert recall_at(opened.exact(queries, 10)[0], truth_ids) > 0.99
 
 
-def test_an_answer_does_not_depend_on_the_queries_beside_it(tmp_path, monkeypatch):
-    vectors, queries = unit_vectors(1500, mean=1.0), unit_vectors(50, seed=1, mean=1.0)
-    shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", vectors, np.arange(1500))
+@pytest.mark.parametrize("factory", ["Flat", *CODES])
+def test_an_answer_depends_neither_on_the_other_queries_nor_on_threads(factory, tmp_path, monkeypatch):
+    d, n_queries = 256, 600  # enough for faiss to multiply matrices
+    vectors, queries = unit_vectors(1500, d=d, mean=1.0), unit_vectors(n_queries, d=d, seed=1, mean=1.0)
+    vectors[700:760] = vectors[:60]  # the same cell twice
+    queries[:60] = vectors[:60]
+    shard = write(Folder.at(tmp_path), factory.replace("RR32", f"RR{d}"), vectors, np.arange(1500))
     opened = Searcher(Folder.at(tmp_path), [shard])
-    expected = opened.search(queries, 5, SearchParams(8, 300))
-    monkeypatch.setattr(searcher, "_BLOCK_FLOATS", 1)
-    for found, whole in zip(opened.search(queries, 5, SearchParams(8, 300)), expected, strict=True):
-        np.testing.assert_array_equal(found, whole)
+    set_threads(2)
+    expected = opened.search(queries, 5, SearchParams(4, 300)), opened.exact(queries, 5)
+    set_threads(1)
+    monkeypatch.setattr(search, "_BLOCK_FLOATS", 1)
+    for block in (slice(0, 1), slice(60, 63), slice(3, 500)):
+        found = opened.search(queries[block], 5, SearchParams(4, 300)), opened.exact(queries[block], 5)
+        for (ids, scores), (whole_ids, whole_scores) in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ids, whole_ids[block])
+            np.testing.assert_array_equal(scores, whole_scores[block])
 
 
 def test_ties_of_many_candidates_go_to_the_smallest_ids(tmp_path):
@@ -179,6 +221,25 @@ def test_a_filter_by_selector_and_by_comparison_agree_with_brute_force(exact_row
         truth, _ = exact_search([(ids[may], vectors[may])], queries[place : place + 1], 10)
         assert recall_at(found[place : place + 1], truth) >= 0.9
         assert set(found[place]) <= set(ids[may])
+
+
+def test_a_filter_that_leaves_many_looks_into_more_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr(searcher, "EXACT_ROWS", 10)
+    vectors, queries = unit_vectors(1500), unit_vectors(40, seed=1)
+    shard = write(Folder.at(tmp_path), "IVF8,SQ8", vectors, np.arange(1500))
+    allowed = np.arange(0, 1500, 8)
+    truth, _ = exact_search([(allowed, vectors[allowed])], queries, 10)
+    (opened,) = Searcher(Folder.at(tmp_path), [shard]).shards
+    found, _ = opened.search(queries, 10, SearchParams(1, 300), np.isin(np.arange(1500), allowed))
+    assert recall_at(found, truth) > 0.99  # an eighth is left: one list becomes all eight
+
+
+def test_ties_behind_the_spare_candidates_go_to_the_smallest_rows():
+    rows = np.stack([np.random.default_rng(seed).permutation(500) for seed in range(20)])
+    scores = np.where(rows == 499, np.float32(0.9), np.float32(0.5))
+    found, found_scores = _best(rows, scores, 4)
+    assert (found == [499, 0, 1, 2]).all()
+    assert (found_scores == np.float32([0.9, 0.5, 0.5, 0.5])).all()
 
 
 @pytest.mark.parametrize("factory", ["Flat", *CODES])

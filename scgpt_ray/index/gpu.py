@@ -6,7 +6,7 @@ the GPUs: k-means gets a clustering index there, and while vectors are added, a 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import faiss
 
@@ -19,21 +19,6 @@ Place: TypeAlias = Callable[[faiss.Index], faiss.Index]
 def gpus() -> Place | None:
     """Where centroids are compared: all GPUs of this process, or None where faiss has none."""
     return faiss.index_cpu_to_all_gpus if faiss.get_num_gpus() else None
-
-
-@contextmanager
-def clustering(index: faiss.Index, place: Place | None) -> Iterator[None]:
-    """Let k-means of an index compare its centroids elsewhere."""
-    lists: Any = inverted_lists(index)
-    if place is None or lists is None:
-        yield
-        return
-    elsewhere = place(faiss.IndexFlat(lists.d, lists.metric_type))
-    lists.clustering_index = elsewhere
-    try:
-        yield
-    finally:
-        lists.clustering_index = None
 
 
 @contextmanager

@@ -71,13 +71,14 @@ class Allowed:
         """
         condition = condition_of(self.condition, labels.schema)
         met_N = np.ones(labels.num_rows, np.bool_) if condition is None else condition.mask(labels)
-        texts = {name: _encoded(labels[name]) for name in self.columns}
+        texts = {name: labels[name].cast(pa.string()).combine_chunks().dictionary_encode() for name in self.columns}
         for group in np.unique(self.group_Q):
             mask_N = met_N.copy()
             for name, value in zip(self.columns, self.groups[group], strict=True):
-                names, code_N = texts[name]
-                if value in names:
-                    mask_N &= code_N != names[value]
+                if value is not None:
+                    place = texts[name].dictionary.index(value)  # -1, which no cell has, where the shard lacks it
+                    is_other = pc.not_equal(texts[name].indices, place).fill_null(True)
+                    mask_N &= is_other.to_numpy(zero_copy_only=False)
             yield np.flatnonzero(self.group_Q == group), mask_N
 
 
@@ -97,14 +98,6 @@ def condition_of(text: str | None, schema: pa.Schema) -> Condition | None:
             expected=error.expected.replace("obs columns", "label columns"),
             remedy="change --neighbor-filter, or build the index with these --label-columns",
         ) from None
-
-
-def _encoded(values: pa.ChunkedArray) -> tuple[dict[str | None, int], Int64Array]:
-    """Place of each distinct text, and the place of each cell's own, -1 for null."""
-    texts = values.cast(pa.string()).combine_chunks()
-    names = pc.unique(texts).drop_null()
-    code_N = np.asarray(pc.index_in(texts, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
-    return {name: place for place, name in enumerate(names.to_pylist())}, code_N
 
 
 def masked(

@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +28,17 @@ import pyarrow.parquet as pq
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.neighbor_filter import Allowed, masked
-from scgpt_ray.index.search import NONE, Mask, Neighbors, candidates, exact_search, merge, no_neighbors, search
+from scgpt_ray.index.search import (
+    NONE,
+    SPARE,
+    Mask,
+    Neighbors,
+    candidates,
+    exact_search,
+    merge,
+    scores_of,
+    search,
+)
 from scgpt_ray.index.shard import HALF, ShardDescription, open_array, open_faiss
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
@@ -40,8 +49,6 @@ EXACT_ROWS = 20_000
 LEAST_PER_NEIGHBOR = 10
 """Candidates for each neighbour wanted, however few suffice for ten."""
 
-_SPARE = 16  # candidates ordered beyond those wanted, so that ties seldom reach behind them
-_BLOCK_FLOATS = 2**22  # vectors held as float32 at once by a thread: 16 MB
 _EXACT_BLOCK = 16_384
 
 
@@ -133,22 +140,11 @@ class Shard:
         return exact_search(((self.ids_N[block], self.vectors(block)) for block in blocks), queries_QD, k)
 
     def _ranked(self, queries_QD: Float32Matrix, rows_QR: Int64Array, k: int) -> Neighbors:
-        """The k best of the candidates by their vectors, in blocks of queries, a thread each."""
-        assert self.vectors_ND is not None
-        scores_QR = np.full(rows_QR.shape, -np.inf, np.float32)
-        base_Q = np.einsum("qd,d->q", queries_QD, self.centre_D)
-        step = max(1, _BLOCK_FLOATS // (rows_QR.shape[1] * self.index.d))
-
-        def rank(start: int) -> None:
-            block = slice(start, start + step)
-            rows_qR = rows_QR[block]
-            near_qRD = self.vectors_ND[np.maximum(rows_qR, 0)].astype(np.float32)  # type: ignore[index]
-            # einsum, not a matrix product: its sums do not depend on the number of rows.
-            scores_qR = np.einsum("qd,qrd->qr", queries_QD[block], near_qRD) + base_Q[block, None]
-            scores_QR[block] = np.where(rows_qR == NONE, np.float32(-np.inf), scores_qR)
-
-        with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
-            list(pool.map(rank, range(0, len(rows_QR), step)))
+        """The k best of the candidates by their vectors."""
+        halves_ND = self.vectors_ND
+        assert halves_ND is not None
+        scores_QR = scores_of(queries_QD, rows_QR, lambda rows: halves_ND[rows].astype(np.float32))
+        scores_QR += np.einsum("qd,d->q", queries_QD, self.centre_D)[:, None]
         return _best(rows_QR, scores_QR, k)
 
     def _named(self, rows_QK: Int64Array) -> Int64Array:
@@ -159,7 +155,7 @@ class Shard:
 
 def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
     """As `merge` of one result, for many candidates: only the best are put in order."""
-    n = k + _SPARE
+    n = k + SPARE
     if rows_QR.shape[1] <= n:
         return merge([(rows_QR, scores_QR)], k)
     best_Qn = np.argpartition(-scores_QR, n - 1, axis=1)[:, :n]

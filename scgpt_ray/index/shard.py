@@ -11,7 +11,7 @@ true ten neighbours in the cells of `factory`, 11 bits of the difference 0.1 %.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,12 +23,13 @@ import numpy.typing as npt
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.factory import reason
 from scgpt_ray.index.gpu import Place, assigning
-from scgpt_ray.index.template import open_template, transformed, without_table
+from scgpt_ray.index.search import one_thread
+from scgpt_ray.index.template import open_template, without_table
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
 HALF = np.dtype("<f2")
-_TILE_ROWS = 64
+_BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ def build_shard(
     """
     index = open_template(template)
     ids: list[Int64Array] = [np.empty(0, np.int64)]
-    with assigning(index, place):
+    even = _evenly(blocks, index.d)
+    with one_thread(), assigning(index, place):
         if shard.vectors is None:
-            ids += [_add(index, *block) for block in blocks]
+            ids += [_add(index, *block) for block in even]
         else:
             with folder.staged(shard.vectors) as path, path.open("wb") as stream:
                 _write_header(stream, 0, index.d)
-                for ids_N, vectors_ND in blocks:
+                for ids_N, vectors_ND in even:
                     ids.append(_add(index, ids_N, vectors_ND))
                     stream.write((vectors_ND - centre_D).astype(HALF).tobytes())
                 stream.seek(0)
@@ -103,22 +105,26 @@ def build_shard(
     return len(ids_N)
 
 
-def _add(index: faiss.Index, ids_N: Int64Array, vectors_ND: Float32Matrix) -> Int64Array:
-    """Add vectors so that a vector's code does not depend on the rows beside it; gives back their ids.
+def _evenly(blocks: Iterable[tuple[Int64Array, Float32Matrix]], d: int) -> Iterator[tuple[Int64Array, Float32Matrix]]:
+    """The same rows in blocks of one size, but for the last.
 
-    A matrix product rounds the last rows otherwise than the rest, unless they fill its tile; the bits that
-    RaBitQ keeps behind a rotation would show it.
+    A matrix product rounds an entry by its place in the product (see `search`), and the codes would show how the
+    embeddings were cut into parts.
     """
-    assert vectors_ND.shape == (len(ids_N), index.d), (vectors_ND.shape, len(ids_N), index.d)
-    vectors_ND = np.ascontiguousarray(vectors_ND, np.float32)
-    if not isinstance(index, faiss.IndexPreTransform):
-        index.add(vectors_ND)
-        return ids_N
-    n = len(ids_N)
-    whole_tiles_ND = np.pad(vectors_ND, ((0, -n % _TILE_ROWS), (0, 0)))
-    behind = faiss.downcast_index(index.index)
-    behind.add(np.ascontiguousarray(transformed(index, whole_tiles_ND)[:n]))
-    index.ntotal = behind.ntotal
+    ids_N, vectors_ND = np.empty(0, np.int64), np.empty((0, d), np.float32)
+    for more_ids, more_vectors in blocks:
+        assert more_vectors.shape == (len(more_ids), d), (more_vectors.shape, len(more_ids), d)
+        ids_N, vectors_ND = np.concatenate([ids_N, more_ids]), np.concatenate([vectors_ND, more_vectors])
+        while len(ids_N) >= _BLOCK_ROWS:
+            yield ids_N[:_BLOCK_ROWS], vectors_ND[:_BLOCK_ROWS]
+            ids_N, vectors_ND = ids_N[_BLOCK_ROWS:], vectors_ND[_BLOCK_ROWS:]
+    if len(ids_N):
+        yield ids_N, vectors_ND
+
+
+def _add(index: faiss.Index, ids_N: Int64Array, vectors_ND: Float32Matrix) -> Int64Array:
+    """Add vectors; gives back their ids."""
+    index.add(np.ascontiguousarray(vectors_ND))
     return ids_N
 
 

@@ -1,23 +1,25 @@
 """The template: a trained, empty index that all shards start from, so that their scores can be compared."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import faiss
 import numpy as np
 
 from scgpt_ray.errors import InputError, ReferenceSetError
+from scgpt_ray.index.centroids import centroids_of
 from scgpt_ray.index.factory import MIN_ROWS_PER_LIST, empty_index, inverted_lists, reason
-from scgpt_ray.index.gpu import Place, clustering
+from scgpt_ray.index.gpu import Place
+from scgpt_ray.index.search import one_thread
 from scgpt_ray.schema import Float32Matrix
+
+_ALONE = "\x01"  # faiss says so of centroids that are no result of k-means
 
 
 def train(sample_ND: Float32Matrix, factory: str, *, seed: int, place: Place | None = None) -> bytes:
     """Train an index on a sample of vectors.
 
-    The bytes are a function of the sample and the seed: k-means draws from the seed, and a graph over the
-    centroids is grown by one thread.
+    The bytes are a function of the sample and the seed on a given type of CPU: threads share the work of k-means
+    in fixed blocks, and everything else is done by one, a graph over the centroids included.
 
     Args:
         sample_ND: float32 [n, d], L2-normalised; may have no rows where the index needs no training.
@@ -30,69 +32,64 @@ def train(sample_ND: Float32Matrix, factory: str, *, seed: int, place: Place | N
 
     Raises:
         ConfigError: If faiss refuses the factory string.
-        InputError: If there are too few rows for its inverted lists, or for its codebook.
+        InputError: If there are too few rows for its inverted lists or its codebook, or one is not finite.
     """
     index = empty_index(factory, sample_ND.shape[1])
     if not index.is_trained:
-        _require_rows(index, factory, len(sample_ND))
-        lists = inverted_lists(index)
-        if lists is not None:
-            lists.cp.seed = seed
+        _require(index, factory, sample_ND)
         try:
-            with _graph_afterwards(index), clustering(index, place):
-                index.train(sample_ND)
+            with one_thread() as threads:
+                _train_lists(index, sample_ND, seed, threads, place)
+                index.train(sample_ND)  # what has been trained is left as it is
         except RuntimeError as error:
             raise InputError(
                 f"--factory {factory} cannot be trained on {len(sample_ND):,} cells: {reason(error)}",
-                expected="enough finite embeddings for its codebook",
+                expected="enough embeddings for its codebook",
                 remedy="use --factory auto",
             ) from None
     return faiss.serialize_index(index).tobytes()
 
 
-def _require_rows(index: faiss.Index, factory: str, n_rows: int) -> None:
-    lists = inverted_lists(index)
-    if lists is None or n_rows >= MIN_ROWS_PER_LIST * lists.nlist:
-        return
-    raise InputError(
-        f"--factory {factory}: {n_rows:,} cells to train {lists.nlist:,} inverted lists",
-        expected=f"at least {MIN_ROWS_PER_LIST} cells a list, {MIN_ROWS_PER_LIST * lists.nlist:,} in all",
-        remedy=f"use at most {n_rows // MIN_ROWS_PER_LIST:,} lists, or Flat",
-    )
+def _require(index: faiss.Index, factory: str, sample_ND: Float32Matrix) -> None:
+    """Refuse a sample that faiss would train something odd on.
 
-
-@contextmanager
-def _graph_afterwards(index: faiss.Index) -> Iterator[None]:
-    """Train with plain centroids, and grow the graph over them when that is done, by one thread.
-
-    faiss inserts into an HNSW graph with all threads, and their race decides the links.
+    Raises:
+        InputError: Where it is too small for the lists, or not finite.
     """
+    n, lists = len(sample_ND), inverted_lists(index)
+    if lists is not None and n < MIN_ROWS_PER_LIST * lists.nlist:
+        raise InputError(
+            f"--factory {factory}: {n:,} cells to train {lists.nlist:,} inverted lists",
+            expected=f"at least {MIN_ROWS_PER_LIST} cells a list, {MIN_ROWS_PER_LIST * lists.nlist:,} in all",
+            remedy=f"use at most {n // MIN_ROWS_PER_LIST:,} lists, or Flat",
+        )
+    odd = int((~np.isfinite(np.einsum("nd->n", sample_ND))).sum())
+    if odd:
+        raise InputError(
+            f"{odd:,} of {n:,} cells to train on have NaN or infinity in their embedding",
+            expected="finite embeddings",
+            remedy="see scgpt-ray validate --embeddings, and embed these cells again",
+        )
+
+
+def _train_lists(index: faiss.Index, sample_ND: Float32Matrix, seed: int, threads: int, place: Place | None) -> None:
+    """Train the transforms of an index and the centroids of its lists, which take nearly all of the time."""
     lists = inverted_lists(index)
-    if lists is None or not isinstance(faiss.downcast_index(lists.quantizer), faiss.IndexHNSW):
-        yield
+    if lists is None:
         return
-    graph, owned = faiss.downcast_index(lists.quantizer), lists.own_fields
-    flat = faiss.IndexFlat(lists.d, lists.metric_type)
-    lists.quantizer, lists.own_fields = flat, False
-    try:
-        yield
-    finally:
-        lists.quantizer, lists.own_fields = graph, owned
-    n_threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    graph.add(flat.reconstruct_n(0, lists.nlist))
-    faiss.omp_set_num_threads(n_threads)
-
-
-def transformed(index: faiss.Index, vectors_ND: Float32Matrix) -> Float32Matrix:
-    """Vectors as the innermost index sees them, behind rotations and the like."""
-    while isinstance(index, faiss.IndexPreTransform | faiss.IndexIDMap):
-        if isinstance(index, faiss.IndexPreTransform):
-            chain: Any = index.chain  # a C++ vector, whatever the stub says
-            for step in range(chain.size()):
-                vectors_ND = chain.at(step).apply(vectors_ND)
+    lists.cp.seed = seed  # for lists that faiss trains: those of a product of two codebooks, or behind a refinement
+    while isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain  # a C++ vector, whatever the stub says
+        for step in range(chain.size()):
+            chain.at(step).train(sample_ND)
+            sample_ND = chain.at(step).apply(sample_ND)
         index = faiss.downcast_index(index.index)
-    return vectors_ND
+    if isinstance(index, faiss.IndexIVF) and index.quantizer_trains_alone != _ALONE:
+        centroids_KD = centroids_of(
+            sample_ND, index.nlist, rounds=index.cp.niter, seed=seed, threads=threads, place=place
+        )
+        index.quantizer.train(centroids_KD)
+        index.quantizer.add(centroids_KD)
 
 
 def open_template(content: bytes) -> faiss.Index:
