@@ -40,7 +40,8 @@ def centroids_of(
         index.add(centroids_KD)
         nearest_N = _nearest(index, sample_ND, threads) if place is None else index.search(sample_ND, 1)[1][:, 0]
         sizes_K = np.bincount(nearest_N, minlength=k)
-        centroids_KD = _sums(sample_ND, nearest_N, k) / np.maximum(sizes_K, 1, dtype=np.float32)[:, None]
+        means_KD = _sums(sample_ND, nearest_N, k) / np.maximum(sizes_K, 1, dtype=np.float32)[:, None]
+        centroids_KD = np.asarray(means_KD, np.float32)
         empty = np.flatnonzero(sizes_K == 0)
         centroids_KD[empty] = sample_ND[random.choice(len(sample_ND), len(empty), replace=False)]
     return centroids_KD

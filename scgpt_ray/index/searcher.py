@@ -36,6 +36,7 @@ from scgpt_ray.index.search import (
     candidates,
     exact_search,
     merge,
+    no_neighbors,
     scores_of,
     search,
 )
