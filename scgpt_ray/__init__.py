@@ -1,19 +1,9 @@
 """Zero-shot scGPT for single-cell atlases, on Ray.
 
-The verbs of the command line as functions, each with the options of `scgpt-ray VERB --help` as keyword arguments:
-
-    embed(atlas=..., checkpoint=..., output=...)          -> Manifest
-    build_index(embeddings=..., output=...)               -> IndexDescription
-    map_query(query=..., index=..., checkpoint=..., ...)  -> Mapped
-    integrate(embeddings=..., batch_column=..., ...)      -> Integrated
-    pretrain(atlas=..., output=...)                       -> Trained
-    validate(embeddings=...)                              -> Problems
-    export(embeddings=..., output=...)                    -> Exported
-    demo(output=...)                                      -> Demo
-    run_benchmark(stage=...)                              -> Figures
-
-and `embed_data`, which has the arguments of upstream's function of that name. Libraries are imported when a function
-is called, so that `scgpt_ray.network` works on a bare GPU machine.
+The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
+`embed`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `export`, `demo` and `run_benchmark`; their
+table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function of that name. A function imports its
+libraries when it is called, so that `scgpt_ray.network` works on a bare GPU machine.
 """
 
 from typing import TYPE_CHECKING

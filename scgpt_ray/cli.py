@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
@@ -69,6 +70,7 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: If there is no such verb, a value is missing, or a word belongs to no option.
     """
+    words = [re.sub(r"(?<=^--)[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     verb = next((word for word in words if not word.startswith("-")), "")
     completes = "_ARGCOMPLETE" in os.environ
     parser = _parser([*VERBS] if completes else [verb])

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def refused(capsys, arguments):
         (["embad"], "; did you mean embed?"),
         (["frobnicate"], "; see scgpt-ray --help"),
         (["embed", "--atlas", "a", "--batch-size", "3"], "embed: unknown option --batch-size; "),
+        (["embed", "--max_length=1"], "embed: --max-length is '1'; "),
         (["embed", "--max-lenght=3"], "; did you mean --max-length?"),
         (["embed", "--frobnicate", "3"], "; see scgpt-ray embed --help"),
         (["embed", "cells.h5ad"], "embed: cells.h5ad belongs to no option; expected options, which start with --"),
@@ -286,6 +288,15 @@ def test_files_of_jobs_are_options_of_their_verb(request):
     assert [path.stem for path in files] == ["embed", "index", "integrate", "map", "pretrain"]
     for path in files:
         assert VERBS[path.stem].settings_class().load(str(path), {})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [name for name in VERBS if name != "demo"])
+def test_the_examples_of_help_run_in_the_folder_of_a_demo(verb, demo_run, monkeypatch, capsys):
+    monkeypatch.chdir(demo_run[0].parent)
+    for example in VERBS[verb].settings_class().examples:
+        assert main(shlex.split(example)[1:]) == DONE, capsys.readouterr().err
 
 
 def test_the_module_is_the_program():
