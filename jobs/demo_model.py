@@ -33,8 +33,8 @@ from scgpt_ray.storage import Folder
 
 GENES = ("feature_name", "symbol_gencode44")
 K = 10
-SIZE = {"embsize": 128, "nheads": 4, "d_hid": 128, "nlayers": 4}
-COMMON = {
+SIZE: dict[str, Any] = {"embsize": 128, "nheads": 4, "d_hid": 128, "nlayers": 4}
+COMMON: dict[str, Any] = {
     "gene_columns": GENES,
     "dropout": 0.0,
     "cells_per_step": 64,
@@ -43,8 +43,8 @@ COMMON = {
     "learning_rate": 1e-3,
     "steps_per_checkpoint": 200,
 }
-GENERATIVE = {"steps": 400, "warmup_steps": 100}
-SUPERVISED = {"steps": 1600, "warmup_steps": 100, "value_weight": 0.3, "cell_weight": 0.3}
+GENERATIVE: dict[str, Any] = {"steps": 400, "warmup_steps": 100}
+SUPERVISED: dict[str, Any] = {"steps": 1600, "warmup_steps": 100, "value_weight": 0.3, "cell_weight": 0.3}
 
 OTHERS = ("pbmc_facs", "zheng_sorted", "pbmc_donor_a_unlabelled")
 

@@ -1,35 +1,70 @@
 """Zero-shot scGPT for single-cell atlases, on Ray.
 
-The verbs of the command line as functions, each with the options of `scgpt-ray VERB --help` as keyword arguments:
-
-    embed(atlas=..., checkpoint=..., output=...)          -> Manifest
-    build_index(embeddings=..., output=...)               -> IndexDescription
-    map_query(query=..., index=..., checkpoint=..., ...)  -> Mapped
-    integrate(embeddings=..., batch_column=..., ...)      -> Integrated
-    pretrain(atlas=..., output=...)                       -> Trained
-    validate(embeddings=...)                              -> list of problems
-    export(embeddings=..., output=...)                    -> number of cells
-    demo(output=...)                                      -> Demo
-
-and `embed_data`, the drop-in for upstream's function of that name. Nothing heavy is imported before it is used, so
-that `scgpt_ray.model` works on a bare GPU machine.
+The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
+`embed`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `export`, `demo` and `run_benchmark`; their
+table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function of that name. A function imports
+its libraries when it is called, so that `scgpt_ray.network` works on a bare GPU machine.
 """
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from scgpt_ray.api import build_index, demo, embed, export, integrate, map_query, pretrain, validate
-    from scgpt_ray.upstream import embed_data
-
 __version__ = "0.1.0"
 
-__all__ = ["build_index", "demo", "embed", "embed_data", "export", "integrate", "map_query", "pretrain", "validate"]
+__all__ = [
+    "build_index", "demo", "embed", "embed_data", "export", "integrate", "map_query", "pretrain", "run_benchmark",
+    "validate",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    # For type checkers: each function has the arguments of its settings, and the result of what the verb calls.
+    from collections.abc import Callable
+    from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+    from scgpt_ray import config
+    from scgpt_ray.benchmark import stages
+    from scgpt_ray.pipelines import demo as _demo
+    from scgpt_ray.pipelines import embed as _embed
+    from scgpt_ray.pipelines import export as _export
+    from scgpt_ray.pipelines import index as _index
+    from scgpt_ray.pipelines import integrate as _integrate
+    from scgpt_ray.pipelines import map as _map
+    from scgpt_ray.pipelines import pretrain as _pretrain
+    from scgpt_ray.pipelines import validate as _validate
+    from scgpt_ray.upstream import embed_data
+
+    _P = ParamSpec("_P")
+    _S = TypeVar("_S")
+    _R = TypeVar("_R")
+
+    class _Typed(Protocol):
+        def __call__(self, settings: Callable[_P, _S], run: Callable[Concatenate[_S, ...], _R]) -> Callable[_P, _R]: ...
+
+    _typed = cast("_Typed", None)
+    embed = _typed(config.EmbedSettings, _embed.embed)
+    build_index = _typed(config.IndexSettings, _index.build_index)
+    map_query = _typed(config.MapSettings, _map.map_query)
+    integrate = _typed(config.IntegrateSettings, _integrate.integrate)
+    pretrain = _typed(config.PretrainSettings, _pretrain.pretrain)
+    validate = _typed(config.ValidateSettings, _validate.validate)
+    export = _typed(config.ExportSettings, _export.export)
+    demo = _typed(config.DemoSettings, _demo.demo)
+    run_benchmark = _typed(config.BenchmarkSettings, stages.run_benchmark)
 
 
 def __getattr__(name: str) -> object:
-    """Import a function of `__all__` when it is first asked for."""
+    """Make a function of `__all__` when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("scgpt_ray.upstream" if name == "embed_data" else "scgpt_ray.api"), name)
+    if name == "embed_data":
+        found = import_module("scgpt_ray.upstream").embed_data
+    else:
+        verbs = import_module("scgpt_ray.verbs")
+        found = next(verbs.python_function(verb) for verb in verbs.VERBS.values() if verb.name == name)
+    globals()[name] = found  # one object, which pickles by its name
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,24 +7,32 @@ stdout is one JSON object, the result.
 import argparse
 import json
 import logging
+import os
+import re
 import sys
-import types
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
 
-from pydantic.fields import FieldInfo
-
-from scgpt_ray import verbs
+from scgpt_ray import __version__
 from scgpt_ray.errors import ConfigError, InputError, ScgptRayError
+from scgpt_ray.verbs import VERBS
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+
+logger = logging.getLogger(__name__)
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose mistakes are ours: one line with found, expected and remedy."""
 
-    def error(self, message: str) -> Any:
-        raise ConfigError(message, expected="a verb and its options", remedy=f"see {self.prog} --help")
+    def error(self, message: str) -> NoReturn:
+        # Such as: argument --seed: expected one argument.
+        found, _, expected = message.removeprefix("argument ").partition(": expected ")
+        raise ConfigError(
+            f"{self.prog.partition(' ')[2]}: {found}{' has no value' if expected else ''}",
+            expected=expected.replace("argument", "value") or "options and their values",
+            remedy=f"see {self.prog} --help",
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,107 +48,87 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("faiss", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        options = vars(_parser().parse_args(arguments))
-        verb = verbs.VERBS[options.pop("verb")]
-        config = options.pop("config")
-        result = verb.run(verb.settings.load(config, options))
+        name, options = _read(sys.argv[1:] if arguments is None else arguments)
+        verb = VERBS[name]
+        settings = verb.settings_class().load(options.pop("config", None), options)
+        logger.info("scgpt-ray %s: %s", __version__, name)  # the libraries of a verb take seconds to import
+        result = verb.run(settings)
+        values = {"verb": name, **_output(settings), **result.to_dict()}
     except InputError as error:
         sys.stderr.write(f"scgpt-ray: {error}\n")
         return BAD_INPUT
     except (ScgptRayError, OSError) as error:
         sys.stderr.write(f"scgpt-ray: {error}\n")
         return FAILED
-    sys.stdout.write(f"{result.text}\n{json.dumps(result.values)}\n")
-    return DONE if result.is_good else FAILED
+    sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
+    return DONE if values.get("ok", True) else FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _read(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The verb, and the options that were given, unknown ones among them.
+
+    Raises:
+        ConfigError: If there is no such verb, a value is missing, or a word belongs to no option.
+    """
+    words = [re.sub(r"(?<=^--)[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
+    verb = next((word for word in words if not word.startswith("-")), "")
+    completes = "_ARGCOMPLETE" in os.environ
+    parser = _parser([*VERBS] if completes else [verb])
+    if completes:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    if verb and verb not in VERBS:
+        raise _no_verb(f"unknown verb {verb}", verb)
+    found, unknown = parser.parse_known_args(words)
+    if not verb:
+        raise _no_verb(f"unknown option {unknown[0]}" if unknown else "no verb", "")
+    options = {word[2:].partition("=")[0].replace("-", "_"): None for word in unknown if word.startswith("--")}
+    if unknown and not options:
+        raise ConfigError(
+            f"{verb}: {unknown[0]} belongs to no option", expected="options, which start with --",
+            remedy=f"see scgpt-ray {verb} --help",
+        )  # fmt: skip
+    return verb, {name: value for name, value in vars(found).items() if name != "verb"} | options
+
+
+def _output(settings: Any) -> dict[str, str]:
+    """The place of a verb's output, absolute."""
+    # Imported on need: after the verb has run, it is there.
+    from scgpt_ray.storage import Folder
+
+    return {"output": Folder.at(settings.output).uri} if hasattr(settings, "output") else {}
+
+
+def _no_verb(found: str, word: str) -> ConfigError:
+    from scgpt_ray.config.settings import did_you_mean
+
+    remedy = did_you_mean(word, VERBS, "see scgpt-ray --help")
+    return ConfigError(found, expected=f"one of {', '.join(VERBS)}", remedy=remedy)
+
+
+def _parser(names: Collection[str]) -> argparse.ArgumentParser:
+    """All verbs, and the options of some."""
     parser = _Parser(
         prog="scgpt-ray",
         allow_abbrev=False,
         description="Embed single-cell atlases with scGPT on Ray, index them with faiss, map new cells onto them.",
-        epilog="Options may also stand in a YAML file (--config); options given here win.",
+        epilog="`scgpt-ray VERB --help` shows the options of a verb, with examples. `scgpt-ray demo` tries them all.",
     )
-    chosen = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, verb in verbs.VERBS.items():
-        summary = (verb.settings.__doc__ or "").strip()
-        sub = chosen.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.add_argument("--config", metavar="FILE.yaml", help="YAML file of these options, without the dashes")
-        own = verb.settings.__annotations__
-        for field in sorted(verb.settings.model_fields, key=lambda field: field not in own):  # own options first
-            _add_option(sub, field, verb.settings.model_fields[field])
+    parser.add_argument("--version", action="version", version=f"scgpt-ray {__version__}")
+    chosen = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for name, verb in VERBS.items():
+        sub = chosen.add_parser(
+            name,
+            help=verb.summary,
+            description=verb.summary,
+            allow_abbrev=False,
+            add_help=False,  # among the options of the verb, which come first
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in names:
+            # Imported on need: pydantic takes longer than everything else that help of the program needs.
+            from scgpt_ray.options import add_options
+
+            add_options(sub, verb.settings_class())
     return parser
-
-
-def _add_option(parser: argparse.ArgumentParser, field: str, info: FieldInfo) -> None:
-    """One option for one field; absent ones stay absent, so that the file and the defaults can speak."""
-    read, many = _reader(info.annotation)
-    text = (info.description or "").replace("\n", " ").replace("%", "%%")
-    if info.is_required():
-        text += " Required."
-    elif info.default is not None and info.default_factory is None and info.default != ():
-        default = " ".join(map(str, info.default)) if isinstance(info.default, tuple) else info.default
-        text += f" [default: {default}]"
-    name = "--" + field.replace("_", "-")
-    if info.annotation is bool:
-        parser.add_argument(name, dest=field, action="store_true", default=argparse.SUPPRESS, help=text)
-        return
-    parser.add_argument(
-        name,
-        dest=field,
-        type=read,
-        nargs="+" if many else None,
-        action=_Pairs if read is _pair else "store",
-        choices=_choices(info.annotation),
-        metavar=None if _choices(info.annotation) else _METAVARS[read],
-        default=argparse.SUPPRESS,
-        help=text,
-    )
-
-
-def _pair(word: str) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{word!r} is not KEY=VALUE")
-    return key, value
-
-
-_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", _pair: "KEY=VALUE"}
-
-
-class _Pairs(argparse.Action):
-    """Collect KEY=VALUE words into a dict."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: Any = None) -> None:
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **dict(values)})
-
-
-def _reader(annotation: Any) -> tuple[Callable[[str], Any], bool]:
-    """How one word of an option is read, and whether there may be several."""
-    kinds = _kinds(annotation)
-    if tuple in kinds:
-        return (float if float in _items(annotation) else str), True
-    if dict in kinds:
-        return _pair, True
-    return next((kind for kind in (int, float) if kind in kinds), str), False
-
-
-def _items(annotation: Any) -> set[Any]:
-    """Plain types of the items of a tuple[X, ...], which may be annotated."""
-    if hasattr(annotation, "__metadata__"):
-        annotation = get_args(annotation)[0]
-    return {kind for item in get_args(annotation) if item is not Ellipsis for kind in _kinds(item)}
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """Plain types in an annotation such as Annotated[int, ...] | None."""
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return {kind for part in get_args(annotation) for kind in _kinds(part)}
-    if hasattr(annotation, "__metadata__"):
-        return _kinds(get_args(annotation)[0])
-    return {origin or annotation}
-
-
-def _choices(annotation: Any) -> tuple[str, ...] | None:
-    return get_args(annotation) if get_origin(annotation) is Literal else None

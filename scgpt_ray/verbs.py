@@ -1,148 +1,165 @@
-"""The verbs: what each is asked (settings), does (a flow), and says (a line for people, a JSON object for programs)."""
+"""The verbs: one table, from which come the command line and the functions of the package.
 
+A verb is a function of its settings; what it returns describes itself, as a `Result`. Settings and function are named
+here and imported when they are needed, so that `--help` waits for neither pydantic nor the libraries of a verb.
+"""
+
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
-from scgpt_ray import config
-from scgpt_ray.execution.engine import LocalOrRay
-from scgpt_ray.storage import Folder
+if TYPE_CHECKING:
+    from scgpt_ray.config import Settings
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a verb leaves on stdout.
+class Result(Protocol):
+    """What the function of a verb returns."""
 
-    Attributes:
-        text: For people; may have several lines.
-        values: For programs; the last line, as JSON.
-        is_good: Whether the exit code is 0.
-    """
+    def text(self) -> str:
+        """A line or a few for people."""
 
-    text: str
-    values: dict[str, Any]
-    is_good: bool = True
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values for programs; `ok` is false if the command failed."""
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb on the command line."""
+    """A command, and a function of the package.
 
-    settings: type[config.Settings]
-    run: Callable[[Any], Result]
+    Attributes:
+        summary: What it does, in one line.
+        settings: Name of its class in `scgpt_ray.config`.
+        home: Module and name of its function, which takes the settings, and an engine if they are `ExecutionSettings`.
+        returns: What the function returns.
+    """
 
+    summary: str
+    settings: str
+    home: str
+    returns: str
 
-def _embed(settings: config.EmbedSettings) -> Result:
-    from scgpt_ray.pipelines.embed import embed
+    @property
+    def name(self) -> str:
+        """Name of the Python function."""
+        return self.home.partition(":")[2]
 
-    manifest = embed(settings, LocalOrRay(settings.executor))
-    output = Folder.at(settings.output)
-    return Result(
-        f"{manifest.n_cells} cells embedded ({manifest.n_empty} without tokens) in {len(manifest.parts)} parts: "
-        f"{output.where('parts')}",
-        {
-            "verb": "embed",
-            "output": output.uri,
-            "fingerprint": manifest.fingerprint.digest,
-            "n_cells": manifest.n_cells,
-            "n_empty": manifest.n_empty,
-            "n_tokens": manifest.n_tokens,
-            "parts": len(manifest.parts),
-        },
-    )
+    def settings_class(self) -> "type[Settings]":
+        """Import the class of the settings."""
+        found: type[Settings] = getattr(import_module("scgpt_ray.config"), self.settings)
+        return found
 
+    def run(self, settings: "Settings") -> Result:
+        """Import the function, and call it."""
+        from scgpt_ray.config import ExecutionSettings
 
-def _index(settings: config.IndexSettings) -> Result:
-    from scgpt_ray.pipelines.index import build_index
+        module, _, name = self.home.partition(":")
+        function = getattr(import_module(f"scgpt_ray.{module}"), name)
+        result: Result
+        if isinstance(settings, ExecutionSettings):
+            from scgpt_ray.execution.engine import LocalOrRay
 
-    description = build_index(settings, LocalOrRay(settings.executor))
-    output = Folder.at(settings.output)
-    return Result(
-        f"{description.n_cells} cells indexed as {description.factory} in {len(description.shards)} shards, "
-        f"recall@10 {description.recall_at_10:.4f} at nprobe {description.nprobe}, rerank {description.rerank}: "
-        f"{output.uri}",
-        {
-            "verb": "index",
-            "output": output.uri,
-            "factory": description.factory,
-            "n_cells": description.n_cells,
-            "shards": len(description.shards),
-            "nprobe": description.nprobe,
-            "rerank": description.rerank,
-            "recall_at_10": description.recall_at_10,
-        },
-    )
-
-
-def _map(settings: config.MapSettings) -> Result:
-    from scgpt_ray.pipelines.map import map_query
-
-    mapped = map_query(settings, LocalOrRay(settings.executor))
-    return Result(mapped.text(), {"verb": "map", **mapped.to_dict()})
-
-
-def _integrate(settings: config.IntegrateSettings) -> Result:
-    from scgpt_ray.pipelines.integrate import integrate
-
-    integrated = integrate(settings)
-    return Result(integrated.text(), {"verb": "integrate", **integrated.to_dict()})
-
-
-def _pretrain(settings: config.PretrainSettings) -> Result:
-    from scgpt_ray.pipelines.pretrain import pretrain
-
-    trained = pretrain(settings, LocalOrRay(settings.executor))
-    values = {name: trained.metrics[name] for name in ("steps", "n_cells", "n_validation", "best_loss")}
-    return Result(trained.text(), {"verb": "pretrain", "output": trained.output.uri, **values})
-
-
-def _validate(settings: config.ValidateSettings) -> Result:
-    from scgpt_ray.pipelines.validate import validate
-
-    problems = validate(settings)
-    what = settings.embeddings or settings.index
-    text = f"{what}: all is well" if not problems else "\n".join(f"{what}: {problem}" for problem in problems)
-    return Result(text, {"verb": "validate", "ok": not problems, "problems": problems}, is_good=not problems)
-
-
-def _export(settings: config.ExportSettings) -> Result:
-    from scgpt_ray.parts.export import export_h5ad
-
-    n_cells = export_h5ad(Folder.at(settings.embeddings), settings.output)
-    return Result(
-        f'{n_cells} cells with obsm["X_scGPT"]: {settings.output}',
-        {"verb": "export", "output": settings.output, "n_cells": n_cells},
-    )
-
-
-def _demo(settings: config.DemoSettings) -> Result:
-    from scgpt_ray.pipelines.demo import demo
-
-    told = demo(settings, LocalOrRay(settings.executor))
-    return Result(told.text(), {"verb": "demo", **told.to_dict()})
-
-
-def _benchmark(settings: config.BenchmarkSettings) -> Result:
-    from scgpt_ray.benchmark.measurement import table
-    from scgpt_ray.benchmark.stages import benchmark
-
-    figures = benchmark(settings)
-    lines = "\n".join(figure.to_json() for figure in figures)
-    values = {"verb": "benchmark", "stage": settings.stage, "figures": [figure.to_dict() for figure in figures]}
-    return Result(f"{table(figures)}\n{lines}", values)
+            result = function(settings, LocalOrRay(settings.executor))
+        else:
+            result = function(settings)
+        return result
 
 
 VERBS = {
-    settings.verb: Verb(settings, run)
-    for settings, run in (
-        (config.EmbedSettings, _embed),
-        (config.IndexSettings, _index),
-        (config.MapSettings, _map),
-        (config.IntegrateSettings, _integrate),
-        (config.PretrainSettings, _pretrain),
-        (config.ValidateSettings, _validate),
-        (config.ExportSettings, _export),
-        (config.DemoSettings, _demo),
-        (config.BenchmarkSettings, _benchmark),
-    )
+    "embed": Verb(
+        "Embed every cell of an atlas with scGPT; resumable.",
+        "EmbedSettings",
+        "pipelines.embed:embed",
+        "Manifest: The embedded cells, and the parts that hold them.",
+    ),
+    "index": Verb(
+        "Build a sharded faiss index of embeddings, with labels and a measured recall.",
+        "IndexSettings",
+        "pipelines.index:build_index",
+        "IndexDescription: The index, its search parameters and their recall.",
+    ),
+    "map": Verb(
+        "Map query cells onto an indexed reference: neighbours, labels by vote, confidence, report.",
+        "MapSettings",
+        "pipelines.map:map_query",
+        "Mapped: Labels and neighbours of each query cell, and their evaluation if the truth is known.",
+    ),
+    "integrate": Verb(
+        "Evaluate how embeddings mix batches and separate cell types, and explain batch effects.",
+        "IntegrateSettings",
+        "pipelines.integrate:integrate",
+        "Integrated: Metrics of each embedding, and the effect of each factor.",
+    ),
+    "pretrain": Verb(
+        "Train a network, or continue training one, with or without cell-type labels; resumable.",
+        "PretrainSettings",
+        "pipelines.pretrain:pretrain",
+        "Trained: The folder with the checkpoint, and the metrics of training.",
+    ),
+    "validate": Verb(
+        "Audit an output folder of embed or index.",
+        "ValidateSettings",
+        "pipelines.validate:validate",
+        "Problems: A list with a line for each problem; empty if all is well.",
+    ),
+    "export": Verb(
+        "Write embeddings to a file that other tools open.",
+        "ExportSettings",
+        "pipelines.export:export",
+        "Exported: The file and its number of cells.",
+    ),
+    "demo": Verb(
+        "Run all steps on 700 blood cells: atlas, embeddings, index, labels, plots.",
+        "DemoSettings",
+        "pipelines.demo:demo",
+        "Demo: Accuracy of the labels, and of baselines.",
+    ),
+    "benchmark": Verb(
+        "Measure the speed of a stage on this machine.",
+        "BenchmarkSettings",
+        "benchmark.stages:run_benchmark",
+        "Figures: A list of what was measured.",
+    ),
 }
+
+
+def python_function(verb: Verb) -> Callable[..., Result]:
+    """The verb as a function whose keyword arguments are the options, with their types, defaults and help."""
+    settings = verb.settings_class()
+    types = get_type_hints(settings)
+
+    def function(**options: Any) -> Result:
+        return verb.run(settings.of(options))
+
+    ordered = [name for group in settings.groups().values() for name in group]
+    fields = {name: settings.model_fields[name] for name in ordered}
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if info.is_required() else info.get_default(call_default_factory=True),
+            annotation=types[name],
+        )
+        for name, info in fields.items()
+    ]
+    kind = verb.returns.partition(":")[0]
+    helps = [f"{name}: {' '.join((info.description or '').split())}" for name, info in fields.items()]
+    arguments = "\n".join(fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * 8) for text in helps)
+    function.__name__ = function.__qualname__ = verb.name
+    function.__module__ = "scgpt_ray"
+    function.__signature__ = inspect.Signature(parameters, return_annotation=kind)  # type: ignore[attr-defined]
+    function.__doc__ = f"""{verb.summary}
+
+Args:
+{arguments}
+
+Returns:
+    {verb.returns}
+
+Raises:
+    InputError: If an option, the input or the output folder cannot be used.
+    RunError: If the work failed; the same call resumes it.
+"""
+    return function

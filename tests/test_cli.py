@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,27 +14,38 @@ import pytest
 import ray
 import torch
 
-from scgpt_ray import config, verbs
-from scgpt_ray.cli import BAD_INPUT, DONE, main
+from scgpt_ray import __version__
+from scgpt_ray.cli import BAD_INPUT, DONE, FAILED, main
+from scgpt_ray.config.settings import option_name
+from scgpt_ray.verbs import VERBS
 
 
-@pytest.mark.parametrize("verb", [*verbs.VERBS])
-def test_help_shows_every_option_with_its_default(verb, capsys):
+def shown(capsys, *arguments):
+    """What the program shows and ends with."""
     with pytest.raises(SystemExit) as caught:
-        main([verb, "--help"])
-    text = capsys.readouterr().out
+        main(arguments)
     assert caught.value.code == DONE
-    for field in verbs.VERBS[verb].settings.model_fields.values():
-        assert field.description, "every option says what it is"
-    for name in verbs.VERBS[verb].settings.model_fields:
-        assert "--" + name.replace("_", "-") in text
+    return capsys.readouterr().out
 
 
-def test_help_is_there_without_a_verb(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert all(verb in text for verb in verbs.VERBS)
+@pytest.mark.parametrize("verb", [*VERBS])
+def test_help_of_a_verb(verb, capsys):
+    text = shown(capsys, verb, "--help")
+    settings = VERBS[verb].settings_class()
+    assert VERBS[verb].summary in text
+    assert [text.count(f"\n  {option_name(name)} ") for name in settings.model_fields] == [1] * len(
+        settings.model_fields
+    )
+    assert text.count(f"\n  scgpt-ray {verb}") == 3
+
+
+def test_help_of_the_program(capsys):
+    text = shown(capsys, "--help")
+    assert all(f"\n    {name}" in text for name in VERBS)
+    assert shown(capsys, "--version") == f"scgpt-ray {__version__}\n"
+
+
+GIVEN = ["embed", "--atlas", "a", "--checkpoint", "c", "--output", "o"]
 
 
 def refused(capsys, arguments):
@@ -51,15 +64,25 @@ def refused(capsys, arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: VERB"),
-        (["embad"], "invalid choice: 'embad'"),
-        (["embed", "--atlas", "a", "--batch-size", "3"], "unrecognized arguments: --batch-size 3"),
-        (["embed", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
-        (["embed", "--ties", "mean"], "argument --ties: invalid choice: 'mean'"),
+        ([], "no verb; expected one of embed, index,"),
+        (["--foo"], "unknown option --foo; expected one of embed, index,"),
+        (["embad"], "unknown verb embad; expected one of embed, index, "),
+        (["embad"], "; did you mean embed?"),
+        (["frobnicate"], "; see scgpt-ray --help"),
+        (["embed", "--atlas", "a", "--batch-size", "3"], "embed: unknown option --batch-size; "),
+        (["embed", "--max_length=1"], "embed: --max-length is '1'; "),
+        (["embed", "--max-lenght=3"], "; did you mean --max-length?"),
+        (["embed", "--frobnicate", "3"], "; see scgpt-ray embed --help"),
+        (["embed", "cells.h5ad"], "embed: cells.h5ad belongs to no option; expected options, which start with --"),
+        (["embed", "--seed"], "embed: --seed has no value; expected one value; see scgpt-ray embed --help"),
+        (["embed", "--obs-columns", "--seed", "1"], "--obs-columns has no value; expected at least one value"),
+        (["index", "--append=yes"], "index: --append: ignored explicit argument 'yes'; expected options and"),
+        ([*GIVEN, "--seed", "x"], "embed: --seed is 'x'; expected a valid integer for --seed; see scgpt-ray embed"),
+        ([*GIVEN, "--ties", "mean"], "embed: --ties is 'mean'; expected 'random' or 'top' for --ties"),
         (["embed", "--tiledb-config", "x"], "'x' is not KEY=VALUE"),
         (["embed"], "embed: --atlas is missing; --checkpoint is missing; --output is missing"),
         (["embed", "--config", "/nowhere.yaml"], "--config /nowhere.yaml"),
-        (["map", "--k", "0"], "--k: input should be greater than or equal to 1, found 0"),
+        (["map", "--k", "0"], "expected greater than or equal to 1 for --k"),
         (["validate"], "give one of --embeddings and --index"),
         (["validate", "--embeddings", "/nowhere"], "/nowhere has no manifest.json"),
         (["index", "--embeddings", "/nowhere", "--output", "/tmp/x"], "/nowhere has no manifest.json"),
@@ -75,7 +98,7 @@ def test_wrong_words(arguments, message, capsys):
 
 
 def test_options_are_not_abbreviated(capsys):
-    assert "unrecognized arguments: --atl x" in refused(capsys, ["embed", "--atl", "x"])
+    assert "unknown option --atl;" in refused(capsys, ["embed", "--atl", "x"])
 
 
 @pytest.fixture
@@ -127,11 +150,11 @@ def altered(blood, tmp_path):
         ({"gene_table": "/nowhere.csv"}, "/nowhere.csv"),
         ({"snapshot": 5}, "--snapshot 5"),
         ({"checkpoint": "/nowhere"}, "/nowhere has no"),
-        ({"precision": "float64"}, "argument --precision: invalid choice: 'float64'"),
+        ({"precision": "float64"}, "--precision is 'float64'; expected 'float32', 'bfloat16' or 'float16' for"),
         ({"precision": "float16"}, "float16 was asked for on a CPU"),
         ({"gpus": 1}, "--gpus 1 on a machine without a GPU"),
         ({"gpus": 1, "actors": 2}, "give one of --gpus and --actors"),
-        ({"max_length": 1}, "--max-length: input should be greater than or equal to 2, found 1"),
+        ({"max_length": 1}, "--max-length is '1'; expected greater than or equal to 2"),
         ({"output": "/proc/nowhere/out"}, "cannot be written"),
     ],
 )
@@ -234,26 +257,59 @@ def test_bad_checkpoints(embed, checkpoint, tmp_path, change, message):
 
 
 def test_an_unknown_key_in_the_file(embed, tmp_path):
-    (tmp_path / "embed.yaml").write_text("batch_size: 64\n")
-    assert "unknown option --batch-size" in embed(config=tmp_path / "embed.yaml")
+    (tmp_path / "embed.yaml").write_text("max_lenght: 64\n")
+    line = embed(config=tmp_path / "embed.yaml")
+    assert "unknown option --max-lenght" in line
+    assert line.endswith("did you mean --max-length?")
 
 
-def test_settings_and_jobs_agree(request):
-    """Every YAML beside a job is valid for its verb."""
-    jobs = request.config.rootpath / "jobs"
-    verb_of = {
-        "embed": config.EmbedSettings,
-        "build_index": config.IndexSettings,
-        "map_query": config.MapSettings,
-        "integrate": config.IntegrateSettings,
-        "pretrain": config.PretrainSettings,
-    }
-    assert {path.stem for path in (jobs / "configs").glob("*.yaml")} == set(verb_of)
-    for stem, settings in verb_of.items():
-        assert settings.load(str(jobs / "configs" / f"{stem}.yaml"), {})
-        assert (jobs / f"{stem}.py").is_file()
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_what_a_run_prints_and_ends_with(is_whole, make_embeddings, tmp_path, capsys):
+    run = make_embeddings(tmp_path / "run")
+    if not is_whole:
+        (run.path / "parts" / "part-00001.parquet").unlink()
+    assert main(["validate", "--embeddings", run.uri]) == (DONE if is_whole else FAILED)
+    *lines, result = capsys.readouterr().out.splitlines()
+    values = json.loads(result)
+    assert (values["verb"], values["ok"]) == ("validate", is_whole)
+    assert lines == (values["problems"] or ["all is well"])
+
+
+def test_the_output_in_the_result_is_absolute(make_embeddings, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_embeddings(tmp_path / "run")
+    assert main(["export", "--embeddings", "run", "--output", "cells.h5ad"]) == DONE
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result == {"verb": "export", "output": str(tmp_path / "cells.h5ad"), "n_cells": 20}
+
+
+def test_files_of_jobs_are_options_of_their_verb(request):
+    files = sorted((request.config.rootpath / "jobs" / "configs").glob("*.yaml"))
+    assert [path.stem for path in files] == ["embed", "index", "integrate", "map", "pretrain"]
+    for path in files:
+        assert VERBS[path.stem].settings_class().load(str(path), {})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [name for name in VERBS if name != "demo"])
+def test_the_examples_of_help_run_in_the_folder_of_a_demo(verb, demo_run, monkeypatch, capsys):
+    monkeypatch.chdir(demo_run[0].parent)
+    for example in VERBS[verb].settings_class().examples:
+        assert main(shlex.split(example)[1:]) == DONE, capsys.readouterr().err
 
 
 def test_the_module_is_the_program():
-    shown = subprocess.run([sys.executable, "-m", "scgpt_ray", "--help"], capture_output=True, text=True, check=True)
-    assert "embed" in shown.stdout
+    done = subprocess.run([sys.executable, "-m", "scgpt_ray", "--help"], capture_output=True, text=True, check=True)
+    assert "embed" in done.stdout
+
+
+def test_completion(tmp_path):
+    """As a shell asks for it."""
+    found = {}
+    for line in ("scgpt-ray em", "scgpt-ray map --balance", "scgpt-ray embed --ties "):
+        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+        asked["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "found")
+        subprocess.run([sys.executable, "-m", "scgpt_ray"], env={**os.environ, **asked}, check=True)
+        found[line] = (tmp_path / "found").read_text().split()
+    assert found == dict(zip(found, (["embed"], ["--balance-by"], ["random", "top"]), strict=True))

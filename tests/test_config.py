@@ -1,32 +1,100 @@
+"""The options of all verbs."""
+
+import argparse
+import re
+import shlex
+
 import pytest
 
 from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings, ValidateSettings, parse_bytes
+from scgpt_ray.config.settings import did_you_mean
 from scgpt_ray.errors import ConfigError
+from scgpt_ray.options import add_options
+from scgpt_ray.verbs import VERBS
 
 NEEDED = {"atlas": "a", "checkpoint": "c", "output": "o"}
+
+BANNED = re.compile(
+    r"\b(told|beside|kept out|judged|made up|wanted|nobody|what is worth|there is none|of its own)\b", re.IGNORECASE
+)
+"""Words that hide what a help means."""
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "embed: --atlas is missing; --checkpoint is missing; --output is missing; expected"),
-        ({**NEEDED, "max_lenght": 3}, "unknown option --max-lenght"),
-        ({**NEEDED, "max_length": 1}, "--max-length: input should be greater than or equal to 2, found 1"),
-        ({**NEEDED, "ties": "mean"}, "--ties: input should be 'random' or 'top', found 'mean'"),
-        ({**NEEDED, "seed": -1}, "--seed: .* found -1"),
-        ({**NEEDED, "min_coverage": 1.5}, "--min-coverage: .* found 1.5"),
-        ({**NEEDED, "precision": "float8"}, "--precision: .* found 'float8'"),
+        (
+            {**NEEDED, "max_lenght": 3},
+            "unknown option --max-lenght; .* option of this verb; did you mean --max-length\\?$",
+        ),
+        ({**NEEDED, "max_length": 1}, "--max-length is 1; expected greater than or equal to 2 for --max-length; see"),
+        ({**NEEDED, "ties": "mean"}, "--ties is 'mean'; expected 'random' or 'top' for --ties; see"),
+        ({**NEEDED, "seed": -1}, "--seed is -1; expected greater than or equal to 0"),
+        ({**NEEDED, "min_coverage": 1.5}, "--min-coverage is 1.5; expected less than or equal to 1"),
+        ({**NEEDED, "precision": "float8"}, "--precision is 'float8'"),
         ({**NEEDED, "obs_columns": ["embedding"]}, "embedding would clash with an output column"),
         ({**NEEDED, "obs_columns": ["a", "a"]}, "a column is named twice"),
-        ({**NEEDED, "atlas": ""}, "--atlas: string should have at least 1 character"),
+        ({**NEEDED, "atlas": ""}, "--atlas is ''; expected at least 1 character for --atlas; see"),
         ({**NEEDED, "cells_per_partition": 0}, "--cells-per-partition"),
+        ({**NEEDED, "gpus": 1, "actors": 1}, "give one of --gpus and --actors; expected options that agree; see"),
+        (
+            {**NEEDED, "seed": "x", "k": 1},
+            "unknown option --k; --seed is 'x'; expected an option of this verb, a v",
+        ),
+        ({**NEEDED, "tiledb_config": ["a=1", "b"]}, "--tiledb-config: 'b' is not KEY=VALUE; expected another value"),
     ],
 )
-def test_mistakes_are_told_in_one_line(options, message):
+def test_mistakes_are_reported_in_one_line(options, message):
     with pytest.raises(ConfigError, match=message) as caught:
         EmbedSettings.of(options)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("see scgpt-ray embed --help")
+    assert str(caught.value).endswith(("; see scgpt-ray embed --help", "; did you mean --max-length?"))
+
+
+def test_lists_and_words_are_read():
+    words = {"obs_columns": ["a", "b"], "tiledb_config": ["vfs.s3.region=us-west-2", "a=b=c"], "seed": "3"}
+    settings = EmbedSettings.of({**NEEDED, **words})
+    assert settings.obs_columns == ("a", "b")
+    assert settings.tiledb_config == {"vfs.s3.region": "us-west-2", "a": "b=c"}
+    assert settings.seed == 3
+
+
+@pytest.mark.parametrize("verb", [*VERBS])
+def test_each_option_has_one_heading_and_a_help_with_its_default(verb):
+    settings = VERBS[verb].settings_class()
+    assert settings.verb == verb
+    assert sorted(name for names in settings.groups().values() for name in names) == sorted(settings.model_fields)
+    for name, info in settings.model_fields.items():
+        text = " ".join((info.description or "").split())
+        assert text.endswith("."), name
+        says_default = "efault: " in text or "(the default)" in text
+        assert says_default == (info.get_default(call_default_factory=True) in (None, (), {})), name
+        assert not BANNED.search(text), name
+
+
+@pytest.mark.parametrize("verb", [*VERBS])
+def test_examples_are_options_of_their_verb(verb):
+    settings = VERBS[verb].settings_class()
+    assert len(settings.examples) == 3
+    for example in settings.examples:
+        parser = argparse.ArgumentParser(add_help=False)
+        add_options(parser, settings)
+        program, name, *words = shlex.split(example)
+        assert (program, name) == ("scgpt-ray", verb)
+        assert settings.of({key: value for key, value in vars(parser.parse_args(words)).items() if key != "config"})
+
+
+def test_headings():
+    assert list(EmbedSettings.groups()) == ["Input and output", "Tokens and network", "Cells and genes", "Compute"]
+    assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output"]
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"), [("embad", "did you mean embed?"), ("idnex", "did you mean index?"), ("x", "see the help")]
+)
+def test_did_you_mean(word, remedy):
+    assert did_you_mean(word, ["embed", "index"], "see the help") == remedy
 
 
 def test_settings_are_frozen():
@@ -48,7 +116,7 @@ def test_options_beat_the_file_and_the_file_beats_defaults(tmp_path):
         ("atlas: [", "expected valid YAML"),
         ("- a\n- b\n", "a list; expected a mapping"),
         ("", "a NoneType; expected a mapping"),
-        ("atlas: a\ncheckpoint: c\noutput: o\nbatch_size: 3\n", "unknown option --batch-size"),
+        ("atlas: a\ncheckpoint: c\noutput: o\nmax-lenght: 3\n", "unknown option --max-lenght.*did you mean --max-len"),
     ],
 )
 def test_bad_files(tmp_path, content, message):

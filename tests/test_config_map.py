@@ -13,19 +13,20 @@ NEEDED = {"query": "q", "index": "i", "checkpoint": "c", "output": "o"}
     [
         ({"target_error": 0.05}, "map: --target-error needs --calibrate-by; expected"),
         ({"false_rejection": 0.0}, "map: --false-rejection needs --calibrate-by; expected"),
-        ({"calibrate_by": "donor", "target_error": 1.5}, "--target-error: .* less than or equal to 1, found 1.5"),
-        ({"calibrate_by": "donor", "calibration_cells": 0}, "--calibration-cells: .* found 0"),
+        ({"calibrate_by": "donor", "target_error": 1.5}, "--target-error is 1.5; expected less than or equal to 1"),
+        ({"calibrate_by": "donor", "calibration_cells": 0}, "--calibration-cells is 0"),
         ({"calibrate_by": "donor", "label_columns": ["donor"]}, "--label-columns donor cannot be calibrated"),
         (
             {"calibrate_by": "donor", "exclude_same": ["dataset"], "label_columns": ["cell_type", "dataset"]},
             "--label-columns dataset cannot be calibrated",
         ),
-        ({"weighting": "rank"}, "--weighting: input should be 'uniform' or 'distance', found 'rank'"),
-        ({"balance": ""}, "--balance"),
-        ({"term_share": 0.0}, "--term-share: .* greater than 0, found 0.0"),
+        ({"weighting": "rank"}, "--weighting is 'rank'; expected 'uniform' or 'distance'"),
+        ({"balance_by": ""}, "--balance-by"),
+        ({"without_terms": True, "term_column": "t"}, "give one of --term-column and --without-terms"),
+        ({"term_share": 0.0}, "--term-share is 0.0; expected greater than 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line(options, message):
+def test_mistakes_are_reported_in_one_line(options, message):
     with pytest.raises(ConfigError, match=message) as caught:
         MapSettings.of(NEEDED | options)
     assert "\n" not in str(caught.value)

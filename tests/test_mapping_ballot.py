@@ -40,28 +40,28 @@ def test_the_nearer_weigh_more():
 
 def test_balance_by_label_divides_by_its_share():
     # T is 90 of 100 cells: its two votes count 2 / 90, the one for B 1 / 10.
-    held = ballot(VoteRules(balance="label"), {"cell_type": {"T": 90, "B": 10, None: 900}})
+    held = ballot(VoteRules(balance_by="cell_type"), {"cell_type": {"T": 90, "B": 10, None: 900}})
     assert held.winners.tolist() == ["B", "B", None]
     assert held.election.share[0] == pytest.approx((1 / 10) / (1 / 10 + 2 / 90))
 
 
 def test_balance_by_dataset_counts_the_cells_without_one_as_one_more():
-    held = ballot(VoteRules(balance="dataset_id"), {"dataset_id": {"x": 4, "y": 1, None: 2}})
+    held = ballot(VoteRules(balance_by="dataset_id"), {"dataset_id": {"x": 4, "y": 1, None: 2}})
     assert held.weights_QK[1].tolist() == pytest.approx([7 / 3, 7 / 12, 7 / 6, 0])
     assert held.winners.tolist() == ["B", "B", None]
     assert held.election.share[0] == pytest.approx((7 / 3) / (7 / 3 + 2 * 7 / 12))
 
 
 def test_distance_and_balance_multiply():
-    held = ballot(VoteRules("distance", "label"), {"cell_type": {"T": 90, "B": 10}})
+    held = ballot(VoteRules("distance", "cell_type"), {"cell_type": {"T": 90, "B": 10}})
     assert held.weights_QK[1].tolist() == pytest.approx([100 / 20, 0.5 * 100 / 180, 0, 0])
 
 
 @given(st.integers(1, 1000), st.permutations(range(4)))
 def test_equal_shares_are_no_balance_and_the_order_of_neighbours_does_not_matter(cells, order):
     plain = ballot(VoteRules())
-    for balance, column, values in (("label", "cell_type", ["T", "B"]), ("dataset_id", "dataset_id", ["x", "y", None])):
-        found = ballot(VoteRules(balance=balance), {column: dict.fromkeys(values, cells)})
+    for column, values in (("cell_type", ["T", "B"]), ("dataset_id", ["x", "y", None])):
+        found = ballot(VoteRules(balance_by=column), {column: dict.fromkeys(values, cells)})
         for name, figures in vars(plain.election).items():
             np.testing.assert_array_equal(getattr(found.election, name), figures)
     shuffled = hold_ballot(IDS[:, order], SCORES[:, order], LABELS, "cell_type", VoteRules("distance"), {})
@@ -72,11 +72,11 @@ def test_equal_shares_are_no_balance_and_the_order_of_neighbours_does_not_matter
 
 def test_a_value_that_nobody_counted_is_refused():
     with pytest.raises(ReferenceSetError, match="a neighbour has y, which is none of the reference's 2 values"):
-        ballot(VoteRules(balance="dataset_id"), {"dataset_id": {"x": 2, None: 2}})
+        ballot(VoteRules(balance_by="dataset_id"), {"dataset_id": {"x": 2, None: 2}})
     with pytest.raises(ReferenceSetError, match="a neighbour has None, which"):
-        ballot(VoteRules(balance="dataset_id"), {"dataset_id": {"x": 2, "y": 2}})
+        ballot(VoteRules(balance_by="dataset_id"), {"dataset_id": {"x": 2, "y": 2}})
     with pytest.raises(ReferenceSetError, match="keeps no label column 'tissue'"):
-        ballot(VoteRules(balance="tissue"), {"tissue": {"blood": 5}})
+        ballot(VoteRules(balance_by="tissue"), {"tissue": {"blood": 5}})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_value_that_nobody_counted_is_refused():
     ids=["string", "large_string", "chunks", "slice", "order", "two_dictionaries"],
 )
 def test_how_the_labels_lie_in_memory_does_not_matter(labels):
-    for rules, cells in ((VoteRules(), {}), (VoteRules("distance", "label"), {"cell_type": {"T": 90, "B": 10}})):
+    for rules, cells in ((VoteRules(), {}), (VoteRules("distance", "cell_type"), {"cell_type": {"T": 90, "B": 10}})):
         found, expected = ballot(rules, cells, labels=labels), ballot(rules, cells)
         assert found.names == expected.names
         np.testing.assert_array_equal(found.codes_QK, expected.codes_QK)

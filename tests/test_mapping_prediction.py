@@ -90,11 +90,11 @@ def test_a_plain_prediction_is_the_vote_by_hand(data, n, k):
 
 def test_what_the_rules_need_of_the_reference():
     plain = PredictionRules(("cell_type", "term"), VoteRules())
-    assert (plain.read, plain.counted) == (["cell_type", "term"], ())
-    by_label = PredictionRules(("cell_type", "term"), VoteRules(balance="label"))
-    assert (by_label.read, by_label.counted) == (["cell_type", "term"], ("cell_type", "term"))
-    by_cluster = PredictionRules(("cell_type",), VoteRules(balance="cluster"))
-    assert (by_cluster.read, by_cluster.counted) == (["cell_type", "cluster"], ("cluster",))
+    assert (plain.read, plain.groups) == (["cell_type", "term"], ())
+    by_label = PredictionRules(("cell_type", "term"), VoteRules(balance_by="term"))
+    assert (by_label.read, by_label.groups) == (["cell_type", "term"], ("term",))
+    by_cluster = PredictionRules(("cell_type",), VoteRules(balance_by="cluster"))
+    assert (by_cluster.read, by_cluster.groups) == (["cell_type", "cluster"], ("cluster",))
 
 
 def test_every_column_beside_a_label_has_a_known_suffix():
@@ -133,7 +133,7 @@ def test_terms_are_rolled_up_also_where_the_vote_is_unsure():
 
 
 def test_the_rules_reach_the_vote():
-    rules = PredictionRules(("cell_type",), VoteRules(balance="label"))
+    rules = PredictionRules(("cell_type",), VoteRules(balance_by="cell_type"))
     cells = {"cell_type": {"CD4": 100, "CD8": 100, "B": 1}}
     table = predict(IDS[:2], SCORES[:2], LABELS, rules, reference_cells=cells).table
     assert table["cell_type"].to_pylist() == ["B", "B"]

@@ -562,11 +562,11 @@ def test_cells_of_a_type_that_the_reference_lacks_are_unknown_by_distance(mapped
     assert not (reference / "lacking" / "calibration.json").exists(), "that of before would mislead"
 
 
-@pytest.mark.parametrize("balance", ["label", "sample"])
-def test_balanced_votes(mapped, reference, checkpoint, balance):
-    more = {"label_columns": ["cell_type"], "balance": balance, "neighbor_filter": "sample == 's1' or cell_type == 'B'"}
+@pytest.mark.parametrize("column", ["cell_type", "sample"])
+def test_balanced_votes(mapped, reference, checkpoint, column):
+    allowed = "sample == 's1' or cell_type == 'B'"
+    more = {"label_columns": ["cell_type"], "balance_by": column, "neighbor_filter": allowed}
     found = map_elsewhere(reference, checkpoint, "balanced", "samples", **more)
-    column = "cell_type" if balance == "label" else balance
     rows = [row for row in read_embeddings(Folder.at(reference / "reference")).to_pylist() if row[EMBEDDING]]
     cells = Counter(row[column] for row in rows if row["sample"] == "s1" or row["cell_type"] == "B")
     neighbours = neighbours_by_hand(
@@ -619,7 +619,7 @@ def test_calibrations_that_cannot_be_had(mapped, reference, checkpoint, more, er
             r"keeps no column age; expected one of cell_type, donor",
         ),
         ({"exclude_same": ["donor", "batch"]}, ConfigError, r"keeps no column batch; .*; build the index with --label"),
-        ({"balance": "batch_key"}, ConfigError, r"keeps no column batch_key; expected one of cell_type, donor"),
+        ({"balance_by": "batch_key"}, ConfigError, r"keeps no column batch_key; expected one of cell_type, donor"),
         ({"calibrate_by": "sample"}, ConfigError, r"keeps no column sample; expected one of cell_type, donor"),
         ({"k": 500}, ConfigError, r"--k 500: .*index-1 holds 199 cells; .*; lower --k"),
         ({"neighbor_filter": "age > 3"}, ConfigError, r"--neighbor-filter 'age > 3': no column age; .*--label-columns"),

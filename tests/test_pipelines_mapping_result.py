@@ -72,14 +72,14 @@ def test_which_labels_are_transferred_and_how():
     plain = rules()
     assert plain.columns == ("cell_type", TERMS, "donor", "dataset")
     assert (plain.vote, plain.term_column, plain.term_share) == (VoteRules(), TERMS, 0.5)
-    assert rules(term_column="none").term_column is None
+    assert rules(without_terms=True).term_column is None
     assert rules(label_columns=["donor", "donor"]).columns == ("donor",)
     assert rules(label_columns=["cell_type"]).term_column is None
     assert rules(label_columns=["cell_type"], term_column="cell_type").term_column == "cell_type"
-    assert rules(balance="dataset", label_columns=["donor"], weighting="distance").vote == VoteRules(
+    assert rules(balance_by="dataset", label_columns=["donor"], weighting="distance").vote == VoteRules(
         "distance", "dataset"
     )
-    assert rules(balance="label", label_columns=["donor"]).vote.balance == "label"
+    assert rules(balance_by="none", kept=("cell_type", "none")).vote.balance_by == "none", "a column like any other"
     calibrated = rules(calibrate_by="donor", exclude_same=["dataset"])
     assert calibrated.columns == ("cell_type", TERMS), "of its own donor and dataset a cell meets nobody"
 
@@ -87,7 +87,7 @@ def test_which_labels_are_transferred_and_how():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"balance": "batch_key"}, "i keeps no column batch_key; expected one of cell_type, .*--label-columns"),
+        ({"balance_by": "batch_key"}, "i keeps no column batch_key; expected one of cell_type, .*--label-columns"),
         ({"calibrate_by": "sample"}, "i keeps no column sample; expected one of cell_type"),
         ({"exclude_same": ["sample"]}, "i keeps no column sample"),
         ({"label_columns": ["age"]}, "i keeps no column age"),

@@ -107,7 +107,7 @@ def _soma(uri: str, settings: CellSettings, config: dict[str, str]) -> Source:
         measurement=settings.measurement,
         layer=settings.layer or "raw",
         obs_filter=settings.obs_filter,
-        obs_columns=settings.obs_columns,
+        obs_columns=tuple(settings.obs_columns),
         timestamp=settings.snapshot or time.time_ns() // 10**6,
         tiledb_config=tuple(sorted({**config, **settings.tiledb_config}.items())),
     )
@@ -135,5 +135,5 @@ def _h5ad(path: str, settings: CellSettings, remote: bool) -> Source:
         mtime_ns=state.st_mtime_ns,
         layer=settings.layer or "X",
         obs_filter=settings.obs_filter,
-        obs_columns=settings.obs_columns,
+        obs_columns=tuple(settings.obs_columns),
     )

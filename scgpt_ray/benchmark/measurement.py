@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 LEAST_RUNS = 3
 """Runs whose median is taken, even if they take longer than was granted."""
@@ -38,6 +39,18 @@ class Figure:
     def to_json(self) -> str:
         """One line."""
         return json.dumps(self.to_dict())
+
+
+class Figures(list[Figure]):
+    """What a benchmark found."""
+
+    def text(self) -> str:
+        """A table for people, and a line of JSON for each figure."""
+        return "\n".join([table(self), *(figure.to_json() for figure in self)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, for programs."""
+        return {"figures": [figure.to_dict() for figure in self]}
 
 
 def table(figures: Sequence[Figure]) -> str:

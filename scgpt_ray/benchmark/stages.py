@@ -1,17 +1,21 @@
 """Which stage is measured by what."""
 
-from scgpt_ray.benchmark.measurement import Figure
+from scgpt_ray.benchmark.measurement import Figure, Figures
 from scgpt_ray.config import BenchmarkSettings
 
 _SECONDS = 10.0
 
 
-def benchmark(settings: BenchmarkSettings) -> list[Figure]:
+def run_benchmark(settings: BenchmarkSettings) -> Figures:
     """Measure a stage.
 
     Raises:
         InputError: If the checkpoint or the file of lengths cannot be used, or the device is not there.
     """
+    return Figures(_measured(settings))
+
+
+def _measured(settings: BenchmarkSettings) -> list[Figure]:
     # Imported on need: each stage brings libraries that the others can do without.
     seconds = settings.seconds or _SECONDS
     match settings.stage:

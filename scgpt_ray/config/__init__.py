@@ -1,7 +1,7 @@
-"""What a run is asked to do: one frozen settings class per verb.
+"""The options of each verb: one frozen settings class per verb.
 
-A class here is at once the YAML schema, the command line and the arguments of the Python function of that verb: the
-text under a field is its `--help`. Options beat the file, the file beats the defaults, and an unknown key is an error.
+A class is at once the YAML schema, the command line and the arguments of the Python function of its verb; the text
+under a field is its `--help`. Options override the file, the file overrides the defaults, unknown keys are errors.
 """
 
 from scgpt_ray.config.benchmark import BenchmarkSettings

@@ -1,4 +1,4 @@
-"""What `benchmark` is asked."""
+"""The options of `benchmark`."""
 
 from typing import Annotated, Literal
 
@@ -8,36 +8,43 @@ from scgpt_ray.config.settings import Count, Settings, Text
 
 
 class BenchmarkSettings(Settings):
-    """Measure a stage on this machine: cells/s and what it is made of, as a table and as JSON lines."""
+    """Options of `benchmark`."""
 
     verb = "benchmark"
+    group = "Measurement"
+    examples = (
+        "scgpt-ray benchmark --stage tokens --cells 512 --seconds 1",
+        "scgpt-ray benchmark --stage model --checkpoint demo --cells 64 --tokens 200 --seconds 1",
+        "scgpt-ray benchmark --stage index --cells 5000",
+    )
 
     stage: Literal["model", "tokens", "read", "flow", "index"] = "model"
-    """What to measure: the network, the tokeniser, reading, Ray against a plain loop, or faiss."""
+    """What to measure. model: the network; tokens: the tokeniser; read: reading; flow: Ray against a plain loop; index:
+    faiss."""
     device: Text = "cpu"
-    """Where the network computes: cpu, cuda or cuda:N."""
+    """Device of the network: cpu, cuda or cuda:N."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the network."""
     attention: Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"] = "auto"
-    """The network's way to attend; auto takes the fastest that is installed."""
+    """Attention kernel of the network. auto: the fastest one installed."""
     tokens: Annotated[str, Field(pattern=r"^([1-9]\d*|ragged)$")] | None = None
-    """Tokens of a cell: a number, or ragged (250 to 1,200, 600 on average). Default: ragged; 2000 for the stage tokens
-    and 2100 for read, before sampling."""
+    """Tokens per cell: a number, or ragged (250 to 1,200, mean 600). Default: ragged; before sampling, 2000 for the
+    stage tokens and 2100 for read."""
     cells: Count | None = None
-    """Cells to measure with; vectors for the stage index. Default: what takes seconds."""
+    """Number of cells, or of vectors for the stage index. Default: as many as take seconds."""
     lengths_from: Text | None = None
-    """An .h5ad file whose cells give the stage model its lengths, in place of --tokens."""
+    """An .h5ad file with the cells whose lengths the stage model uses. Default: --tokens."""
     checkpoint: Text | None = None
-    """Checkpoint folder. Default: random weights of whole-human's size."""
+    """Checkpoint folder, or demo. Default: random weights of the size of whole-human."""
     against: Literal["naive"] | None = None
-    """naive: measure also what people do today. Stages model and tokens: the padded, cell-by-cell way in plain torch,
-    and the ratio; stage index: scGPT's own index, PCA64,IVF16384_HNSW32,PQ16 without a second ranking."""
+    """naive: also measure a baseline. Stages model and tokens: padded batches and cell-by-cell tokens in plain torch;
+    index: scGPT's own index (PCA64,IVF16384_HNSW32,PQ16 without re-ranking). Default: none."""
     readers: Annotated[int, Field(ge=2)] | None = None
-    """Processes that share the work, for the stage read: measure them against one. Default: leave that out."""
+    """Number of processes that the stage read compares with one. Default: none, one process only."""
     embeddings_from: Text | None = None
-    """Output folder of an embed whose cells the stage index grows its vectors from. Default: synthetic vectors (100
-    clusters, intrinsic dimension 24)."""
+    """Output folder of `embed` from which the stage index grows its vectors. Default: synthetic vectors (100 clusters,
+    intrinsic dimension 24)."""
     threads: Count | None = None
-    """CPU threads. Default: torch's own; one for the stage index."""
+    """Number of CPU threads. Default: that of torch; 1 for the stage index."""
     seconds: Annotated[float, Field(gt=0)] | None = None
-    """Time for the runs of one figure [default: 10]; for the stage flow, what a partition takes [default: 0.5]."""
+    """Seconds per figure; for the stage flow, per partition. Default: 10; 0.5 for flow."""

@@ -1,41 +1,48 @@
-"""How cells are selected and read, and how the work on them is spread: what several verbs ask."""
+"""How cells are selected and read, and how the work on them is spread: options that several verbs share."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Settings, Text
-from scgpt_ray.schema import RESERVED
+from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts
 
 
 class CellSettings(Settings):
-    """How cells are selected and read, wherever they lie."""
+    """How cells are selected and read, from any kind of atlas."""
 
-    measurement: Text = "RNA"
-    """SOMA measurement that holds the counts; not used for .h5ad files."""
-    layer: Text | None = None
-    """X layer. SOMA: a layer name, default raw. h5ad: X (default), raw for .raw, or the name of a layer."""
+    group = "Cells and genes"
+
     obs_filter: Text | None = None
-    """Which cells, as a condition on obs columns: "tissue == 'blood' and nnz > 500 and sex in ['male']"."""
-    obs_columns: tuple[Text, ...] = ()
-    """obs columns to carry along into the output."""
-    gene_columns: tuple[Text, ...] = ("feature_name", "index")
-    """var columns with gene names, in order; the first whose value is in the vocabulary names the gene. `index` is
-    var's own index. A column of this list that var lacks is an error unless the list is the default."""
+    """Condition on obs columns that selects cells: "tissue == 'blood' and nnz > 500 and sex in ['male']".
+    Default: all cells."""
+    obs_columns: Texts = ()
+    """obs columns to copy to the output. Default: none."""
+    gene_columns: Texts = ("feature_name", "index")
+    """var columns with gene names, in order of preference; `index` is the index of var. A gene gets the first of its
+    names that is in the vocabulary. A missing column is an error, except in the default list."""
     gene_table: Text | None = None
-    """Two-column CSV (gene id, symbol; a header is allowed) through which names that are not in the vocabulary are
-    translated, such as Ensembl ids; version suffixes (.12) are ignored."""
+    """CSV of gene id and symbol (header optional) that translates names missing from the vocabulary, such as Ensembl
+    ids; version suffixes (.12) are ignored. Default: none."""
     min_coverage: Fraction = 0.5
-    """Least fraction of counts that must belong to genes of the vocabulary."""
+    """Smallest fraction of counts in genes of the vocabulary, 0 to 1; an atlas below it is refused."""
+    measurement: Text = "RNA"
+    """SOMA measurement of the counts; ignored for .h5ad files."""
+    layer: Text | None = None
+    """Where the counts are. SOMA: a layer of X; default: raw. h5ad: X (the default), raw for .raw, or a layer."""
     snapshot: Annotated[int, Field(ge=1)] | None = None
-    """SOMA timestamp to read at, in ms since 1970; default: when the run starts. Not for .h5ad files."""
+    """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: the start of the run."""
     tiledb_config: dict[str, str] = Field(default_factory=dict)
-    """TileDB settings for remote atlases, KEY=VALUE, such as vfs.s3.region=us-west-2."""
+    """TileDB settings for remote atlases, KEY=VALUE, such as vfs.s3.region=us-west-2. Default: none."""
 
     @field_validator("obs_columns")
     @classmethod
     def _not_reserved(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if not columns:
+            return columns
+        # Imported on need: it brings numpy and pyarrow, for which `--help` should not wait.
+        from scgpt_ray.schema import RESERVED
+
         taken = sorted(RESERVED.intersection(columns))
         if taken:
             raise ValueError(f"{', '.join(taken)} would clash with an output column of that name")
@@ -43,17 +50,31 @@ class CellSettings(Settings):
             raise ValueError("a column is named twice")
         return columns
 
+    @field_validator("tiledb_config", mode="before")
+    @classmethod
+    def _pairs(cls, values: Any) -> Any:
+        """Words of the command line, KEY=VALUE, as a mapping."""
+        if not isinstance(values, list):
+            return values
+        pairs = [str(word).partition("=") for word in values]
+        for word, (_, equals, _) in zip(values, pairs, strict=True):
+            if not equals:
+                raise ValueError(f"{word!r} is not KEY=VALUE")
+        return {key: value for key, _, value in pairs}
+
 
 class ComputeSettings(ExecutionSettings):
     """How the work is spread. Nothing here changes a number in the output."""
 
+    group = "Compute"
+
     cells_per_partition: Count | None = None
-    """Cells per partition: the unit of reading, retry and resume. Default: 8192 with GPUs, 256 without. Fixed by the
-    first run into an output folder."""
+    """Cells per partition, the unit of reading, retry and resume; fixed by the first run into an output folder.
+    Default: 8192 with GPUs, 256 without."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPU actors. Default: one for each GPU of the cluster; 0 forces CPU actors."""
+    """Number of GPU actors; 0 forces CPU actors. Default: one per GPU of the cluster."""
     actors: Count | None = None
-    """CPU actors, when no GPU is used. Default: one per node, with all of its cores."""
+    """Number of CPU actors, when no GPU is used. Default: one per node, with all of its cores."""
 
     @model_validator(mode="after")
     def _one_kind_of_actor(self) -> Self:

@@ -1,31 +1,44 @@
-"""What `embed` is asked."""
+"""The options of `embed`."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
-from scgpt_ray.config.settings import Text
+from scgpt_ray.config.settings import Settings, Text
 
 
-class EmbedSettings(CellSettings, ComputeSettings):
-    """Embed every cell of an atlas with scGPT; Parquet parts, resumable."""
+class TokenSettings(Settings):
+    """How cells become tokens and go through the network."""
 
-    verb = "embed"
+    group = "Tokens and network"
 
-    atlas: Text
-    """Where the cells are: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:VERSION (human)."""
-    checkpoint: Text
-    """Checkpoint folder: args.json, vocab.json, and best_model.pt or model.safetensors; or demo, a small one for blood
-    that ships with the package."""
-    output: Text
-    """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""
     max_length: Annotated[int, Field(ge=2)] = 1200
-    """Most tokens per cell, <cls> included; longer cells are sampled."""
+    """Most tokens per cell, including <cls>; longer cells are sampled."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of ties and sampling."""
+    """Random seed of ties and sampling."""
     ties: Literal["random", "top"] = "random"
-    """Which bin equal counts get: a draw from the bins they span (as upstream embeds), or the top one (as upstream
-    pretrains)."""
+    """Bin of equal counts. random: drawn from the bins they span, as scGPT embeds; top: the highest of them, as scGPT
+    pretrains."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the network; embeddings are stored as float32 either way."""
+
+
+class EmbedSettings(TokenSettings, CellSettings, ComputeSettings):
+    """Options of `embed`."""
+
+    verb = "embed"
+    group = "Input and output"
+    examples = (
+        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output blood --obs-columns cell_type split",
+        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output b-cells --obs-filter \"cell_type == 'CD19+ B'\"",
+        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output short --max-length 64 --seed 1",
+    )
+
+    atlas: Text
+    """Cells to embed: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:VERSION (human)."""
+    checkpoint: Text
+    """Checkpoint folder with args.json, vocab.json, and best_model.pt or model.safetensors. demo: the small network for
+    blood that ships with the package."""
+    output: Text
+    """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""

@@ -10,6 +10,8 @@ ExecutorChoice: TypeAlias = Literal["auto", "serial", "ray"]
 class ExecutionSettings(Settings):
     """Where the work of a verb runs. Nothing here changes a number in the output."""
 
+    group = "Compute"
+
     executor: ExecutorChoice = "auto"
     """serial: in this process. ray: on the cluster of RAY_ADDRESS, else on a local Ray. auto: ray for more than 10,000
-    cells, with --gpus, --actors or --workers, or where RAY_ADDRESS is set; else serial."""
+    cells, with --gpus, --actors or several --workers, or if RAY_ADDRESS is set; else serial."""

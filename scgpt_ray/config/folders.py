@@ -1,4 +1,4 @@
-"""What the verbs are asked that look at folders there are, or make a demonstration one."""
+"""The options of the verbs that work on output folders, and of `demo`."""
 
 from typing import Literal, Self
 
@@ -9,14 +9,20 @@ from scgpt_ray.config.settings import Settings, Text
 
 
 class ValidateSettings(Settings):
-    """Audit an output folder: every planned cell once, finite, unit norm, one fingerprint."""
+    """Options of `validate`."""
 
     verb = "validate"
+    group = "Input"
+    examples = (
+        "scgpt-ray validate --embeddings demo/reference",
+        "scgpt-ray validate --embeddings demo/mapped/embeddings",
+        "scgpt-ray validate --index demo/index",
+    )
 
     embeddings: Text | None = None
-    """Output folder of `embed`."""
+    """Output folder of `embed`. Default: none; give this or --index."""
     index: Text | None = None
-    """Output folder of `index`."""
+    """Output folder of `index`. Default: none."""
 
     @model_validator(mode="after")
     def _one_folder(self) -> Self:
@@ -26,24 +32,36 @@ class ValidateSettings(Settings):
 
 
 class ExportSettings(Settings):
-    """Write embeddings into a file other tools open."""
+    """Options of `export`."""
 
     verb = "export"
+    group = "Input and output"
+    examples = (
+        "scgpt-ray export --embeddings demo/reference --output reference.h5ad",
+        "scgpt-ray export --embeddings demo/mapped/embeddings --output query.h5ad",
+        "scgpt-ray export --embeddings demo/untrained/embeddings --to h5ad --output exported/untrained.h5ad",
+    )
 
     embeddings: Text
     """Output folder of a finished `embed`."""
-    to: Literal["h5ad"] = "h5ad"
-    """Format: h5ad has obsm["X_scGPT"] and the carried obs columns."""
     output: Text
-    """File to write."""
+    """File to write; a path or s3:// URI."""
+    to: Literal["h5ad"] = "h5ad"
+    """File format. h5ad: obsm["X_scGPT"] and the obs columns that the embeddings carry."""
 
 
 class DemoSettings(ExecutionSettings):
-    """Run the whole chain on 700 real blood cells: atlas, embeddings, index, labels, picture."""
+    """Options of `demo`."""
 
     verb = "demo"
+    group = "Input and output"
+    examples = (
+        "scgpt-ray demo",
+        "scgpt-ray demo --output blood-demo",
+        "scgpt-ray demo --checkpoint demo/untrained/checkpoint --output untrained-demo",
+    )
 
     output: Text = "demo"
-    """Folder to write everything to."""
+    """Local folder for everything."""
     checkpoint: Text = "demo"
-    """Checkpoint folder, or demo: a small one that ships with the package, trained on other blood cells."""
+    """Checkpoint folder. demo: the small network for blood that ships with the package."""

@@ -1,38 +1,44 @@
-"""What `index` is asked."""
+"""The options of `index`."""
 
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Text, parse_bytes
+from scgpt_ray.config.settings import Count, Fraction, Text, Texts, parse_bytes
 
 
 class IndexSettings(ExecutionSettings):
-    """Build a sharded faiss index over embeddings, with labels beside it and recall measured."""
+    """Options of `index`."""
 
     verb = "index"
+    group = "Index"
+    examples = (
+        "scgpt-ray index --embeddings demo/reference --output index --label-columns cell_type",
+        "scgpt-ray index --embeddings demo/reference --output index --append",
+        "scgpt-ray index --embeddings demo/reference --output index-ivf --factory IVF8,SQ8 --shards 2",
+    )
 
     embeddings: Text
     """Output folder of a finished `embed`."""
     output: Text
-    """Folder for index.json, template.faiss, shards and labels."""
-    label_columns: tuple[Text, ...] = ()
-    """obs columns to keep beside the index. Default: all that the embeddings carry."""
-    factory: Text = "auto"
-    """faiss factory string, such as IVF4096,SQ8; `auto` chooses by the number of cells, --memory-budget and
-    --target-recall."""
-    target_recall: Fraction = 0.95
-    """Recall@10 against exact search that the search is widened for; measured on a sample, see recall.json."""
-    memory_budget: Text | None = None
-    """Most memory that the opened index, and the training sample, may take, such as 8GB."""
-    shards: Count | None = None
-    """Number of index shards. Default: one for two million cells up to four, then one for ten million; with
-    --append, of the cells that are new."""
+    """Folder for index.json, template.faiss, shards and label tables; a path or s3:// URI."""
+    label_columns: Texts = ()
+    """obs columns to store with the index. Default: all that the embeddings carry."""
     append: bool = False
-    """Add the cells that a finished index in --output lacks, in new shards of the same template."""
+    """Add the cells that a finished index in --output lacks, as new shards with the same template."""
+    factory: Text = "auto"
+    """faiss factory string, such as IVF4096,SQ8. auto: by the number of cells, --memory-budget and --target-recall."""
+    target_recall: Fraction = 0.95
+    """recall@10 against exact search that the search parameters are chosen for, 0 to 1; measured on a sample
+    (recall.json)."""
+    memory_budget: Text | None = None
+    """Most memory for the open index, and for the training sample, with a unit: 8GB. Default: no limit."""
+    shards: Count | None = None
+    """Number of shards, or with --append of new shards. Default: one per two million cells up to four, then one per
+    ten million."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of the training and recall samples."""
+    """Random seed of the training and recall samples."""
 
     @field_validator("memory_budget")
     @classmethod

@@ -1,37 +1,45 @@
-"""What `integrate` is asked."""
+"""The options of `integrate`."""
 
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from scgpt_ray.config.settings import Settings, Text
+from scgpt_ray.config.settings import Settings, Text, Texts
 
 
 class IntegrateSettings(Settings):
-    """Evaluate embeddings of several batch keys together: integration metrics, batch effects explained, pictures."""
+    """Options of `integrate`."""
 
     verb = "integrate"
+    group = "Integration"
+    examples = (
+        "scgpt-ray integrate --embeddings demo/untrained/embeddings --batch-column split --output integration",
+        "scgpt-ray integrate --embeddings demo/untrained/embeddings --batch-column split --label-column cell_type"
+        " --output integration-by-type",
+        "scgpt-ray integrate --embeddings demo/untrained/embeddings --batch-column cell_type --factor-columns n_genes"
+        " --output factors",
+    )
 
-    embeddings: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Output folder of `embed`; or several of them, of the same cells, to compare. After the first, also Parquet files
-    (name.parquet) of external embeddings: soma_joinid or obs_id, and a column embedding of lists or a column for each
-    dimension. They must have all cells embedded in the first; rows of others are left out."""
+    embeddings: Annotated[Texts, Field(min_length=1)]
+    """Output folder of `embed`, or several of the same cells to compare. After the first, also Parquet files
+    (name.parquet) of external embeddings: soma_joinid or obs_id, and a list column `embedding` or one column per
+    dimension. They must contain all cells embedded in the first; other rows are ignored."""
     batch_column: Text
-    """Carried obs column of the batch keys that should mix, such as donor_id or assay."""
+    """obs column of the batches that should mix, such as donor_id or assay; the embeddings must carry it."""
     output: Text
-    """Folder for metrics.json, umap.png, umap-batch.png and report.html."""
+    """Folder for metrics.json, umap.png, umap-batch.png and report.html; a path or s3:// URI."""
     label_column: Text | None = None
-    """Carried obs column of cell types that should stay apart. Null, empty and `unknown` are no label. Default: none,
-    and all cells are treated alike."""
-    factor_columns: tuple[Text, ...] = ()
-    """More carried obs columns whose effects are explained beside those of --batch-column; text or numbers."""
+    """obs column of cell types that should stay separate; null, empty and `unknown` are not labels. Default: none, all
+    cells are treated alike."""
+    factor_columns: Texts = ()
+    """More obs columns, text or numbers, whose effects are explained like those of --batch-column. Default: none."""
     counts: Text | None = None
-    """Where the counts of these cells are, as --atlas of embed, for the baseline of principal components and the genes
-    behind an effect. Default: the atlas that was embedded, where it still lies on this machine's disks unchanged."""
+    """Atlas with the counts of these cells, as for `embed --atlas`; for the PCA baseline and the genes behind an
+    effect. Default: the embedded atlas, if it is unchanged on a disk of this machine."""
     max_cells: Annotated[int, Field(ge=16)] = 20_000
-    """Most cells to evaluate; of more, a sample stratified by label and batch key."""
+    """Most cells to evaluate; of more cells, a sample stratified by label and batch."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of the sample, the clusterings, the folds and the pictures."""
+    """Random seed of the sample, clusterings, folds and plots."""
 
     @model_validator(mode="after")
     def _each_column_once(self) -> Self:

@@ -1,84 +1,116 @@
-"""What `map` is asked."""
+"""The options of `map`."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
-from scgpt_ray.config.settings import Count, Fraction, Text
+from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts, option_name
 
 
-class MapSettings(CellSettings, ComputeSettings):
-    """Map query cells onto an indexed reference: neighbours, labels by vote, confidence."""
+class VoteSettings(Settings):
+    """How neighbours vote on the label of a query cell."""
+
+    group = "Neighbours and votes"
+
+    label_columns: Texts = ()
+    """Label columns to transfer. Default: all of the index; with --calibrate-by, without that column and those of
+    --exclude-same."""
+    truth_column: Text | None = None
+    """obs column of the query with the true labels of the first label column: adds accuracy and macro-F1, and PCA + kNN
+    as a baseline if both atlases are unchanged on disks of this machine. Default: none."""
+    k: Annotated[int, Field(ge=1, le=1024)] = 10
+    """Number of neighbours that vote."""
+    weighting: Literal["uniform", "distance"] = "uniform"
+    """Weight of a vote. uniform: the same for all; distance: from 1 for the nearest neighbour to 0 for the farthest."""
+    balance_by: Text | None = None
+    """Column of the index by whose values votes are balanced: each vote is weighted by 1/frequency of its value. By the
+    label column, rare types are found more often, with more false positives; by dataset_id, small datasets count as
+    much as large ones. Default: none, no correction."""
+    exclude_same: Texts = ()
+    """Columns of both query and index, such as dataset_id donor_id: cells that share a value with the query cell in any
+    of them are not its neighbours. Default: none."""
+    neighbor_filter: Text | None = None
+    """Condition on label columns of the index that neighbours must meet: "tissue == 'lung'". Default: none."""
+
+
+class CalibrationSettings(Settings):
+    """How votes become probabilities, and when a label is rejected."""
+
+    group = "Calibration and rejection"
+
+    calibrate_by: Text | None = None
+    """Column of the index that separates independent samples, such as donor_id: reference cells are mapped without
+    their own donor, and how often that is right gives each query cell the probability that its label is right.
+    Default: none, no calibration."""
+    calibration_cells: Count = 3000
+    """Number of reference cells to calibrate with; those that do not meet --neighbor-filter are dropped from them."""
+    target_error: Fraction | None = None
+    """Fraction of accepted labels that may be wrong, such as 0.05: cells whose probability is too low for that become
+    Unknown. Requires --calibrate-by. Default: none, no rejection."""
+    false_rejection: Fraction | None = None
+    """Fraction of cells of known types that may become Unknown, such as 0.01, so that cells far from all of the
+    reference do. Requires --calibrate-by. Default: none, no rejection."""
+
+
+class TermSettings(Settings):
+    """How labels are rolled up along the Cell Ontology."""
+
+    group = "Cell Ontology"
+
+    term_column: Text | None = None
+    """Label column of Cell Ontology terms. Each cell also gets the most specific term that enough of its votes share,
+    such as T cell for votes on CD4 and CD8 T cells. Default: cell_type_ontology_term_id, if it is transferred."""
+    without_terms: bool = False
+    """Do not roll up terms."""
+    term_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Fraction of the votes that a rolled-up term needs, including those on more specific terms."""
+
+
+class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings, ComputeSettings):
+    """Options of `map`."""
 
     verb = "map"
+    group = "Input and output"
+    examples = (
+        "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
+        " --output mapped",
+        "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
+        " --output mapped --truth-column cell_type",
+        "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
+        " --output mapped --k 20 --weighting distance --balance-by cell_type",
+    )
 
     query: Text
-    """Where the query cells are: as --atlas of embed."""
+    """Cells to map: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:VERSION (human)."""
     index: Text
     """Output folder of `index`."""
     checkpoint: Text
-    """The checkpoint the reference was embedded with."""
+    """Checkpoint folder that the reference was embedded with, or demo."""
     output: Text
-    """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json."""
-    label_columns: tuple[Text, ...] = ()
-    """Labels to transfer. Default: all that the index keeps; with --calibrate-by without that column and those of
-    --exclude-same."""
-    truth_column: Text | None = None
-    """obs column of the query with true labels of the first label column, for accuracy and macro-F1. Beside them stands
-    PCA + kNN on the same cells, where the atlases of reference and query still lie on this machine's disk unchanged."""
-    k: Annotated[int, Field(ge=1, le=1024)] = 10
-    """Neighbours that vote."""
-    exclude_same: tuple[Text, ...] = ()
-    """Columns known to query and index (such as dataset_id donor_id): a cell that shares the query cell's own value in
-    any of them is no neighbour."""
-    neighbor_filter: Text | None = None
-    """Which cells of the index may be neighbours: a condition on its label columns, as --obs-filter, such as
-    "tissue == 'lung'"."""
-    weighting: Literal["uniform", "distance"] = "uniform"
-    """uniform: every neighbour has one vote. distance: the nearest has a whole vote, the farthest none."""
-    balance: Text = "none"
-    """Against references in which some types or datasets have most of the cells. label: votes for a label count less
-    the more cells of the reference have it, so that rare types are found more often, also where they are not. A
-    column of the index, such as dataset_id: each of its values has as much to say as any other. none: every neighbour
-    counts the same."""
-    calibrate_by: Text | None = None
-    """Column of the index that tells independent samples apart, such as donor_id or dataset_id. Cells of the reference
-    are then mapped with their own donor left out, and how often that is right gives each query cell the probability
-    that its label is right. Default: no calibration."""
-    calibration_cells: Count = 3000
-    """Cells of the reference to calibrate with; of these, those that meet --neighbor-filter."""
-    target_error: Fraction | None = None
-    """Wanted share of wrong labels, such as 0.05: cells less sure than that needs become Unknown. Needs
-    --calibrate-by."""
-    false_rejection: Fraction | None = None
-    """Share of cells, such as 0.01, that you would lose as Unknown although the reference has their type, so that
-    cells far from everything in it become Unknown. Needs --calibrate-by."""
-    term_column: Text | None = None
-    """Label column of Cell Ontology terms: besides the term with most votes, each cell gets the most specific term
-    that enough of its neighbours share, such as T cell where they are CD4 and CD8 T cells; none for no such column.
-    Default: cell_type_ontology_term_id where it is among the labels to transfer."""
-    term_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the votes that such a term needs, together with the terms below it."""
+    """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json; a path or
+    s3:// URI."""
 
     @model_validator(mode="after")
-    def _calibration_has_its_column(self) -> Self:
+    def _required_options(self) -> Self:
         if self.calibrate_by is None:
             alone = [name for name in ("target_error", "false_rejection") if getattr(self, name) is not None]
             if alone:
-                raise ValueError(f"--{alone[0].replace('_', '-')} needs --calibrate-by")
+                raise ValueError(f"{option_name(alone[0])} needs --calibrate-by")
+        if self.without_terms and self.term_column is not None:
+            raise ValueError("give one of --term-column and --without-terms")
         return self
 
     @model_validator(mode="after")
-    def _what_is_left_out_has_no_labels(self) -> Self:
+    def _excluded_columns_have_no_labels(self) -> Self:
         twice = [name for name in self.label_columns if name in self.left_out]
         if self.calibrate_by is not None and twice:
             raise ValueError(
-                f"--label-columns {twice[0]} cannot be calibrated: cells with the own {twice[0]} are left out"
+                f"--label-columns {twice[0]} cannot be calibrated: cells with the same {twice[0]} are excluded"
             )
         return self
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Columns of which a cell of the calibration meets no neighbour with its own value."""
+        """Columns of whose values a calibration cell must not share any with its neighbours."""
         return tuple(dict.fromkeys((*([self.calibrate_by] if self.calibrate_by else []), *self.exclude_same)))

@@ -1,4 +1,4 @@
-"""What `pretrain` is asked."""
+"""The options of `pretrain`."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,83 +6,130 @@ from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.cells import CellSettings
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Text
+from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts
 
 Weight = Annotated[float, Field(ge=0.0)]
 
 
-class PretrainSettings(CellSettings, ExecutionSettings):
-    """Train a network, or go on training one with cell-type labels; a checkpoint folder that any scGPT reader loads."""
+class ObjectiveSettings(Settings):
+    """What the network learns to predict."""
 
-    verb = "pretrain"
+    group = "Objectives"
 
-    atlas: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Where the cells are: one or several SOMA experiments or .h5ad files, or census:VERSION."""
-    output: Text
-    """Folder for tokens/, training/, checkpoint/, metrics.json and curve.png; a path or s3:// URI."""
-    checkpoint: Text | None = None
-    """Checkpoint folder to go on from, or demo. Default: fresh weights of the size below."""
     label_column: Text | None = None
-    """obs column of cell types: adds the cell-type head and its loss. Null, empty and `unknown` are no label; a cell's
-    type competes with those of its own atlas."""
+    """obs column of cell types: adds their cross-entropy as an objective. Null, empty and `unknown` are not labels; the
+    types of each atlas are a set of classes. Default: none."""
     domain_column: Text | None = None
-    """obs column, such as assay or donor, that the embedding must not tell: adds an adversarial head behind a reversed
-    gradient."""
+    """obs column, such as assay, to remove from the embedding by adversarial training (gradient reversal). Default:
+    none."""
+    mask_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
+    """Fractions of a cell's genes to mask; one is drawn per cell and step."""
+    value_weight: Weight = 1.0
+    """Weight of the loss of masked values, predicted from their own tokens."""
+    cell_weight: Weight = 1.0
+    """Weight of the loss of masked values, predicted from <cls>."""
+    label_weight: Weight = 1.0
+    """Weight of the loss of cell types, with --label-column."""
+    domain_weight: Weight = 0.1
+    """Weight of the adversarial loss, with --domain-column."""
+
+
+class OptimisationSettings(Settings):
+    """How the weights are learnt."""
+
+    group = "Optimisation"
+
+    steps: Count = 10_000
+    """Number of steps of Adam."""
+    cells_per_step: Count = 64
+    """Cells per step, over all workers."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    """Peak learning rate: linear warm-up, then cosine decay to 0."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    """Number of warm-up steps; fewer than --steps."""
+    clip: Annotated[float, Field(gt=0.0)] = 1.0
+    """Largest norm of the gradient of a step."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Dropout probability."""
+    max_length: Annotated[int, Field(ge=2)] = 1200
+    """Most tokens per cell and step, including <cls>."""
+    min_length: Annotated[int, Field(ge=2)] | None = None
+    """Fewest tokens that longer cells are cut to; a length is drawn per cell and step. Default: --max-length."""
+    ties: Literal["random", "top"] = "random"
+    """Bin of equal counts. random: drawn from the bins they span, as in `embed`; top: the highest of them."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Random seed of weights, order, masks, dropout and validation cells."""
+
+
+class ValidationSettings(Settings):
+    """Which cells the network is validated on, and when."""
+
+    group = "Validation"
+
+    validation_filter: Text | None = None
+    """Condition on obs columns that selects validation cells: "donor_id == 'd7'". Default: a random fraction of all
+    cells."""
+    validation_share: Fraction = 0.05
+    """Fraction of cells for validation, 0 to 1, without --validation-filter."""
+    steps_per_checkpoint: Count = 500
+    """Steps between validations; a resumable checkpoint is saved at each one."""
+
+
+class NetworkSettings(Settings):
+    """Sizes of a new network."""
+
+    group = "Size of a new network"
+
     vocabulary: Text | None = None
-    """vocab.json of gene names; those that the atlases have become the tokens. Default: all names in --gene-columns'
-    first column. Not with --checkpoint, which brings its own."""
+    """vocab.json of gene names; those in the atlases become tokens. Not with --checkpoint, which has its own. Default:
+    all names in the first of --gene-columns."""
     embsize: Count = 512
     """Width of the embedding."""
     nheads: Count = 8
-    """Attention heads."""
+    """Number of attention heads; divides --embsize."""
     d_hid: Count = 512
     """Width of the feed-forward layers."""
     nlayers: Count = 12
-    """Transformer layers."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Part of the activations set to zero while training."""
-    mask_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
-    """Parts of a cell's genes that may be masked; one is drawn for each cell and step."""
-    value_weight: Weight = 1.0
-    """Weight of the masked values, predicted from their own tokens."""
-    cell_weight: Weight = 1.0
-    """Weight of the masked values, predicted from <cls>."""
-    label_weight: Weight = 1.0
-    """Weight of the cell types, with --label-column."""
-    domain_weight: Weight = 0.1
-    """Weight of the adversarial head, with --domain-column."""
-    max_length: Annotated[int, Field(ge=2)] = 1200
-    """Most tokens of a cell in a step, <cls> included."""
-    min_length: Annotated[int, Field(ge=2)] | None = None
-    """Fewest tokens that longer cells are cut to: each step draws a length for each cell. Default: --max-length."""
-    ties: Literal["random", "top"] = "random"
-    """Which bin equal counts get: a draw from the bins they span, as `embed` does by default, or the top one."""
-    validation_filter: Text | None = None
-    """Validation cells, as a condition on obs columns: "donor_id == 'd7'". Default: a share of all cells."""
-    validation_share: Fraction = 0.05
-    """Share of the cells kept out, where no filter says which."""
-    steps: Count = 10_000
-    """Steps of the optimiser (Adam)."""
-    cells_per_step: Count = 64
-    """Cells of a step, over all workers."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
-    """Highest learning rate: it rises over the warm-up and falls like a cosine to 0."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
-    """Steps over which the learning rate rises."""
-    clip: Annotated[float, Field(gt=0.0)] = 1.0
-    """Largest norm of a step's gradient."""
-    steps_per_checkpoint: Count = 500
-    """Steps between evaluating on the cells kept out; each time the state is saved, for a killed run to go on from."""
+    """Number of transformer layers."""
+
+
+class LearnerSettings(ExecutionSettings):
+    """How the work of a step is spread."""
+
+    group = "Compute"
+
     workers: Count = 1
-    """Workers that share each step: one per GPU where the cluster has GPUs."""
+    """Number of workers that share each step: each on a GPU, if the cluster has any."""
     tokens_per_microbatch: Count | None = None
-    """Most tokens that go through the network at a time. Default: 65536 on a GPU, 8192 without."""
+    """Most tokens in one pass through the network. Default: 65536 on a GPU, 8192 without."""
     cells_per_partition: Count = 2048
-    """Cells per file of tokens."""
+    """Cells per token file."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of linear layers and attention; weights, sums and losses are float32."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of weights, order, masks, dropout and the share of cells kept out."""
+
+
+class PretrainSettings(
+    ObjectiveSettings, OptimisationSettings, ValidationSettings, NetworkSettings, CellSettings, LearnerSettings
+):
+    """Options of `pretrain`."""
+
+    verb = "pretrain"
+    group = "Input and output"
+    examples = (
+        "scgpt-ray pretrain --atlas demo/atlas --output network --embsize 64 --nheads 2 --d-hid 64 --nlayers 2"
+        " --steps 10 --warmup-steps 5 --max-length 64",
+        "scgpt-ray pretrain --atlas demo/atlas --checkpoint demo --label-column cell_type --output network-by-type"
+        " --steps 10 --warmup-steps 5 --max-length 64",
+        "scgpt-ray pretrain --atlas demo/atlas --checkpoint demo --validation-filter \"split == 'query'\""
+        " --output network-validated --steps 10 --warmup-steps 5 --max-length 64",
+    )
+
+    atlas: Annotated[Texts, Field(min_length=1)]
+    """Cells to learn from: one or several SOMA experiments or .h5ad files, or census:VERSION (human)."""
+    output: Text
+    """Folder for tokens/, training/, checkpoint/, metrics.json and curve.png; a path or s3:// URI."""
+    checkpoint: Text | None = None
+    """Checkpoint folder to continue from, or demo. Default: random weights of the size given below."""
 
     @field_validator("atlas")
     @classmethod
@@ -94,7 +141,7 @@ class PretrainSettings(CellSettings, ExecutionSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.embsize % self.nheads:
-            raise ValueError(f"--embsize {self.embsize} is no multiple of --nheads {self.nheads}")
+            raise ValueError(f"--embsize {self.embsize} is not a multiple of --nheads {self.nheads}")
         if self.checkpoint and self.vocabulary:
             raise ValueError("give one of --checkpoint and --vocabulary")
         if self.min_length and self.min_length > self.max_length:
@@ -114,7 +161,7 @@ class PretrainSettings(CellSettings, ExecutionSettings):
     def _nothing_unused(self) -> Self:
         sizes = self.model_fields_set & {"embsize", "nheads", "d_hid", "nlayers"}
         if self.checkpoint and sizes:
-            raise ValueError(f"--checkpoint brings its own {', '.join(sorted(sizes))}")
+            raise ValueError(f"--checkpoint has its own {', '.join(sorted(sizes))}")
         if self.gene_table and not self.checkpoint and not self.vocabulary:
-            raise ValueError("--gene-table leads to names that --vocabulary must give")
+            raise ValueError("--gene-table needs --vocabulary or --checkpoint")
         return self

@@ -1,9 +1,12 @@
-"""What all settings share: frozen, validated at birth, read from YAML and options, mistakes told in one line."""
+"""What all settings share: frozen, validated when made, read from YAML and options, mistakes reported in one line."""
 
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scgpt_ray.errors import ConfigError
@@ -11,15 +14,31 @@ from scgpt_ray.errors import ConfigError
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+if TYPE_CHECKING:
+    Texts: TypeAlias = Sequence[str]  # what callers may give; settings hold a tuple
+else:
+    Texts = tuple[Text, ...]
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, validated at birth, unknown keys refused."""
+    """Base of all settings.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    A class holds the options under one heading of `--help`; the settings of a verb inherit from those whose options
+    they share. An option's docstring is its help: one or two sentences, with the unit, and with the default where None
+    or an empty value stands for one.
+    """
+
+    # Validators are built at the first use, which most classes never see.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, defer_build=True
+    )
 
     verb: ClassVar[str]
     """Name of the verb on the command line."""
+    group: ClassVar[str]
+    """Heading, in `--help`, of the options that this class declares."""
+    examples: ClassVar[tuple[str, ...]]
+    """Commands that run as they stand in the folder where `scgpt-ray demo` was run."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
@@ -31,12 +50,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            found = "; ".join(_mistake(detail) for detail in error.errors())
-            raise ConfigError(
-                f"{cls.verb}: {found}",
-                expected="the options of this verb, with values in their range",
-                remedy=f"see scgpt-ray {cls.verb} --help",
-            ) from None
+            raise _refusal(cls, error) from None
 
     @classmethod
     def load(cls, path: str | None, options: dict[str, Any]) -> Self:
@@ -45,24 +59,68 @@ class Settings(BaseModel):
         Args:
             path: A YAML file of this verb's keys, or None.
             options: Field name -> value, only what was given.
+
+        Raises:
+            ConfigError: If the file cannot be read, or with every mistake, in one line.
         """
         return cls.of({**(_read_yaml(path) if path else {}), **options})
 
+    @classmethod
+    def groups(cls) -> dict[str, list[str]]:
+        """Heading -> its options; those that the class itself declares come first."""
+        found: dict[str, list[str]] = {}
+        for home in cls.__mro__:
+            own = [name for name in inspect.get_annotations(home) if name in cls.model_fields]
+            if own:
+                assert issubclass(home, Settings), home
+                found.setdefault(home.group, []).extend(own)
+        return found
 
-def _mistake(detail: Any) -> str:
-    name = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")
+
+def option_name(field: str) -> str:
+    """A field's name on the command line."""
+    return "--" + field.replace("_", "-")
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A remedy: the known word that is most like a mistyped one, if any is."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def _refusal(settings: type[Settings], error: ValidationError) -> ConfigError:
+    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    found, expected = zip(*map(_mistake, details), strict=True)
+    unknown = [str(detail["loc"][0]) for detail in details if detail["type"] == "extra_forbidden"]
+    remedy = f"see scgpt-ray {settings.verb} --help"
+    if unknown:
+        remedy = did_you_mean(option_name(unknown[0]), map(option_name, settings.model_fields), remedy)
+    return ConfigError(
+        f"{settings.verb}: {'; '.join(found)}", expected=", ".join(dict.fromkeys(expected)), remedy=remedy
+    )
+
+
+def _mistake(detail: Any) -> tuple[str, str]:
+    """What was found, and what was expected."""
+    name = option_name(str(detail["loc"][0])) if detail["loc"] else ""
     match detail["type"]:
         case "missing":
-            return f"{name} is missing"
+            return f"{name} is missing", "all required options"
         case "extra_forbidden":
-            return f"unknown option {name}"
-        case "value_error" if not detail["loc"]:
-            return str(detail["ctx"]["error"])
+            return f"unknown option {name}", "an option of this verb"
+        case "value_error":
+            reason = str(detail["ctx"]["error"])
+            return (f"{name}: {reason}", f"another value for {name}") if name else (reason, "options that agree")
         case _:
-            return f"{name}: {detail['msg'].lower()}, found {detail['input']!r}"
+            # Such as: Input should be a valid integer, unable to parse string as an integer.
+            right = re.sub(r"^\w+ should (be |have )?|, unable .*$| after validation.*$", "", detail["msg"])
+            return f"{name} is {detail['input']!r}", f"{right} for {name}"
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
+    # Imported on need: most runs have no file.
+    import yaml
+
     remedy = "give a YAML file of `option: value` lines"
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

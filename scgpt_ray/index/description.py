@@ -51,6 +51,24 @@ class IndexDescription:
     metric: str = METRIC
     format_version: int = FORMAT_VERSION
 
+    def text(self) -> str:
+        """A line for people."""
+        return (
+            f"{self.n_cells} cells indexed as {self.factory} in {len(self.shards)} shards, recall@10 "
+            f"{self.recall_at_10:.4f} at nprobe {self.nprobe}, rerank {self.rerank}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main figures, for programs."""
+        return {
+            "factory": self.factory,
+            "n_cells": self.n_cells,
+            "shards": len(self.shards),
+            "nprobe": self.nprobe,
+            "rerank": self.rerank,
+            "recall_at_10": self.recall_at_10,
+        }
+
     def to_json(self) -> bytes:
         """The content of index.json, the same bytes for equal descriptions."""
         return (json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -16,9 +16,6 @@ from scgpt_ray.mapping.vote import ABSTAINS, Codes, Election, Floats, elect
 from scgpt_ray.mapping.weighting import balance_weights, distance_weights
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
-UNBALANCED = "none"
-BY_LABEL = "label"
-
 CountOfValue: TypeAlias = Mapping[str | None, int]
 """Text of a value, None for null -> reference cells that have it."""
 
@@ -32,9 +29,9 @@ class VoteRules:
 
     weighting: Literal["uniform", "distance"] = "uniform"
     """One vote each, or more for the nearer (`distance_weights`)."""
-    balance: str = UNBALANCED
-    """`none`; `label`: a label's votes are divided by its share of the reference; or the name of a column, such as
-    dataset_id: by the share of the neighbour's own dataset (`balance_weights`)."""
+    balance_by: str | None = None
+    """Column, such as dataset_id or the label column: each vote is divided by the share of the reference that has the
+    neighbour's value in it (`balance_weights`). None: votes are not balanced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +71,11 @@ def hold_ballot(
     Args:
         neighbor_ids_QK: int64 [Q, K], -1 where there is no neighbour.
         scores_QK: float32 [Q, K].
-        labels: soma_joinid, the column, and that of rules.balance, each neighbour once; a null label does not vote.
+        labels: soma_joinid, the column, and rules.balance_by, each neighbour once; a null label does not vote.
         column: Label column.
         rules: How they vote.
-        reference_cells: Cells per value over the whole reference, of the label column where votes are balanced by
-            label, and of the column they are balanced by; not read where they are not.
+        reference_cells: Cells per value over the whole reference, of the column that votes are balanced by; not read
+            if they are not.
 
     Raises:
         ReferenceSetError: If a column is absent, a neighbour is missing or twice in the table, or a value of it was
@@ -89,13 +86,12 @@ def hold_ballot(
     weights_QK = (voters.codes_QK != ABSTAINS).astype(np.float64)
     if rules.weighting == "distance":
         weights_QK = distance_weights(voters.codes_QK, scores_QK)
-    if rules.balance == BY_LABEL:
-        # Who has no label does not vote, and is no group.
-        cells: CountOfValue = {name: n for name, n in reference_cells[column].items() if name is not None}
-        weights_QK = weights_QK * _balanced(voters, voters, cells)
-    elif rules.balance != UNBALANCED:
-        groups = neighbor_labels(rows_QK, labels, rules.balance)
-        weights_QK = weights_QK * _balanced(voters, groups, reference_cells[rules.balance])
+    if rules.balance_by is not None:
+        groups = neighbor_labels(rows_QK, labels, rules.balance_by)
+        cells = reference_cells[rules.balance_by]
+        if rules.balance_by == column:  # a cell without a label does not vote, and is no group
+            cells = {name: n for name, n in cells.items() if name is not None}
+        weights_QK = weights_QK * _balanced(voters, groups, cells)
     election = elect(voters.codes_QK, scores_QK, len(voters.names), weights_QK)
     return Ballot(voters.names, voters.codes_QK, weights_QK, election)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from scgpt_ray.mapping.ballot import BY_LABEL, UNBALANCED, Ballot, CellCounts, VoteRules, hold_ballot
+from scgpt_ray.mapping.ballot import Ballot, CellCounts, VoteRules, hold_ballot
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.label_table import NO_NEIGHBOR
 from scgpt_ray.mapping.ontology import Ontology, RolledUp, roll_up
@@ -46,14 +46,9 @@ class PredictionRules:
         return list(dict.fromkeys((*self.columns, *self.groups)))
 
     @property
-    def counted(self) -> tuple[str, ...]:
-        """Columns whose values have to be counted over the reference."""
-        return self.columns if self.vote.balance == BY_LABEL else self.groups
-
-    @property
     def groups(self) -> tuple[str, ...]:
-        """The column that votes are balanced by, if any but the labels themselves."""
-        return () if self.vote.balance in (UNBALANCED, BY_LABEL) else (self.vote.balance,)
+        """The column that votes are balanced by, if any; its values are counted over the reference."""
+        return () if self.vote.balance_by is None else (self.vote.balance_by,)
 
 
 @dataclass(frozen=True, eq=False)

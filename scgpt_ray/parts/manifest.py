@@ -43,6 +43,20 @@ class Manifest:
     coverage: dict[str, Any]
     versions: dict[str, str]
 
+    def text(self) -> str:
+        """A line for people."""
+        return f"{self.n_cells} cells embedded ({self.n_empty} without tokens) in {len(self.parts)} parts"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main figures, for programs."""
+        return {
+            "fingerprint": self.fingerprint.digest,
+            "n_cells": self.n_cells,
+            "n_empty": self.n_empty,
+            "n_tokens": self.n_tokens,
+            "parts": len(self.parts),
+        }
+
     def to_json(self) -> bytes:
         """The content of manifest.json."""
         values = asdict(self) | {"format": _FORMAT, "digest": self.fingerprint.digest}

@@ -87,7 +87,7 @@ def evaluate_baseline(
     """Map the query cells whose truth is known by PCA + kNN, or say why that cannot be.
 
     Voters are those of the mapping: cells with a label that meet --neighbor-filter, but for those with a query cell's
-    own value in a column of --exclude-same. Each has one vote, whatever --weighting and --balance say.
+    own value in a column of --exclude-same. Each has one vote, whatever --weighting and --balance-by say.
 
     Args:
         settings: Of the mapping.

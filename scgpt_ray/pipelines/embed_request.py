@@ -113,7 +113,7 @@ def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettin
     return harmonize(
         source.var(),
         vocabulary.tokens,
-        columns=settings.gene_columns,
+        columns=tuple(settings.gene_columns),
         gene_table=settings.gene_table,
         columns_are_default=settings.gene_columns == CellSettings.model_fields["gene_columns"].default,
         where=source.uri,

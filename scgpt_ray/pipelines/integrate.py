@@ -36,7 +36,7 @@ def integrate(settings: IntegrateSettings) -> Integrated:
     """
     output = Folder.at(settings.output)
     wanted = [settings.label_column, settings.batch_column, *settings.factor_columns]
-    cells = compared_cells(settings.embeddings, [column for column in wanted if column])
+    cells = compared_cells(tuple(settings.embeddings), [column for column in wanted if column])
     selection, labels, factors = _selected(settings, cells)
     embeddings = {each.name: each.vectors(selection.rows) for each in cells.sets}
     output.require_writable()

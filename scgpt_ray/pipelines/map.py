@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 TERMS = "cell_type_ontology_term_id"
 """Where CELLxGENE keeps the Cell Ontology's term of a cell."""
-NO_TERMS = "none"
-"""What --term-column says for no roll-up."""
 
 
 def map_query(settings: MapSettings, engine: Engine) -> Mapped:
@@ -92,16 +90,16 @@ def prediction_rules(settings: MapSettings, index: IndexDescription) -> Predicti
         ConfigError: If the index lacks a column that is needed, or two columns of the output would have one name.
     """
     columns = label_columns(settings, index)
-    term_column = settings.term_column if settings.term_column != NO_TERMS else None
-    if settings.term_column is None and TERMS in columns:
+    term_column = settings.term_column
+    if term_column is None and TERMS in columns and not settings.without_terms:
         term_column = TERMS
     if term_column is not None and term_column not in columns:
         raise ConfigError(
             f"--term-column {term_column} is not among the labels to transfer",
             expected=f"one of {', '.join(columns)}",
-            remedy="add it to --label-columns, or give --term-column none",
+            remedy="add it to --label-columns, or give --without-terms",
         )
-    vote = VoteRules(settings.weighting, settings.balance)
+    vote = VoteRules(settings.weighting, settings.balance_by)
     rules = PredictionRules(tuple(columns), vote, term_column, settings.term_share)
     _require(settings, index, rules.groups)
     return rules
@@ -153,7 +151,7 @@ def reference_cells(settings: MapSettings, reference: Reference, rules: Predicti
     first = rules.columns[0]
     counts = {
         column: reference.cell_counts(column, settings.neighbor_filter)
-        for column in dict.fromkeys((first, *rules.counted))
+        for column in dict.fromkeys((first, *rules.groups))
     }
     if not counts[first].keys() - {None}:
         raise ReferenceSetError(

@@ -89,7 +89,7 @@ def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest
         f"on {index.recall_queries} cells",
         "neighbours that vote": settings.k,
         "weight of a vote": "larger for the nearer" if settings.weighting == "distance" else "the same for all",
-        "votes balanced by": settings.balance,
+        "votes balanced by": settings.balance_by or "nothing",
         "neighbours left out": f"those with the same {' or '.join(settings.exclude_same)}"
         if settings.exclude_same
         else "none",

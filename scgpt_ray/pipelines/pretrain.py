@@ -59,6 +59,10 @@ class Trained:
             lines.append(f"  step {evaluated[told]['step']:>7}  {values}")
         return "\n".join([*lines, f"checkpoint  {self.output.where(CHECKPOINT)}"])
 
+    def to_dict(self) -> dict[str, Any]:
+        """The main figures, for programs."""
+        return {name: self.metrics[name] for name in ("steps", "n_cells", "n_validation", "best_loss")}
+
 
 def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
     """Train a network on the cells of atlases, or go on training one.
