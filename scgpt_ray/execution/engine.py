@@ -29,9 +29,7 @@ class LocalOrRay:
     @contextmanager
     def open(self, n_cells: int, *, compute: ComputeSettings | None = None, workers: int = 1) -> Iterator[Executor]:
         """Open the executor for some work; see `Engine.open`."""
-        asks_for_actors = compute is not None and bool(compute.gpus or compute.actors)
-        needs_ray = n_cells > SMALL or workers > 1 or asks_for_actors or has_ray()
-        if self.choice == "serial" or (self.choice == "auto" and not needs_ray):
+        if not self.uses_ray(n_cells, compute, workers):
             yield SerialExecutor()
             return
         # Imported here: small work does without Ray, also where it is not installed.
@@ -40,6 +38,13 @@ class LocalOrRay:
 
         with connected():
             yield RayExecutor()
+
+    def uses_ray(self, n_cells: int, compute: ComputeSettings | None, workers: int) -> bool:
+        """Whether Ray is chosen for some work."""
+        if self.choice != "auto":
+            return self.choice == "ray"
+        asks_for_actors = compute is not None and bool(compute.gpus or compute.actors)
+        return n_cells > SMALL or workers > 1 or asks_for_actors or has_ray()
 
 
 def has_ray() -> bool:
