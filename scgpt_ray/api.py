@@ -3,9 +3,7 @@
 from typing import Any
 
 from scgpt_ray import config
-from scgpt_ray.index.description import IndexDescription
 from scgpt_ray.parts.export import export_h5ad
-from scgpt_ray.parts.manifest import Manifest
 from scgpt_ray.pipelines.demo import Demo
 from scgpt_ray.pipelines.demo import demo as _demo
 from scgpt_ray.pipelines.embed import embed as _embed
@@ -17,6 +15,7 @@ from scgpt_ray.pipelines.mapping_result import Mapped
 from scgpt_ray.pipelines.pretrain import Trained
 from scgpt_ray.pipelines.pretrain import pretrain as _pretrain
 from scgpt_ray.pipelines.validate import validate as _validate
+from scgpt_ray.records import IndexDescription, Manifest
 from scgpt_ray.storage import Folder
 
 

@@ -375,7 +375,8 @@ def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, chec
         found = map_elsewhere(reference, checkpoint, "changed", truth_column="cell_type")
     finally:
         os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))
-    reason = f"{reference / 'reference'}: {files[0]} is not as it was embedded (mtime_ns differ)"
+    changed = f"mtime_ns: {state.st_mtime_ns + 10**9} against {state.st_mtime_ns}"
+    reason = f"{reference / 'reference'}: {files[0]} is not as it was embedded ({changed})"
     metrics = json.loads((reference / "changed" / "metrics.json").read_bytes())
     assert metrics["baseline"] == {"left_out": reason}
     assert list(metrics["comparison"]) == ["scGPT + kNN", "majority class"]
@@ -385,10 +386,10 @@ def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, chec
     moved = shutil.move(files[0], tmp_path / "moved.h5ad")
     assert beside().endswith(f"{files[0]}: no such file or folder")
     shutil.move(moved, files[0])
-    elsewhere = replace(there.index, embeddings=str(tmp_path))
+    elsewhere = there.index.replace(embeddings=str(tmp_path))
     assert beside(index=replace(there, index=elsewhere)) == f"{tmp_path}: plan.json, which names the atlas, is missing"
     shutil.copytree(reference / "mapped" / "embeddings", tmp_path / "others")
-    others = replace(there.index, embeddings=str(tmp_path / "others"))
+    others = there.index.replace(embeddings=str(tmp_path / "others"))
     assert (
         beside(index=replace(there, index=others))
         == f"{tmp_path / 'others'} now holds other embeddings than were indexed"
@@ -636,7 +637,9 @@ def test_another_checkpoint_is_refused(reference, blood, tmp_path):
         ("vocabulary", genes[::-1], 0, "vocabulary"),
     ):
         random_checkpoint(tmp_path / name, vocabulary, seed=seed, **size)
-        with pytest.raises(ReferenceSetError, match=rf"{name} and .*index-1 differ in {differing}; .*--checkpoint"):
+        with pytest.raises(
+            ReferenceSetError, match=rf"{name} and .*index-1 differ in the model \({differing}: .*--checkpoint"
+        ):
             scgpt_ray.map_query(**options(reference, tmp_path / name, "refused"))
     assert not (reference / "refused").exists()
 

@@ -30,7 +30,8 @@ from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.neighbor_filter import Allowed, masked
 from scgpt_ray.index.search import NONE, Mask, Neighbors, candidates, exact_search, merge, no_neighbors, search
-from scgpt_ray.index.shard import HALF, ShardDescription, open_array, open_faiss
+from scgpt_ray.index.shard import HALF, open_array, open_faiss
+from scgpt_ray.records import ShardDescription
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 

@@ -29,12 +29,13 @@ from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
 from scgpt_ray.evaluation.sample import stratum_quotas
 from scgpt_ray.execution.search import Reference
 from scgpt_ray.execution.stratified_sample import draw_cells
-from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.identity import Fingerprint
 from scgpt_ray.index.neighbor_filter import Allowed, masked
 from scgpt_ray.mapping.ballot import CountOfValue
 from scgpt_ray.mapping.prediction import UNKNOWN
-from scgpt_ray.parts.manifest import GENES, read_plan
+from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
+from scgpt_ray.records import IndexDescription, Plan
 from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -151,7 +152,7 @@ class _Atlas:
 
     source: Source
     tokens_V: _Tokens
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
 
     @classmethod
     def at(cls, place: str) -> "_Atlas":
@@ -161,7 +162,7 @@ class _Atlas:
             ReferenceSetError: If it is not read again.
         """
         folder = Folder.at(place)
-        plan = read_plan(folder)
+        plan = Plan.read(folder)
         source = embedded_atlas(plan, option=None)
         if plan is None or isinstance(source, str):
             raise _unavailable(f"{folder.uri}: {source}")
@@ -191,8 +192,8 @@ class _Atlas:
 def _reference_atlases(index: IndexDescription) -> list[_Atlas]:
     """The atlases of all embeddings that an index was made of."""
     first, *others = (_Atlas.at(place) for place in (index.embeddings, *index.appended))
-    uri = index.fingerprint["cells"].get("uri")
-    if first.fingerprint != index.fingerprint or any(other.fingerprint["cells"].get("uri") != uri for other in others):
+    uri = index.fingerprint.cells.get("uri")
+    if first.fingerprint != index.fingerprint or any(other.fingerprint.cells.get("uri") != uri for other in others):
         raise _unavailable(f"{index.embeddings} now holds other embeddings than were indexed")
     return [first, *others]
 

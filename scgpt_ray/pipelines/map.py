@@ -10,7 +10,7 @@ from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSe
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.execution.cluster import connected
 from scgpt_ray.execution.search import Reference
-from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.search import NONE, Neighbors
 from scgpt_ray.mapping.ballot import CellCounts, VoteRules
@@ -25,6 +25,7 @@ from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.map_report import write_mapped
 from scgpt_ray.pipelines.mapping_result import Mapped, own_name
+from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
@@ -170,16 +171,10 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
         ReferenceSetError: If the checkpoint is not the one the reference was embedded with.
         ConfigError: If columns of the query cannot be carried along.
     """
-    space = index.fingerprint["model"]
+    space = index.fingerprint.model
     rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
     mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])
-    if mine != space:
-        differing = ", ".join(key for key in sorted(mine.keys() | space.keys()) if mine.get(key) != space.get(key))
-        raise ReferenceSetError(
-            f"{settings.checkpoint} and {settings.index} differ in {differing}",
-            expected="the checkpoint that the reference was embedded with",
-            remedy="give that one to --checkpoint, or embed and index the reference again",
-        )
+    require_same_model(settings.checkpoint, mine, settings.index, space)
     shared = {*CellSettings.model_fields, *ComputeSettings.model_fields}
     return EmbedSettings.of(
         settings.model_dump(include=shared)

@@ -20,7 +20,6 @@ from scgpt_ray.execution.search import Reference
 from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import Point
 from scgpt_ray.parts.export import write_h5ad
-from scgpt_ray.parts.manifest import Manifest
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.mapping_result import (
     CALIBRATION,
@@ -35,6 +34,7 @@ from scgpt_ray.pipelines.mapping_result import (
     confidences,
     voted,
 )
+from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
 
 _CONFUSION = "Where the vote put the cells of each true label, a row for each; a row's shares add up to 1."

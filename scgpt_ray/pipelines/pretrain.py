@@ -20,7 +20,7 @@ from scgpt_ray.execution.token_cache import keep_tokens
 from scgpt_ray.network.checkpoint import write_checkpoint
 from scgpt_ray.network.checkpoint_files import portable_name
 from scgpt_ray.network.precision import require_precision
-from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, REQUEST, TrainingJob, check_training
+from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, TrainingJob, check_training
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker, versions
 from scgpt_ray.training.dataset import AtlasTokens, Cells
@@ -79,7 +79,7 @@ def pretrain(settings: PretrainSettings) -> Trained:
     with connected(), Tracker("pretrain", job.output, params) as tracker:
         on_gpu = has_gpus(settings.workers)
         require_precision("cuda" if on_gpu else "cpu", settings.precision)
-        job.output.write(REQUEST, json.dumps(job.request, indent=1).encode())
+        job.request.write(job.output)
         training = training_of(job, keep_tokens(job), on_gpu=on_gpu)
         with _Told(tracker, settings.steps) as told:
             kept = learn(training, job.output, settings.workers, on_gpu=on_gpu, hear=told.on_step)
