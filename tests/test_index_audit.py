@@ -228,7 +228,7 @@ def test_an_unfinished_or_foreign_folder_is_refused(index, run):
     with pytest.raises(ReferenceSetError, match=r"has no index.json; .*; give its path to --index"):
         audit_index(run)
     describe(index, format=1)
-    with pytest.raises(ReferenceSetError, match="index.json cannot be used: format: "):
+    with pytest.raises(ReferenceSetError, match=r"index.json cannot be used: format: "):
         audit_index(index)
     index.remove(IndexDescription.file)
     with pytest.raises(ReferenceSetError, match=r"has no index.json; .*; run the same index command again"):

@@ -24,7 +24,7 @@ from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, neare
 from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.metrics import score_labels
 from scgpt_ray.execution.search import Reference
-from scgpt_ray.mapping.calibration import Calibration
+from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines import baseline
 from scgpt_ray.pipelines.calibrate import calibrations
@@ -488,9 +488,8 @@ def test_the_actors_of_a_calibration_end_with_it(mapped, reference):
 def test_a_label_stands_where_the_calibration_accepts_it(calibrated, reference):
     predictions = pq.read_table(reference / "calibrated" / "predictions.parquet")
     neighbours = neighbours_by_hand(reference, reference / "calibrated")
-    thresholds = Calibration.from_dict(
-        json.loads((reference / "calibrated" / "calibration.json").read_bytes())["cell_type"]
-    ).thresholds
+    told = json.loads((reference / "calibrated" / "calibration.json").read_bytes())
+    thresholds = Thresholds(**told["cell_type"]["thresholds"])
     reasons = Counter(predictions["cell_type_unknown"].to_pylist())
     assert reasons.keys() == {None, "no embedding", "distance", "confidence"}
     assert reasons == Counter({None: 60 - calibrated.n_unknown, **calibrated.unknown["cell_type"]})
@@ -515,10 +514,10 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
     assert metrics["scores"] == score_labels(truth, voted, sure, {"B", "T", "NK"}).to_dict()
     kept = [own == label for own, label in zip(truth, predictions["cell_type"].to_pylist(), strict=True)
             if label != "Unknown"]  # fmt: skip
-    assert metrics["rejection"]["coverage"] == pytest.approx(len(kept) / 60)
+    assert metrics["rejection"]["accepted"] == pytest.approx(len(kept) / 60)
     assert metrics["accuracy_accepted"] == metrics["rejection"]["accuracy_accepted"] == pytest.approx(np.mean(kept))
     assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
-    assert metrics["coverage"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
+    assert metrics["selective_accuracy"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
     page = (reference / "calibrated" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 9, "a reliability diagram for each calibrated column"
     assert "Probabilities and thresholds were learnt" in page

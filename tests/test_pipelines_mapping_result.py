@@ -10,8 +10,8 @@ from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.execution.search import Reference
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.mapping.ballot import VoteRules
 from scgpt_ray.mapping.prediction import SUFFIXES
+from scgpt_ray.mapping.votes import VoteRules
 from scgpt_ray.pipelines.map import TERMS, label_columns, prediction_rules
 from scgpt_ray.pipelines.map_report import _recall
 from scgpt_ray.pipelines.mapping_result import own_name, predictions_of

@@ -31,8 +31,8 @@ from scgpt_ray.execution.search import Reference
 from scgpt_ray.execution.stratified_sample import draw_cells
 from scgpt_ray.identity import Fingerprint
 from scgpt_ray.index.neighbor_filter import Allowed, masked
-from scgpt_ray.mapping.ballot import CountOfValue
 from scgpt_ray.mapping.prediction import UNKNOWN
+from scgpt_ray.mapping.votes import CountOfValue
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
 from scgpt_ray.records import IndexDescription, Plan

@@ -13,9 +13,9 @@ from scgpt_ray.execution.search import Reference
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.search import NONE, Neighbors
-from scgpt_ray.mapping.ballot import CellCounts, VoteRules
 from scgpt_ray.mapping.ontology import CellOntology
 from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.mapping.votes import CellCounts, VoteRules
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of

@@ -11,8 +11,8 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
-from scgpt_ray.mapping.ballot import CountOfValue
 from scgpt_ray.mapping.prediction import UNKNOWN
+from scgpt_ray.mapping.votes import CountOfValue
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 BASELINE = "PCA + kNN"

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.index.search import exact_search
-from scgpt_ray.mapping.vote import vote
+from scgpt_ray.mapping.votes import tally_votes
 from scgpt_ray.schema import Float32Matrix
 
 
@@ -26,5 +26,5 @@ def nearest_labels(
     ids_QK, scores_QK = exact_search([(np.arange(len(reference_ND)), reference_ND)], query_QD, k)
     # Behind the last code stands that of no neighbour, whose id is -1.
     codes_QK = np.append(codes_N, -1).astype(np.int32)[ids_QK]
-    winners_Q, share_Q = vote(codes_QK, scores_QK, len(names))
-    return names[winners_Q].astype(object), share_Q
+    tally = tally_votes(codes_QK, scores_QK, len(names))
+    return names[tally.top].astype(object), tally.share.astype(np.float32)
