@@ -20,9 +20,11 @@ from scipy import sparse
 import scgpt_ray
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
-from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, nearest_vote, pca_knn
+from scgpt_ray.evaluation.components import fit_components
+from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, pca_knn
 from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.metrics import score_labels
+from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.execution.search import Reference
 from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.parts.export import read_embeddings
@@ -308,10 +310,11 @@ def beside(mapped, reference):
     def computed(truth=None, index=None, **more):
         settings = MapSettings.of(options(reference, "unused", truth_column="cell_type", **more))
         there = index or Reference.at(str(reference / "index-samples"))
-        queries = read_embeddings(Folder.at(reference / "mapped" / "embeddings"))
+        embedded = Folder.at(reference / "mapped" / "embeddings")
+        queries = read_embeddings(embedded)
         truth = queries["cell_type"].to_pylist() if truth is None else truth
         cells = there.cell_counts("cell_type", settings.neighbor_filter)
-        return baseline.evaluate_baseline(settings, there, "cell_type", cells, queries, truth)
+        return baseline.evaluate_baseline(settings, there, "cell_type", cells, embedded, queries, truth)
 
     return computed
 
@@ -324,10 +327,10 @@ def test_the_baseline_meets_the_same_voters(beside, reference, files):
     met = (obs["sample"] != "s1").to_numpy()
     labels = obs["cell_type"].to_numpy(object)[met]
     found = beside(neighbor_filter="sample != 's1'", exclude_same=["donor"])
-    components, reference_NC = fit_components(reference_logs[met], seed=0)
+    components, reference_NC = fit_components(reference_logs[met], N_COMPONENTS, seed=0)
     for donor in ("d1", "d2"):
         other, own = (obs["donor"] != donor).to_numpy()[met], (query_obs["donor"] == donor).to_numpy()
-        said, share = nearest_vote(reference_NC[other], labels[other], components.transform(query_logs[own]), K)
+        said, share = nearest_labels(reference_NC[other], labels[other], components.transform(query_logs[own]), K)
         np.testing.assert_array_equal(found.labels[np.array(rows)[own]], said)
         np.testing.assert_array_equal(found.share[np.array(rows)[own]], share)
     assert (found.n_reference, found.n_allowed) == (met.sum(), met.sum())

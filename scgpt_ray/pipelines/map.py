@@ -62,7 +62,8 @@ def map_query(settings: MapSettings) -> Mapped:
         cells = reference_cells(settings, reference, rules)
         calibrated = calibrations(settings, reference, rules, cells)
         manifest = job.done or run(job, tracker)
-        queries = read_embeddings(Folder.at(request.output))
+        embedded = Folder.at(request.output)
+        queries = read_embeddings(embedded)
         found = _neighbors(settings, reference, queries)
         predicted = predict(
             *found,
@@ -76,7 +77,7 @@ def map_query(settings: MapSettings) -> Mapped:
         if settings.truth_column is not None:
             column = rules.columns[0]
             truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
-            baseline = evaluate_baseline(settings, reference, column, cells[column], queries, truth)
+            baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
         mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
         write_mapped(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
