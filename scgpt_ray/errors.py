@@ -9,7 +9,7 @@ ScgptRayError
 |   |-- OutputError                an output folder that cannot or must not be written
 |   `-- ReferenceSetError          an embeddings or index folder that cannot be used
 `-- RunError (RuntimeError)        work that failed: exit code 1
-    |-- CoverageError              planned cells and committed parts do not agree
+    |-- CompletenessError          planned cells and committed parts do not agree
     `-- WorkerError                a partition that could not be finished
 """
 
@@ -68,7 +68,7 @@ class RunError(ScgptRayError, RuntimeError):
     """Work that failed although its input was accepted."""
 
 
-class CoverageError(RunError):
+class CompletenessError(RunError):
     """Planned cells and committed parts do not agree."""
 
 

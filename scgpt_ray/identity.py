@@ -1,9 +1,12 @@
-"""What changes the numbers of a run, and only that."""
+"""What changes the numbers of a run, and only that; and how two runs differ."""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from scgpt_ray.errors import OutputError, ReferenceSetError
 
 
 @dataclass(frozen=True)
@@ -19,31 +22,76 @@ class Fingerprint:
     model: dict[str, Any]
     cells: dict[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"model": self.model, "cells": self.cells}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Fingerprint":
-        """The inverse of `to_dict`."""
-        return cls(model=values["model"], cells=values["cells"])
-
     @property
     def digest(self) -> str:
         """Sha256 (hex) of the canonical JSON; written into every part."""
-        return digest_of(self.to_dict())
-
-    def differences(self, other: "Fingerprint") -> str:
-        """Name what differs, as `key: ours against theirs`, in one line."""
-        mine, theirs = ({**f.model, **f.cells} for f in (self, other))
-        return ", ".join(
-            f"{key}: {mine.get(key)!r} against {theirs.get(key)!r}"
-            for key in sorted(mine.keys() | theirs.keys())
-            if mine.get(key) != theirs.get(key)
-        )
+        return digest_of(asdict(self))
 
 
 def digest_of(values: Any) -> str:
     """Sha256 (hex) of JSON values, however their keys are ordered."""
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Name the keys in which JSON values differ, as `key: one against other`, in one line; empty for equal values.
+
+    Keys of nested mappings are joined with dots, and so are places in lists of mappings.
+    """
+    mine, theirs = dict(_leaves(one)), dict(_leaves(other))
+    return ", ".join(
+        f"{key}: {mine.get(key)!r} against {theirs.get(key)!r}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            yield from _leaves({str(place): item for place, item in enumerate(value)}, f"{prefix}{key}.")
+        elif isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def require_same_run(place: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Refuse to mix two runs in one output folder.
+
+    Args:
+        place: The folder, for the message.
+        wanted: Identity of the run that is asked for, as JSON values.
+        there: That of the run whose output is there.
+
+    Raises:
+        OutputError: If they differ, naming both and every key in which they do.
+    """
+    if wanted != there:
+        raise OutputError(
+            f"{place} holds run {digest_of(there)[:12]}, this is {digest_of(wanted)[:12]}"
+            f" ({differences(wanted, there)})",
+            expected="the request that the run there began with",
+            remedy="give --output another folder",
+        )
+
+
+def require_same_model(one: str, mine: Mapping[str, Any], other: str, theirs: Mapping[str, Any]) -> None:
+    """Refuse to compare vectors of two spaces.
+
+    Args:
+        one: Whose the first model is, for the message.
+        mine: `Fingerprint.model` of it.
+        other: Whose the second is.
+        theirs: Likewise.
+
+    Raises:
+        ReferenceSetError: If they differ, naming every key in which they do.
+    """
+    if mine != theirs:
+        raise ReferenceSetError(
+            f"{one} and {other} differ in the model ({differences(mine, theirs)})",
+            expected="the checkpoint and token rules that the reference was embedded with",
+            remedy="give that one to --checkpoint, or embed and index the reference again",
+        )

@@ -124,10 +124,10 @@ def make_embeddings():
     import numpy as np
     import pyarrow as pa
 
-    from scgpt_ray.atlas.plan import Plan, cut
+    from scgpt_ray.atlas.plan import cut
     from scgpt_ray.identity import Fingerprint
-    from scgpt_ray.parts.manifest import MANIFEST, PLAN, Manifest
     from scgpt_ray.parts.parts import PARTS, write_part
+    from scgpt_ray.records import Manifest, Plan
     from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, matrix_array
     from scgpt_ray.storage import Folder
 
@@ -156,7 +156,13 @@ def make_embeddings():
                     folder.folder(PARTS), rows, partition, fingerprint=fingerprint.digest, n_tokens=5 * len(rows)
                 )
             )
-        plan = Plan(fingerprint.to_dict(), {}, partitions, {"fraction": 1.0}, "2020-01-01")
+        plan = Plan(
+            created="2020-01-01",
+            fingerprint=fingerprint,
+            settings={},
+            coverage={"fraction": 1.0},
+            partitions=partitions,
+        )
         manifest = Manifest(
             fingerprint=fingerprint,
             n_cells=n_cells,
@@ -168,8 +174,8 @@ def make_embeddings():
             coverage=plan.coverage,
             versions={},
         )
-        folder.write(PLAN, plan.to_json())
-        folder.write(MANIFEST, manifest.to_json())
+        plan.write(folder)
+        manifest.write(folder)
         return folder
 
     return make

@@ -26,10 +26,10 @@ import scanpy as sc
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
-from scgpt_ray.atlas.plan import Plan, cut
+from scgpt_ray.atlas.plan import cut
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.parts.manifest import MANIFEST, PLAN, Manifest
 from scgpt_ray.parts.parts import PARTS, write_part
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, matrix_array
 from scgpt_ray.storage import Folder
 
@@ -83,13 +83,15 @@ def write_run(folder, cells, vectors):
         rows = table.slice(each.first, each.n_cells)
         part = write_part(folder.folder(PARTS), rows, each, fingerprint=fingerprint.digest, n_tokens=each.n_cells)
         parts[part.name] = part.n_cells
-    plan = Plan(fingerprint.to_dict(), {}, partitions, {"fraction": 1.0}, "2020-01-01")
-    folder.write(PLAN, plan.to_json())
+    plan = Plan(
+        created="2020-01-01", fingerprint=fingerprint, settings={}, coverage={"fraction": 1.0}, partitions=partitions
+    )
+    plan.write(folder)
     manifest = Manifest(
         fingerprint=fingerprint, n_cells=n_cells, n_empty=0, n_tokens=n_cells, dimension=WIDTH,
         obs_columns=[TYPE, DONOR], parts=parts, coverage=plan.coverage, versions={},
     )  # fmt: skip
-    folder.write(MANIFEST, manifest.to_json())
+    manifest.write(folder)
 
 
 def memory_of(process):
@@ -132,7 +134,7 @@ def main():
     options = parser.parse_args()
     options.place.mkdir(parents=True, exist_ok=True)
     atlas, run = options.place / f"cells-{options.cells}.h5ad", options.place / f"run-{options.cells}"
-    if not (run / MANIFEST).exists():
+    if not (run / Manifest.file).exists():
         base, random = ad.read_h5ad(options.base), np.random.default_rng(0)
         cells = grown_cells(base[base.obs[TYPE] != "unknown"].copy(), options.cells, random)
         cells.write_h5ad(atlas)

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import struct
 from itertools import pairwise
 
@@ -8,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgpt_ray.atlas.plan import Partition, Plan, cut, digest_joinids
-from scgpt_ray.errors import ReferenceSetError, WorkerError
+from scgpt_ray.atlas.plan import Partition, cut, digest_joinids
+from scgpt_ray.errors import WorkerError
 
 
 def ids(*values):
@@ -99,55 +98,3 @@ def test_a_partition_requires_its_cells():
 
 def test_the_digest_is_of_little_endian_int64():
     assert digest_joinids(ids(0, 1, 2)) == hashlib.sha256(struct.pack("<3q", 0, 1, 2)).hexdigest()[:16]
-
-
-PLAN = Plan(
-    fingerprint={"cells": {"uri": "a"}},
-    settings={"seed": 3},
-    partitions=cut(np.arange(10), 3, tile=8),
-    coverage={"fraction": 0.9},
-    created="2026-01-01T00:00:00+00:00",
-)
-
-
-def test_a_plan_comes_back():
-    assert Plan.from_json(PLAN.to_json(), "plan.json") == PLAN
-    assert PLAN.n_cells == 10
-    empty = Plan({}, {}, (), {}, "now")
-    assert Plan.from_json(empty.to_json(), "plan.json") == empty
-
-
-def test_a_plan_is_compact():
-    plan = Plan({}, {}, cut(np.arange(100_000), 100), {}, "now")
-    assert len(plan.to_json()) < 50 * len(plan.partitions)
-
-
-def changed(**changes):
-    return json.dumps({**json.loads(PLAN.to_json()), **changes}).encode()
-
-
-COLUMNS = json.loads(PLAN.to_json())["partitions"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"\xff",
-        PLAN.to_json()[:-40],
-        changed(format=2),
-        changed(n_cells=9),
-        changed(partitions=None),
-        changed(fingerprint=3),
-        changed(partitions={}),
-        changed(partitions={**COLUMNS, "first": COLUMNS["first"][:-1]}),
-        changed(partitions={**COLUMNS, "first": COLUMNS["first"][::-1]}),
-        changed(partitions={**COLUMNS, "n_cells": [2, 3, 4, 1]}),
-        changed(partitions={**COLUMNS, "last": [None] * 4}),
-    ],
-)
-def test_a_corrupt_plan_is_refused(content):
-    with pytest.raises(ReferenceSetError, match=r"^out/plan\.json: .*restore the file"):
-        Plan.from_json(content, "out/plan.json")

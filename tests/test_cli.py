@@ -17,6 +17,9 @@ import torch
 from scgpt_ray import __version__
 from scgpt_ray.cli import BAD_INPUT, DONE, FAILED, main
 from scgpt_ray.config.settings import option_name
+from scgpt_ray.identity import Fingerprint
+from scgpt_ray.records import Plan
+from scgpt_ray.storage import Folder
 from scgpt_ray.verbs import VERBS
 
 
@@ -188,10 +191,9 @@ def test_values_that_are_no_counts(embed, altered, value, shown):
 def test_another_run_in_the_folder(blood_file, checkpoint, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
-    from scgpt_ray.atlas.plan import Plan
 
-    fingerprint = {"model": {"seed": 1}, "cells": {"uri": "elsewhere"}}
-    (output / "plan.json").write_bytes(Plan(fingerprint, {}, (), {}, "now").to_json())
+    there = Fingerprint(model={"seed": 1}, cells={"uri": "elsewhere"})
+    Plan(created="now", fingerprint=there, settings={}, coverage={}, partitions=()).write(Folder.at(output))
     words = ["embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint), "--output", str(output)]
     line = refused(capsys, words)
     assert "holds run" in line

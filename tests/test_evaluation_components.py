@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.components import N_COMPONENTS, N_GENES, hvg_pca
+from scgpt_ray.evaluation.components import N_COMPONENTS, N_GENES, fit_components, hvg_pca, log1p_cp10k
 
 pytest.importorskip("scanpy", reason="needs scanpy: pip install 'scgpt-ray[eval]'")
 
@@ -14,6 +14,19 @@ def counts(n_cells=120, n_genes=300, seed=0):
     random = np.random.default_rng(seed)
     rates = random.gamma(0.5, 2.0, (3, n_genes))
     return sparse.csr_matrix(random.poisson(rates[np.arange(n_cells) % 3]).astype(np.float32))
+
+
+def test_logs_of_counts_per_ten_thousand():
+    logs = log1p_cp10k(sparse.csr_matrix(np.array([[1, 0, 3], [0, 0, 0], [5, 0, 0]], np.float32)))
+    assert logs.dtype == np.float32
+    np.testing.assert_allclose(logs.toarray(), np.log1p([[2500, 0, 7500], [0, 0, 0], [10_000, 0, 0]]), rtol=1e-6)
+
+
+def test_other_cells_are_projected_as_the_fitted_ones():
+    logs_NG = log1p_cp10k(counts())
+    components, found_NC = fit_components(logs_NG, 7, seed=0)
+    assert found_NC.shape == (120, 7)
+    np.testing.assert_allclose(components.transform(logs_NG[30:50]), found_NC[30:50], atol=1e-3)
 
 
 def test_components_are_those_of_scaled_log_counts():

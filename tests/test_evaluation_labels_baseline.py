@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scgpt_ray.evaluation.labels.baseline import log1p_per_10k, majority, nearest_vote, pca_knn
+from scgpt_ray.evaluation.labels.baseline import majority, pca_knn
 
 RNG = np.random.default_rng(0)
 
@@ -46,24 +46,6 @@ def test_the_share_of_the_neighbours_that_agree():
     reference = np.repeat(np.eye(6)[:2] * 9, 20, axis=0) + rng.normal(scale=0.1, size=(40, 6))
     names = np.repeat(np.array(["B", "T"], object), 20)
     names[:5] = "T"
-    labels, share = pca_knn(reference, names, np.eye(6)[:2] * 9, k=20, seed=0, n_components=3)
+    labels, share = pca_knn(reference, names, np.eye(6)[:2] * 9, k=20, seed=0)
     assert labels.tolist() == ["B", "T"]
     assert share.tolist() == [0.75, 1.0]
-
-
-def test_logs_of_counts_per_ten_thousand():
-    logs = log1p_per_10k(sparse.csr_matrix(np.array([[1, 0, 3], [0, 0, 0], [5, 0, 0]], np.float32)))
-    assert logs.dtype == np.float32
-    np.testing.assert_allclose(logs.toarray(), np.log1p([[2500, 0, 7500], [0, 0, 0], [10_000, 0, 0]]), rtol=1e-6)
-
-
-def test_who_may_vote_on_whom():
-    places = np.arange(6.0)[:, None]
-    names = np.array(["A", "A", "B", "B", "C", "C"], object)
-    everybody, nobody = np.ones(6, bool), np.zeros(6, bool)
-    groups = [(np.array([0, 3]), everybody), (np.array([1]), names != "A"), (np.array([2]), nobody)]
-    labels, share = nearest_vote(places, names, np.array([[0.1], [0.1], [0.1], [4.9]]), 3, groups)
-    assert labels.tolist() == ["A", "B", "Unknown", "C"]
-    np.testing.assert_allclose(share, [2 / 3, 2 / 3, 0, 2 / 3])
-    few, _ = nearest_vote(places, names, np.array([[0.1]]), 3, [(np.array([0]), names == "C")])
-    assert few.tolist() == ["C"], "two voters are fewer than three"

@@ -7,8 +7,6 @@ import pytest
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.labels.label_evaluation import METHOD, evaluate
-from scgpt_ray.evaluation.labels.metrics import score_labels
-from scgpt_ray.evaluation.labels.rejection import score_rejection
 
 TRUTH = ["T", "T", "B", "NK", None, "B"]
 VOTED = ["T", "B", "B", "T", "T", "Unknown"]
@@ -18,16 +16,19 @@ REJECTED = np.array([False, False, False, True, False, True])
 CELLS = {"T": 6, "B": 3, None: 1}
 
 
-def test_every_figure_of_the_same_cells():
+def test_the_figures_by_hand():
     evaluation = evaluate(TRUTH, VOTED, {"share": SHARE, "probability": PROBABILITY}, REJECTED, CELLS)
-    assert evaluation.scores.to_dict() == score_labels(TRUTH, VOTED, PROBABILITY, {"T", "B"}).to_dict()
-    assert evaluation.rejection == score_rejection(TRUTH, VOTED, REJECTED, {"T", "B"})
-    assert evaluation.rejection.coverage == pytest.approx(3 / 5)
-    assert evaluation.rejection.accuracy_accepted == pytest.approx(2 / 3)
-    assert evaluation.scores.accuracy == evaluation.coverage.at(1) == pytest.approx(2 / 5)
-    assert evaluation.coverage.at(0.4) == 1, "the two surest by probability, which the share would not have picked"
+    scores, rejection, curve = evaluation.scores, evaluation.rejection, evaluation.selective_accuracy
+    assert (scores.n, scores.n_without_truth, scores.absent_labels) == (5, 1, ("NK",))
+    assert (scores.accuracy, scores.macro_f1) == pytest.approx((2 / 5, (1 / 2 + 1 / 2 + 0) / 3))
+    assert (scores.confidence_right, scores.confidence_wrong) == pytest.approx((0.85, 0.7 / 3))
+    assert (rejection.known, rejection.known_rejected, rejection.absent, rejection.absent_rejected) == (4, 1, 1, 1)
+    assert rejection.accepted == pytest.approx(3 / 5)
+    assert rejection.accuracy_accepted == pytest.approx(2 / 3)
+    assert curve.at(1) == pytest.approx(2 / 5)
+    assert curve.at(0.4) == 1, "the two surest by probability, which the share would not have picked"
     own, majority = evaluation.comparison.methods
-    assert (own.name, own.accuracy, own.area) == (METHOD, evaluation.scores.accuracy, evaluation.coverage.area)
+    assert (own.name, own.accuracy, own.area) == (METHOD, scores.accuracy, curve.area)
     assert majority.accuracy == pytest.approx(2 / 5), "T, of which the reference has most"
     assert {meaning: curve.n_cells for meaning, curve in evaluation.reliability.items()} == {
         "share": 5,
@@ -39,8 +40,8 @@ def test_every_figure_of_the_same_cells():
 
 
 def test_another_baseline_stands_between():
-    beside = {"other": (["T"] * 6, np.full(6, 0.5)), "right": (["T", "T", "B", "NK", "T", "B"], np.ones(6))}
-    evaluation = evaluate(TRUTH, VOTED, {"share": SHARE}, REJECTED, CELLS, beside)
+    baselines = {"other": (["T"] * 6, np.full(6, 0.5)), "right": (["T", "T", "B", "NK", "T", "B"], np.ones(6))}
+    evaluation = evaluate(TRUTH, VOTED, {"share": SHARE}, REJECTED, CELLS, baselines)
     names = [(method.name, method.accuracy) for method in evaluation.comparison.methods]
     assert names == [(METHOD, 0.4), ("other", 0.4), ("right", 1.0), ("majority class", 0.4)]
 

@@ -16,7 +16,7 @@ def test_scores_by_hand():
     assert (scores.known, scores.known_rejected) == (4, 2)
     assert (scores.absent, scores.absent_rejected) == (2, 1)
     assert scores.accepted_right == 1
-    assert scores.coverage == 3 / 6
+    assert scores.accepted == 3 / 6
     assert scores.accuracy_accepted == 1 / 3
     assert [vars(score) for score in scores.per_label] == [
         {"label": "B", "cells": 1, "rejected": 1, "in_reference": True},
@@ -29,7 +29,7 @@ def test_scores_as_json_and_as_text():
     scores = score_rejection(TRUTH, PREDICTED, REJECTED, {"T", "B"})
     plain = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert plain["per_label"][1] == {"label": "NK", "cells": 2, "rejected": 1, "in_reference": False}
-    assert (plain["absent_rejected"], plain["coverage"]) == (1, 0.5)
+    assert (plain["absent_rejected"], plain["accepted"]) == (1, 0.5)
     lines = scores.table().splitlines()
     assert lines[2].split() == ["NK*", "2", "1", "50.0%"]
     assert lines[-2:] == [

@@ -89,7 +89,9 @@ def mapping_page(n_labels):
         Picture(confusion_heatmap(evaluation.scores), "Where the vote put the cells of each true label."),
         Picture(confidence_histogram(groups), "Confidence of what was voted, rejected or not."),
         Picture(distance_histogram(groups), "Distance of each cell to the farthest of its neighbours."),
-        Picture(coverage_accuracy({"share of the votes": evaluation.coverage}, (0.8, 0.9)), "What rejecting buys."),
+        Picture(
+            coverage_accuracy({"share of the votes": evaluation.selective_accuracy}, (0.8, 0.9)), "What rejecting buys."
+        ),
         Picture(reliability_diagram(evaluation.reliability), "How often query cells are right, by their confidence."),
         Picture(genes_histogram({"query cells": genes}), "Genes of the vocabulary; 3 cells have none."),
     ]

@@ -9,9 +9,8 @@ from scgpt_ray.evaluation.report.page import Picture
 from scgpt_ray.evaluation.report.plots import label_counts
 from scgpt_ray.evaluation.report.scatter import Column, Scatter
 from scgpt_ray.mapping.calibration import Calibration, HeldOut, Targets
-from scgpt_ray.mapping.calibrator import Calibrator
+from scgpt_ray.mapping.calibrator import Bin, Calibrator, Reliability
 from scgpt_ray.mapping.rejection import Thresholds
-from scgpt_ray.mapping.reliability import Bin, Reliability
 
 VOID = {"meta", "img", "rect"}
 

@@ -5,7 +5,7 @@ import pytest
 
 from scgpt_ray.errors import ConfigError, InputError
 from scgpt_ray.evaluation.labels.metrics import score_labels
-from scgpt_ray.evaluation.labels.selective_accuracy import coverage_curve
+from scgpt_ray.evaluation.labels.selective_accuracy import selective_accuracy
 from scgpt_ray.evaluation.report import histograms, plots
 from scgpt_ray.evaluation.report.canvas import shortened
 from scgpt_ray.evaluation.report.histograms import MAX_GROUPS, confidence_histogram, distance_histogram, genes_histogram
@@ -21,7 +21,7 @@ from scgpt_ray.evaluation.report.recall_plot import recall_curve
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.index.recall import Point
 from scgpt_ray.index.searcher import SearchParams
-from scgpt_ray.mapping.reliability import reliability
+from scgpt_ray.mapping.calibrator import reliability
 
 RNG = np.random.default_rng(0)
 NAMES = ["CD4 T", "B", "costs $5 & <more>", "a label that is much longer than any axis has room for", "NK"]
@@ -42,7 +42,7 @@ def test_every_picture_is_a_png_and_repeatable():
     truth, predicted = labels(200), labels(200)
     scores = score_labels(truth, predicted, RNG.random(200), NAMES[:3])
     confidence, right = RNG.random(200), RNG.random(200) < 0.7
-    bins, curve = reliability(confidence, right), coverage_curve(confidence, right)
+    bins, curve = reliability(confidence, right), selective_accuracy(confidence, right)
     for draw in (
         lambda: reliability_diagram({"share of the votes": bins, "calibrated": bins}),
         lambda: coverage_accuracy({"scGPT": curve}),
@@ -74,7 +74,7 @@ def test_one_cell_is_enough():
         genes_histogram({"query cells": np.zeros(1, np.int32)}),
         recall_curve(TRIED[:1], TRIED[0].params, 0.5),
         reliability_diagram({"x": reliability(np.ones(1), np.ones(1, bool))}),
-        coverage_accuracy({"x": coverage_curve(np.ones(1), np.ones(1, bool))}, (1.0, 1.0)),
+        coverage_accuracy({"x": selective_accuracy(np.ones(1), np.ones(1, bool))}, (1.0, 1.0)),
         umap_scatter(np.zeros((1, 2)), ["T"], "x"),
     ):
         pixels(png)

@@ -13,7 +13,7 @@ import ray
 from ray.experimental import tqdm_ray
 
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.errors import AtlasError, CoverageError, WorkerError
+from scgpt_ray.errors import AtlasError, CompletenessError, WorkerError
 from scgpt_ray.execution import cluster
 from scgpt_ray.execution.cluster import connected, require_answer
 from scgpt_ray.execution.ray_executor import RayExecutor
@@ -77,7 +77,7 @@ def test_our_own_errors_survive_pickling():
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "error",
-    [AtlasError("a file", expected="b", remedy="c"), CoverageError("lost"), FileNotFoundError(2, "gone", "x")],
+    [AtlasError("a file", expected="b", remedy="c"), CompletenessError("lost"), FileNotFoundError(2, "gone", "x")],
 )
 def test_our_own_errors_come_out_as_they_are(local_ray, error):
     with pytest.raises(type(error)) as caught, connected():

@@ -24,7 +24,7 @@ ENTRIES = {
     "scgpt_ray.atlas.source": "pandas pyarrow pydantic",
     "scgpt_ray.network.embedder": "pyarrow torch",
     "scgpt_ray.index.searcher": "faiss pyarrow",
-    "scgpt_ray.mapping.ballot": "pyarrow",
+    "scgpt_ray.mapping.votes": "pyarrow",
     "scgpt_ray.benchmark.stages": "pydantic",
 }
 """Module -> heavy packages."""

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from scgpt_ray.index.gpu import assigning, gpus
-from scgpt_ray.index.shard import ShardDescription, build_shard
+from scgpt_ray.index.shard import build_shard
 from scgpt_ray.index.template import open_template, train
+from scgpt_ray.records import ShardDescription
 from scgpt_ray.storage import Folder
 
 FACTORY = "PCAR16,IVF8,PQ8x4fsr"

@@ -17,8 +17,9 @@ from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.search import exact_search, set_threads
 from scgpt_ray.index.searcher import Searcher, SearchParams, _best
-from scgpt_ray.index.shard import HALF, ShardDescription, build_shard, open_faiss, seal, sealed
+from scgpt_ray.index.shard import HALF, build_shard, open_faiss, seal, sealed
 from scgpt_ray.index.template import centre_of, open_template, train
+from scgpt_ray.records import ShardDescription
 from scgpt_ray.storage import Folder
 
 

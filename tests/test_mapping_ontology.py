@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.mapping.ballot import Ballot, VoteRules, hold_ballot
 from scgpt_ray.mapping.ontology import CellOntology, depths, roll_up
-from scgpt_ray.mapping.vote import elect
+from scgpt_ray.mapping.votes import LabelVotes, VoteRules, label_votes, tally_votes
 
 #      cell
 #     /    \
@@ -44,13 +43,13 @@ class Toy:
         return f"{term} cell"
 
 
-def ballot(rows, weights=None):
+def votes_of(rows, weights=None):
     names = sorted({name for row in rows for name in row if name})
     codes = np.array([[names.index(name) if name else -1 for name in row] for row in rows], np.int32)
     codes = codes.reshape(len(rows), -1)
     weights = np.ones(codes.shape) if weights is None else np.array(weights, float)
     scores = np.zeros(codes.shape, np.float32)
-    return Ballot(tuple(names), codes, weights, elect(codes, scores, len(names), weights))
+    return LabelVotes(tuple(names), codes, weights, tally_votes(codes, scores, len(names), weights))
 
 
 def test_depth_is_the_longest_chain_above():
@@ -83,7 +82,7 @@ def test_depth_is_the_longest_chain_above():
     ],
 )
 def test_the_most_specific_term_with_enough_votes(votes, min_share, term, share):
-    rolled = roll_up(ballot([votes]), Toy(), min_share)
+    rolled = roll_up(votes_of([votes]), Toy(), min_share)
     assert rolled.terms.tolist() == [term]
     assert rolled.share.tolist() == pytest.approx([share], abs=1e-9)
     foreign = Counter(vote for vote in votes if vote in {"odd", "strange"})
@@ -91,8 +90,9 @@ def test_the_most_specific_term_with_enough_votes(votes, min_share, term, share)
 
 
 def test_no_queries():
-    rolled = roll_up(Ballot((), np.empty((0, 3), np.int32), np.empty((0, 3)), elect(
-        np.empty((0, 3), np.int32), np.empty((0, 3), np.float32), 0)), Toy(), 0.5)  # fmt: skip
+    codes = np.empty((0, 3), np.int32)
+    votes = LabelVotes((), codes, np.empty((0, 3)), tally_votes(codes, np.empty((0, 3), np.float32), 0))
+    rolled = roll_up(votes, Toy(), 0.5)
     assert (rolled.terms.tolist(), rolled.unknown_terms) == ([], {})
 
 
@@ -119,12 +119,14 @@ TERMS = st.sampled_from([*PARENTS, "odd", "strange", None])
 def test_agrees_with_the_definition_in_any_order(data, n, k, min_share):
     rows = data.draw(st.lists(st.lists(TERMS, min_size=k, max_size=k), min_size=n, max_size=n))
     weights = data.draw(st.lists(st.lists(st.integers(1, 4), min_size=k, max_size=k), min_size=n, max_size=n))
-    rolled = roll_up(ballot(rows, weights), Toy(), min_share)
+    rolled = roll_up(votes_of(rows, weights), Toy(), min_share)
     expected = roll_up_one_by_one(rows, weights, min_share)
     assert rolled.terms.tolist() == [term for term, _ in expected]
     assert rolled.share.tolist() == pytest.approx([share for _, share in expected], abs=1e-9)
     order = data.draw(st.permutations(range(k)))
-    shuffled = roll_up(ballot([[row[i] for i in order] for row in rows], np.array(weights)[:, order]), Toy(), min_share)
+    shuffled = roll_up(
+        votes_of([[row[i] for i in order] for row in rows], np.array(weights)[:, order]), Toy(), min_share
+    )
     assert shuffled.terms.tolist() == rolled.terms.tolist()
     np.testing.assert_array_equal(shuffled.share, rolled.share)
 
@@ -132,7 +134,7 @@ def test_agrees_with_the_definition_in_any_order(data, n, k, min_share):
 @given(st.lists(st.sampled_from(list(PARENTS)), min_size=1, max_size=9))
 def test_a_higher_threshold_never_gives_a_more_specific_term(votes):
     depth = depths({term: Toy().ancestors(term) for term in PARENTS})
-    rolled = [roll_up(ballot([votes]), Toy(), share) for share in (0.51, 0.7, 0.9, 1.0)]
+    rolled = [roll_up(votes_of([votes]), Toy(), share) for share in (0.51, 0.7, 0.9, 1.0)]
     found = [depth[step.terms[0]] for step in rolled]
     assert found == sorted(found, reverse=True)
     shares = [float(step.share[0]) for step in rolled]
@@ -178,8 +180,8 @@ def test_real_terms_roll_up(cell_ontology):
     cd4, cd8, b = "CL:0000624", "CL:0000625", "CL:0000236"
     labels = pa.table({"soma_joinid": [1, 2, 3, 4], "term": [cd4, cd8, b, "unknown"]})
     ids = np.array([[1, 1, 2, 3], [1, 2, 3, 4], [4, 4, 1, -1]], np.int64)
-    held = hold_ballot(ids, np.zeros((3, 4), np.float32), labels, "term", VoteRules(), {})
-    rolled = roll_up(held, cell_ontology, 0.6)
+    votes = label_votes(ids, np.zeros((3, 4), np.float32), labels, "term", VoteRules(), {})
+    rolled = roll_up(votes, cell_ontology, 0.6)
     named = [cell_ontology.label(term) for term in rolled.terms[:2]]
     assert named == ["mature alpha-beta T cell", "lymphocyte"]
     assert rolled.terms[2] == "unknown"

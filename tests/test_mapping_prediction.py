@@ -6,12 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.mapping.ballot import VoteRules
 from scgpt_ray.mapping.calibration import Calibration, HeldOut, Targets
-from scgpt_ray.mapping.calibrator import Calibrator
+from scgpt_ray.mapping.calibrator import Calibrator, Reliability
 from scgpt_ray.mapping.prediction import SUFFIXES, PredictionRules, predict
 from scgpt_ray.mapping.rejection import Thresholds
-from scgpt_ray.mapping.reliability import Reliability
+from scgpt_ray.mapping.votes import VoteRules
 
 LABELS = pa.table(
     {

@@ -9,8 +9,8 @@ import pytest
 
 from scgpt_ray.errors import OutputError, ReferenceSetError
 from scgpt_ray.parts.audit import audit_embeddings
-from scgpt_ray.parts.manifest import MANIFEST, PLAN
 from scgpt_ray.parts.parts import PARTS
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
 
 PART = "part-00001.parquet"
@@ -115,20 +115,20 @@ def test_a_second_fingerprint(run, make_embeddings, tmp_path):
 
 
 def test_records_that_contradict_each_other(run, make_embeddings, tmp_path):
-    manifest = json.loads(run.read(MANIFEST))
-    run.write(MANIFEST, json.dumps(manifest | {"parts": {"part-00000.parquet": 20}, "n_cells": 21}).encode())
+    manifest = json.loads(run.read(Manifest.file))
+    run.write(Manifest.file, json.dumps(manifest | {"parts": {"part-00000.parquet": 21}, "n_cells": 21}).encode())
     assert audit_embeddings(run) == [
         "manifest.json lists other parts than were planned",
         "parts hold 20 cells, 2 of them empty; the manifest says 21 and 2",
     ]
-    run.write(MANIFEST, json.dumps(manifest).encode())
-    run.write(PLAN, make_embeddings(tmp_path / "other", weights="v").read(PLAN))
+    run.write(Manifest.file, json.dumps(manifest).encode())
+    run.write(Plan.file, make_embeddings(tmp_path / "other", weights="v").read(Plan.file))
     assert audit_embeddings(run) == ["plan.json and manifest.json have different fingerprints"]
-    run.remove(PLAN)
+    run.remove(Plan.file)
     assert audit_embeddings(run) == ["plan.json is missing"]
 
 
 def test_an_unfinished_folder_is_refused(run):
-    run.remove(MANIFEST)
+    run.remove(Manifest.file)
     with pytest.raises(ReferenceSetError, match=r"has no manifest.json"):
         audit_embeddings(run)

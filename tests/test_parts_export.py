@@ -8,7 +8,7 @@ import pytest
 from scgpt_ray.atlas.anndata_file import OBSM_KEY, read_anndata
 from scgpt_ray.errors import OutputError, ReferenceSetError
 from scgpt_ray.parts.export import export_h5ad, read_embeddings
-from scgpt_ray.parts.manifest import MANIFEST
+from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID
 from scgpt_ray.storage import Folder
 
@@ -85,7 +85,7 @@ def test_a_folder_in_the_place_of_the_file(run, tmp_path):
 
 def test_an_unfinished_run_is_refused(make_embeddings, tmp_path):
     run = make_embeddings(tmp_path / "run")
-    run.remove(MANIFEST)
+    run.remove(Manifest.file)
     with pytest.raises(ReferenceSetError, match=r"has no manifest.json"):
         export_h5ad(run, str(tmp_path / "cells.h5ad"))
     assert not Folder.at(tmp_path).has("cells.h5ad")

@@ -1,21 +1,13 @@
-"""The manifest: there for finished runs only, and read back as it was."""
+"""Finished sets of embeddings: unfinished ones are named, and nothing is finished over a gap."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from scgpt_ray.errors import CoverageError, OutputError, ReferenceSetError
+from scgpt_ray.errors import CompletenessError, OutputError, ReferenceSetError
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.parts.manifest import (
-    MANIFEST,
-    Manifest,
-    committed_parts,
-    prove_coverage,
-    read_manifest,
-    read_plan,
-    require_manifest,
-)
+from scgpt_ray.parts.manifest import committed_parts, prove_complete, require_manifest
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.storage import Folder
 
 
@@ -24,44 +16,13 @@ def finished(make_embeddings, tmp_path):
     return make_embeddings(tmp_path / "run")
 
 
-def test_round_trip(finished):
-    manifest = require_manifest(finished)
-    assert (manifest.n_cells, manifest.n_empty, list(manifest.parts.values())) == (20, 1, [6, 7, 7])
-    assert Manifest.from_json(manifest.to_json(), "here") == manifest
-    assert json.loads(manifest.to_json())["digest"] == manifest.fingerprint.digest
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda values: values | {"format": 2},
-        lambda values: {key: value for key, value in values.items() if key != "format"},
-        lambda values: {key: value for key, value in values.items() if key != "n_cells"},
-        lambda values: values | {"surplus": 1},
-        lambda values: values | {"fingerprint": {"model": {}}},
-        list,
-    ],
-)
-def test_another_format_is_refused(finished, change):
-    finished.write(MANIFEST, json.dumps(change(json.loads(finished.read(MANIFEST)))).encode())
-    with pytest.raises(ReferenceSetError, match=r"manifest.json cannot be read: .*; expected a manifest of format 1"):
-        read_manifest(finished)
-
-
-def test_what_is_no_json_is_refused(finished):
-    finished.write(MANIFEST, finished.read(MANIFEST)[:-5])
-    with pytest.raises(ReferenceSetError, match=r"manifest.json cannot be read"):
-        require_manifest(finished)
-
-
 def test_unfinished_and_absent_runs_are_told_apart(finished, tmp_path):
-    finished.remove(MANIFEST)
-    assert read_manifest(finished) is None
+    finished.remove(Manifest.file)
+    assert Manifest.read(finished) is None
     with pytest.raises(ReferenceSetError, match=r"has no manifest.json; .*; run the same embed command again"):
         require_manifest(finished)
     with pytest.raises(ReferenceSetError, match=r"has no manifest.json; .*; give its path to --embeddings"):
         require_manifest(Folder.at(tmp_path / "absent"))
-    assert read_plan(Folder.at(tmp_path / "absent")) is None
 
 
 def test_parts_of_another_run_are_refused(finished):
@@ -69,9 +30,9 @@ def test_parts_of_another_run_are_refused(finished):
         committed_parts(finished, Fingerprint(model={}, cells={}))
 
 
-def test_coverage_is_proved_by_footers(finished):
-    plan, parts = read_plan(finished), committed_parts(finished, require_manifest(finished).fingerprint)
-    prove_coverage(plan, parts)
+def test_completeness_is_proved_by_footers(finished):
+    plan, parts = Plan.read(finished), committed_parts(finished, require_manifest(finished).fingerprint)
+    prove_complete(plan, parts)
     cases = [
         ({}, r"partition 0 \(6 cells\) has no part; partition 1 .*; partition 2 "),
         ({**parts, 3: replace(parts[2], partition=3)}, "part-00003 was never planned"),
@@ -80,5 +41,5 @@ def test_coverage_is_proved_by_footers(finished):
         ({**dict.fromkeys(range(3, 6), parts[0])}, r"part-00005 was never planned and 3 more"),
     ]
     for wrong, message in cases:
-        with pytest.raises(CoverageError, match=message):
-            prove_coverage(plan, wrong)
+        with pytest.raises(CompletenessError, match=message):
+            prove_complete(plan, wrong)

@@ -8,12 +8,13 @@ import pytest
 import scgpt_ray
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.errors import CoverageError, OutputError
+from scgpt_ray.errors import CompletenessError, OutputError
 from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.parts.manifest import prove_coverage, read_plan
+from scgpt_ray.parts.manifest import prove_complete
 from scgpt_ray.parts.parts import PARTS, committed
 from scgpt_ray.pipelines.embed_request import check
+from scgpt_ray.records import Plan
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import tokenize
@@ -175,9 +176,9 @@ def test_a_part_of_another_run_is_refused(embedded, blood_file, checkpoint, tmp_
 def test_the_manifest_is_not_written_over_a_gap(embedded, tmp_path):
     folder = Folder.at(embedded[0])
     parts = committed(folder.folder(PARTS))
-    plan = read_plan(folder)
-    prove_coverage(plan, parts)
-    with pytest.raises(CoverageError, match=r"partition 3 \(\d+ cells\) has no part"):
-        prove_coverage(plan, {number: part for number, part in parts.items() if number != 3})
-    with pytest.raises(CoverageError, match=r"part-00000.parquet holds other cells than planned"):
-        prove_coverage(plan, {**parts, 0: parts[1].__class__(**{**vars(parts[0]), "joinids": "0"})})
+    plan = Plan.read(folder)
+    prove_complete(plan, parts)
+    with pytest.raises(CompletenessError, match=r"partition 3 \(\d+ cells\) has no part"):
+        prove_complete(plan, {number: part for number, part in parts.items() if number != 3})
+    with pytest.raises(CompletenessError, match=r"part-00000.parquet holds other cells than planned"):
+        prove_complete(plan, {**parts, 0: parts[1].__class__(**{**vars(parts[0]), "joinids": "0"})})

@@ -13,11 +13,12 @@ from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
 from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.index.recall import without_self
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.parts.manifest import MANIFEST, require_manifest
+from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import read_part
 from scgpt_ray.pipelines import index_steps as shards
 from scgpt_ray.pipelines.index import build_index, resolve
 from scgpt_ray.pipelines.index_steps import sample
+from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID
 from scgpt_ray.storage import Folder
 
@@ -48,7 +49,7 @@ def test_what_is_left(built, reference):
     assert (description.factory, description.n_cells, description.d) == ("Flat", N - len(EMPTY), 16)
     assert (description.nprobe, description.recall_at_10, description.recall_queries) == (1, 1.0, 256)
     assert description.label_columns == ("kind", "age")
-    assert description.fingerprint == require_manifest(reference).fingerprint.to_dict()
+    assert description.fingerprint == require_manifest(reference).fingerprint
     assert json.loads((output / "index.json").read_bytes())["embeddings"] == reference.uri
 
 
@@ -78,7 +79,7 @@ def test_a_finished_index_is_left_alone_and_another_refused(built, reference):
         scgpt_ray.build_index(executor="serial", embeddings=reference.uri, output=str(output), shards=3) == description
     )
     assert {path.name: path.stat().st_mtime_ns for path in output.glob("*-*")} == before
-    with pytest.raises(OutputError, match=r"holds another index \(Flat over 295 cells of .*; give --output another"):
+    with pytest.raises(OutputError, match=r"holds run .* \(shards: 2 against 3\); .*; give --output another"):
         scgpt_ray.build_index(executor="serial", embeddings=reference.uri, output=str(output), shards=2)
 
 
@@ -190,7 +191,7 @@ def test_embeddings_that_cannot_be_indexed(make_embeddings, tmp_path):
     none = make_embeddings(tmp_path / "none", n_cells=3, empty=(0, 1, 2))
     with pytest.raises(ReferenceSetError, match="has no cell with an embedding"):
         build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")), SERIAL)
-    none.remove(MANIFEST)
+    none.remove(Manifest.file)
     with pytest.raises(ReferenceSetError, match=r"has no manifest.json"):
         build_index(IndexSettings(embeddings=none.uri, output=str(tmp_path / "index")), SERIAL)
     assert not Folder.at(tmp_path / "index").names()

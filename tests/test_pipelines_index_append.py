@@ -16,7 +16,7 @@ from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.parts.manifest import MANIFEST, require_manifest
+from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import JOINID
@@ -86,7 +86,7 @@ def cut_to(run, n_parts):
     """Make a run look as it did when it had fewer parts."""
     manifest = require_manifest(run)
     parts = dict(list(manifest.parts.items())[:n_parts])
-    run.write(MANIFEST, replace(manifest, parts=parts, n_cells=sum(parts.values())).to_json())
+    manifest.replace(parts=parts, n_cells=sum(parts.values())).write(run)
     return manifest
 
 
@@ -98,7 +98,7 @@ def test_appended_shards_agree_with_exact_search(make_embeddings, tmp_path, fact
     first = scgpt_ray.build_index(executor="serial", **options)
     assert (first.n_cells, len(first.shards)) == (299, 2)
     before = times(tmp_path / "index")
-    run.write(MANIFEST, whole.to_json())
+    whole.write(run)
     grown = scgpt_ray.build_index(
         executor="serial", embeddings=run.uri, output=str(tmp_path / "index"), append=True, shards=1
     )
@@ -137,14 +137,14 @@ def test_what_cannot_be_added(make_embeddings, tmp_path):
     with pytest.raises(ReferenceSetError, match=r"has no index.json"):
         scgpt_ray.build_index(executor="serial", embeddings=run.uri, output=output, append=True)
     scgpt_ray.build_index(executor="serial", embeddings=run.uri, output=output)
-    with pytest.raises(ReferenceSetError, match=r"differ in weights; .*checkpoint"):
+    with pytest.raises(ReferenceSetError, match=r"differ in the model \(weights: .*checkpoint"):
         scgpt_ray.build_index(executor="serial", embeddings=other.uri, output=output, append=True)
     manifest = require_manifest(run)
     cells = {"uri": "another atlas", "obs_columns": ["kind"]}
     fingerprint = replace(manifest.fingerprint, cells=cells)
-    other.write(MANIFEST, replace(manifest, fingerprint=fingerprint).to_json())
+    manifest.replace(fingerprint=fingerprint).write(other)
     with pytest.raises(ReferenceSetError, match="is of the atlas another atlas"):
         scgpt_ray.build_index(executor="serial", embeddings=other.uri, output=output, append=True)
-    other.write(MANIFEST, replace(manifest, obs_columns=["kind"]).to_json())
+    manifest.replace(obs_columns=["kind"]).write(other)
     with pytest.raises(ReferenceSetError, match="carries no column age"):
         scgpt_ray.build_index(executor="serial", embeddings=other.uri, output=output, append=True)

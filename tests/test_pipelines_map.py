@@ -19,11 +19,13 @@ from scipy import sparse
 import scgpt_ray
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
-from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, nearest_vote, pca_knn
+from scgpt_ray.evaluation.components import fit_components
+from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, pca_knn
 from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.metrics import score_labels
+from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.execution.serial import SerialExecutor
-from scgpt_ray.mapping.calibration import Calibration
+from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines import baseline
 from scgpt_ray.pipelines.calibrate import calibrations
@@ -316,10 +318,11 @@ def beside(mapped, reference):
     def computed(truth=None, index=None, **more):
         settings = MapSettings.of(options(reference, "unused", truth_column="cell_type", **more))
         there = index or Reference.at(str(reference / "index-samples")).on(SerialExecutor())
-        queries = read_embeddings(Folder.at(reference / "mapped" / "embeddings"))
+        embedded = Folder.at(reference / "mapped" / "embeddings")
+        queries = read_embeddings(embedded)
         truth = queries["cell_type"].to_pylist() if truth is None else truth
         cells = there.cell_counts("cell_type", settings.neighbor_filter)
-        return baseline.evaluate_baseline(settings, there, "cell_type", cells, queries, truth)
+        return baseline.evaluate_baseline(settings, there, "cell_type", cells, embedded, queries, truth)
 
     return computed
 
@@ -332,10 +335,10 @@ def test_the_baseline_meets_the_same_voters(beside, reference, files):
     met = (obs["sample"] != "s1").to_numpy()
     labels = obs["cell_type"].to_numpy(object)[met]
     found = beside(neighbor_filter="sample != 's1'", exclude_same=["donor"])
-    components, reference_NC = fit_components(reference_logs[met], seed=0)
+    components, reference_NC = fit_components(reference_logs[met], N_COMPONENTS, seed=0)
     for donor in ("d1", "d2"):
         other, own = (obs["donor"] != donor).to_numpy()[met], (query_obs["donor"] == donor).to_numpy()
-        said, share = nearest_vote(reference_NC[other], labels[other], components.transform(query_logs[own]), K)
+        said, share = nearest_labels(reference_NC[other], labels[other], components.transform(query_logs[own]), K)
         np.testing.assert_array_equal(found.labels[np.array(rows)[own]], said)
         np.testing.assert_array_equal(found.share[np.array(rows)[own]], share)
     assert (found.n_reference, found.n_allowed) == (met.sum(), met.sum())
@@ -383,7 +386,8 @@ def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, chec
         found = map_elsewhere(reference, checkpoint, "changed", truth_column="cell_type")
     finally:
         os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))
-    reason = f"{reference / 'reference'}: {files[0]} is not as it was embedded (mtime_ns differ)"
+    changed = f"mtime_ns: {state.st_mtime_ns + 10**9} against {state.st_mtime_ns}"
+    reason = f"{reference / 'reference'}: {files[0]} is not as it was embedded ({changed})"
     metrics = json.loads((reference / "changed" / "metrics.json").read_bytes())
     assert metrics["baseline"] == {"left_out": reason}
     assert list(metrics["comparison"]) == ["scGPT + kNN", "majority class"]
@@ -393,10 +397,10 @@ def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, chec
     moved = shutil.move(files[0], tmp_path / "moved.h5ad")
     assert beside().endswith(f"{files[0]}: no such file or folder")
     shutil.move(moved, files[0])
-    elsewhere = replace(there.index, embeddings=str(tmp_path))
+    elsewhere = there.index.replace(embeddings=str(tmp_path))
     assert beside(index=replace(there, index=elsewhere)) == f"{tmp_path}: plan.json, which names the atlas, is missing"
     shutil.copytree(reference / "mapped" / "embeddings", tmp_path / "others")
-    others = replace(there.index, embeddings=str(tmp_path / "others"))
+    others = there.index.replace(embeddings=str(tmp_path / "others"))
     assert (
         beside(index=replace(there, index=others))
         == f"{tmp_path / 'others'} now holds other embeddings than were indexed"
@@ -500,9 +504,8 @@ def test_the_actors_of_a_calibration_end_with_it(local_ray, mapped, reference):
 def test_a_label_stands_where_the_calibration_accepts_it(calibrated, reference):
     predictions = pq.read_table(reference / "calibrated" / "predictions.parquet")
     neighbours = neighbours_by_hand(reference, reference / "calibrated")
-    thresholds = Calibration.from_dict(
-        json.loads((reference / "calibrated" / "calibration.json").read_bytes())["cell_type"]
-    ).thresholds
+    told = json.loads((reference / "calibrated" / "calibration.json").read_bytes())
+    thresholds = Thresholds(**told["cell_type"]["thresholds"])
     reasons = Counter(predictions["cell_type_unknown"].to_pylist())
     assert reasons.keys() == {None, "no embedding", "distance", "confidence"}
     assert reasons == Counter({None: 60 - calibrated.n_unknown, **calibrated.unknown["cell_type"]})
@@ -527,10 +530,10 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
     assert metrics["scores"] == score_labels(truth, voted, sure, {"B", "T", "NK"}).to_dict()
     kept = [own == label for own, label in zip(truth, predictions["cell_type"].to_pylist(), strict=True)
             if label != "Unknown"]  # fmt: skip
-    assert metrics["rejection"]["coverage"] == pytest.approx(len(kept) / 60)
+    assert metrics["rejection"]["accepted"] == pytest.approx(len(kept) / 60)
     assert metrics["accuracy_accepted"] == metrics["rejection"]["accuracy_accepted"] == pytest.approx(np.mean(kept))
     assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
-    assert metrics["coverage"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
+    assert metrics["selective_accuracy"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
     page = (reference / "calibrated" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 9, "a reliability diagram for each calibrated column"
     assert "Probabilities and thresholds were learnt" in page
@@ -651,7 +654,9 @@ def test_another_checkpoint_is_refused(reference, blood, tmp_path):
         ("vocabulary", genes[::-1], 0, "vocabulary"),
     ):
         random_checkpoint(tmp_path / name, vocabulary, seed=seed, **size)
-        with pytest.raises(ReferenceSetError, match=rf"{name} and .*index-1 differ in {differing}; .*--checkpoint"):
+        with pytest.raises(
+            ReferenceSetError, match=rf"{name} and .*index-1 differ in the model \({differing}: .*--checkpoint"
+        ):
             scgpt_ray.map_query(executor="serial", **options(reference, tmp_path / name, "refused"))
     assert not (reference / "refused").exists()
 

@@ -8,13 +8,14 @@ import pytest
 
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.index.description import IndexDescription
-from scgpt_ray.mapping.ballot import VoteRules
+from scgpt_ray.identity import Fingerprint
 from scgpt_ray.mapping.prediction import SUFFIXES
+from scgpt_ray.mapping.votes import VoteRules
 from scgpt_ray.pipelines.map import TERMS, label_columns, prediction_rules
 from scgpt_ray.pipelines.map_report import _recall
 from scgpt_ray.pipelines.mapping_result import own_name, predictions_of
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import EMBEDDING, matrix_array, ragged_array
 from scgpt_ray.storage import Folder
 
@@ -60,8 +61,8 @@ def test_cells_without_an_embedding_are_unknown_in_every_column():
 
 def rules(kept=("cell_type", TERMS, "donor", "dataset"), **options):
     index = IndexDescription(
-        request={}, factory="Flat", d=2, n_cells=1, nprobe=1, rerank=0, recall_at_10=1.0, recall_queries=1, shards=(),
-        label_columns=kept, fingerprint={}, embeddings="e",
+        request={}, factory="Flat", d=2, n_cells=0, nprobe=1, rerank=0, recall_at_10=1.0, recall_queries=1, shards=(),
+        label_columns=kept, fingerprint=Fingerprint({}, {}), embeddings="e",
     )  # fmt: skip
     settings = MapSettings.of({"query": "q", "index": "i", "checkpoint": "c", "output": "o", **options})
     assert prediction_rules(settings, index).columns == tuple(label_columns(settings, index))
@@ -107,8 +108,8 @@ def test_columns_that_cannot_be_had(options, message):
 
 def test_the_recall_report_of_an_index_that_has_lists_is_drawn(tmp_path):
     index = IndexDescription(
-        request={}, factory="IVF4,Flat", d=2, n_cells=9, nprobe=2, rerank=4, recall_at_10=0.98, recall_queries=9,
-        shards=(), label_columns=(), fingerprint={}, embeddings="e",
+        request={}, factory="IVF4,Flat", d=2, n_cells=0, nprobe=2, rerank=4, recall_at_10=0.98, recall_queries=9,
+        shards=(), label_columns=(), fingerprint=Fingerprint({}, {}), embeddings="e",
     )  # fmt: skip
     reference = Reference(Folder.at(tmp_path), index)
     assert _recall(reference) == [], "an index of before has none"

@@ -14,7 +14,7 @@ from scgpt_ray.errors import AtlasError, CheckpointError, ConfigError, GeneCover
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
 from scgpt_ray.parts.token_file import TokenPart
 from scgpt_ray.pipelines.pretrain import training_of
-from scgpt_ray.pipelines.pretrain_request import METRICS, REQUEST, check_training
+from scgpt_ray.pipelines.pretrain_request import METRICS, check_training
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.vocabulary import SPECIALS
 from scgpt_ray.training.dataset import AtlasTokens
@@ -42,7 +42,7 @@ def begin(ask):
 
     def write(**options):
         job = ask(**options)
-        job.output.write(REQUEST, json.dumps(job.request).encode())
+        job.request.write(job.output)
         return job
 
     return write
@@ -91,7 +91,7 @@ def test_a_checkpoint_brings_its_vocabulary_and_size(ask, checkpoint):
     there = read_checkpoint(checkpoint)
     assert job.vocabulary == there.vocabulary
     assert job.architecture == there.architecture
-    assert job.request["weights"] == there.weights_sha256
+    assert job.request.checkpoint == there.weights_sha256
 
 
 MISTAKES = {
@@ -170,18 +170,23 @@ def test_an_output_that_cannot_be_written(ask, tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"steps": 700}, "--steps"),
-        ({"label_column": "cell_type"}, "--label-column"),
-        ({"seed": 1, "ties": "top"}, "--ties, --seed"),
-        ({"cells_per_partition": 100}, "--cells-per-partition"),
-        ({"obs_filter": "donor == 'd1'"}, "--obs-filter, --atlas"),
-        ({"obs_columns": ["donor"]}, "--obs-columns"),
-        ({"nlayers": 2}, "--nlayers"),
+        ({"steps": 700}, r"settings\.steps: 700 against \d+"),
+        ({"label_column": "cell_type"}, "settings.label_column: 'cell_type' against None"),
+        ({"seed": 1, "ties": "top"}, "settings.seed: 1 against 0, settings.ties: 'top' against '.*'"),
+        ({"cells_per_partition": 100}, r"settings\.cells_per_partition: 100 against \d+"),
+        (
+            {"obs_filter": "donor == 'd1'"},
+            "atlases.0.obs_filter: .* against None, settings.obs_filter: .*",
+        ),
+        ({"obs_columns": ["donor"]}, r"settings.obs_columns: \['donor'\] against \[\]"),
+        ({"nlayers": 2}, "settings.nlayers: 2 against 1"),
     ],
 )
 def test_another_request_for_the_same_folder_is_refused(begin, ask, options, named):
     begin()
-    with pytest.raises(OutputError, match=rf"out holds a run with another {named}; .* give --output another folder"):
+    with pytest.raises(
+        OutputError, match=rf"out holds run \w+, this is \w+ \({named}\); .* give --output another folder"
+    ):
         ask(**options)
 
 
@@ -189,7 +194,7 @@ def test_another_atlas_is_refused(begin, ask, blood, blood_file, tmp_path):
     begin()
     blood[:100].copy().write_h5ad(tmp_path / "other.h5ad")
     for atlas in ([str(tmp_path / "other.h5ad")], [str(blood_file), str(tmp_path / "other.h5ad")]):
-        with pytest.raises(OutputError, match=r"another --atlas"):
+        with pytest.raises(OutputError, match=r"atlases\.[01]\.uri: .* against "):
             ask(atlas=atlas)
 
 
@@ -197,7 +202,7 @@ def test_another_checkpoint_is_refused(begin, ask, tmp_path):
     for seed in (0, 1):
         random_checkpoint(tmp_path / str(seed), [f"GENE{n}" for n in range(60)], embsize=16, nheads=2, seed=seed)
     begin(checkpoint=str(tmp_path / "0"))
-    with pytest.raises(OutputError, match=r"another --checkpoint;"):
+    with pytest.raises(OutputError, match=r"checkpoint: '.*' against '.*'"):
         ask(checkpoint=str(tmp_path / "1"))
     shutil.copytree(tmp_path / "0", tmp_path / "copy")
     ask(checkpoint=str(tmp_path / "copy"))  # the same weights elsewhere
@@ -218,7 +223,7 @@ def test_a_finished_run_is_not_planned_again(begin, ask):
     again = ask()
     assert again.done == {"steps": 3}
     assert again.atlases == ()
-    with pytest.raises(OutputError, match="another --seed"):
+    with pytest.raises(OutputError, match=r"settings\.seed: 5 against 0"):
         ask(seed=5)
 
 
@@ -229,9 +234,9 @@ def test_a_soma_atlas_is_read_again_at_the_same_time(begin, ask, blood, make_som
     again = ask(**options)
     assert again.request == job.request
     assert again.atlases[0].source == job.atlases[0].source
-    assert job.request["snapshots"] == [job.atlases[0].source.timestamp]
-    with pytest.raises(OutputError, match="another --atlas, --snapshot"):
-        ask(**options, snapshot=job.request["snapshots"][0] + 1)
+    assert [atlas["snapshot"] for atlas in job.request.atlases] == [job.atlases[0].source.timestamp]
+    with pytest.raises(OutputError, match=r"\(atlases\.0\.snapshot: \d+ against \d+\)"):
+        ask(**options, snapshot=job.request.atlases[0]["snapshot"] + 1)
 
 
 def test_tokens_are_told_apart_by_what_makes_them(ask):

@@ -1,16 +1,12 @@
-"""The plan: which cells make which partition, fixed before any cell is read."""
+"""Partitions: which cells are read together, fixed before any cell is read."""
 
 import hashlib
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from scgpt_ray.errors import ReferenceSetError, WorkerError
+from scgpt_ray.errors import WorkerError
 from scgpt_ray.schema import Int64Array
-
-_FORMAT = 1
 
 
 def digest_joinids(joinids: Int64Array) -> str:
@@ -104,85 +100,3 @@ def _pack(tile_ends: Int64Array, capacity: int) -> list[int]:
     while ends[-1] < tile_ends[-1]:
         ends.append(int(tile_ends[np.searchsorted(tile_ends, ends[-1] + capacity, side="right") - 1]))
     return ends[1:]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All partitions of a run, with what fixes their numbers and what was asked for."""
-
-    fingerprint: dict[str, Any]
-    """What changes the numbers of the output."""
-    settings: dict[str, Any]
-    """The settings of the run that made the plan."""
-    partitions: tuple[Partition, ...]
-    coverage: dict[str, Any]
-    """The gene coverage report that the run began with."""
-    created: str
-    """When the plan was made, ISO 8601."""
-
-    @property
-    def n_cells(self) -> int:
-        """Cells of all partitions."""
-        return sum(partition.n_cells for partition in self.partitions)
-
-    def to_json(self) -> bytes:
-        """The plan as JSON; partitions are stored by column, about 60 bytes each."""
-        parts = self.partitions
-        content = {
-            "format": _FORMAT,
-            "created": self.created,
-            "n_cells": self.n_cells,
-            "fingerprint": self.fingerprint,
-            "settings": self.settings,
-            "coverage": self.coverage,
-            "partitions": {
-                "first": [part.first for part in parts],
-                "last": [part.last for part in parts],
-                "n_cells": [part.n_cells for part in parts],
-                "digest": [part.digest for part in parts],
-            },
-        }
-        return json.dumps(content, separators=(",", ":")).encode()
-
-    @classmethod
-    def from_json(cls, content: bytes, where: str) -> "Plan":
-        """Read a plan back.
-
-        Args:
-            content: What `to_json` wrote.
-            where: The file, for messages.
-
-        Raises:
-            ReferenceSetError: If it is not a plan, or contradicts itself.
-        """
-        try:
-            return _plan(json.loads(content))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ReferenceSetError(
-                f"{where}: {type(error).__name__}: {error}",
-                expected=f"a plan.json of format {_FORMAT}, whole and unchanged",
-                remedy="restore the file, or start again in a new output folder",
-            ) from error
-
-
-def _plan(values: dict[str, Any]) -> Plan:
-    if values["format"] != _FORMAT:
-        raise ValueError(f"format {values['format']!r}")
-    names = ("partitions", "fingerprint", "settings", "coverage")
-    if not all(isinstance(values[name], dict) for name in names):
-        raise TypeError(f"{', '.join(names)} are mappings")
-    columns, fingerprint, settings, coverage = (values[name] for name in names)
-    rows = zip(*(columns[name] for name in ("first", "last", "n_cells", "digest")), strict=True)
-    partitions = tuple(
-        Partition(number, int(first), int(last), int(n_cells), str(digest))
-        for number, (first, last, n_cells, digest) in enumerate(rows)
-    )
-    end = -1
-    for part in partitions:
-        if not (end < part.first <= part.last and 1 <= part.n_cells <= part.last - part.first + 1):
-            raise ValueError(f"partition {part.number} is out of order or of an impossible size")
-        end = part.last
-    plan = Plan(fingerprint, settings, partitions, coverage, str(values["created"]))
-    if plan.n_cells != values["n_cells"]:
-        raise ValueError(f"{plan.n_cells} cells in partitions, {values['n_cells']} in all")
-    return plan

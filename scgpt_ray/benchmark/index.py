@@ -30,10 +30,11 @@ from scgpt_ray.index.factory import (
 from scgpt_ray.index.recall import CHOSEN_K, RecallSample, choose_params, cost_model, recall_at
 from scgpt_ray.index.search import Neighbors, candidates, exact_search, merge, no_neighbors, set_threads
 from scgpt_ray.index.searcher import Searcher
-from scgpt_ray.index.shard import ShardDescription, build_shard, open_faiss
+from scgpt_ray.index.shard import build_shard, open_faiss
 from scgpt_ray.index.template import centre_of, train
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS, read_vectors
+from scgpt_ray.records import ShardDescription
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 

@@ -1,8 +1,12 @@
-"""Principal components of highly variable genes: the embedding that needs no network, and must be beaten."""
+"""Principal components of counts: the embedding that needs no network, and must be beaten.
+
+Shapes: N cells, G genes, C principal components.
+"""
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from sklearn.decomposition import PCA
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.schema import Float32Matrix
@@ -14,6 +18,31 @@ N_COMPONENTS = 40
 """Principal components, as many as scGPT's authors give their baseline."""
 
 _COUNTS_PER_CELL = 1e4
+
+
+def log1p_cp10k(counts_NG: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Scale the counts of each cell to a sum of 10,000 and take log(1 + x): float32 CSR; no counts stay none."""
+    sums_N = np.asarray(counts_NG.sum(axis=1), np.float64).ravel()
+    scale_N = _COUNTS_PER_CELL / np.where(sums_N > 0, sums_N, 1)
+    logs = np.log1p(counts_NG.data * np.repeat(scale_N, np.diff(counts_NG.indptr))).astype(np.float32)
+    return sparse.csr_matrix((logs, counts_NG.indices, counts_NG.indptr), shape=counts_NG.shape)
+
+
+def fit_components(
+    logs_NG: sparse.csr_matrix | npt.NDArray[np.floating], n_components: int, *, seed: int
+) -> tuple[PCA, npt.NDArray[np.floating]]:
+    """Fit principal components, as many as the cells and genes allow.
+
+    Args:
+        logs_NG: [N, G], at least 2 x 2, log1p of counts scaled to an equal sum; dense or CSR.
+        n_components: At most.
+        seed: Of the decomposition.
+
+    Returns:
+        The decomposition, whose `transform` projects other cells, and the cells in it, [N, C].
+    """
+    components = PCA(min(n_components, min(logs_NG.shape) - 1), svd_solver="arpack", random_state=seed)
+    return components, components.fit_transform(logs_NG)
 
 
 def hvg_pca(counts_NG: sparse.csr_matrix, *, seed: int) -> Float32Matrix:
@@ -32,18 +61,20 @@ def hvg_pca(counts_NG: sparse.csr_matrix, *, seed: int) -> Float32Matrix:
     Raises:
         InputError: If a value is not a whole number >= 0, or a cell has no counts.
     """
+    require_counts(counts_NG)
+    logs_NG = log1p_cp10k(counts_NG[:, np.flatnonzero(counts_NG.getnnz(axis=0))])
+    if logs_NG.shape[1] > N_GENES:
+        logs_NG = logs_NG[:, _variable_genes(logs_NG)]
+    _, components_NC = fit_components(logs_NG, N_COMPONENTS, seed=seed)
+    return np.ascontiguousarray(components_NC, np.float32)
+
+
+def _variable_genes(logs_NG: sparse.csr_matrix) -> npt.NDArray[np.bool_]:
+    """The most variable genes, bool [G]."""
     import scanpy as sc  # seconds to import
 
-    require_counts(counts_NG)
-    expressed = np.flatnonzero(counts_NG.getnnz(axis=0))
-    cells = sc.AnnData(sparse.csr_matrix(counts_NG[:, expressed], dtype=np.float32))
-    sc.pp.normalize_total(cells, target_sum=_COUNTS_PER_CELL)
-    sc.pp.log1p(cells)
-    if cells.n_vars > N_GENES:
-        sc.pp.highly_variable_genes(cells, n_top_genes=N_GENES, subset=True)
-    n_components = min(N_COMPONENTS, min(cells.shape) - 1)
-    components = sc.pp.pca(cells.X, n_comps=n_components, svd_solver="arpack", random_state=seed)
-    return np.ascontiguousarray(components, np.float32)
+    found = sc.pp.highly_variable_genes(sc.AnnData(logs_NG), n_top_genes=N_GENES, inplace=False)
+    return np.asarray(found["highly_variable"], bool)
 
 
 def require_whole(values: npt.NDArray[np.floating]) -> None:

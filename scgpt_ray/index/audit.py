@@ -1,6 +1,7 @@
 """The audit of an index folder: it is opened again by code that did not write it."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.identity import Fingerprint
-from scgpt_ray.index.description import TEMPLATE, IndexDescription, require_index
-from scgpt_ray.index.shard import HALF, ShardDescription, open_array, open_faiss
-from scgpt_ray.parts.manifest import Manifest, read_manifest
+from scgpt_ray.identity import differences
+from scgpt_ray.index.description import TEMPLATE, require_index
+from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.parts.parts import PARTS, read_part
+from scgpt_ray.records import IndexDescription, Manifest, ShardDescription
 from scgpt_ray.schema import JOINID, N_GENES, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -145,16 +146,17 @@ def _audit_source(sources: list[Folder], index: IndexDescription, ids_N: Int64Ar
         index: The description.
         ids_N: int64 [N], sorted ids of all shards.
     """
-    first = Fingerprint.from_dict(dict(index.fingerprint))
+    first = index.fingerprint
     embedded: list[Int64Array] = []
     for source in sources:
         try:
-            manifest = read_manifest(source)
+            manifest = Manifest.read(source)
             if manifest is None:
                 return
             mine = manifest.fingerprint
             if mine.model != first.model or (mine != first and not index.appended):
-                yield f"{source.uri} now holds other embeddings than were indexed ({mine.differences(first)})"
+                changed = differences(asdict(mine), asdict(first))
+                yield f"{source.uri} now holds other embeddings than were indexed ({changed})"
                 return
             embedded.append(_embedded(source, manifest))
         except (OSError, pa.ArrowInvalid, ReferenceSetError) as error:

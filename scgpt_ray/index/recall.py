@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scgpt_ray.index.description import TEMPLATE, IndexDescription
+from scgpt_ray.index.description import TEMPLATE
 from scgpt_ray.index.factory import bytes_per_vector
 from scgpt_ray.index.search import NONE, Neighbors
 from scgpt_ray.index.searcher import SearchParams
+from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 

@@ -40,7 +40,8 @@ from scgpt_ray.index.search import (
     scores_of,
     search,
 )
-from scgpt_ray.index.shard import HALF, ShardDescription, open_array, open_faiss
+from scgpt_ray.index.shard import HALF, open_array, open_faiss
+from scgpt_ray.records import ShardDescription
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 

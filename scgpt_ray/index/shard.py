@@ -10,9 +10,7 @@ Vectors are halved around their centre because the embeddings crowd there: 11 bi
 true ten neighbours in the cells of `factory`, 11 bits of the difference 0.1 %.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,39 +23,12 @@ from scgpt_ray.index.factory import reason
 from scgpt_ray.index.gpu import Place, assigning
 from scgpt_ray.index.search import one_thread
 from scgpt_ray.index.template import open_template, without_table
+from scgpt_ray.records import ShardDescription, ShardSeal
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
 HALF = np.dtype("<f2")
 _BLOCK_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class ShardDescription:
-    """The files of a shard and what they hold; names are relative to the index folder."""
-
-    name: str
-    n_cells: int
-    labels: str
-    ids: str
-    vectors: str | None
-    """None where the index itself is exact."""
-
-    @classmethod
-    def of(cls, number: int, n_cells: int, *, is_exact: bool) -> "ShardDescription":
-        """Name the files of a shard by its number."""
-        return cls(
-            name=f"shard-{number:05d}.faiss",
-            n_cells=n_cells,
-            labels=f"labels-{number:05d}.parquet",
-            ids=f"ids-{number:05d}.npy",
-            vectors=None if is_exact else f"vectors-{number:05d}.npy",
-        )
-
-    @property
-    def files(self) -> list[str]:
-        """All of them, but for the seal."""
-        return [name for name in (self.name, self.ids, self.vectors, self.labels) if name is not None]
 
 
 def build_shard(
@@ -174,9 +145,9 @@ def _unreadable(place: str | Path, why: str) -> ReferenceSetError:
 
 def seal(folder: Folder, shard: ShardDescription, request: str) -> None:
     """Commit a shard: say for which request it is, and how large its files are."""
-    sizes = {name: folder.size(name) for name in shard.files}
-    values = {"request": request, "shard": asdict(shard), "bytes": sizes}
-    folder.write(_seal_of(shard.name), json.dumps(values, indent=1, sort_keys=True).encode())
+    sizes = {name: size for name in shard.files if (size := folder.size(name)) is not None}
+    assert len(sizes) == len(shard.files), "a shard is sealed when its files are there"
+    folder.write(_seal_of(shard.name), ShardSeal(request=request, shard=shard, bytes=sizes).to_json())
 
 
 def sealed(folder: Folder, number: int, request: str) -> ShardDescription | None:
@@ -185,12 +156,11 @@ def sealed(folder: Folder, number: int, request: str) -> ShardDescription | None
     if not folder.has(name):
         return None
     try:
-        values: Mapping[str, Any] = json.loads(folder.read(name))
-        shard = ShardDescription(**values["shard"])
-        whole = values["request"] == request and all(folder.size(file) == values["bytes"][file] for file in shard.files)
-    except (ValueError, KeyError, TypeError):  # not a seal of ours: built again
+        seal = ShardSeal.from_json(folder.read(name), folder.where(name))
+    except ReferenceSetError:  # torn, or not a seal of ours: built again
         return None
-    return shard if whole else None
+    is_whole = seal.bytes == {file: folder.size(file) for file in seal.shard.files}
+    return seal.shard if is_whole and seal.request == request else None
 
 
 def _seal_of(name: str) -> str:

@@ -1,1 +1,1 @@
-"""From neighbours to labels: votes, what they are worth, when to say `Unknown`, and roll-up along an ontology."""
+"""From neighbours to labels: votes, their calibration, rejection as `Unknown`, and roll-up along an ontology."""

@@ -1,18 +1,24 @@
-"""The reference's label columns as numbers, beside the neighbours of a query.
+"""The reference's label columns as numbers, for the neighbours of queries.
 
 Shapes: Q queries, K neighbours, L rows of the label table.
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.mapping.vote import ABSTAINS, Codes
 from scgpt_ray.schema import JOINID, Int64Array
 
+Codes: TypeAlias = npt.NDArray[np.int32]
+"""Labels or groups as numbers; -1 for none."""
+
+NO_CODE = -1
+"""Code of a neighbour without a label, and of a query without votes."""
 NO_NEIGHBOR = -1
 """The id that a search gives where there are fewer than K neighbours."""
 
@@ -40,7 +46,7 @@ def neighbor_labels(rows_QK: Int64Array, labels: pa.Table, column: str) -> Neigh
     """
     names, codes_L = encoded(label_texts(labels, column))
     # A row of -1 picks the entry behind the last label.
-    return NeighborLabels(tuple(names), np.append(codes_L, np.int32(ABSTAINS))[rows_QK])
+    return NeighborLabels(tuple(names), np.append(codes_L, np.int32(NO_CODE))[rows_QK])
 
 
 def neighbor_rows(neighbor_ids_QK: Int64Array, labels: pa.Table) -> Int64Array:
@@ -76,7 +82,7 @@ def neighbor_rows(neighbor_ids_QK: Int64Array, labels: pa.Table) -> Int64Array:
 def encoded(texts: pa.ChunkedArray) -> tuple[list[str], Codes]:
     """Sorted distinct texts, and per value the place of its own; -1 for null."""
     names = pc.unique(texts).drop_null().sort()
-    codes = pc.index_in(texts, value_set=names).fill_null(ABSTAINS)
+    codes = pc.index_in(texts, value_set=names).fill_null(NO_CODE)
     return names.to_pylist(), np.asarray(codes.to_numpy(), np.int32)
 
 

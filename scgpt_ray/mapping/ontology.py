@@ -1,6 +1,6 @@
 """Roll-up: from the terms that neighbours vote for to the most specific term that enough of them share.
 
-Shapes: Q queries, K neighbours, V votes cast, T terms that somebody votes for or that are above such a term.
+Shapes: Q queries, K neighbours, V votes cast, T terms with votes and the terms above them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.mapping.ballot import Ballot
-from scgpt_ray.mapping.vote import ABSTAINS, SHARE_DECIMALS, Floats, changes
+from scgpt_ray.mapping.label_table import NO_CODE
+from scgpt_ray.mapping.votes import SHARE_DECIMALS, Floats, LabelVotes, changes
 
 _CELL_ONTOLOGY = "CL"
 
@@ -80,7 +80,7 @@ class RolledUp:
     """Terms that the ontology lacks -> neighbours that voted for them."""
 
 
-def roll_up(ballot: Ballot, ontology: Ontology, min_share: float) -> RolledUp:
+def roll_up(votes: LabelVotes, ontology: Ontology, min_share: float) -> RolledUp:
     """Give each query the most specific term whose share of the votes is large enough.
 
     A vote for a term is one for every term above it. Of the terms with at least min_share of the votes the deepest
@@ -88,24 +88,24 @@ def roll_up(ballot: Ballot, ontology: Ontology, min_share: float) -> RolledUp:
     nothing above it.
 
     Args:
-        ballot: Votes on a column of ontology terms.
+        votes: On a column of ontology terms.
         ontology: What is above what.
         min_share: Share of the votes, above 0, at most 1.
     """
     assert 0 < min_share <= 1, min_share
-    above = _lineages(ballot.names, ontology)
+    above = _lineages(votes.names, ontology)
     terms, depth = sorted(above), depths(above)
-    share_QT = _shares(ballot, {term: place for place, term in enumerate(terms)}, above)
+    share_QT = _shares(votes, {term: place for place, term in enumerate(terms)}, above)
     enough = share_QT.data >= round(min_share, SHARE_DECIMALS)
     query_R, term_R, share_R = share_QT.row[enough], share_QT.col[enough], share_QT.data[enough]
     depth_R = np.array([depth[term] for term in terms], np.int64)[term_R]
     ranked_R = np.lexsort((term_R, -share_R, -depth_R, query_R))
     first = ranked_R[changes(query_R[ranked_R])] if len(ranked_R) else ranked_R
 
-    n_queries = len(ballot.codes_QK)
+    n_queries = len(votes.codes_QK)
     term_Q, share_Q = np.full(n_queries, None, object), np.zeros(n_queries)
     term_Q[query_R[first]], share_Q[query_R[first]] = np.array(terms, object)[term_R[first]], share_R[first]
-    return RolledUp(term_Q, share_Q, _foreign(ballot, ontology))
+    return RolledUp(term_Q, share_Q, _unknown_terms(votes, ontology))
 
 
 def depths(above: Mapping[str, Iterable[str]]) -> dict[str, int]:
@@ -115,7 +115,7 @@ def depths(above: Mapping[str, Iterable[str]]) -> dict[str, int]:
         above: Term -> all terms above it, of which each is a key too.
     """
     found: dict[str, int] = {}
-    # Whatever is above a term has fewer above itself.
+    # A term above another has fewer terms above itself.
     for term in sorted(above, key=lambda term: len(set(above[term]))):
         found[term] = max((found[higher] + 1 for higher in above[term]), default=0)
     return found
@@ -128,25 +128,25 @@ def _lineages(terms: Iterable[str], ontology: Ontology) -> dict[str, frozenset[s
     return above | {term: ontology.ancestors(term) for term in higher - above.keys()}
 
 
-def _shares(ballot: Ballot, place: Mapping[str, int], above: Mapping[str, frozenset[str]]) -> sparse.coo_matrix:
+def _shares(votes: LabelVotes, place: Mapping[str, int], above: Mapping[str, frozenset[str]]) -> sparse.coo_matrix:
     """Share of the votes for each term or one below it, rounded, [Q, T]."""
-    query_V, place_V = np.nonzero(ballot.codes_QK != ABSTAINS)
-    code_V, weight_V = ballot.codes_QK[query_V, place_V], ballot.weights_QK[query_V, place_V]
+    query_V, place_V = np.nonzero(votes.codes_QK != NO_CODE)
+    code_V, weight_V = votes.codes_QK[query_V, place_V], votes.weights_QK[query_V, place_V]
     # By weight too, because sums of floats depend on their order.
     order_V = np.lexsort((weight_V, code_V, query_V))
     query_V, code_V, weight_V = query_V[order_V], code_V[order_V], weight_V[order_V]
-    total_Q = np.bincount(query_V, weight_V, minlength=len(ballot.codes_QK))
-    votes = sparse.coo_matrix(
-        (weight_V / total_Q[query_V], (query_V, code_V)), shape=(len(ballot.codes_QK), len(ballot.names))
+    total_Q = np.bincount(query_V, weight_V, minlength=len(votes.codes_QK))
+    cast = sparse.coo_matrix(
+        (weight_V / total_Q[query_V], (query_V, code_V)), shape=(len(votes.codes_QK), len(votes.names))
     )
-    edges = [(code, place[term]) for code, name in enumerate(ballot.names) for term in (name, *sorted(above[name]))]
+    edges = [(code, place[term]) for code, name in enumerate(votes.names) for term in (name, *sorted(above[name]))]
     name_E, term_E = np.array(edges, np.int64).reshape(-1, 2).T
-    counts_for = sparse.coo_matrix((np.ones(len(edges)), (name_E, term_E)), shape=(len(ballot.names), len(place)))
-    share_QT = (votes.tocsr() @ counts_for.tocsr()).tocoo()
+    counts_for = sparse.coo_matrix((np.ones(len(edges)), (name_E, term_E)), shape=(len(votes.names), len(place)))
+    share_QT = (cast.tocsr() @ counts_for.tocsr()).tocoo()
     share_QT.data = share_QT.data.round(SHARE_DECIMALS)
     return share_QT
 
 
-def _foreign(ballot: Ballot, ontology: Ontology) -> dict[str, int]:
-    votes = np.bincount(ballot.codes_QK[ballot.codes_QK != ABSTAINS], minlength=len(ballot.names))
-    return {name: int(n) for name, n in zip(ballot.names, votes, strict=True) if n and name not in ontology}
+def _unknown_terms(votes: LabelVotes, ontology: Ontology) -> dict[str, int]:
+    cast = np.bincount(votes.codes_QK[votes.codes_QK != NO_CODE], minlength=len(votes.names))
+    return {name: int(n) for name, n in zip(votes.names, cast, strict=True) if n and name not in ontology}

@@ -1,4 +1,4 @@
-"""The table of predictions: for each query cell its labels, how sure they are, and who voted.
+"""The table of predictions: for each query cell its labels, their confidence, and its neighbours.
 
 Shapes: Q queries, K neighbours.
 """
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from scgpt_ray.mapping.ballot import Ballot, CellCounts, VoteRules, hold_ballot
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.label_table import NO_NEIGHBOR
 from scgpt_ray.mapping.ontology import Ontology, RolledUp, roll_up
 from scgpt_ray.mapping.rejection import NO_NEIGHBOR_VOTED, TOO_FAR
+from scgpt_ray.mapping.votes import CellCounts, LabelVotes, VoteRules, label_votes
 from scgpt_ray.schema import NEIGHBOR, SCORE, Float32Matrix, Int64Array, ragged_array
 
 UNKNOWN = "Unknown"
@@ -24,7 +24,7 @@ SUFFIXES = (
     "_confidence", "_probability", "_voted", "_runner_up", "_runner_up_share", "_unknown",
     "_rolled_up", "_rolled_up_label", "_rolled_up_share",
 )  # fmt: skip
-"""What is behind a label column's name in those that `predict` gives beside it, some of them not always."""
+"""Suffixes of the columns that `predict` may add per label column."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,21 @@ def predict(
     calibrations: Mapping[str, Calibration] | None = None,
     ontology: Ontology | None = None,
 ) -> Predictions:
-    """Elect, evaluate and roll up the labels of query cells.
+    """Vote on the labels of query cells, reject unsure ones, and roll up ontology terms.
 
     Args:
         neighbor_ids_QK: int64 [Q, K], nearest first, -1 where there is no neighbour.
         scores_QK: float32 [Q, K].
         labels: soma_joinid, the label columns, and the column that votes are balanced by; each neighbour once.
         rules: What is predicted, and how.
-        reference_cells: Column -> value -> reference cells; needed where votes are balanced, as in `hold_ballot`.
+        reference_cells: Column -> value -> reference cells; needed where votes are balanced, as in `label_votes`.
         calibrations: Label column -> its calibration, by votes under the same rules; for some columns or none.
         ontology: For the term column; needed where there is one.
 
     Returns:
-        Q rows. For each label column: `<column>`, string, `Unknown` where nobody voted or the calibration rejects;
-        `<column>_confidence`, float32, share of the votes for the winner; `<column>_probability`, float32, that it is
-        right, where the column is calibrated; `<column>_voted`, string, the winner even where it is rejected;
+        Q rows. For each label column: `<column>`, string, `Unknown` where no neighbour voted or the calibration rejects
+        it; `<column>_confidence`, float32, share of the votes for the label; `<column>_probability`, float32, of being
+        right, where the column is calibrated; `<column>_voted`, string, the label even where it is rejected;
         `<column>_runner_up`, string, and `<column>_runner_up_share`, float32; `<column>_unknown`, string, the reason
         (`no neighbour`, `distance` or `confidence`), null where the label stands. For the term column also
         `<column>_rolled_up`, string, `Unknown` where no term has enough votes or the cell is too far;
@@ -93,47 +93,47 @@ def predict(
         `score` list<float>, without the absent.
 
     Raises:
-        ReferenceSetError: As `hold_ballot`.
+        ReferenceSetError: As `label_votes`.
     """
     assert rules.term_column is None or (rules.term_column in rules.columns and ontology is not None), rules
     predicted: dict[str, pa.Array] = {}
     unknown_terms: dict[str, int] = {}
     for column in rules.columns:
-        ballot = hold_ballot(neighbor_ids_QK, scores_QK, labels, column, rules.vote, reference_cells or {})
+        votes = label_votes(neighbor_ids_QK, scores_QK, labels, column, rules.vote, reference_cells or {})
         calibration = (calibrations or {}).get(column)
         probability_Q, reason_Q = (
-            calibration.evaluate(ballot.names, ballot.election) if calibration else _unjudged(ballot)
+            calibration.evaluate(votes.names, votes.tally) if calibration else _without_calibration(votes)
         )
-        predicted |= _label_columns(column, ballot, probability_Q, np.array(reason_Q, object))
+        predicted |= _label_columns(column, votes, probability_Q, np.array(reason_Q, object))
         if column == rules.term_column and ontology is not None:
-            rolled = roll_up(ballot, ontology, rules.term_share)
+            rolled = roll_up(votes, ontology, rules.term_share)
             far_Q = np.array([reason == TOO_FAR for reason in reason_Q], bool)
             predicted |= _term_columns(column, rolled, ontology, far_Q)
             unknown_terms = rolled.unknown_terms
     return Predictions(pa.table(predicted | _neighbors(neighbor_ids_QK, scores_QK)), unknown_terms)
 
 
-def _unjudged(ballot: Ballot) -> tuple[None, list[str]]:
-    return None, ["" if held else NO_NEIGHBOR_VOTED for held in ballot.election.held]
+def _without_calibration(votes: LabelVotes) -> tuple[None, list[str]]:
+    return None, ["" if has_votes else NO_NEIGHBOR_VOTED for has_votes in votes.tally.has_votes]
 
 
 def _label_columns(
     column: str,
-    ballot: Ballot,
+    votes: LabelVotes,
     probability_Q: npt.NDArray[np.float64] | None,
     reason_Q: npt.NDArray[np.object_],
 ) -> dict[str, pa.Array]:
-    election, stands_Q = ballot.election, reason_Q == ""
+    tally, stands_Q = votes.tally, reason_Q == ""
     columns = {
-        column: _text(np.where(stands_Q, ballot.winners, UNKNOWN)),
-        f"{column}_confidence": pa.array(election.share, pa.float32()),
+        column: _text(np.where(stands_Q, votes.top_labels, UNKNOWN)),
+        f"{column}_confidence": pa.array(tally.share, pa.float32()),
     }
     if probability_Q is not None:
         columns[f"{column}_probability"] = pa.array(probability_Q, pa.float32())
     return columns | {
-        f"{column}_voted": _text(ballot.winners),
-        f"{column}_runner_up": _text(ballot.runners_up),
-        f"{column}_runner_up_share": pa.array(election.runner_up_share, pa.float32()),
+        f"{column}_voted": _text(votes.top_labels),
+        f"{column}_runner_up": _text(votes.runners_up),
+        f"{column}_runner_up_share": pa.array(tally.runner_up_share, pa.float32()),
         f"{column}_unknown": _text(np.array([reason or None for reason in reason_Q], object)),
     }
 

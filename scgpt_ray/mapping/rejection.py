@@ -6,46 +6,46 @@ Shapes: N cells.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.mapping.vote import Codes, Floats
+from scgpt_ray.mapping.label_table import Codes
+from scgpt_ray.mapping.votes import Floats
 
 NO_NEIGHBOR_VOTED = "no neighbour"
 """Reason of a cell none of whose neighbours has a label."""
 TOO_FAR = "distance"
 """Reason of a cell that is farther from its neighbours than cells of their label are."""
 TOO_UNSURE = "confidence"
-"""Reason of a cell whose label is probably right, but not probably enough."""
+"""Reason of a cell whose label is less probable than required."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a vote must reach for its winner to become the label."""
+    """What a vote must reach for its top label to be accepted."""
 
     probability: float
-    """Least calibrated probability; 0 rejects nobody."""
+    """Least calibrated probability; 0 rejects no cell."""
     nearness: dict[str, float]
-    """Least mean score of the voters, by the label they elect; for labels with enough calibration cells."""
+    """Least mean score of the voters, by top label; for labels with enough calibration cells."""
     nearness_of_others: float | None
-    """The same for all other labels, over all calibration cells; None rejects nobody."""
+    """The same for all other labels, over all calibration cells; None rejects no cell."""
 
-    def reasons(self, names: Sequence[str], winner_N: Codes, nearness_N: Floats, probability_N: Floats) -> list[str]:
+    def reasons(self, names: Sequence[str], top_N: Codes, nearness_N: Floats, probability_N: Floats) -> list[str]:
         """Why each cell is unknown.
 
         Args:
             names: Labels.
-            winner_N: int32 [N], place of the elected label in names; -1 where nobody voted.
+            top_N: int32 [N], place of the top label in names; -1 where no neighbour voted.
             nearness_N: float64 [N], mean scores.
             probability_N: float64 [N], calibrated.
 
         Returns:
             str [N]: empty where the label stands, otherwise `no neighbour`, `distance` or `confidence`.
         """
-        far_N = nearness_N < self._least(names)[winner_N]
-        choices = [winner_N < 0, far_N, probability_N < self.probability]
+        far_N = nearness_N < self._least(names)[top_N]
+        choices = [top_N < 0, far_N, probability_N < self.probability]
         picked = np.select(choices, [NO_NEIGHBOR_VOTED, TOO_FAR, TOO_UNSURE], default="")
         return [str(reason) for reason in picked]
 
@@ -53,15 +53,6 @@ class Thresholds:
         others = -math.inf if self.nearness_of_others is None else self.nearness_of_others
         # The entry behind the last label is what -1 picks.
         return np.array([*(self.nearness.get(name, others) for name in names), others])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> "Thresholds":
-        """The inverse of `to_dict`."""
-        return cls(**plain)
 
 
 def least_probability(probability_N: Floats, right_N: npt.NDArray[np.bool_], target_error: float) -> float:
@@ -83,25 +74,25 @@ def least_probability(probability_N: Floats, right_N: npt.NDArray[np.bool_], tar
 
 
 def least_nearness(
-    names: Sequence[str], winner_N: Codes, nearness_N: Floats, false_rejection: float
+    names: Sequence[str], top_N: Codes, nearness_N: Floats, false_rejection: float
 ) -> tuple[dict[str, float], float | None]:
     """Thresholds of distance that reject at most a given share of the cells whose type the reference has.
 
     The threshold of n cells is their j-th smallest nearness with j = floor(rate (n + 1)), which a further cell of the
     same kind falls below with a probability of at most the rate (split conformal: Vovk et al. 2005,
-    doi:10.1007/b106715). It is learnt for each elected label, because types differ in how close their cells lie, and
+    doi:10.1007/b106715). It is learnt for each top label, because types differ in how close their cells lie, and
     labels with too few cells for any j share the threshold of all cells.
 
     Args:
         names: Labels.
-        winner_N: int32 [N], place of the elected label in names.
+        top_N: int32 [N], place of the top label in names.
         nearness_N: float64 [N], mean scores.
         false_rejection: The rate, 0 to 1.
 
     Returns:
         Label -> least nearness; and that of all other labels, None where there are too few cells altogether.
     """
-    own = {name: _quantile(nearness_N[winner_N == code], false_rejection) for code, name in enumerate(names)}
+    own = {name: _quantile(nearness_N[top_N == code], false_rejection) for code, name in enumerate(names)}
     return {name: least for name, least in own.items() if least is not None}, _quantile(nearness_N, false_rejection)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scgpt_ray.atlas.plan import Partition, Plan, digest_joinids
-from scgpt_ray.errors import CoverageError
-from scgpt_ray.parts.manifest import Manifest, committed_parts, prove_coverage, read_plan, require_manifest
+from scgpt_ray.atlas.plan import Partition, digest_joinids
+from scgpt_ray.errors import CompletenessError
+from scgpt_ray.parts.manifest import committed_parts, prove_complete, require_manifest
 from scgpt_ray.parts.parts import PARTS, part_name, read_part, vectors_of
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
 from scgpt_ray.storage import Folder
 
@@ -30,7 +31,7 @@ def audit_embeddings(folder: Folder) -> list[str]:
         OutputError: If parts of two fingerprints lie together.
     """
     manifest = require_manifest(folder)
-    plan = read_plan(folder)
+    plan = Plan.read(folder)
     if plan is None:
         return ["plan.json is missing"]
     problems = list(_audit_records(folder, manifest, plan))
@@ -56,11 +57,11 @@ def audit_embeddings(folder: Folder) -> list[str]:
 
 def _audit_records(folder: Folder, manifest: Manifest, plan: Plan) -> Iterator[str]:
     """Plan, manifest and footers against each other."""
-    if plan.fingerprint != manifest.fingerprint.to_dict():
+    if plan.fingerprint != manifest.fingerprint:
         yield "plan.json and manifest.json have different fingerprints"
     try:
-        prove_coverage(plan, committed_parts(folder, manifest.fingerprint))
-    except CoverageError as error:
+        prove_complete(plan, committed_parts(folder, manifest.fingerprint))
+    except CompletenessError as error:
         yield str(error)
     if list(manifest.parts) != [part_name(partition.number) for partition in plan.partitions]:
         yield "manifest.json lists other parts than were planned"

@@ -1,97 +1,14 @@
-"""The manifest: written last, it proves that every planned cell is in exactly one part."""
+"""A finished set of embeddings: its manifest, and the proof that every planned cell is in exactly one part."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
-from scgpt_ray.atlas.plan import Plan
-from scgpt_ray.errors import CoverageError, OutputError, ReferenceSetError
+from scgpt_ray.errors import CompletenessError, OutputError, ReferenceSetError
 from scgpt_ray.identity import Fingerprint
 from scgpt_ray.parts.parts import PARTS, Part, committed
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.storage import Folder
 
-PLAN = "plan.json"
-MANIFEST = "manifest.json"
 GENES = "genes.parquet"
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A finished set of embeddings.
-
-    Attributes:
-        fingerprint: What made the numbers.
-        n_cells: Cells planned, and therefore rows in all parts together.
-        n_empty: Cells without an embedding: no count of a gene in the vocabulary.
-        n_tokens: Tokens that went through the network.
-        dimension: Width of the embedding.
-        obs_columns: Columns carried along.
-        parts: File name -> rows, in order of partition.
-        coverage: The gene coverage report.
-        versions: Package -> version of the run that finished it.
-    """
-
-    fingerprint: Fingerprint
-    n_cells: int
-    n_empty: int
-    n_tokens: int
-    dimension: int
-    obs_columns: list[str]
-    parts: dict[str, int]
-    coverage: dict[str, Any]
-    versions: dict[str, str]
-
-    def text(self) -> str:
-        """A line for people."""
-        return f"{self.n_cells} cells embedded ({self.n_empty} without tokens) in {len(self.parts)} parts"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The main figures, for programs."""
-        return {
-            "fingerprint": self.fingerprint.digest,
-            "n_cells": self.n_cells,
-            "n_empty": self.n_empty,
-            "n_tokens": self.n_tokens,
-            "parts": len(self.parts),
-        }
-
-    def to_json(self) -> bytes:
-        """The content of manifest.json."""
-        values = asdict(self) | {"format": _FORMAT, "digest": self.fingerprint.digest}
-        return json.dumps(values, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, content: bytes, where: str) -> "Manifest":
-        """Read manifest.json.
-
-        Raises:
-            ReferenceSetError: If it is not one of this format.
-        """
-        try:
-            values = json.loads(content)
-            _require_format(values.pop("format"))
-            values.pop("digest")
-            return cls(**(values | {"fingerprint": Fingerprint.from_dict(values["fingerprint"])}))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ReferenceSetError(
-                f"{where} cannot be read: {error}",
-                expected=f"a manifest of format {_FORMAT}",
-                remedy="run embed again into a new folder",
-            ) from error
-
-
-def _require_format(found: int) -> None:
-    if found != _FORMAT:
-        raise ValueError(f"it has format {found}")
-
-
-def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a finished run, or None."""
-    if not folder.has(MANIFEST):
-        return None
-    return Manifest.from_json(folder.read(MANIFEST), folder.where(MANIFEST))
 
 
 def require_manifest(folder: Folder) -> Manifest:
@@ -100,20 +17,15 @@ def require_manifest(folder: Folder) -> Manifest:
     Raises:
         ReferenceSetError: If the folder is not one, or its run is not finished.
     """
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     if manifest is None:
-        unfinished = folder.has(PLAN)
+        unfinished = folder.has(Plan.file)
         raise ReferenceSetError(
-            f"{folder.uri} has no {MANIFEST}",
+            f"{folder.uri} has no {Manifest.file}",
             expected="the output folder of a finished embed",
             remedy="run the same embed command again to finish it" if unfinished else "give its path to --embeddings",
         )
     return manifest
-
-
-def read_plan(folder: Folder) -> Plan | None:
-    """The plan of a run that began here, or None."""
-    return Plan.from_json(folder.read(PLAN), folder.where(PLAN)) if folder.has(PLAN) else None
 
 
 def committed_parts(folder: Folder, fingerprint: Fingerprint) -> dict[int, Part]:
@@ -128,17 +40,17 @@ def committed_parts(folder: Folder, fingerprint: Fingerprint) -> dict[int, Part]
         if part.fingerprint != digest:
             raise OutputError(
                 f"{folder.where(PARTS)}/{part.name} has fingerprint {part.fingerprint[:12]}",
-                expected=f"{digest[:12]}, as {PLAN} says",
+                expected=f"{digest[:12]}, as {Plan.file} says",
                 remedy="give --output another folder, or delete that part",
             )
     return parts
 
 
-def prove_coverage(plan: Plan, parts: Mapping[int, Part]) -> None:
-    """Compare what was planned with what the footers say.
+def prove_complete(plan: Plan, parts: Mapping[int, Part]) -> None:
+    """Require that every planned cell is committed once, by what the footers of the parts say.
 
     Raises:
-        CoverageError: If a planned partition has no part, a part has other cells, or nobody planned it.
+        CompletenessError: If a planned partition has no part, or a part is not planned or holds other cells.
     """
     problems = [f"part-{number:05d} was never planned" for number in parts if number >= len(plan.partitions)]
     for partition in plan.partitions:
@@ -149,4 +61,4 @@ def prove_coverage(plan: Plan, parts: Mapping[int, Part]) -> None:
             problems.append(f"{part.name} holds other cells than planned")
     if problems:
         rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""  # noqa: PLR2004 - enough to see
-        raise CoverageError("; ".join(problems[:3]) + rest)
+        raise CompletenessError("; ".join(problems[:3]) + rest)

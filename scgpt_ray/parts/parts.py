@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Partition, digest_joinids
-from scgpt_ray.errors import CoverageError
+from scgpt_ray.errors import CompletenessError
 from scgpt_ray.parts.footer import read_all, read_stamp, stamped
 from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
 from scgpt_ray.storage import Folder
@@ -70,12 +70,12 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
         n_tokens: Tokens that went through the network.
 
     Raises:
-        CoverageError: If the table does not hold exactly the planned cells.
+        CompletenessError: If the table does not hold exactly the planned cells.
         OSError: If the part cannot be written; nothing is left behind.
     """
     joinids = digest_joinids(table[JOINID].to_numpy())
     if (joinids, table.num_rows) != (partition.digest, partition.n_cells):
-        raise CoverageError(
+        raise CompletenessError(
             f"partition {partition.number} came back with {table.num_rows} cells ({joinids}), "
             f"planned were {partition.n_cells} ({partition.digest})"
         )

@@ -1,7 +1,7 @@
-"""What a mapping must beat on the same cells: principal components of the counts, and the same number of neighbours.
+"""The baseline of a mapping on the same cells: principal components of the counts, and the same number of neighbours.
 
 The counts are read again from the atlases that the index and the query were embedded from. Reference and query meet by
-the vocabulary's tokens of their genes, whatever each calls them. At most 20,000 reference cells are held at a time, and
+the vocabulary's tokens of their genes, under whatever names. At most 20,000 reference cells are held at a time, and
 of the query one block and 30 numbers a cell.
 
 Shapes: N reference cells, M evaluated query cells, G shared genes, V var rows by joinid.
@@ -23,18 +23,20 @@ from scgpt_ray.atlas.genes import GeneMap
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import InputError, ReferenceSetError
-from scgpt_ray.evaluation.components import require_whole
-from scgpt_ray.evaluation.labels.baseline import BASELINE, fit_components, log1p_per_10k, nearest_vote
+from scgpt_ray.evaluation.components import fit_components, log1p_cp10k, require_whole
+from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS
 from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
+from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.evaluation.sample import stratum_quotas
-from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.identity import Fingerprint
 from scgpt_ray.index.neighbor_filter import Allowed, masked
-from scgpt_ray.mapping.ballot import CountOfValue
 from scgpt_ray.mapping.prediction import UNKNOWN
-from scgpt_ray.parts.manifest import GENES, read_plan
+from scgpt_ray.mapping.votes import CountOfValue
+from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import draw_cells
+from scgpt_ray.records import IndexDescription, Plan
 from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -48,7 +50,7 @@ _Tokens = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """What PCA + kNN says of the query cells.
+    """Labels of the query cells by PCA + kNN.
 
     Attributes:
         labels: str [query cells]; `Unknown` for those without truth, or without counts of shared genes.
@@ -65,7 +67,7 @@ class Baseline:
     n_genes: int
 
     def text(self) -> str:
-        """What it rests on, for a person."""
+        """The cells and genes that it was made from, for a person."""
         cells = f"{self.n_reference:,} reference cells"
         if self.n_reference < self.n_allowed:
             cells = f"a sample of {self.n_reference:,} of {self.n_allowed:,} reference cells by label"
@@ -81,6 +83,7 @@ def evaluate_baseline(
     reference: Reference,
     column: str,
     reference_cells: CountOfValue,
+    embedded: Folder,
     queries: pa.Table,
     truth: Labels,
 ) -> Baseline | str:
@@ -91,10 +94,11 @@ def evaluate_baseline(
 
     Args:
         settings: Of the mapping.
-        reference: Which is mapped onto.
-        column: The label column that is evaluated.
+        reference: Mapped onto.
+        column: Label column to evaluate.
         reference_cells: Its labels -> cells that may vote; cells without a label under None.
-        queries: EMBEDDINGS of the query, in order of joinid.
+        embedded: Output folder of `embed` with the query.
+        queries: EMBEDDINGS of it, in order of joinid.
         truth: True label of each.
 
     Raises:
@@ -102,7 +106,7 @@ def evaluate_baseline(
     """
     evaluated = np.flatnonzero(require_truth(truth))
     try:
-        return _baseline(settings, reference, column, reference_cells, queries, evaluated)
+        return _baseline(settings, reference, column, reference_cells, embedded, queries, evaluated)
     except InputError as error:
         reason = error.found
     except OSError as error:  # embeddings of the reference in a place that cannot be reached any more
@@ -116,42 +120,43 @@ def _baseline(
     reference: Reference,
     column: str,
     reference_cells: CountOfValue,
+    embedded: Folder,
     queries: pa.Table,
     evaluated: Int64Array,
 ) -> Baseline:
     atlases = _reference_atlases(reference.index)
-    query = _Atlas.at(Folder.at(settings.output).folder("embeddings").uri)
+    query = _Atlas.at(embedded.uri)
     tokens_G = reduce(np.intersect1d, [np.unique(atlas.tokens_V[atlas.tokens_V >= 0]) for atlas in (*atlases, query)])
-    stock = {label: cells for label, cells in reference_cells.items() if label is not None}
-    quotas = stratum_quotas(np.fromiter(stock.values(), np.int64), _MOST_CELLS)
+    available = {label: cells for label, cells in reference_cells.items() if label is not None}
+    quotas = stratum_quotas(np.fromiter(available.values(), np.int64), _MOST_CELLS)
     columns = list(dict.fromkeys((column, *settings.exclude_same)))
-    quota_of = dict(zip(stock, quotas.tolist(), strict=True))
+    quota_of = dict(zip(available, quotas.tolist(), strict=True))
     cells = draw_cells(reference, columns, quota_of, settings.neighbor_filter, _SEED)
     logger.info("%s: reading counts of %d reference and %d query cells", BASELINE, cells.num_rows, len(evaluated))
-    logs_NG = log1p_per_10k(_reference_counts(atlases, cells[JOINID].to_numpy(), tokens_G))
+    logs_NG = log1p_cp10k(_reference_counts(atlases, cells[JOINID].to_numpy(), tokens_G))
     _require_variety(logs_NG)
-    components, reference_NC = fit_components(logs_NG, seed=_SEED)
+    components, reference_NC = fit_components(logs_NG, N_COMPONENTS, seed=_SEED)
     projected, is_counted = [], []
     for counts_NG in query.counts(queries[JOINID].to_numpy()[evaluated], tokens_G):
-        projected.append(components.transform(log1p_per_10k(counts_NG)))
+        projected.append(components.transform(log1p_cp10k(counts_NG)))
         is_counted.append(np.diff(counts_NG.indptr) > 0)
     own = queries.take(pa.array(evaluated)).select(list(dict.fromkeys(settings.exclude_same)))
     groups = masked(Allowed.among(None, own, len(evaluated)), len(evaluated), cells)
     labels_N = np.array(cells[column].cast(pa.string()).to_pylist(), object)
-    voted_M, share_M = nearest_vote(reference_NC, labels_N, np.concatenate(projected), settings.k, groups)
+    voted_M, share_M = nearest_labels(reference_NC, labels_N, np.concatenate(projected), settings.k, groups)
     labels, share = np.full(len(queries), UNKNOWN, object), np.zeros(len(queries))
     counted_M = np.concatenate(is_counted)
     labels[evaluated[counted_M]], share[evaluated[counted_M]] = voted_M[counted_M], share_M[counted_M]
-    return Baseline(labels, share, cells.num_rows, sum(stock.values()), len(tokens_G))
+    return Baseline(labels, share, cells.num_rows, sum(available.values()), len(tokens_G))
 
 
 @dataclass(frozen=True, eq=False)
 class _Atlas:
-    """Where the counts of a set of embeddings are."""
+    """The counts behind a set of embeddings."""
 
     source: Source
     tokens_V: _Tokens
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
 
     @classmethod
     def at(cls, place: str) -> "_Atlas":
@@ -161,7 +166,7 @@ class _Atlas:
             ReferenceSetError: If it is not read again.
         """
         folder = Folder.at(place)
-        plan = read_plan(folder)
+        plan = Plan.read(folder)
         source = embedded_atlas(plan, option=None)
         if plan is None or isinstance(source, str):
             raise _unavailable(f"{folder.uri}: {source}")
@@ -191,8 +196,8 @@ class _Atlas:
 def _reference_atlases(index: IndexDescription) -> list[_Atlas]:
     """The atlases of all embeddings that an index was made of."""
     first, *others = (_Atlas.at(place) for place in (index.embeddings, *index.appended))
-    uri = index.fingerprint["cells"].get("uri")
-    if first.fingerprint != index.fingerprint or any(other.fingerprint["cells"].get("uri") != uri for other in others):
+    uri = index.fingerprint.cells.get("uri")
+    if first.fingerprint != index.fingerprint or any(other.fingerprint.cells.get("uri") != uri for other in others):
         raise _unavailable(f"{index.embeddings} now holds other embeddings than were indexed")
     return [first, *others]
 

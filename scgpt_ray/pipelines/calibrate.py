@@ -11,9 +11,9 @@ from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.index.neighbor_filter import Allowed, condition_of
 from scgpt_ray.index.search import Neighbors
-from scgpt_ray.mapping.ballot import Ballot, CellCounts, hold_ballot
 from scgpt_ray.mapping.calibration import Calibration, Sample, Targets, calibrate, calibration_sample
 from scgpt_ray.mapping.prediction import PredictionRules
+from scgpt_ray.mapping.votes import CellCounts, LabelVotes, label_votes
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import Float32Matrix
 
@@ -34,7 +34,7 @@ def calibrations(
         settings: Of the mapping.
         reference: Which is mapped onto.
         rules: By which the query's neighbours vote.
-        reference_cells: As `hold_ballot` takes them.
+        reference_cells: As `label_votes` takes them.
 
     Returns:
         Label column -> its calibration; none without calibrate_by.
@@ -58,7 +58,7 @@ def calibrations(
         held = found[column].held_out
         logger.info(
             "%s calibrated with %d cells of %d groups: %.3f right, calibration error %.3f, share kept %.3f",
-            column, held.cells, held.groups, held.accuracy, held.after.ece, held.coverage,
+            column, held.cells, held.groups, held.accuracy, held.after.ece, held.accepted,
         )  # fmt: skip
     return found
 
@@ -91,8 +91,8 @@ class _Trial:
 
     def sample(self, column: str, group: str) -> Sample:
         """The votes on a label column, with the cells' own label among the reference and without."""
-        withheld = self._ballot(self._neighbors((*self.settings.left_out, column)), column)
-        return calibration_sample(self._ballot(self._elsewhere, column), self.own[column], self.own[group], withheld)
+        withheld = self._votes(self._neighbors((*self.settings.left_out, column)), column)
+        return calibration_sample(self._votes(self._elsewhere, column), self.own[column], self.own[group], withheld)
 
     @cached_property
     def _elsewhere(self) -> Neighbors:
@@ -103,6 +103,6 @@ class _Trial:
         allowed = Allowed.among(self.settings.neighbor_filter, self.own.select(list(unlike)), len(self.vectors_ND))
         return self.reference.neighbors(self.vectors_ND, self.settings.k, allowed)
 
-    def _ballot(self, found: Neighbors, column: str) -> Ballot:
+    def _votes(self, found: Neighbors, column: str) -> LabelVotes:
         labels = self.reference.labels(found[0], list(dict.fromkeys((column, *self.rules.groups))))
-        return hold_ballot(*found, labels, column, self.rules.vote, self.reference_cells)
+        return label_votes(*found, labels, column, self.rules.vote, self.reference_cells)

@@ -2,20 +2,22 @@
 
 import json
 import logging
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scgpt_ray.atlas.plan import Plan, cut
+from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.network.precision import require_precision
-from scgpt_ray.parts.manifest import GENES, MANIFEST, PLAN, Manifest, committed_parts, prove_coverage
+from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete
 from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
 from scgpt_ray.pipelines.executor import Engine, Executor, Pool, Stages
 from scgpt_ray.pipelines.partition_steps import CommitPartition, EmbedPartition, ReadPartition
 from scgpt_ray.pipelines.progress import Progress
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.tracking import Tracker, versions
 
 logger = logging.getLogger(__name__)
@@ -38,13 +40,13 @@ def embed(settings: EmbedSettings, engine: Engine) -> Manifest:
     if job.done is not None:
         logger.info("%s is finished: %d cells; nothing to do", job.output.uri, job.done.n_cells)
         return job.done
-    params = {"config": settings.model_dump(), "fingerprint": job.fingerprint.to_dict()}
+    params = {"config": settings.model_dump(), "fingerprint": asdict(job.fingerprint)}
     with (
         engine.open(job.n_cells, compute=settings) as executor,
         Tracker("embed", job.output, params) as tracker,
     ):
         manifest = run(job, executor, tracker)
-        for name in (PLAN, MANIFEST):
+        for name in (Plan.file, Manifest.file):
             tracker.log_artifact(name)
     return manifest
 
@@ -63,7 +65,7 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
     assert job.selection is not None, "cells are selected where no plan has fixed them"
     joinids, coverage = job.selection
     plan = Plan(
-        fingerprint=job.fingerprint.to_dict(),
+        fingerprint=job.fingerprint,
         settings=job.settings.model_dump(mode="json"),
         partitions=cut(joinids, job.settings.cells_per_partition or workers.cells_per_partition),
         coverage=coverage.to_dict(),
@@ -72,7 +74,7 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
     sink = pa.BufferOutputStream()
     pq.write_table(job.genes.to_table(), sink, compression="zstd")
     job.output.write(GENES, sink.getvalue())
-    job.output.write(PLAN, plan.to_json())
+    plan.write(job.output)
     return plan
 
 
@@ -116,9 +118,9 @@ def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:
     """Prove that every planned cell is committed once, and write the manifest.
 
     Raises:
-        CoverageError: If not.
+        CompletenessError: If not.
     """
-    prove_coverage(plan, parts)
+    prove_complete(plan, parts)
     ordered = [parts[partition.number] for partition in plan.partitions]
     manifest = Manifest(
         fingerprint=job.fingerprint,
@@ -131,5 +133,5 @@ def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:
         coverage=plan.coverage,
         versions=versions(),
     )
-    job.output.write(MANIFEST, manifest.to_json())
+    manifest.write(job.output)
     return manifest

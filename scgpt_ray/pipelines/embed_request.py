@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
-from scgpt_ray.atlas.plan import Plan
 from scgpt_ray.atlas.source import Source, locate
 from scgpt_ray.config import CellSettings, EmbedSettings
-from scgpt_ray.errors import ConfigError, OutputError
-from scgpt_ray.identity import Fingerprint
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.identity import Fingerprint, require_same_run
 from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.network.embedder import has_gpu
 from scgpt_ray.network.precision import require_precision
-from scgpt_ray.parts.manifest import Manifest, read_manifest, read_plan
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
@@ -69,9 +68,9 @@ def check(settings: EmbedSettings) -> EmbedJob:
         InputError: With found, expected and remedy.
     """
     output = Folder.at(settings.output)
-    began = read_plan(output)
+    began = Plan.read(output)
     # An earlier run's snapshot is used again, so that the same command means the same cells.
-    earlier = began.fingerprint["cells"].get("snapshot") if began else None
+    earlier = began.fingerprint.cells.get("snapshot") if began else None
     source = locate(settings.atlas, settings.model_copy(update={"snapshot": settings.snapshot or earlier}))
     checkpoint = read_checkpoint(settings.checkpoint)
     genes = harmonize_genes(source, checkpoint.vocabulary, settings)
@@ -81,8 +80,8 @@ def check(settings: EmbedSettings) -> EmbedJob:
         cells={**source.identity(), "genes": genes.digest(), "obs_columns": list(settings.obs_columns)},
     )
     if began is not None:
-        require_same(began, fingerprint, output)
-    done = read_manifest(output) if began else None
+        require_same_run(output.uri, asdict(fingerprint), asdict(began.fingerprint))
+    done = Manifest.read(output) if began else None
     if done is None:
         require_device(settings)
         output.require_writable()
@@ -129,21 +128,6 @@ def model_identity(checkpoint: Checkpoint, rules: TokenRules, precision: str) ->
         **asdict(rules),
         "precision": precision,
     }
-
-
-def require_same(began: Plan, wanted: Fingerprint, output: Folder) -> None:
-    """Refuse to mix two runs in one folder.
-
-    Raises:
-        OutputError: Naming both fingerprints and what differs.
-    """
-    there = Fingerprint.from_dict(began.fingerprint)
-    if there != wanted:
-        raise OutputError(
-            f"{output.uri} holds run {there.digest[:12]}, this is {wanted.digest[:12]} ({wanted.differences(there)})",
-            expected="the same atlas, checkpoint and token rules",
-            remedy="give --output another folder",
-        )
 
 
 def require_device(settings: EmbedSettings) -> None:

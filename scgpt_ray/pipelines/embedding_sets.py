@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.parts.manifest import Manifest, require_manifest
+from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS, iterate_parts, read_part
 from scgpt_ray.parts.vector_file import SUFFIX
 from scgpt_ray.pipelines.external_embeddings import GivenSet
+from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, Float32Matrix, Int64Array, matrix
 from scgpt_ray.storage import Folder
 

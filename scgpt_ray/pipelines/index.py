@@ -1,14 +1,14 @@
 """Embeddings -> one trained template -> one shard per group of parts -> the params that finds enough of the truth."""
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from scgpt_ray.config import IndexSettings, parse_bytes
-from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
-from scgpt_ray.index.description import INDEX, RECALL, IndexDescription, read_index, require_index
+from scgpt_ray.errors import ConfigError, ReferenceSetError
+from scgpt_ray.identity import require_same_model, require_same_run
+from scgpt_ray.index.description import RECALL, require_index
 from scgpt_ray.index.factory import (
     EXACT,
     check_factory,
@@ -19,7 +19,7 @@ from scgpt_ray.index.factory import (
     usual_shards,
 )
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
-from scgpt_ray.parts.manifest import Manifest, require_manifest
+from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.pipelines.executor import Engine, Executor
 from scgpt_ray.pipelines.index_steps import (
@@ -33,6 +33,7 @@ from scgpt_ray.pipelines.index_steps import (
 )
 from scgpt_ray.pipelines.recall import write_report
 from scgpt_ray.pipelines.reference import Reference, exact_neighbors
+from scgpt_ray.records import IndexDescription, Manifest
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
 
@@ -55,9 +56,9 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
     if settings.append:
         return append(settings, source, manifest, output, engine)
     request = resolve(settings, manifest)
-    there = read_index(output)
+    there = IndexDescription.read(output)
     if there is not None:
-        _require_same(there, request, output)
+        require_same_run(output.uri, request, there.request)
         logger.info("%s is finished: %d cells; nothing to do", output.uri, there.n_cells)
         return there
     output.require_writable()
@@ -80,7 +81,7 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             recall_queries=0,
             shards=tuple(shards),
             label_columns=labels,
-            fingerprint=manifest.fingerprint.to_dict(),
+            fingerprint=manifest.fingerprint,
             embeddings=source.uri,
         )
         return _finish(described, source, manifest, output, executor, tracker)
@@ -115,8 +116,7 @@ def append(
         ]
         added = build_shards(executor, stocks, len(there.shards), _template_of(output), output)
         known = dict.fromkeys((there.embeddings, *there.appended, source.uri))
-        described = replace(
-            there,
+        described = there.replace(
             n_cells=there.n_cells + sum(shard.n_cells for shard in added),
             shards=(*there.shards, *added),
             appended=tuple(known)[1:],
@@ -136,25 +136,9 @@ def _template_of(output: Folder) -> str:
     return str(template["content"])
 
 
-def _require_same(there: IndexDescription, request: dict[str, Any], output: Folder) -> None:
-    if there.request != request:
-        raise OutputError(
-            f"{output.uri} holds another index ({there.factory} over {there.n_cells} cells of {there.embeddings})",
-            expected="the same embeddings, labels, factory, shards, recall and seed",
-            remedy="give --output another folder, or add the cells that it lacks with --append",
-        )
-
-
 def _require_belongs(there: IndexDescription, manifest: Manifest, source: Folder, output: Folder) -> None:
-    model, atlas = there.fingerprint["model"], there.fingerprint["cells"].get("uri")
-    mine = manifest.fingerprint
-    if mine.model != model:
-        differing = ", ".join(key for key in sorted({*mine.model, *model}) if mine.model.get(key) != model.get(key))
-        raise ReferenceSetError(
-            f"{source.uri} and {output.uri} differ in {differing}",
-            expected="embeddings of the checkpoint that the index was built for",
-            remedy="embed these cells with that one, or build another index",
-        )
+    mine, atlas = manifest.fingerprint, there.fingerprint.cells.get("uri")
+    require_same_model(source.uri, mine.model, output.uri, there.fingerprint.model)
     if mine.cells.get("uri") != atlas:
         raise ReferenceSetError(
             f"{source.uri} is of the atlas {mine.cells.get('uri')}, {output.uri} of {atlas}",
@@ -233,18 +217,17 @@ def _finish(
         chosen, curve = choose_params(recall_sample, search, nlist, cost, target)
     if chosen.recall_at_10 < target:
         logger.warning("recall@10 is %.4f, below --target-recall %.2f", chosen.recall_at_10, target)
-    described = replace(
-        described,
+    described = described.replace(
         nprobe=chosen.nprobe,
         rerank=chosen.rerank,
         recall_at_10=chosen.recall_at_10,
         recall_queries=len(recall_sample.ids_Q),
     )
     write_report(output, described, recall_sample, search, curve, reference.labels)
-    output.write(INDEX, described.to_json())
+    described.write(output)
     figures = {"nprobe": chosen.nprobe, "rerank": chosen.rerank, "recall_at_10": chosen.recall_at_10}
     tracker.log_metrics({"n_cells": described.n_cells, **figures})
-    for name in (INDEX, RECALL):
+    for name in (IndexDescription.file, RECALL):
         tracker.log_artifact(name)
     return described
 

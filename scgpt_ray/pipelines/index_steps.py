@@ -18,11 +18,11 @@ from scgpt_ray.index.description import CENTRE, TEMPLATE
 from scgpt_ray.index.factory import EXACT, empty_index, n_lists
 from scgpt_ray.index.gpu import gpus
 from scgpt_ray.index.search import set_threads
-from scgpt_ray.index.shard import ShardDescription, build_shard, seal, sealed
+from scgpt_ray.index.shard import build_shard, seal, sealed
 from scgpt_ray.index.template import centre_of, train
-from scgpt_ray.parts.manifest import Manifest
 from scgpt_ray.parts.parts import PARTS, iterate_parts, read_part, read_vectors, vectors_of
 from scgpt_ray.pipelines.executor import Executor
+from scgpt_ray.records import Manifest, ShardDescription
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 

@@ -11,10 +11,10 @@ from scgpt_ray.evaluation.components import hvg_pca, require_counts
 from scgpt_ray.evaluation.factors.effects import Factor, explain_factors
 from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings
 from scgpt_ray.evaluation.sample import Selection, select_cells, strata_of
-from scgpt_ray.parts.manifest import read_plan
 from scgpt_ray.pipelines.embedding_sets import ComparedCells, compared_cells
 from scgpt_ray.pipelines.integration_result import METRICS, REPORT, UMAP, UMAP_BATCH, Integrated, write_integrated
 from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas, read_counts
+from scgpt_ray.records import Plan
 from scgpt_ray.schema import JOINID, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
@@ -93,7 +93,7 @@ def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Select
 
 def _counts(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Counts | str:
     """Counts of the evaluated cells, or why there are none; what --counts names must be there."""
-    plan = read_plan(cells.folder)
+    plan = Plan.read(cells.folder)
     source = named_atlas(settings.counts, plan) if settings.counts else embedded_atlas(plan)
     if isinstance(source, str):
         logger.warning("without baseline and genes: %s", source)

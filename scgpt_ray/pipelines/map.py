@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.index.description import IndexDescription
+from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.search import NONE, Neighbors
-from scgpt_ray.mapping.ballot import CellCounts, VoteRules
 from scgpt_ray.mapping.ontology import CellOntology
 from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.mapping.votes import CellCounts, VoteRules
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
@@ -25,6 +25,7 @@ from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.map_report import write_mapped
 from scgpt_ray.pipelines.mapping_result import Mapped, own_name
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
@@ -60,7 +61,8 @@ def map_query(settings: MapSettings, engine: Engine) -> Mapped:
         cells = reference_cells(settings, reference, rules)
         calibrated = calibrations(settings, reference, rules, cells)
         manifest = job.done or run(job, executor, tracker)
-        queries = read_embeddings(Folder.at(request.output))
+        embedded = Folder.at(request.output)
+        queries = read_embeddings(embedded)
         found = _neighbors(settings, reference, queries)
         predicted = predict(
             *found,
@@ -74,7 +76,7 @@ def map_query(settings: MapSettings, engine: Engine) -> Mapped:
         if settings.truth_column is not None:
             column = rules.columns[0]
             truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
-            baseline = evaluate_baseline(settings, reference, column, cells[column], queries, truth)
+            baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
         mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
         write_mapped(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
@@ -169,16 +171,10 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
         ReferenceSetError: If the checkpoint is not the one the reference was embedded with.
         ConfigError: If columns of the query cannot be carried along.
     """
-    space = index.fingerprint["model"]
+    space = index.fingerprint.model
     rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
     mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])
-    if mine != space:
-        differing = ", ".join(key for key in sorted(mine.keys() | space.keys()) if mine.get(key) != space.get(key))
-        raise ReferenceSetError(
-            f"{settings.checkpoint} and {settings.index} differ in {differing}",
-            expected="the checkpoint that the reference was embedded with",
-            remedy="give that one to --checkpoint, or embed and index the reference again",
-        )
+    require_same_model(settings.checkpoint, mine, settings.index, space)
     shared = {*CellSettings.model_fields, *ComputeSettings.model_fields}
     return EmbedSettings.of(
         settings.model_dump(include=shared)

@@ -1,6 +1,7 @@
 """The files of a mapping: predictions, the labelled query, metrics, calibration, and a report with pictures."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from scgpt_ray.evaluation.report.recall_plot import recall_curve
 from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import Point
 from scgpt_ray.parts.export import write_h5ad
-from scgpt_ray.parts.manifest import Manifest
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.mapping_result import (
     CALIBRATION,
@@ -35,6 +35,7 @@ from scgpt_ray.pipelines.mapping_result import (
     voted,
 )
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
 
 _CONFUSION = "Where the vote put the cells of each true label, a row for each; a row's shares add up to 1."
@@ -54,7 +55,7 @@ def write_mapped(
     write_h5ad(output, QUERY_H5AD, labelled)
     output.write(METRICS, _json(mapped.metrics()))
     if mapped.calibrations:
-        output.write(CALIBRATION, _json({column: found.to_dict() for column, found in mapped.calibrations.items()}))
+        output.write(CALIBRATION, _json({column: asdict(found) for column, found in mapped.calibrations.items()}))
     elif output.has(CALIBRATION):
         output.remove(CALIBRATION)  # of an earlier mapping into this folder
     drawn = drawn_cells(mapped, reference, queries)
@@ -127,14 +128,14 @@ def _pictures(mapped: Mapped) -> list[Picture]:
         cells = outcomes(evaluation.truth, said)
         groups = {name: confidence[rows] for name, rows in cells.items()}
         kept = None
-        if rejection.accuracy_accepted is not None and rejection.coverage < 1:
-            kept = (rejection.coverage, rejection.accuracy_accepted)
+        if rejection.accuracy_accepted is not None and rejection.accepted < 1:
+            kept = (rejection.accepted, rejection.accuracy_accepted)
         pictures = [
             Picture(confusion_heatmap(evaluation.scores), _CONFUSION),
             Picture(confidence_histogram(groups, meaning), by_confidence),
             *_distances(mapped, cells, by_distance),
             Picture(
-                coverage_accuracy({meaning: evaluation.coverage}, kept),
+                coverage_accuracy({meaning: evaluation.selective_accuracy}, kept),
                 "What rejecting the least sure query cells buys.",
             ),
             Picture(

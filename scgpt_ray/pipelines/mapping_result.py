@@ -1,7 +1,7 @@
 """The result of a mapping: every query cell with its labels, evaluated where the truth is known."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from scgpt_ray.evaluation.labels.baseline import BASELINE
 from scgpt_ray.evaluation.labels.comparison import Labelling
 from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation, evaluate
 from scgpt_ray.evaluation.labels.metrics import LabelScores
-from scgpt_ray.mapping.ballot import CellCounts
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
+from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
 from scgpt_ray.storage import Folder
@@ -156,7 +156,7 @@ class Mapped:
         if self.evaluation:
             beside = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
             evaluated = self.evaluation.to_dict() | {"baseline": beside}
-        calibration = {column: calibration.held_out.to_dict() for column, calibration in self.calibrations.items()}
+        calibration = {column: asdict(calibration.held_out) for column, calibration in self.calibrations.items()}
         return self.to_dict() | evaluated | {
             "labels": self.labels,
             "unknown": self.unknown,

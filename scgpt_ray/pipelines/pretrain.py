@@ -17,7 +17,7 @@ from scgpt_ray.network.checkpoint import write_checkpoint
 from scgpt_ray.network.checkpoint_files import portable_name
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.pipelines.executor import Engine, Executor
-from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, REQUEST, TrainingJob, check_training
+from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, TrainingJob, check_training
 from scgpt_ray.pipelines.token_cache import cache_tokens
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker, versions
@@ -86,7 +86,7 @@ def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
     ):
         on_gpu = on_gpus(settings.workers, executor)
         require_precision("cuda" if on_gpu else "cpu", settings.precision)
-        job.output.write(REQUEST, json.dumps(job.request, indent=1).encode())
+        job.request.write(job.output)
         training = training_of(job, cache_tokens(job, executor), on_gpu=on_gpu)
         with _StepProgress(tracker, settings.steps) as progress:
             executor.train(training, job.output, settings.workers, progress.on_step)

@@ -12,26 +12,25 @@ from scgpt_ray.atlas.obs_filter import filter_columns, parse
 from scgpt_ray.atlas.plan import Partition, cut
 from scgpt_ray.atlas.source import Source, locate
 from scgpt_ray.config import PretrainSettings
-from scgpt_ray.errors import ConfigError, OutputError
-from scgpt_ray.identity import digest_of
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.identity import digest_of, require_same_run
 from scgpt_ray.network.checkpoint import Architecture, Checkpoint, read_checkpoint
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect
+from scgpt_ray.records import PretrainRequest
 from scgpt_ray.schema import RESERVED
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 
-REQUEST = "request.json"
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoint"
 _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
-_HOW = frozenset({"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config"})
+_NO_NUMBER = frozenset({"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config"})
 """Settings that change no number."""
-
-_TOLD = {"atlases": "atlas", "snapshots": "snapshot", "weights": "checkpoint", "vocabulary": "vocabulary"}
-"""Keys of a request that say what is found where a setting points to, and that setting."""
+_PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})
+"""Settings in whose stead a request holds the digest of what is there."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class TrainingJob:
         vocabulary: Tokens.
         architecture: Sizes of the network.
         rules: How cells become tokens: all genes of a cell, for each step draws its own.
-        request: What fixes the result; equal requests give equal checkpoints.
+        request: What fixes the result.
         done: What a finished run of the same request left; None while there is something to do.
     """
 
@@ -70,16 +69,18 @@ class TrainingJob:
     vocabulary: Vocabulary
     architecture: Architecture
     rules: TokenRules
-    request: dict[str, Any]
+    request: PretrainRequest
     done: dict[str, Any] | None
 
     @property
     def tokens_fingerprint(self) -> str:
         """Digest of what makes the tokens, and of which of them are kept out."""
-        what = ("atlases", "vocabulary", "token_rules")
-        how = ("ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validation_share")
-        settings = self.request["settings"]
-        return digest_of([*(self.request[name] for name in what), *(settings[name] for name in how)])
+        names = (
+            "ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validation_share",
+        )  # fmt: skip
+        request = self.request
+        tokens = [request.atlases, request.vocabulary, request.token_rules]
+        return digest_of([*tokens, *(request.settings[name] for name in names)])
 
 
 def check_training(settings: PretrainSettings) -> TrainingJob:
@@ -89,7 +90,7 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
         InputError: With found, expected and remedy.
     """
     output = Folder.at(settings.output)
-    began = json.loads(output.read(REQUEST)) if output.has(REQUEST) else None
+    began = PretrainRequest.read(output)
     sources = _sources(settings, began)
     start = read_checkpoint(settings.checkpoint) if settings.checkpoint else None
     vocabulary = start.vocabulary if start else _vocabulary(settings, sources)
@@ -97,7 +98,7 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
     rules = TokenRules(max_length=vocabulary.size + 1, seed=settings.seed, ties=settings.ties)
     request = _request(settings, sources, genes, vocabulary, start)
     if began is not None:
-        _require_same(began, request, output)
+        require_same_run(output.uri, request.model_dump(mode="json"), began.model_dump(mode="json"))
     done = json.loads(output.read(METRICS)) if began is not None and output.has(METRICS) else None
     atlases: tuple[AtlasJob, ...] = ()
     if done is None:
@@ -110,13 +111,13 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
     return TrainingJob(settings, output, atlases, vocabulary, architecture, rules, request, done)
 
 
-def _sources(settings: PretrainSettings, began: dict[str, Any] | None) -> tuple[Source, ...]:
+def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:
     """The atlases, at the snapshots an earlier run pinned, carrying the columns that training reads.
 
     Raises:
         ConfigError: If such a column has the name of one that tokens have.
     """
-    snapshots = began["snapshots"] if began else [None] * len(settings.atlas)
+    snapshots = [atlas.get("snapshot") for atlas in began.atlases] if began else []
     sources = []
     read = [settings.label_column, settings.domain_column, *filter_columns(settings.validation_filter or "")]
     columns = tuple(dict.fromkeys(name for name in (*settings.obs_columns, *read) if name))
@@ -188,36 +189,15 @@ def _request(
     genes: Sequence[GeneMap],
     vocabulary: Vocabulary,
     start: Checkpoint | None,
-) -> dict[str, Any]:
-    identities = [source.identity() for source in sources]
-    apart = _HOW.union(_TOLD.values())
-    return {
-        "settings": {name: value for name, value in settings.model_dump(mode="json").items() if name not in apart},
-        "atlases": [
-            {**identity, "genes": gene_map.digest()} for identity, gene_map in zip(identities, genes, strict=True)
+) -> PretrainRequest:
+    return PretrainRequest(
+        settings=settings.model_dump(mode="json", exclude=set(_NO_NUMBER | _PLACES)),
+        atlases=[
+            {**source.identity(), "genes": gene_map.digest()} for source, gene_map in zip(sources, genes, strict=True)
         ],
-        "snapshots": [identity.get("snapshot") for identity in identities],
-        "vocabulary": vocabulary.sha256,
-        "weights": start.weights_sha256 if start else None,
-        "token_rules": RULES_VERSION,
-    }
-
-
-def _require_same(began: dict[str, Any], wanted: dict[str, Any], output: Folder) -> None:
-    """Refuse to mix two runs in one folder.
-
-    Raises:
-        OutputError: Naming what differs.
-    """
-    if began == wanted:
-        return
-    differing = [name for name, value in wanted["settings"].items() if began["settings"].get(name) != value]
-    differing += [_TOLD.get(key, key) for key in wanted if key != "settings" and began.get(key) != wanted[key]]
-    options = ", ".join("--" + name.replace("_", "-") for name in dict.fromkeys(differing))
-    raise OutputError(
-        f"{output.uri} holds a run with another {options}",
-        expected="the same atlases and options",
-        remedy="give --output another folder",
+        vocabulary=vocabulary.sha256,
+        checkpoint=start.weights_sha256 if start else None,
+        token_rules=RULES_VERSION,
     )
 
 

@@ -12,10 +12,12 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from scgpt_ray.atlas.genes import VAR_JOINID
-from scgpt_ray.atlas.plan import Plan, cut
+from scgpt_ray.atlas.plan import cut
 from scgpt_ray.atlas.source import Source, locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError
+from scgpt_ray.identity import differences
+from scgpt_ray.records import Plan
 from scgpt_ray.schema import COUNT, GENE, JOINID, OBS_ID, Int64Array, ragged
 
 logger = logging.getLogger(__name__)
@@ -57,10 +59,10 @@ def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source
         source = locate(place, _cell_settings(plan))
     except AtlasError as error:
         return error.found + (f"; name the atlas with {option}" if option else "")
-    planned = plan.fingerprint["cells"]
-    differing = [key for key, value in source.identity().items() if planned.get(key) != value]
-    if differing:
-        return f"{place} is not as it was embedded ({', '.join(differing)} differ)"
+    found, planned = source.identity(), plan.fingerprint.cells
+    changed = differences(found, {key: planned.get(key) for key in found})
+    if changed:
+        return f"{place} is not as it was embedded ({changed})"
     return source
 
 
@@ -79,7 +81,7 @@ def named_atlas(place: str, plan: Plan | None) -> Source:
 def _cell_settings(plan: Plan) -> CellSettings:
     """How the embedded cells were selected and read, without the columns that were carried along."""
     asked = {name: plan.settings[name] for name in CellSettings.model_fields if name in plan.settings}
-    return CellSettings.of(asked | {"obs_columns": (), "snapshot": plan.fingerprint["cells"].get("snapshot")})
+    return CellSettings.of(asked | {"obs_columns": (), "snapshot": plan.fingerprint.cells.get("snapshot")})
 
 
 def read_counts(source: Source, joinids: Int64Array, names: list[str] | None) -> Counts:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scgpt_ray.index.description import RECALL, IndexDescription
+from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import CHOSEN_K, RECALL_K, Point, RecallSample, Search, bytes_per_cell, speed
 from scgpt_ray.index.searcher import SearchParams
-from scgpt_ray.mapping.ballot import VoteRules, hold_ballot
+from scgpt_ray.mapping.votes import VoteRules, label_votes
+from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
 
@@ -69,7 +70,7 @@ def agreement(
     told: dict[str, Any] = {}
     for column in columns:
         expected, said = (
-            hold_ballot(ids_QK, scores_QK, known, column, VoteRules(), {}).winners
+            label_votes(ids_QK, scores_QK, known, column, VoteRules(), {}).top_labels
             for ids_QK, scores_QK in ((truth_QK, truth_scores_QK), (found_QK, found_scores_QK))
         )
         agrees = expected == said

@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.index.description import IndexDescription, require_index
+from scgpt_ray.index.description import require_index
 from scgpt_ray.index.factory import empty_index, n_lists
 from scgpt_ray.index.neighbor_filter import Allowed, condition_of
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors, set_threads
 from scgpt_ray.index.searcher import Searcher, SearchParams
-from scgpt_ray.index.shard import ShardDescription
 from scgpt_ray.parts.parts import read_vectors
 from scgpt_ray.pipelines.executor import Executor
+from scgpt_ray.records import IndexDescription, ShardDescription
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 

@@ -1,4 +1,4 @@
-"""A mapping beside its baselines, on the same cells."""
+"""A mapping compared with baselines on the same cells."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.evaluation.labels.metrics import Labels, has_truth, score_labels
-from scgpt_ray.evaluation.labels.selective_accuracy import COVERAGES, coverage_curve
+from scgpt_ray.evaluation.labels.selective_accuracy import SHARES, selective_accuracy
 
 Labelling: TypeAlias = tuple[Labels, npt.NDArray[np.floating]]
 """Predicted label and confidence of each cell, [n] each."""
@@ -22,9 +22,9 @@ class MethodScore:
     accuracy: float
     macro_f1: float
     accuracy_at: dict[str, float]
-    """Coverage -> accuracy of that share of the cells, the surest."""
+    """Share of the cells, the surest -> their accuracy."""
     area: float
-    """Under the curve of accuracy over coverage."""
+    """Under the curve of accuracy over the share of the cells."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Comparison:
     def table(self) -> str:
         """The scores as text for a terminal, one line per method."""
         width = max(len("method"), *(len(method.name) for method in self.methods))
-        heads = "".join(f"  acc@{coverage:.0%}" for coverage in COVERAGES[1:])
+        heads = "".join(f"  acc@{share:.0%}" for share in SHARES[1:])
         lines = [
             f"{method.name:<{width}}  {method.accuracy:8.3f}  {method.macro_f1:8.3f}"
-            + "".join(f"  {method.accuracy_at[f'{coverage:g}']:7.3f}" for coverage in COVERAGES[1:])
+            + "".join(f"  {method.accuracy_at[f'{share:g}']:7.3f}" for share in SHARES[1:])
             + f"  {method.area:5.3f}"
             for method in self.methods
         ]
@@ -59,7 +59,7 @@ def compare(
 
     Args:
         truth: True label per cell, [n].
-        methods: Name -> what it says, in the order of the table.
+        methods: Name -> its labels and confidences, in the order of the table.
         reference_labels: Labels that could be predicted.
 
     Raises:
@@ -71,7 +71,7 @@ def compare(
     for name, (predicted, confidence) in methods.items():
         scores = score_labels(truth, predicted, confidence, reference_labels)
         right_N = np.asarray(np.asarray(predicted, object)[evaluated] == true_N, bool)
-        curve = coverage_curve(np.asarray(confidence)[evaluated], right_N)
-        at = {f"{coverage:g}": curve.at(coverage) for coverage in COVERAGES}
+        curve = selective_accuracy(np.asarray(confidence)[evaluated], right_N)
+        at = {f"{share:g}": curve.at(share) for share in SHARES}
         found.append(MethodScore(name, scores.accuracy, scores.macro_f1, at, curve.area))
     return Comparison(tuple(found))

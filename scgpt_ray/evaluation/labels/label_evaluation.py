@@ -1,10 +1,10 @@
-"""A mapping held against the truth: every figure of it in one place.
+"""Evaluation of a mapping against true labels: all its figures.
 
 Shapes: N query cells.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,25 @@ from scgpt_ray.evaluation.labels.baseline import majority
 from scgpt_ray.evaluation.labels.comparison import Comparison, Labelling, compare
 from scgpt_ray.evaluation.labels.metrics import Labels, LabelScores, has_truth, score_labels
 from scgpt_ray.evaluation.labels.rejection import RejectionScores, score_rejection
-from scgpt_ray.evaluation.labels.selective_accuracy import CoverageCurve, coverage_curve
-from scgpt_ray.mapping.ballot import CountOfValue
-from scgpt_ray.mapping.reliability import Reliability, reliability
+from scgpt_ray.evaluation.labels.selective_accuracy import SelectiveAccuracy, selective_accuracy
+from scgpt_ray.mapping.calibrator import Reliability, reliability
+from scgpt_ray.mapping.votes import CountOfValue
 
 METHOD = "scGPT + kNN"
 
 
 @dataclass(frozen=True, eq=False)
 class LabelEvaluation:
-    """How right the labels are, and how right it was to withhold them."""
+    """How right the labels are, and how right the rejections."""
 
     truth: Labels
     """True label of each cell, [N]."""
     scores: LabelScores
-    """Of what was voted, whether it was rejected or not."""
+    """Of the top labels, rejected or not."""
     rejection: RejectionScores
     comparison: Comparison
-    """With calling every cell by the reference's most frequent label, and with other baselines."""
-    coverage: CoverageCurve
+    """With the majority class of the reference, and with other baselines."""
+    selective_accuracy: SelectiveAccuracy
     reliability: dict[str, Reliability]
     """By the meaning of each confidence."""
 
@@ -42,8 +42,8 @@ class LabelEvaluation:
             "scores": self.scores.to_dict(),
             "rejection": self.rejection.to_dict(),
             "comparison": self.comparison.to_dict(),
-            "coverage": self.coverage.to_dict(),
-            "reliability": {meaning: curve.to_dict() for meaning, curve in self.reliability.items()},
+            "selective_accuracy": self.selective_accuracy.to_dict(),
+            "reliability": {meaning: asdict(curve) for meaning, curve in self.reliability.items()},
         }
 
 
@@ -53,24 +53,24 @@ def evaluate(
     confidences: Mapping[str, npt.NDArray[np.floating]],
     rejected: npt.NDArray[np.bool_],
     reference_cells: CountOfValue,
-    beside: Mapping[str, Labelling] | None = None,
+    baselines: Mapping[str, Labelling] | None = None,
 ) -> LabelEvaluation:
     """Evaluate a mapping.
 
     Args:
         truth: True label of each cell, [N]; those without one are left out.
-        voted: Predicted label, [N], also where it is rejected.
+        voted: Top label, [N], rejected or not.
         confidences: Meaning -> confidence of each cell, [N]; the last of them ranks the cells.
-        rejected: bool [N], where no label is given.
+        rejected: bool [N], where the label is Unknown.
         reference_cells: Label -> cells of the reference.
-        beside: Name of a baseline -> what it says of the same cells; for the comparison.
+        baselines: Name -> labels and confidences of the same cells.
 
     Raises:
         InputError: If the truth of no cell is known.
     """
     reference_labels = {name for name in reference_cells if name is not None}
     confidence = list(confidences.values())[-1]
-    methods: dict[str, Labelling] = {METHOD: (voted, confidence), **(beside or {})}
+    methods: dict[str, Labelling] = {METHOD: (voted, confidence), **(baselines or {})}
     methods["majority class"] = majority(reference_cells, len(voted))
     scores = score_labels(truth, voted, confidence, reference_labels)
     evaluated = has_truth(truth)
@@ -80,6 +80,6 @@ def evaluate(
         scores,
         score_rejection(truth, voted, rejected, reference_labels),
         compare(truth, methods, reference_labels),
-        coverage_curve(confidence[evaluated], right),
+        selective_accuracy(confidence[evaluated], right),
         {meaning: reliability(values[evaluated], right) for meaning, values in confidences.items()},
     )

@@ -1,4 +1,4 @@
-"""How well `Unknown` is said: to cells whose label the reference lacks, and not to the others."""
+"""How well cells are rejected: those whose label the reference lacks, and not the others."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -36,23 +36,23 @@ class RejectionScores:
     """One per true label, in alphabetical order."""
 
     @property
-    def coverage(self) -> float:
+    def accepted(self) -> float:
         """Share of all cells that keep a label."""
-        return self._accepted / (self.known + self.absent)
+        return self._n_accepted / (self.known + self.absent)
 
     @property
     def accuracy_accepted(self) -> float | None:
-        """Share of right labels among the cells that keep one; None where none does."""
-        return self.accepted_right / self._accepted if self._accepted else None
+        """Share of right labels among the cells that keep one; None where no cell does."""
+        return self.accepted_right / self._n_accepted if self._n_accepted else None
 
     @property
-    def _accepted(self) -> int:
+    def _n_accepted(self) -> int:
         return self.known + self.absent - self.known_rejected - self.absent_rejected
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
         per_label = [asdict(score) for score in self.per_label]
-        shares = {"coverage": self.coverage, "accuracy_accepted": self.accuracy_accepted}
+        shares = {"accepted": self.accepted, "accuracy_accepted": self.accuracy_accepted}
         return asdict(self) | shares | {"per_label": per_label}
 
     def table(self) -> str:
@@ -67,7 +67,7 @@ class RejectionScores:
         notes = [
             f"{self.known_rejected:,} of {self.known:,} cells that the reference can name were rejected, "
             f"{self.absent_rejected:,} of {self.absent:,} others (*)",
-            f"{self.coverage:.1%} of the cells keep a label{accuracy}",
+            f"{self.accepted:.1%} of the cells keep a label{accuracy}",
         ]
         return "\n".join([f"{'true label':<{width}}    cells  Unknown   share", *lines, *notes])
 
@@ -75,7 +75,7 @@ class RejectionScores:
 def score_rejection(
     truth: Labels, predicted: Labels, rejected: npt.NDArray[np.bool_], reference_labels: Collection[str]
 ) -> RejectionScores:
-    """Count who was rejected.
+    """Count the rejected cells.
 
     Args:
         truth: True label per cell, [n]; cells without one are left out.

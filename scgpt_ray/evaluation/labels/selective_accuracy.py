@@ -1,4 +1,4 @@
-"""What rejection buys: accuracy of the surest cells against how many they are.
+"""Accuracy of the surest cells against how many they are, as rejection by confidence would leave them.
 
 Shapes: N cells.
 """
@@ -10,49 +10,44 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-COVERAGES = (1.0, 0.9, 0.8, 0.5)
-"""Where accuracy is reported."""
+SHARES = (1.0, 0.9, 0.8, 0.5)
+"""Shares of the cells whose accuracy is reported."""
 
 _POINTS = 100
 
 
 @dataclass(frozen=True, eq=False)
-class CoverageCurve:
+class SelectiveAccuracy:
     """Accuracy of the i surest cells for every i."""
 
     accuracy: npt.NDArray[np.float64]
     """Of the i + 1 surest cells, [N]."""
 
     @property
-    def coverage(self) -> npt.NDArray[np.float64]:
+    def share(self) -> npt.NDArray[np.float64]:
         """Share of all cells that the i + 1 surest are, [N]."""
         return np.arange(1, len(self.accuracy) + 1) / len(self.accuracy)
 
     @property
     def area(self) -> float:
-        """Area under the curve: mean accuracy over all coverages, 1 - AURC (Geifman et al. 2019, arXiv:1805.08206)."""
+        """Area under the curve: mean accuracy over all shares, 1 - AURC (Geifman et al. 2019, arXiv:1805.08206)."""
         return float(self.accuracy.mean())
 
-    def at(self, coverage: float) -> float:
-        """Accuracy of that share of the cells, rounded up to a cell."""
-        return float(self.accuracy[max(1, math.ceil(round(coverage * len(self.accuracy), 6))) - 1])
+    def at(self, share: float) -> float:
+        """Accuracy of that share of the cells, the surest, rounded up to a cell."""
+        return float(self.accuracy[max(1, math.ceil(round(share * len(self.accuracy), 6))) - 1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the curve at hundredths of coverage."""
+        """Plain values for JSON; the curve at every hundredth of the cells."""
         shares = [point / _POINTS for point in range(1, _POINTS + 1)]
         return {
             "area": self.area,
-            "accuracy_at": {f"{coverage:g}": self.at(coverage) for coverage in COVERAGES},
-            "curve": {"coverage": shares, "accuracy": [self.at(share) for share in shares]},
+            "accuracy_at": {f"{share:g}": self.at(share) for share in SHARES},
+            "curve": {"share": shares, "accuracy": [self.at(share) for share in shares]},
         }
 
-    def table(self) -> str:
-        """Accuracy at a few coverages as text for a terminal."""
-        lines = [f"{coverage:8.0%}  {self.at(coverage):8.3f}" for coverage in COVERAGES]
-        return "\n".join(["coverage  accuracy", *lines, f"area under the curve {self.area:.3f}"])
 
-
-def coverage_curve(confidence_N: npt.NDArray[np.floating], right_N: npt.NDArray[np.bool_]) -> CoverageCurve:
+def selective_accuracy(confidence_N: npt.NDArray[np.floating], right_N: npt.NDArray[np.bool_]) -> SelectiveAccuracy:
     """Accept cells from the surest to the least sure.
 
     Cells of equal confidence are taken in the mean over all their orders, so that the curve does not depend on the
@@ -67,4 +62,4 @@ def coverage_curve(confidence_N: npt.NDArray[np.floating], right_N: npt.NDArray[
     ends = np.concatenate([[0], np.bincount(place_N).cumsum()])
     right_at_end = np.concatenate([[0], np.bincount(place_N, right_N).cumsum()])
     accepted_N = np.arange(1, len(right_N) + 1)
-    return CoverageCurve(np.interp(accepted_N, ends, right_at_end) / accepted_N)
+    return SelectiveAccuracy(np.interp(accepted_N, ends, right_at_end) / accepted_N)

@@ -7,7 +7,7 @@ from scgpt_ray.evaluation.labels.comparison import Comparison
 from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation
 from scgpt_ray.evaluation.labels.metrics import LabelScores
 from scgpt_ray.evaluation.labels.rejection import RejectionScores
-from scgpt_ray.evaluation.labels.selective_accuracy import COVERAGES
+from scgpt_ray.evaluation.labels.selective_accuracy import SHARES
 from scgpt_ray.evaluation.report.page import Picture, fact_table, gallery, page, paragraph, section, table, tiles
 from scgpt_ray.evaluation.report.scatter import Scatter, cells_section
 from scgpt_ray.mapping.calibration import Calibration
@@ -81,8 +81,8 @@ def _evaluated(evaluation: LabelEvaluation) -> tuple[str, str]:
     if scores.absent_labels and scores.accuracy_in_reference is not None:
         text = f"accuracy of {scores.n_in_reference:,} cells the reference can name"
         figures.append((f"{scores.accuracy_in_reference:.3f}", text))
-    if rejection.coverage < 1 and rejection.accuracy_accepted is not None:
-        figures.append((f"{rejection.accuracy_accepted:.3f}", f"accuracy of the {rejection.coverage:.1%} not rejected"))
+    if rejection.accepted < 1 and rejection.accuracy_accepted is not None:
+        figures.append((f"{rejection.accuracy_accepted:.3f}", f"accuracy of the {rejection.accepted:.1%} not rejected"))
     return tiles(figures), "\n".join(
         [
             section("By label", _by_label(scores, rejection) + _notes(scores)),
@@ -104,7 +104,7 @@ def _by_label(scores: LabelScores, rejection: RejectionScores) -> str:
 
 
 def _compared(comparison: Comparison) -> str:
-    at = COVERAGES[1:]
+    at = SHARES[1:]
     return table(
         ("method", "accuracy", "macro-F1", *(f"surest {share:.0%}" for share in at)),
         (
@@ -123,7 +123,7 @@ def _calibration(calibrations: Mapping[str, Calibration]) -> str:
          "wrong among the kept"),
         (
             (column, f"{held.cells:,}", f"{held.groups:,}", f"{held.accuracy:.3f}", f"{held.before.ece:.3f}",
-             f"{held.after.ece:.3f}", f"{held.coverage:.1%}",
+             f"{held.after.ece:.3f}", f"{held.accepted:.1%}",
              "" if held.error_accepted is None else f"{held.error_accepted:.1%}")
             for column, held in told.items()
         ),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.evaluation.labels.metrics import LabelScores
-from scgpt_ray.evaluation.labels.selective_accuracy import CoverageCurve
+from scgpt_ray.evaluation.labels.selective_accuracy import SelectiveAccuracy
 from scgpt_ray.evaluation.report.canvas import (
     FAINT,
     GRID,
@@ -22,7 +22,7 @@ from scgpt_ray.evaluation.report.canvas import (
     title,
 )
 from scgpt_ray.evaluation.report.palette import GREY, STRONG, colours_of
-from scgpt_ray.mapping.reliability import Reliability
+from scgpt_ray.mapping.calibrator import Reliability
 
 MAX_LABELS = 20
 """Colours and bars that can be told apart; rarer labels are drawn together as `other`."""
@@ -85,23 +85,23 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
     return png(figure)
 
 
-def coverage_accuracy(curves: Mapping[str, CoverageCurve], threshold: tuple[float, float] | None = None) -> bytes:
+def coverage_accuracy(curves: Mapping[str, SelectiveAccuracy], threshold: tuple[float, float] | None = None) -> bytes:
     """What rejecting the least sure cells buys.
 
     Args:
         curves: Name -> curve over the same cells, such as `scGPT` and `PCA + kNN`.
-        threshold: Coverage and accuracy of the thresholds in use, marked by a dot; None for no dot.
+        threshold: Share of the cells that the thresholds in use accept, and their accuracy, as a dot; or None.
     """
     figure, axes = canvas(*SIDE_BY_SIDE)
     for (name, curve), colour in zip(curves.items(), STRONG, strict=False):
-        axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
+        axes.plot(curve.share, curve.accuracy, color=colour, linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
     if threshold is not None:
         axes.scatter(*threshold, s=46, c=INK, zorder=3, label=f"kept: {threshold[0]:.0%}, {threshold[1]:.3f} right")
     axes.set_xlim(0, 1.01)
-    axes.set_xlabel("coverage: share of the cells that keep a label, the surest first")
+    axes.set_xlabel("share of the cells that keep a label, the surest first")
     axes.set_ylabel("accuracy of these cells")
     cells = len(next(iter(curves.values())).accuracy)
-    title(figure, f"Accuracy against coverage, {cells:,} cells")
+    title(figure, f"Accuracy of the surest of {cells:,} cells")
     legend_below(figure, axes)
     only_grid(axes, "both")
     return png(figure)
