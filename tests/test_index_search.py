@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.index.recall import recall_at
-from scgpt_ray.index.search import NONE, _transformed, candidates, exact_search, merge, scores_of, search
+from scgpt_ray.index.search import (
+    NONE,
+    _nearest,
+    _transformed,
+    candidates,
+    exact_search,
+    in_threads,
+    merge,
+    scores_of,
+    search,
+)
 from scgpt_ray.index.template import open_template, train
 
 RNG = np.random.default_rng(0)
@@ -156,6 +167,35 @@ def test_a_score_depends_on_its_pair_alone(d):
         np.testing.assert_array_equal(scores_of(queries, rows[:, some], vectors.__getitem__), scores[:, some])
     exact = np.einsum("qd,qrd->qr", queries.astype(np.float64), vectors[rows].astype(np.float64))
     np.testing.assert_allclose(scores[rows != NONE], exact[rows != NONE], atol=1e-6)
+
+
+@pytest.mark.parametrize("rounding", [0, 1e-6])
+def test_what_a_product_rounds_does_not_hide_a_neighbour(rounding):
+    scores = np.float32(0.5) + np.random.default_rng(0).permutation(300).astype(np.float32) * np.float32(2**-22)
+    rough = scores + np.random.default_rng(1).uniform(-rounding, rounding, 300)
+
+    def find(queries, width):
+        rows = np.argsort(-rough)[:width]
+        return np.tile(rows, (len(queries), 1)), np.tile(scores[rows], (len(queries), 1))
+
+    found, _ = _nearest(find, np.zeros((2, 1), np.float32), 5, 6, 300)
+    assert found.tolist() == [np.argsort(-scores)[:5].tolist()] * 2
+
+
+def test_lists_that_tie_are_chosen_as_if_a_query_were_alone():
+    vectors, queries = cells(6000, d=64), cells(8000, d=64, seed=1)  # enough for faiss to multiply matrices
+    index = open_template(train(vectors, "IVF32,SQ8", seed=0))
+    index.quantizer.reset()
+    index.quantizer.add(np.tile(vectors[:1], (32, 1)))
+    index.add(vectors)
+    together = candidates(index, queries, 5, 3)
+    alone = np.concatenate([candidates(index, queries[row : row + 1], 5, 3) for row in range(100)])
+    np.testing.assert_array_equal(together[:100], alone)
+
+
+def test_each_call_runs_in_one_thread_and_answers_come_in_order():
+    found = in_threads(lambda start: (start, faiss.omp_get_max_threads()), range(4), 2)
+    assert found == [(start, 1) for start in range(4)]
 
 
 @pytest.mark.parametrize("factory", CODES)

@@ -75,10 +75,9 @@ class Allowed:
         for group in np.unique(self.group_Q):
             mask_N = met_N.copy()
             for name, value in zip(self.columns, self.groups[group], strict=True):
-                if value is not None:
-                    place = texts[name].dictionary.index(value)  # -1, which no cell has, where the shard lacks it
-                    is_other = pc.not_equal(texts[name].indices, place).fill_null(True)
-                    mask_N &= is_other.to_numpy(zero_copy_only=False)
+                place = texts[name].dictionary.index(value)  # -1, which no cell has, where it is null or not there
+                is_other = pc.not_equal(texts[name].indices, place).fill_null(True)
+                mask_N &= is_other.to_numpy(zero_copy_only=False)
             yield np.flatnonzero(self.group_Q == group), mask_N
 
 

@@ -27,9 +27,6 @@ from scgpt_ray.schema import Float32Matrix, Int64Array
 NONE = -1
 """The id where there are fewer than K neighbours; its score is -inf."""
 
-SPARE = 16
-"""Neighbours looked at beyond those wanted, so that ties seldom reach behind them."""
-
 Neighbors: TypeAlias = tuple[Int64Array, Float32Matrix]
 """ids int64 [Q, K] and scores float32 [Q, K], the cosines."""
 
@@ -43,6 +40,7 @@ _T = TypeVar("_T")
 
 _TIED_CELLS = 2**24  # ids held at once while ties are settled: 200 MB
 _BLOCK_FLOATS = 2**22  # vectors held as float32 at once by a thread: 16 MB
+_SPARE = 6  # neighbours looked at beyond those wanted, so that ties seldom reach behind them
 _ROUNDING = np.float32(4e-6)  # twice what the ways to sum the score of one pair differ by (1.5e-6 at d 512)
 
 
@@ -89,7 +87,7 @@ def search(
         rows int64 [Q, k], -1 where there are no more; scores float32 [Q, k], -inf there.
     """
     find = _find_in(index, nprobe, allowed_N)
-    return merge([_nearest(find, np.ascontiguousarray(queries_QD, np.float32), k, k + SPARE, index.ntotal)], k)
+    return merge([_nearest(find, np.ascontiguousarray(queries_QD, np.float32), k, k + _SPARE, index.ntotal)], k)
 
 
 def candidates(
@@ -175,7 +173,7 @@ def exact_search(blocks: Iterable[tuple[Int64Array, Float32Matrix]], queries_QD:
     best = no_neighbors(len(queries_QD), k)
     for ids_N, vectors_ND in blocks:
         find = _find_among(ids_N, np.ascontiguousarray(vectors_ND, np.float32))
-        best = merge([best, _nearest(find, queries_QD, k, k + SPARE, len(ids_N))], k)
+        best = merge([best, _nearest(find, queries_QD, k, k + _SPARE, len(ids_N))], k)
     return best
 
 

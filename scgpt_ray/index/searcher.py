@@ -30,7 +30,6 @@ from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.neighbor_filter import Allowed, masked
 from scgpt_ray.index.search import (
     NONE,
-    SPARE,
     Mask,
     Neighbors,
     candidates,
@@ -51,6 +50,7 @@ EXACT_ROWS = 20_000
 LEAST_PER_NEIGHBOR = 10
 """Candidates for each neighbour wanted, however few suffice for ten."""
 
+_SPARE = 16  # candidates ordered beyond those wanted, so that ties seldom reach behind them
 _EXACT_BLOCK = 16_384
 
 
@@ -157,7 +157,7 @@ class Shard:
 
 def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
     """As `merge` of one result, for many candidates: only the best are put in order."""
-    n = k + SPARE
+    n = k + _SPARE
     if rows_QR.shape[1] <= n:
         return merge([(rows_QR, scores_QR)], k)
     best_Qn = np.argpartition(-scores_QR, n - 1, axis=1)[:, :n]

@@ -95,7 +95,7 @@ def _evenly(blocks: Iterable[tuple[Int64Array, Float32Matrix]], d: int) -> Itera
 
 def _add(index: faiss.Index, ids_N: Int64Array, vectors_ND: Float32Matrix) -> Int64Array:
     """Add vectors; gives back their ids."""
-    index.add(np.ascontiguousarray(vectors_ND))
+    index.add(vectors_ND)
     return ids_N
 
 

@@ -77,7 +77,7 @@ def _train_lists(index: faiss.Index, sample_ND: Float32Matrix, seed: int, thread
     lists = inverted_lists(index)
     if lists is None:
         return
-    lists.cp.seed = seed  # for lists that faiss trains: those of a product of two codebooks, or behind a refinement
+    lists.cp.seed = seed  # for lists in front of a refinement, which faiss trains
     while isinstance(index, faiss.IndexPreTransform):
         chain: Any = index.chain  # a C++ vector, whatever the stub says
         for step in range(chain.size()):
