@@ -1,0 +1,1 @@
+"""The stages, a module each: `run(bench)` measures or checks one thing and writes lines."""
