@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.evaluation.report.training_plot import training_curve
+from scgpt_ray.evaluation.report.picture import png
+from scgpt_ray.evaluation.report.plots import training_curve
 from scgpt_ray.execution.cluster import connected
 from scgpt_ray.execution.ray_trainer import learn
 from scgpt_ray.execution.token_cache import keep_tokens
@@ -194,7 +195,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "evaluated": list(kept["evaluated"]),
         "versions": versions(),
     }
-    job.output.write(CURVE, training_curve(metrics["evaluated"]))
+    job.output.write(CURVE, png(training_curve(metrics["evaluated"])))
     job.output.write(METRICS, json.dumps(metrics, indent=1).encode())
     return metrics
 
