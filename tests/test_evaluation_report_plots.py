@@ -1,3 +1,6 @@
+"""Pictures: the same bytes for the same content, and what is drawn in them."""
+
+import re
 import sys
 
 import numpy as np
@@ -6,96 +9,105 @@ import pytest
 from scgpt_ray.errors import ConfigError, InputError
 from scgpt_ray.evaluation.labels.metrics import score_labels
 from scgpt_ray.evaluation.labels.selective_accuracy import selective_accuracy
-from scgpt_ray.evaluation.report import histograms, plots
-from scgpt_ray.evaluation.report.canvas import shortened
-from scgpt_ray.evaluation.report.histograms import MAX_GROUPS, confidence_histogram, distance_histogram, genes_histogram
+from scgpt_ray.evaluation.report import plots
 from scgpt_ray.evaluation.report.palette import GREY
+from scgpt_ray.evaluation.report.picture import FAINT, GRID, INK, Picture, png
 from scgpt_ray.evaluation.report.plots import (
+    MAX_GROUPS,
+    MAX_LABELS,
     confusion_heatmap,
     coverage_accuracy,
+    histogram,
     label_counts,
+    recall_curve,
     reliability_diagram,
+    shortened,
+    training_curve,
     umap_scatter,
 )
-from scgpt_ray.evaluation.report.recall_plot import recall_curve
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.index.recall import Point
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.mapping.calibrator import reliability
 
-RNG = np.random.default_rng(0)
 NAMES = ["CD4 T", "B", "costs $5 & <more>", "a label that is much longer than any axis has room for", "NK"]
-
 TRIED = [Point(nprobe, rerank, 0.9, 1 - 0.3 / nprobe / (1 + rerank), 1) for nprobe in (1, 4, 16) for rerank in (0, 16)]
+TRAINED = [{"step": step, "loss": 5.0 / step, "cell": 3.0, "label": 1.5} for step in (10, 20)]
 
 
-def pixels(png):
-    assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
-
-
-def labels(n, names=NAMES):
-    return [names[place] for place in RNG.integers(len(names), size=n)]
-
-
-def test_every_picture_is_a_png_and_repeatable():
-    truth, predicted = labels(200), labels(200)
-    scores = score_labels(truth, predicted, RNG.random(200), NAMES[:3])
-    confidence, right = RNG.random(200), RNG.random(200) < 0.7
+def draw(name, n=200):
+    """A picture of n cells."""
+    rng = np.random.default_rng(0)
+    truth, said = (np.array(NAMES, object)[rng.integers(len(NAMES), size=n)].tolist() for _ in range(2))
+    confidence, right = rng.random(n), rng.random(n) < 0.7
     bins, curve = reliability(confidence, right), selective_accuracy(confidence, right)
-    for draw in (
-        lambda: reliability_diagram({"share of the votes": bins, "calibrated": bins}),
-        lambda: coverage_accuracy({"scGPT": curve}),
-        lambda: coverage_accuracy({"scGPT": curve, "PCA + kNN": curve}, (0.8, curve.at(0.8))),
-        lambda: confusion_heatmap(scores),
-        lambda: confidence_histogram({"right": np.array([1.0, 0.5]), "wrong": np.array([0.2])}),
-        lambda: confidence_histogram({"all cells": np.array([0.0, 1.0], np.float32)}),
-        lambda: confidence_histogram({"all cells": np.array([0.5])}, "probability of being right"),
-        lambda: distance_histogram({"right": np.array([0.1, 0.3]), "wrong": np.array([0.7])}),
-        lambda: genes_histogram({f"donor {number}": np.array([number, 900]) for number in range(12)}),
-        lambda: recall_curve(TRIED, SearchParams(4, 16), 0.95),
-        lambda: label_counts(truth, "Predicted cell_type"),
-        lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type"),
-        lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type", np.ones((3, 2))),
-    ):
-        png = draw()
-        width, height = pixels(png)
-        assert 300 < width < 2000
-        assert 200 < height < 2000
-        assert draw() == png
+    places = rng.standard_normal((n, 2))
+    return {
+        "confusion": lambda: confusion_heatmap(score_labels(truth, said, confidence, NAMES[:3])),
+        "reliability": lambda: reliability_diagram({"share of the votes": bins, "calibrated": bins}),
+        "coverage": lambda: coverage_accuracy({"scGPT": curve, "PCA + kNN": curve}, (0.8, curve.at(0.8))),
+        "histogram": lambda: histogram({"right": confidence, "wrong": np.zeros(1)}, "x", "x", bins=20, range=(0, 1)),
+        "one value": lambda: histogram({"query cells": np.zeros(1, np.int32)}, "Genes per cell", "genes"),
+        "counts": lambda: label_counts(truth, "Predicted cell_type"),
+        "umap": lambda: umap_scatter(places, truth, "Predicted cell_type", np.ones((3, 2))),
+        "recall": lambda: recall_curve(TRIED, SearchParams(4, 16), 0.95),
+        "one point": lambda: recall_curve(TRIED[:1], TRIED[0].params, 0.5),
+        "training": lambda: training_curve(TRAINED),
+    }[name]()
 
 
-def test_one_cell_is_enough():
-    scores = score_labels(["T"], ["B"], np.ones(1), ["B"])
-    for png in (
-        confusion_heatmap(scores),
-        label_counts(["T"], "x"),
-        distance_histogram({"wrong": np.zeros(1)}),
-        genes_histogram({"query cells": np.zeros(1, np.int32)}),
-        recall_curve(TRIED[:1], TRIED[0].params, 0.5),
-        reliability_diagram({"x": reliability(np.ones(1), np.ones(1, bool))}),
-        coverage_accuracy({"x": selective_accuracy(np.ones(1), np.ones(1, bool))}, (1.0, 1.0)),
-        umap_scatter(np.zeros((1, 2)), ["T"], "x"),
-    ):
-        pixels(png)
+def size(content):
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
+
+
+@pytest.mark.parametrize("n", [200, 1])
+@pytest.mark.parametrize(
+    "name",
+    ["confusion", "reliability", "coverage", "histogram", "one value", "counts", "umap", "recall", "one point",
+     "training"],
+)  # fmt: skip
+def test_every_picture_is_repeatable_and_in_the_colours_of_the_page(name, n):
+    picture, again = Picture(draw(name, n), "caption"), Picture(draw(name, n), "caption")
+    svg = picture.svg()
+    assert svg == again.svg()
+    content = png(picture.figure)
+    assert content == png(again.figure)
+    width, height = size(content)
+    assert 300 < width < 2000
+    assert 200 < height < 2000
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert not re.search("|".join([INK, FAINT, GRID]), svg)
+    assert not re.search(r"<path[^>]*fill: (white|#f[ef]{5})", svg), "no white ground on a dark page"
+
+
+def test_pictures_of_one_page_share_no_ids():
+    first, second = (set(re.findall(r'id="([pm]\w{9,})"', Picture(draw("coverage"), text).svg())) for text in "ab")
+    assert first
+    assert not first & second, "those of a hidden picture would hide parts of another"
+
+
+def test_names_are_texts_of_the_picture_and_escaped():
+    svg = Picture(draw("counts"), "caption").svg()
+    assert "costs $5 &amp; &lt;more&gt;</text>" in svg
 
 
 def test_pyplot_stays_untouched():
-    label_counts(["T"], "x")
+    draw("counts")
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
 def test_beyond_twenty_the_rare_labels_are_drawn_together():
     many = [f"type {place:02d}" for place in range(30) for _ in range(40 - place)]
     coloured = list(plots._coloured(many))
-    assert len(coloured) == plots.MAX_LABELS
+    assert len(coloured) == MAX_LABELS
     assert coloured[0][0] == "type 00"
-    assert coloured[-1][0] == "other (11 labels)"
-    assert len({colour for _, colour, _ in coloured}) == plots.MAX_LABELS
+    assert coloured[-1][:2] == ("other (11 labels)", GREY)
+    assert len({colour for _, colour, _ in coloured}) == MAX_LABELS
     assert sorted(np.concatenate([cells for *_, cells in coloured]).tolist()) == list(range(len(many)))
     twenty = many[: sum(40 - place for place in range(20))]
     assert [name for name, *_ in plots._coloured(twenty)] == [f"type {place:02d}" for place in range(20)]
-    pixels(umap_scatter(RNG.random((len(many), 2)), many, "many"))
     assert sum(plots._most_frequent(many).values()) == len(many)
 
 
@@ -109,28 +121,34 @@ def test_long_names_keep_both_ends():
     ends = [f"CD14-positive, CD16-negative classical monocyte of the {place}" for place in ("gut", "lung")]
     assert len({shortened(name) for name in ends}) == 2
     assert all(len(shortened(name)) <= 34 for name in ends)
-    assert shortened("costs $5") == r"costs \$5"
 
 
 def test_forty_labels_fit_the_page():
     names = [f"CD14-positive, CD16-negative classical monocyte {number}" for number in range(40)]
-    width, _ = pixels(confusion_heatmap(score_labels(names, names, np.ones(40), names)))
+    width, _ = size(png(confusion_heatmap(score_labels(names, names, np.ones(40), names))))
     assert width < 2000
 
 
-def test_only_the_largest_groups_are_told_apart():
-    groups = {f"d{number:02d}": np.arange(number + 1) for number in range(12)}
-    kept = histograms._largest(groups)
-    assert list(kept) == [*(f"d{number:02d}" for number in range(11, 4, -1)), "other (5)"]
-    assert len(kept) == MAX_GROUPS
-    assert sum(map(len, kept.values())) == sum(map(len, groups.values()))
+def test_the_smallest_groups_are_drawn_together():
+    figure = histogram({f"d{number:02d}": np.arange(number + 1) for number in range(12)}, "Genes", "genes")
+    names = figure.axes[0].get_legend_handles_labels()[1]
+    assert len(names) == MAX_GROUPS
+    assert (names[0], names[-1]) == ("d11 (12, mean 5.50)", "other (5) (15, mean 1.33)")
+    assert figure.axes[0].get_title("left") == "Genes, 78 cells"
+
+
+def test_a_panel_for_each_objective():
+    figure = training_curve(TRAINED)
+    assert [panel.get_title("left") for panel in figure.axes] == ["loss", "cell", "label"]
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[10, 0.5], [20, 0.25]]
 
 
 @pytest.mark.slow
 def test_umap_is_repeatable_and_keeps_groups_apart():
     pytest.importorskip("umap", reason="needs umap-learn")
-    centres = np.eye(8, dtype=np.float32)[RNG.integers(2, size=120)]
-    vectors = (centres + 0.05 * RNG.standard_normal((120, 8))).astype(np.float32)
+    rng = np.random.default_rng(0)
+    centres = np.eye(8, dtype=np.float32)[rng.integers(2, size=120)]
+    vectors = (centres + 0.05 * rng.standard_normal((120, 8))).astype(np.float32)
     first = umap_coordinates(vectors, seed=1)
     assert (first.shape, first.dtype) == ((120, 2), np.float32)
     np.testing.assert_array_equal(first, umap_coordinates(vectors, seed=1))

@@ -23,7 +23,7 @@ ENTRIES = {
     "scgpt_ray.tokenizer.rules": "numba pyarrow scipy",  # numba asks scipy for its version
     "scgpt_ray.atlas.source": "pandas pyarrow pydantic",
     "scgpt_ray.network.embedder": "pyarrow torch",
-    "scgpt_ray.index.searcher": "faiss pyarrow",
+    "scgpt_ray.index.searcher": "faiss pyarrow pydantic",
     "scgpt_ray.mapping.votes": "pyarrow",
     "scgpt_ray.benchmark.stages": "pydantic",
 }

@@ -1,5 +1,6 @@
 """Query cells in the plane, without a search."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,13 +30,18 @@ def test_too_few_cells_are_told():
     assert drawn_cells(*cells(2, absent=(0, 1))) == "No cells are drawn: no query cell has an embedding."
 
 
+def test_without_bokeh_no_cells_are_drawn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    assert "package that is not installed: bokeh; expected bokeh; pip install" in drawn_cells(*cells(40))
+
+
 def test_only_cells_with_an_embedding_are_drawn():
     pytest.importorskip("umap", reason="needs umap-learn")
     drawn = drawn_cells(*cells(40, absent=(3, 5)))
     assert drawn.rows.tolist() == [number for number in range(40) if number not in (3, 5)]
     assert drawn.coordinates_N2.shape == (38, 2)
     assert (drawn.reference.num_rows, drawn.reference.column_names) == (0, ["kind"])
-    assert drawn.png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert drawn.figure.axes[0].get_title("left") == "Predicted kind, 38 cells"
 
 
 def test_mean_scores_are_those_of_a_cells_own_neighbours():

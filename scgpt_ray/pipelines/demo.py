@@ -16,6 +16,7 @@ from scgpt_ray.errors import OutputError
 from scgpt_ray.evaluation.labels.baseline import pca_knn
 from scgpt_ray.evaluation.labels.metrics import LabelScores, score_labels
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
+from scgpt_ray.evaluation.report.picture import png
 from scgpt_ray.evaluation.report.plots import umap_scatter
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
@@ -154,7 +155,7 @@ def _draw_umap(output: Folder) -> None:
     vectors = np.concatenate([vectors_of(table)[1] for table in tables])
     labels = [label for table in tables for label in table[LABEL].to_pylist()]
     coordinates = umap_coordinates(vectors, seed=_SEED)
-    output.write(UMAP, umap_scatter(coordinates, labels, "Blood cells in the embedding"))
+    output.write(UMAP, png(umap_scatter(coordinates, labels, "Blood cells in the embedding")))
 
 
 def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder, engine: Engine) -> LabelScores:

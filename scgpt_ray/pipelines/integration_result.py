@@ -12,10 +12,9 @@ from scgpt_ray.config import IntegrateSettings
 from scgpt_ray.evaluation.factors.effects import FactorEffect
 from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
 from scgpt_ray.evaluation.integration.metrics import Integration
-from scgpt_ray.evaluation.report.histograms import genes_histogram
-from scgpt_ray.evaluation.report.integration_report import integration_report
-from scgpt_ray.evaluation.report.page import Picture
-from scgpt_ray.evaluation.report.plots import MAX_LABELS, umap_scatter
+from scgpt_ray.evaluation.report.picture import Picture, png
+from scgpt_ray.evaluation.report.plots import MAX_LABELS, histogram, umap_scatter
+from scgpt_ray.evaluation.report.reports import integration_report
 from scgpt_ray.evaluation.report.scatter import Column, Scatter
 from scgpt_ray.evaluation.sample import Selection, stratified_sample
 from scgpt_ray.evaluation.umap import umap_coordinates
@@ -85,7 +84,7 @@ def write_integrated(
     integrated: Integrated,
     settings: IntegrateSettings,
     embeddings: dict[str, Float32Matrix],
-    told: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Sequence[Any]],
     strata: Int64Array,
 ) -> None:
     """Write metrics.json, umap.png, umap-batch.png and report.html.
@@ -94,19 +93,21 @@ def write_integrated(
         integrated: What was found.
         settings: What was asked.
         embeddings: Name -> float32 [n, d] of the evaluated cells; umap.png is of the first.
-        told: Column -> values of the evaluated cells, with those of the settings and n_genes.
+        columns: Column -> values of the evaluated cells, with those of the settings and n_genes.
         strata: Label and batch key of each as one number, by which cells are chosen for the pictures.
     """
     output = integrated.output
     output.write(METRICS, json.dumps(integrated.metrics(), indent=1).encode())
     drawn = stratified_sample(strata, DRAWN_CELLS, seed=settings.seed)
     places = {name: umap_coordinates(vectors_ND[drawn], seed=settings.seed) for name, vectors_ND in embeddings.items()}
-    columns = list(dict.fromkeys(name for name in (settings.label_column, settings.batch_column, *told) if name))
-    shown = {name: np.array(told[name], object)[drawn] for name in columns}
-    pictures = _pictures(places, {name: shown[name] for name in columns[: 2 if settings.label_column else 1]})
+    groups = [name for name in (settings.label_column, settings.batch_column) if name]
+    shown = {name: np.array(columns[name], object)[drawn] for name in dict.fromkeys([*groups, *columns])}
+    for name in groups:  # labels, also where they are numbers
+        shown[name] = np.array([str(value) for value in shown[name]], object)
+    pictures = _pictures(places, {name: shown[name] for name in groups})
     first = next(iter(embeddings))
-    output.write(UMAP, pictures[first, columns[0]].png)
-    output.write(UMAP_BATCH, pictures[first, settings.batch_column].png)
+    output.write(UMAP, png(pictures[first, groups[0]].figure))
+    output.write(UMAP_BATCH, png(pictures[first, settings.batch_column].figure))
     caption = _caption(len(drawn), len(strata), [len(set(shown[column])) for _, column in pictures])
     report = integration_report(
         "Integration of " + ", ".join(scores.name for scores in integrated.integration.scores),
@@ -114,7 +115,7 @@ def write_integrated(
         integrated.integration,
         integrated.effects,
         Scatter(places, [Column(name, values) for name, values in shown.items()], [*pictures.values()], caption),
-        [_genes(told, settings.batch_column, integrated.selection)],
+        [_genes(columns, settings.batch_column, integrated.selection)],
     )
     output.write(REPORT, report.encode())
 
@@ -125,7 +126,7 @@ def _pictures(
     """Each embedding by each column, for paper."""
     return {
         (name, column): Picture(
-            umap_scatter(coordinates_N2, [str(value) for value in values], f"{name} by {column}"),
+            umap_scatter(coordinates_N2, values.tolist(), f"{name} by {column}"),
             f"{name}, coloured by {column}.",
         )
         for name, coordinates_N2 in places.items()
@@ -134,17 +135,18 @@ def _pictures(
 
 
 def _caption(n_drawn: int, n_evaluated: int, n_values: list[int]) -> str:
-    told = f"UMAP of {n_drawn:,} of the {n_evaluated:,} evaluated cells, laid out anew for each embedding."
+    caption = f"UMAP of {n_drawn:,} of the {n_evaluated:,} evaluated cells, laid out anew for each embedding."
     if max(n_values) > MAX_LABELS:
-        told += f" On paper, what is rarer than the {MAX_LABELS - 1} most frequent is drawn together as other."
-    return told
+        caption += f" On paper, what is rarer than the {MAX_LABELS - 1} most frequent is drawn together as other."
+    return caption
 
 
-def _genes(told: Mapping[str, Sequence[Any]], batch_column: str, selection: Selection) -> Picture:
-    n_genes, keys = np.array(told[N_GENES]), np.array([str(value) for value in told[batch_column]], object)
-    png = genes_histogram({str(key): n_genes[keys == key] for key in np.unique(keys)})
+def _genes(columns: Mapping[str, Sequence[Any]], batch_column: str, selection: Selection) -> Picture:
+    n_genes, keys = np.array(columns[N_GENES]), np.array([str(value) for value in columns[batch_column]], object)
+    groups = {str(key): n_genes[keys == key] for key in np.unique(keys)}
+    figure = histogram(groups, "Genes per cell", "genes of the vocabulary with counts")
     left_out = f"; {selection.n_without_embedding:,} cells have none" if selection.n_without_embedding else ""
-    return Picture(png, f"Genes of the vocabulary that evaluated cells have counts of, by {batch_column}{left_out}.")
+    return Picture(figure, f"Genes of the vocabulary that evaluated cells have counts of, by {batch_column}{left_out}.")
 
 
 def _facts(integrated: Integrated, settings: IntegrateSettings) -> dict[str, object]:

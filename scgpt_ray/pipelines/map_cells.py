@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +11,19 @@ import pyarrow as pa
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.labels.metrics import outcomes
-from scgpt_ray.evaluation.report.histograms import OUTCOMES
-from scgpt_ray.evaluation.report.page import Picture
+from scgpt_ray.evaluation.report.palette import OUTCOMES
+from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.plots import MAX_LABELS, umap_scatter
-from scgpt_ray.evaluation.report.scatter import Column, Scatter
+from scgpt_ray.evaluation.report.scatter import Column, Scatter, require_bokeh
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.mapping_result import NO_EMBEDDING, Mapped, confidences, own_name, voted
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, N_GENES, SCORE, Int64Array, obs_columns, ragged
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +41,13 @@ class Drawn:
         rows: int64 [q], the drawn query cells among all.
         reference: Labels of the drawn reference cells, m rows.
         coordinates_N2: Of the query cells and then the reference's, [q + m, 2].
-        png: The query cells by their label.
+        figure: The query cells by their label.
     """
 
     rows: Int64Array
     reference: pa.Table
     coordinates_N2: npt.NDArray[np.float32]
-    png: bytes
+    figure: "Figure"
 
 
 def drawn_cells(mapped: Mapped, reference: Reference, queries: pa.Table) -> Drawn | str:
@@ -64,53 +67,51 @@ def drawn_cells(mapped: Mapped, reference: Reference, queries: pa.Table) -> Draw
         _, behind_ND, behind = reference.sample(n_reference, _SEED, list(mapped.labels))
         vectors_ND = np.concatenate([vectors_ND, behind_ND])
     try:
+        require_bokeh()
         coordinates_N2 = umap_coordinates(vectors_ND, seed=_SEED)
     except InputError as error:
-        logger.warning("no UMAP of the query: %s; %s", error.found, error.remedy)
+        logger.warning("no cells in the report: %s; %s", error.found, error.remedy)
         return f"No cells are drawn: {error.found}; expected {error.expected}; {error.remedy}."
     shown = labels[present[chosen]].tolist()
     front_N2, behind_N2 = np.split(coordinates_N2, [len(chosen)])
-    png = umap_scatter(front_N2, shown, f"Predicted {mapped.column}", behind_N2)
-    return Drawn(present[chosen], behind, coordinates_N2, png)
+    figure = umap_scatter(front_N2, shown, f"Predicted {mapped.column}", behind_N2)
+    return Drawn(present[chosen], behind, coordinates_N2, figure)
 
 
 def query_view(drawn: Drawn, mapped: Mapped, settings: MapSettings, queries: pa.Table) -> Scatter:
     """The view of the report: query cells by all that is known of them."""
     column, evaluation = mapped.column, mapped.evaluation
-    told = [_Told(f"predicted {name}", mapped.predictions[name], name, drawn.reference[name]) for name in mapped.labels]
+    columns = [
+        _column(drawn, f"predicted {name}", mapped.predictions[name], name, drawn.reference[name])
+        for name in mapped.labels
+    ]
+    values: dict[str, Any] = {}
     if evaluation is not None:
-        told += [_Told(f"true {column}", evaluation.truth, column), _Told("right or wrong", _outcome(mapped))]
-    told += [_Told(meaning, values) for meaning, values in confidences(mapped.predictions, column).items()]
-    told.append(_Told("mean score of the neighbours", _mean_score(mapped.predictions)))
+        columns.append(_column(drawn, f"true {column}", evaluation.truth, column))
+        values["right or wrong"] = _outcome(mapped)
+    values |= confidences(mapped.predictions, column)
+    values["mean score of the neighbours"] = _mean_score(mapped.predictions)
     if mapped.unknown[column]:
-        told.append(_Told("why unknown", mapped.predictions[f"{column}_unknown"]))
+        values["why unknown"] = mapped.predictions[f"{column}_unknown"]
     carried = [name for name in obs_columns(queries) if evaluation is None or name != settings.truth_column]
-    told += [_Told(own_name(name, list(mapped.labels)), queries[name]) for name in carried]
-    told.append(_Told(N_GENES, queries[N_GENES]))
+    values |= {own_name(name, list(mapped.labels)): queries[name] for name in (*carried, N_GENES)}
     caption = _caption(drawn, mapped)
     return Scatter(
         panels={"UMAP": drawn.coordinates_N2},
-        columns=[each.column(drawn) for each in told],
-        pictures=[Picture(drawn.png, caption)],
+        columns=[*columns, *(_column(drawn, name, of_query) for name, of_query in values.items())],
+        pictures=[Picture(drawn.figure, caption)],
         caption=caption,
         n_front=len(drawn.rows),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Told:
-    """Something that is known of all query cells, and perhaps of the drawn reference cells."""
-
-    name: str
-    of_query: Any
-    family: str | None = None
-    of_reference: pa.ChunkedArray | None = None
-
-    def column(self, drawn: Drawn) -> Column:
-        front = _values(self.of_query)[drawn.rows]
-        n_behind = drawn.reference.num_rows
-        behind = np.full(n_behind, None, object) if self.of_reference is None else _values(self.of_reference)
-        return Column(self.name, np.concatenate([front, behind]), self.family, OUTCOMES)
+def _column(
+    drawn: Drawn, name: str, of_query: Any, family: str | None = None, of_reference: pa.ChunkedArray | None = None
+) -> Column:
+    """Values of all query cells and perhaps of the drawn reference cells, as those of the drawn cells."""
+    front = _values(of_query)[drawn.rows]
+    behind = np.full(drawn.reference.num_rows, None) if of_reference is None else _values(of_reference)
+    return Column(name, np.concatenate([front, behind]), family, OUTCOMES)
 
 
 def _values(values: Any) -> npt.NDArray[np.object_]:
@@ -135,14 +136,14 @@ def _mean_score(predictions: pa.Table) -> npt.NDArray[np.float64]:
 
 
 def _caption(drawn: Drawn, mapped: Mapped) -> str:
-    told = [f"UMAP of {len(drawn.rows):,} of {mapped.n_cells:,} query cells, which the legend counts"]
+    parts = [f"UMAP of {len(drawn.rows):,} of {mapped.n_cells:,} query cells, which the legend counts"]
     n_empty = mapped.unknown[mapped.column].get(NO_EMBEDDING, 0)
     if n_empty:
-        told.append(f"; {n_empty:,} have no embedding and so no place")
+        parts.append(f"; {n_empty:,} have no embedding and so no place")
     if drawn.reference.num_rows:
-        told.append(f". Faint behind them: {drawn.reference.num_rows:,} cells of the reference by their own labels.")
+        parts.append(f". Faint behind them: {drawn.reference.num_rows:,} cells of the reference by their own labels.")
     else:
-        told.append(". No reference cells are drawn, because the index is not on this machine.")
+        parts.append(". No reference cells are drawn, because the index is not on this machine.")
     if len(mapped.labels[mapped.column]) > MAX_LABELS:
-        told.append(f" On paper, labels rarer than the {MAX_LABELS - 1} most frequent are drawn together as other.")
-    return "".join(told)
+        parts.append(f" On paper, labels rarer than the {MAX_LABELS - 1} most frequent are drawn together as other.")
+    return "".join(parts)

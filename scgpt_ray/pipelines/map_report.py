@@ -11,12 +11,16 @@ import pyarrow.parquet as pq
 from scgpt_ray.config import MapSettings
 from scgpt_ray.evaluation.labels.baseline import BASELINE
 from scgpt_ray.evaluation.labels.metrics import outcomes
-from scgpt_ray.evaluation.report.bars import coverage_bars
-from scgpt_ray.evaluation.report.histograms import confidence_histogram, distance_histogram, genes_histogram
-from scgpt_ray.evaluation.report.mapping_report import map_report
-from scgpt_ray.evaluation.report.page import Picture
-from scgpt_ray.evaluation.report.plots import confusion_heatmap, coverage_accuracy, label_counts, reliability_diagram
-from scgpt_ray.evaluation.report.recall_plot import recall_curve
+from scgpt_ray.evaluation.report.picture import Picture, png
+from scgpt_ray.evaluation.report.plots import (
+    confusion_heatmap,
+    coverage_accuracy,
+    histogram,
+    label_counts,
+    recall_curve,
+    reliability_diagram,
+)
+from scgpt_ray.evaluation.report.reports import map_report
 from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import Point
 from scgpt_ray.parts.export import write_h5ad
@@ -39,6 +43,8 @@ from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
 
 _CONFUSION = "Where the vote put the cells of each true label, a row for each; a row's shares add up to 1."
+_REJECTION = "Accuracy of the query cells that are left where the least confident are rejected."
+_RELIABILITY = "How often query cells are right, by their confidence."
 
 
 def write_mapped(
@@ -60,15 +66,15 @@ def write_mapped(
         output.remove(CALIBRATION)  # of an earlier mapping into this folder
     drawn = drawn_cells(mapped, reference, queries)
     if isinstance(drawn, Drawn):
-        output.write(UMAP, drawn.png)
+        output.write(UMAP, png(drawn.figure))
     elif output.has(UMAP):
         output.remove(UMAP)
     report = map_report(
         f"{_stem(settings.query)} mapped onto {_stem(settings.index)}",
         _facts(mapped, settings, reference, manifest),
         query_view(drawn, mapped, settings, queries) if isinstance(drawn, Drawn) else drawn,
-        coverage_bars(manifest.coverage, manifest.n_cells, manifest.n_empty),
-        [*_pictures(mapped), *_genes(queries), *_recall(reference)],
+        manifest.coverage | {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty},
+        [*_pictures(mapped), _genes(queries), *_recall(reference)],
         mapped.evaluation,
         mapped.calibrations,
     )
@@ -101,8 +107,8 @@ def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest
     }
     if mapped.evaluation is not None:
         facts[BASELINE] = mapped.beside()
-    wanted = {"wanted error": settings.target_error, "allowed false rejection": settings.false_rejection}
-    facts |= {name: f"{share:.1%}" for name, share in wanted.items() if share is not None}
+    targets = {"target error": settings.target_error, "allowed false rejection": settings.false_rejection}
+    facts |= {name: f"{share:.1%}" for name, share in targets.items() if share is not None}
     for column, reasons in mapped.unknown.items():
         facts[f"Unknown in {column}"] = (
             ", ".join(f"{cells:,} ({reason})" for reason, cells in reasons.items()) or "none"
@@ -114,51 +120,48 @@ def _pictures(mapped: Mapped) -> list[Picture]:
     """Pictures of the first label column."""
     column, evaluation = mapped.column, mapped.evaluation
     meaning, confidence = list(confidences(mapped.predictions, column).items())[-1]
-    by_confidence = "Confidence of what was voted, rejected or not."
-    by_distance = "Distance, 1 - cosine similarity, of each cell to the farthest of its neighbours."
     if evaluation is None:
-        labels = mapped.predictions[column].to_pylist()
-        pictures = [
-            Picture(label_counts(labels, f"Predicted {column}"), f"Cells per predicted {column}."),
-            Picture(confidence_histogram({"query cells": confidence}, meaning), by_confidence),
-            *_distances(mapped, {"query cells": np.arange(mapped.n_cells)}, by_distance),
-        ]
+        cells = {"query cells": np.arange(mapped.n_cells)}
+        counts = label_counts(mapped.predictions[column].to_pylist(), f"Predicted {column}")
+        first, last = Picture(counts, f"Cells per predicted {column}."), []
     else:
-        said, rejection = voted(mapped.predictions, column), evaluation.rejection
-        cells = outcomes(evaluation.truth, said)
-        groups = {name: confidence[rows] for name, rows in cells.items()}
-        kept = None
+        cells = outcomes(evaluation.truth, voted(mapped.predictions, column))
+        rejection, kept = evaluation.rejection, None
         if rejection.accuracy_accepted is not None and rejection.accepted < 1:
             kept = (rejection.accepted, rejection.accuracy_accepted)
-        pictures = [
-            Picture(confusion_heatmap(evaluation.scores), _CONFUSION),
-            Picture(confidence_histogram(groups, meaning), by_confidence),
-            *_distances(mapped, cells, by_distance),
-            Picture(
-                coverage_accuracy({meaning: evaluation.selective_accuracy}, kept),
-                "What rejecting the least sure query cells buys.",
-            ),
-            Picture(
-                reliability_diagram(evaluation.reliability), "How often query cells are right, by their confidence."
-            ),
+        first = Picture(confusion_heatmap(evaluation.scores), _CONFUSION)
+        last = [
+            Picture(coverage_accuracy({meaning: evaluation.selective_accuracy}, kept), _REJECTION),
+            Picture(reliability_diagram(evaluation.reliability), _RELIABILITY),
         ]
-    return pictures + _calibration(mapped)
+    groups = {name: confidence[rows] for name, rows in cells.items()}
+    by_confidence = histogram(groups, "Confidence", f"confidence: {meaning}", bins=20, range=(0, 1))
+    return [
+        first,
+        Picture(by_confidence, "Confidence of what was voted, rejected or not."),
+        *_distances(mapped, cells),
+        *last,
+        *_calibration(mapped),
+    ]
 
 
-def _distances(mapped: Mapped, cells: dict[str, Int64Array], caption: str) -> list[Picture]:
+def _distances(mapped: Mapped, cells: dict[str, Int64Array]) -> list[Picture]:
     offsets, score_V = ragged(mapped.predictions[SCORE])
     found = np.diff(offsets) > 0
     distance = np.zeros(mapped.n_cells)
     distance[found] = 1 - score_V[offsets[1:][found] - 1].astype(np.float64)
     groups = {name: distance[rows[found[rows]]] for name, rows in cells.items() if found[rows].any()}
-    return [Picture(distance_histogram(groups), caption)] if groups else []
+    if not groups:
+        return []
+    figure = histogram(groups, "Distance from the reference", "cosine distance to the farthest of the neighbours")
+    return [Picture(figure, "Distance, 1 - cosine similarity, of each cell to the farthest of its neighbours.")]
 
 
-def _genes(queries: pa.Table) -> list[Picture]:
+def _genes(queries: pa.Table) -> Picture:
     n_genes = queries[N_GENES].to_numpy()
+    figure = histogram({"query cells": n_genes}, "Genes per cell", "genes of the vocabulary with counts")
     empty = int((n_genes == 0).sum())
-    caption = f"Genes of the vocabulary that query cells have counts of; {empty:,} cells have none."
-    return [Picture(genes_histogram({"query cells": n_genes}), caption)]
+    return Picture(figure, f"Genes of the vocabulary that query cells have counts of; {empty:,} cells have none.")
 
 
 def _calibration(mapped: Mapped) -> list[Picture]:
@@ -178,8 +181,8 @@ def _recall(reference: Reference) -> list[Picture]:
     curve = [Point(**point) for point in report["curve"]]
     if len({point.nprobe for point in curve}) <= 1:
         return []
-    png = recall_curve(curve, reference.params, report["target_recall"])
-    return [Picture(png, "Part of the true ten nearest neighbours that the index finds, for how far it looks.")]
+    figure = recall_curve(curve, reference.params, report["target_recall"])
+    return [Picture(figure, "Part of the true ten nearest neighbours that the index finds, by lists searched.")]
 
 
 def _stem(place: str) -> str:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.evaluation.report.training_plot import training_curve
+from scgpt_ray.evaluation.report.picture import png
+from scgpt_ray.evaluation.report.plots import training_curve
 from scgpt_ray.network.checkpoint import write_checkpoint
 from scgpt_ray.network.checkpoint_files import portable_name
 from scgpt_ray.network.precision import require_precision
@@ -202,7 +203,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "evaluated": list(kept["evaluated"]),
         "versions": versions(),
     }
-    job.output.write(CURVE, training_curve(metrics["evaluated"]))
+    job.output.write(CURVE, png(training_curve(metrics["evaluated"])))
     job.output.write(METRICS, json.dumps(metrics, indent=1).encode())
     return metrics
 

@@ -1,32 +1,33 @@
-"""A view of cells in a report: dots that can be zoomed, moved, pointed at, and coloured by any column.
+"""Cells as dots that can be zoomed, moved, pointed at, and coloured by any column.
 
-The page holds coordinates and columns as base64, and the scripts in `web/` that draw them. Pictures stand in for it on
-paper and where scripts are off.
+The page holds coordinates and columns once, in binary; Bokeh draws them, and `web/cells.js` connects its plots with the
+page's legend. Pictures replace the plots on paper and where scripts are off.
 """
 
-import base64
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from scgpt_ray.evaluation.report.page import Picture, image, paragraph, section, web
-from scgpt_ray.evaluation.report.palette import MAX_COLOURS, categorical, is_unknown, sequential
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.evaluation.report.palette import GREY, colours_of
+from scgpt_ray.evaluation.report.picture import Picture
 
-MAX_LABELS = 500
-"""A text column with more values, or with one for every other cell, names cells: it is told, but not coloured by."""
+MAX_NAMES = 500
+"""A text column with more values, or with one for every other cell, names cells: it is shown, but not coloured by."""
 
 NOTHING = "no value"
 
 _FEW = 11
 _QUANTILES = (0.01, 0.99)
 _MANY = 100
-_SCRIPTS = ("columns.js", "panel.js", "view.js")
+_FLOAT32_INTEGERS = 2**24
+_BEHIND_ALPHA = 0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class Column:
 
     Attributes:
         name: Of the column.
-        values: One per cell, in the order of the coordinates; None or NaN where there is none.
+        values: One per cell, in the order of the coordinates; None or NaN where there is none. Numbers get a
+            continuous scale, everything else a colour for each value.
         family: Columns of one family share the colours of labels, such as predicted and true labels. None: its own.
         colours: Colours of some labels, where they have a meaning.
     """
@@ -47,13 +49,36 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
+class Legend:
+    """How the values of a column are drawn.
+
+    Attributes:
+        name: Of the column.
+        palette: Colours from low to high; empty where cells are not coloured by it.
+        low: Of the values that the palette covers.
+        high: Likewise.
+        labels: Label -> cells, the most frequent first, in the order of the palette; None for numbers.
+        ends: Texts at the ends of a scale of numbers.
+        n_missing: Cells without a number.
+    """
+
+    name: str
+    palette: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    labels: Mapping[str, int] | None = None
+    ends: tuple[str, str] = ("", "")
+    n_missing: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class Scatter:
     """Cells as dots, a panel for each set of coordinates.
 
     Attributes:
         panels: Name -> coordinates [n, 2] of the same cells.
         columns: What the dots can be coloured by; the first is, to begin with.
-        pictures: What stands in on paper and without scripts.
+        pictures: Replace the plots on paper and without scripts.
         caption: What is drawn.
         n_front: Cells that are meant; those after them are drawn faintly behind. None: all are meant.
     """
@@ -64,101 +89,79 @@ class Scatter:
     caption: str
     n_front: int | None = None
 
-    def html(self) -> str:
-        """The figure with its data and the script."""
-        stills = "".join(image(picture) for picture in self.pictures)
-        # No name of a label may end the element that holds it.
-        data = json.dumps(self._packed(), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        script = "\n".join(web(name) for name in _SCRIPTS)
-        return (
-            f'<figure class="scatter"><div class="still">{stills}</div>'
-            f"<figcaption>{escape(self.caption)}</figcaption>"
-            f'<script type="application/json">{data}</script></figure>\n'
-            f'<script type="module">\n{script}</script>'
-        )
+    def drawn(self) -> dict[str, Any]:
+        """What the page needs: `script` of Bokeh, its `plots` as JSON, and the `legends` of the columns."""
+        from scgpt_ray.evaluation.report import bokeh_plots  # bokeh is optional, and slow to import
 
-    def _packed(self) -> dict[str, Any]:
         n = len(next(iter(self.panels.values())))
         n_front = n if self.n_front is None else self.n_front
-        # Dots hide one another: no label should always be on top.
-        shuffle = np.random.default_rng(0).permutation
-        order = np.concatenate([shuffle(n_front), n_front + shuffle(n - n_front)])
-        families: dict[str, dict[str, str | None]] = {}
-        columns = []
-        for column in self.columns:
+        # Those behind first. Dots hide one another: no label should always be on top.
+        shuffled = np.random.default_rng(0).permutation
+        order = np.concatenate([n_front + shuffled(n - n_front), shuffled(n_front)])
+        data: dict[str, Any] = {"alpha": np.where(order < n_front, 1, _BEHIND_ALPHA).astype(np.float32)}
+        for place, points_N2 in enumerate(self.panels.values()):
+            data[f"x{place}"], data[f"y{place}"] = points_N2[order].astype(np.float32).T.copy()
+        families: dict[str, dict[str, str]] = {}
+        legends = []
+        for place, column in enumerate(self.columns):
             assert len(column.values) == n, f"{column.name} has {len(column.values)} values for {n} cells"
-            known = families.setdefault(column.family or f"column {column.name}", {})
-            columns.append({"name": column.name} | _packed_column(column, order, n_front, known))
-        panels = [{"name": name} | _places(places_N2[order]) for name, places_N2 in self.panels.items()]
-        return {"n": n, "n_front": n_front, "panels": panels, "columns": columns, "scale": sequential()}
+            family = column.family or f"column {column.name}"
+            known = families.setdefault(family, {NOTHING: GREY, **(column.colours or {})})
+            values = pd.Series(list(column.values)).iloc[order]  # of an array of objects no type would be inferred
+            if _is_number(values):
+                data[f"c{place}"], legend = _numbers(column.name, values, order < n_front, bokeh_plots.SCALE)
+            else:
+                data[f"c{place}"], legend = _labels(column.name, values, order < n_front, known)
+            legends.append(legend)
+        titles = list(self.panels) if len(self.panels) > 1 else [""]
+        shown = [(legend.name, None if legend.labels is None else list(legend.labels)) for legend in legends]
+        plots = bokeh_plots.plots(titles, data, shown, n - n_front)
+        return {"script": bokeh_plots.script(), "plots": plots, "legends": legends}
 
 
-def cells_section(cells: Scatter | str) -> str:
-    """The view under its heading, or why there is none."""
-    return section("Cells", cells.html() if isinstance(cells, Scatter) else paragraph(cells))
+def require_bokeh() -> None:
+    """Check that cells can be drawn.
+
+    Raises:
+        ConfigError: If bokeh is not installed.
+    """
+    if find_spec("bokeh") is None:
+        raise ConfigError(
+            "plots of cells need a package that is not installed: bokeh",
+            expected="bokeh",
+            remedy="pip install 'scgpt-ray[eval]'",
+        )
 
 
-def _places(coordinates_N2: npt.NDArray[np.floating]) -> dict[str, Any]:
-    """Coordinates as whole numbers, the longer axis over all of uint16, y downwards."""
-    offsets_N2 = np.stack([coordinates_N2[:, 0], -coordinates_N2[:, 1]], axis=1).astype(np.float64)
-    offsets_N2 -= offsets_N2.min(axis=0)
-    longest = float(offsets_N2.max())
-    places_N2 = np.rint(offsets_N2 * (np.iinfo(np.uint16).max / longest if longest else 0.0))
-    return {"extent": np.maximum(places_N2.max(axis=0), 1).tolist(), "places": _base64(places_N2, "<u2")}
+def _is_number(values: "pd.Series[Any]") -> bool:
+    is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    return is_number and bool(np.isfinite(values.to_numpy(np.float64)).any())
 
 
-def _packed_column(
-    column: Column, order: npt.NDArray[np.integer], n_front: int, known: dict[str, str | None]
-) -> dict[str, Any]:
-    values = [None if value is None or value != value else value for value in np.asarray(column.values, object)[order]]
-    present = [value for value in values if value is not None]
-    distinct = len(set(present))
-    is_number = all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in present)
-    if is_number and distinct >= _FEW:
-        return _numbers(np.array(values, np.float64), n_front)
-    if distinct > min(MAX_LABELS, max(_FEW, len(present) / 2)):
-        return {"kind": "texts", "texts": [None if value is None else str(value) for value in values]}
-    return _labels([NOTHING if value is None else str(value) for value in values], n_front, column.colours or {}, known)
+def _numbers(
+    name: str, values: "pd.Series[Any]", is_front: npt.NDArray[np.bool_], scale: tuple[str, ...]
+) -> tuple[npt.NDArray[np.floating], Legend]:
+    """Numbers, and the ends of their scale; of many numbers a hundredth lies beyond either end."""
+    values_N = values.to_numpy(np.float64)
+    is_finite = np.isfinite(values_N)
+    finite = values_N[is_finite & is_front] if (is_finite & is_front).any() else values_N[is_finite]
+    low, high = np.quantile(finite, _QUANTILES if len(finite) > _MANY else (0, 1)).tolist()
+    below, above = "≤ " if finite.min() < low else "", "≥ " if finite.max() > high else ""
+    kind = np.float32 if np.abs(finite).max() < _FLOAT32_INTEGERS else np.float64
+    missing = int(np.isnan(values_N[is_front]).sum())
+    ends = (f"{below}{low:,.4g}", f"{above}{high:,.4g}")
+    return values_N.astype(kind), Legend(name, scale, low, high, ends=ends, n_missing=missing)
 
 
-def _numbers(values_N: npt.NDArray[np.float64], n_front: int) -> dict[str, Any]:
-    """Numbers with the ends of their scale; of many numbers a hundredth lies beyond either end."""
-    meant = values_N[:n_front]
-    finite = meant[np.isfinite(meant)] if np.isfinite(meant).any() else values_N[np.isfinite(values_N)]
-    low, high = np.quantile(finite, _QUANTILES if len(finite) > _MANY else (0, 1))
-    return {
-        "kind": "numbers",
-        "values": _base64(values_N, "<f4"),
-        "low": float(low),
-        "high": float(high),
-        "below": bool(finite.min() < low),
-        "above": bool(finite.max() > high),
-        "missing": int(np.isnan(meant).sum()),
-    }
-
-
-def _labels(labels: list[str], n_front: int, fixed: Mapping[str, str], known: dict[str, str | None]) -> dict[str, Any]:
-    """Labels, the most frequent of the meant cells first; those that the family lacks get its next colours."""
-    counts = Counter(labels[:n_front])
-    names = sorted(set(labels), key=lambda name: (-counts[name], name))
-    for name in names:
-        if name not in known:
-            known[name] = fixed.get(name) or _next_colour(name, known)
-    place = {name: number for number, name in enumerate(names)}
-    return {
-        "kind": "labels",
-        "names": names,
-        "colours": [known[name] for name in names],
-        "counts": [counts[name] for name in names],
-        "codes": _base64([place[label] for label in labels], "<u2"),
-    }
-
-
-def _next_colour(name: str, known: Mapping[str, str | None]) -> str | None:
-    """None: the grey of the page."""
-    taken = sum(colour is not None for colour in known.values())
-    return None if name == NOTHING or is_unknown(name) or taken >= MAX_COLOURS else categorical()[taken]
-
-
-def _base64(values: Any, dtype: str) -> str:
-    return base64.b64encode(np.asarray(values, dtype).tobytes()).decode()
+def _labels(
+    name: str, values: "pd.Series[Any]", is_front: npt.NDArray[np.bool_], known: dict[str, str]
+) -> tuple[Any, Legend]:
+    """Numbers of labels, and the labels, those of the cells in front first; or texts, where they name cells."""
+    texts = values.astype(str).where(values.notna(), NOTHING).to_numpy(object)
+    if len(set(texts)) > min(MAX_NAMES, max(_FEW, values.notna().sum() / 2)):
+        return texts.tolist(), Legend(name, labels={})
+    counts = Counter(texts[is_front])
+    labels = {label: counts[label] for label in sorted(set(texts), key=lambda label: (-counts[label], label))}
+    colours = colours_of(labels, known)
+    codes = pd.Categorical(texts, categories=list(labels)).codes
+    return codes, Legend(name, tuple(colours[label] for label in labels), -0.5, len(labels) - 0.5, labels)

@@ -74,7 +74,7 @@ def attention_error(
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Of a tensor, in the norm."""
-    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+    return float(((found.double() - expected.double()).norm() / expected.double().norm()).item())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Where the time of one forward pass goes, by kernel."""
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from scgpt_ray.benchmark.gpu.bench import Bench

@@ -1,0 +1,82 @@
+"""Pictures of a report: matplotlib figures in one style, as SVG in the page and as PNG files.
+
+Figures are made without pyplot, so that nothing here changes a session's own plots.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from scgpt_ray.evaluation.report.palette import CATEGORICAL
+
+INK, FAINT, GRID, PAPER = "#1f2430", "#6b7280", "#e5e7eb", "#fefefe"
+
+_IN_PAGE = {INK: "currentColor", FAINT: "var(--faint)", GRID: "var(--line)", PAPER: "var(--card)"}
+_STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": f"cycler('color', {list(CATEGORICAL)})",
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": PAPER,
+    "font.size": 9,
+    "grid.color": GRID,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "text.color": INK,
+    "text.parse_math": False,  # names of labels may have dollars
+    "xtick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.color": INK,
+    "ytick.major.size": 0,
+}
+_DOTS_PER_INCH = 144
+_WIDE_FROM = 6  # inches
+
+styled = rc_context(_STYLE)
+"""Decorator of a function that draws a figure: in the style of the reports."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A figure and the sentence under it."""
+
+    figure: Figure
+    caption: str
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it needs the width of the page."""
+        return bool(self.figure.get_figwidth() > _WIDE_FROM)
+
+    def svg(self) -> str:
+        """The `<svg>` element, the same text for the same content, in the colours and the font of the page."""
+        content = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        # Ids must differ between the pictures of a page: a hidden one would hide what refers to it in another.
+        with rc_context(_STYLE | {"svg.fonttype": "none", "svg.hashsalt": self.caption}):
+            self.figure.savefig(content, format="svg", dpi=_DOTS_PER_INCH, transparent=True, metadata=nothing)
+        svg = content.getvalue()
+        svg = svg[svg.index("<svg") :]
+        for colour, own in _IN_PAGE.items():
+            svg = svg.replace(colour, own)
+        return svg
+
+
+@styled
+def png(figure: Figure) -> bytes:
+    """A figure on white as a PNG file, the same bytes for the same content."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return content.getvalue()

@@ -1,0 +1,108 @@
+"""The reports of a mapping and of an integration: one HTML file each, without outside resources.
+
+Texts and layout are in the templates in `web/`, for a screen, light or dark, a phone, and paper.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from scgpt_ray.evaluation.factors.effects import FactorEffect
+from scgpt_ray.evaluation.factors.verdict import sentences
+from scgpt_ray.evaluation.integration.metrics import METRICS, Integration
+from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation
+from scgpt_ray.evaluation.labels.selective_accuracy import SHARES
+from scgpt_ray.evaluation.report.picture import Picture
+from scgpt_ray.evaluation.report.scatter import Scatter
+from scgpt_ray.mapping.calibration import Calibration
+
+
+def map_report(
+    title: str,
+    facts: Mapping[str, object],
+    cells: Scatter | str,
+    covered: Mapping[str, Any],
+    pictures: Sequence[Picture],
+    evaluation: LabelEvaluation | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
+) -> str:
+    """Write the report of a mapping.
+
+    Args:
+        title: Heading, such as `pbmc3k mapped onto pbmc_facs`.
+        facts: What was mapped onto what and how: name -> value, in order; ints get thousands separators.
+        cells: The query cells as dots, or why they are not drawn.
+        covered: `coverage` as the manifest has it, with `n_cells` of the run and `n_empty`, those without a count of
+            any gene of the vocabulary.
+        pictures: Shown in order.
+        evaluation: Where the truth is known.
+        calibrations: Of the label columns that are calibrated.
+
+    Returns:
+        The HTML document.
+    """
+    return _filled(
+        "mapping.html",
+        title=title,
+        facts=facts,
+        cells=cells,
+        covered=covered,
+        pictures=pictures,
+        evaluation=evaluation,
+        calibrations=calibrations or {},
+        coverages={f"top {share:.0%}": f"{share:g}" for share in SHARES[1:]},
+    )
+
+
+def integration_report(
+    title: str,
+    facts: Mapping[str, object],
+    integration: Integration,
+    effects: Sequence[FactorEffect],
+    cells: Scatter,
+    pictures: Sequence[Picture],
+) -> str:
+    """Write the report of an integration.
+
+    Args:
+        title: Heading.
+        facts: What was evaluated and how: name -> value, in order.
+        integration: Metrics of the embeddings.
+        effects: What factors do.
+        cells: The evaluated cells as dots, a panel for each embedding.
+        pictures: Shown in order.
+
+    Returns:
+        The HTML document.
+    """
+    return _filled(
+        "integration.html",
+        title=title,
+        facts=facts,
+        scores=integration.scores,
+        metrics=METRICS,
+        effects=[(effect, sentences(effect)) for effect in effects],
+        cells=cells,
+        pictures=pictures,
+    )
+
+
+def _filled(template: str, **content: Any) -> str:
+    return _templates().get_template(template).render(content)
+
+
+@cache
+def _templates() -> Environment:
+    loader = PackageLoader("scgpt_ray.evaluation.report", "web")
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's JSON refers back to what came before
+    templates.filters |= {
+        "score": lambda value: "-" if value is None else f"{value:.3f}",
+        "share": lambda value: "" if value is None else f"{value:.1%}",
+        "fact": lambda value: f"{value:,}" if type(value) is int else str(value),
+    }
+    return templates
