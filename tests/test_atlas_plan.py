@@ -144,6 +144,7 @@ COLUMNS = json.loads(PLAN.to_json())["partitions"]
         changed(partitions={}),
         changed(partitions={**COLUMNS, "first": COLUMNS["first"][:-1]}),
         changed(partitions={**COLUMNS, "first": COLUMNS["first"][::-1]}),
+        changed(partitions={**COLUMNS, "first": [0, 1, 5, 8]}),  # 1 is the last of the partition before
         changed(partitions={**COLUMNS, "n_cells": [2, 3, 4, 1]}),
         changed(partitions={**COLUMNS, "last": [None] * 4}),
     ],

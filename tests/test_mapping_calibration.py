@@ -11,9 +11,10 @@ from sklearn.decomposition import PCA
 
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.mapping.ballot import VoteRules, hold_ballot
-from scgpt_ray.mapping.calibration import Calibration, Targets, calibrate, calibration_sample, folds
-from scgpt_ray.mapping.rejection import TOO_FAR
+from scgpt_ray.mapping.calibration import Calibration, Sample, Targets, calibrate, calibration_sample, folds
+from scgpt_ray.mapping.rejection import TOO_FAR, TOO_UNSURE
 from scgpt_ray.mapping.reliability import reliability
+from scgpt_ray.mapping.vote import Election
 
 
 def texts(values):
@@ -147,6 +148,22 @@ def test_an_error_that_no_cell_reaches_is_refused():
         calibrate(sample, Targets(0.4))
 
 
+def test_the_least_probability_is_learnt_from_cells_that_are_near_enough():
+    """60 near cells are right; of 30 near ones with half of the votes 15 are wrong, of 10 far ones 4.
+
+    15 of the 90 near cells are wrong, which is a sixth; with the far ones it would be 19 of 100.
+    """
+    right = np.repeat([True, True, False, True, False], [60, 15, 15, 6, 4])
+    share, nearness = np.repeat([1.0, 0.4, 1.0], [60, 30, 10]), np.repeat([0.9, 0.8], [90, 10])
+    winner, nobody = np.zeros(100, np.int32), np.full(100, -1, np.int32)
+    election = Election(winner, share, nobody, np.zeros(100), nearness)
+    sample = Sample(("B",), election, np.where(right, "B", "T"), np.arange(100, dtype=np.int32) % 2, (), None)
+    for error, of_unsure in ((0.18, ""), (0.16, TOO_UNSURE)):
+        calibration = calibrate(sample, Targets(error, false_rejection=0.11))
+        _, reasons = calibration.evaluate(("B",), election)
+        assert reasons == [""] * 60 + [of_unsure] * 30 + [TOO_FAR] * 10
+
+
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60))
 def test_a_group_is_in_one_fold_and_folds_are_even(groups):
     fold = folds(np.array(groups, np.int32))
@@ -156,6 +173,12 @@ def test_a_group_is_in_one_fold_and_folds_are_even(groups):
     sizes = np.bincount(fold)
     largest = max(groups.count(group) for group in groups)
     assert sizes.max() - sizes.min() <= largest
+
+
+def test_the_largest_groups_are_placed_first():
+    """Cells of seven groups in five folds: 10, 9, 8, 2 + 2 and 2 + 1; in turn they would be 12, 10, 8, 2 and 2."""
+    groups = np.repeat(np.arange(7, dtype=np.int32), [2, 10, 1, 2, 9, 2, 8])
+    assert sorted(np.bincount(folds(groups)).tolist()) == [3, 4, 8, 9, 10]
 
 
 @pytest.fixture(scope="module")

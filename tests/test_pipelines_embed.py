@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -15,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import scgpt_ray
-from scgpt_ray.atlas.plan import cut
+from scgpt_ray.atlas.plan import Plan, cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import AtlasError, CoverageError, OutputError
 from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.parts.manifest import prove_coverage, read_plan
-from scgpt_ray.parts.parts import PARTS, committed
-from scgpt_ray.pipelines.embed import EmbedActor
+from scgpt_ray.parts.manifest import MANIFEST, read_manifest
+from scgpt_ray.parts.parts import Part
+from scgpt_ray.pipelines.embed import EmbedActor, finish
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
@@ -229,15 +230,23 @@ def test_a_killed_driver_resumes_to_the_same_bytes(embedded, blood_file, checkpo
     assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == undisturbed
 
 
-def test_the_manifest_is_not_written_over_a_gap(embedded, tmp_path):
-    folder = Folder.at(embedded[0])
-    parts = committed(folder.folder(PARTS))
-    plan = read_plan(folder)
-    prove_coverage(plan, parts)
+def test_the_manifest_is_not_written_over_a_gap(blood_file, checkpoint, tmp_path):
+    job = check(EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "out")))
+    partitions = cut(job.selection[0], 50)
+    plan = Plan(job.fingerprint.to_dict(), {}, partitions, {}, "")
+    parts = {
+        part.number: Part(job.fingerprint.digest, part.number, part.digest, part.n_cells, 1, 9, 32)
+        for part in partitions
+    }
     with pytest.raises(CoverageError, match=r"partition 3 \(\d+ cells\) has no part"):
-        prove_coverage(plan, {number: part for number, part in parts.items() if number != 3})
+        finish(plan, {number: part for number, part in parts.items() if number != 3}, job)
     with pytest.raises(CoverageError, match=r"part-00000.parquet holds other cells than planned"):
-        prove_coverage(plan, {**parts, 0: parts[1].__class__(**{**vars(parts[0]), "joinids": "0"})})
+        finish(plan, parts | {0: replace(parts[0], joinids="0")}, job)
+    assert not job.output.has(MANIFEST)
+    manifest = finish(plan, parts, job)
+    assert read_manifest(job.output) == manifest
+    assert (manifest.n_cells, manifest.n_empty, manifest.n_tokens, manifest.dimension) == (260, 6, 54, 32)
+    assert list(manifest.parts) == [f"part-{number:05d}.parquet" for number in range(6)]
 
 
 def test_the_actor_says_what_it_computes_with(checkpoint):
