@@ -23,10 +23,15 @@ from scgpt_ray.index.recall import Point
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.mapping.reliability import reliability
 
-RNG = np.random.default_rng(0)
 NAMES = ["CD4 T", "B", "costs $5 & <more>", "a label that is much longer than any axis has room for", "NK"]
 
 TRIED = [Point(nprobe, rerank, 0.9, 1 - 0.3 / nprobe / (1 + rerank), 1) for nprobe in (1, 4, 16) for rerank in (0, 16)]
+
+
+@pytest.fixture
+def random():
+    """The same numbers in every test, whichever ran before it."""
+    return np.random.default_rng(0)
 
 
 def pixels(png):
@@ -34,14 +39,14 @@ def pixels(png):
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
-def labels(n, names=NAMES):
-    return [names[place] for place in RNG.integers(len(names), size=n)]
+def labels(random, n):
+    return [NAMES[place] for place in random.integers(len(NAMES), size=n)]
 
 
-def test_every_picture_is_a_png_and_repeatable():
-    truth, predicted = labels(200), labels(200)
-    scores = score_labels(truth, predicted, RNG.random(200), NAMES[:3])
-    confidence, right = RNG.random(200), RNG.random(200) < 0.7
+def test_every_picture_is_a_png_and_repeatable(random):
+    truth, predicted = labels(random, 200), labels(random, 200)
+    scores = score_labels(truth, predicted, random.random(200), NAMES[:3])
+    confidence, right = random.random(200), random.random(200) < 0.7
     bins, curve = reliability(confidence, right), coverage_curve(confidence, right)
     for draw in (
         lambda: reliability_diagram({"share of the votes": bins, "calibrated": bins}),
@@ -85,7 +90,7 @@ def test_pyplot_stays_untouched():
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-def test_beyond_twenty_the_rare_labels_are_drawn_together():
+def test_beyond_twenty_the_rare_labels_are_drawn_together(random):
     many = [f"type {place:02d}" for place in range(30) for _ in range(40 - place)]
     coloured = list(plots._coloured(many))
     assert len(coloured) == plots.MAX_LABELS
@@ -95,7 +100,7 @@ def test_beyond_twenty_the_rare_labels_are_drawn_together():
     assert sorted(np.concatenate([cells for *_, cells in coloured]).tolist()) == list(range(len(many)))
     twenty = many[: sum(40 - place for place in range(20))]
     assert [name for name, *_ in plots._coloured(twenty)] == [f"type {place:02d}" for place in range(20)]
-    pixels(umap_scatter(RNG.random((len(many), 2)), many, "many"))
+    pixels(umap_scatter(random.random((len(many), 2)), many, "many"))
     assert sum(plots._most_frequent(many).values()) == len(many)
 
 
@@ -127,10 +132,10 @@ def test_only_the_largest_groups_are_told_apart():
 
 
 @pytest.mark.slow
-def test_umap_is_repeatable_and_keeps_groups_apart():
+def test_umap_is_repeatable_and_keeps_groups_apart(random):
     pytest.importorskip("umap", reason="needs umap-learn")
-    centres = np.eye(8, dtype=np.float32)[RNG.integers(2, size=120)]
-    vectors = (centres + 0.05 * RNG.standard_normal((120, 8))).astype(np.float32)
+    centres = np.eye(8, dtype=np.float32)[random.integers(2, size=120)]
+    vectors = (centres + 0.05 * random.standard_normal((120, 8))).astype(np.float32)
     first = umap_coordinates(vectors, seed=1)
     assert (first.shape, first.dtype) == ((120, 2), np.float32)
     np.testing.assert_array_equal(first, umap_coordinates(vectors, seed=1))

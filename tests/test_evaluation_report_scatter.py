@@ -11,7 +11,11 @@ import pytest
 from scgpt_ray.evaluation.report.palette import GREY, MAX_COLOURS, STRONG, categorical, colours_of, oklab, sequential
 from scgpt_ray.evaluation.report.scatter import NOTHING, Column, Scatter, cells_section
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def random():
+    """The same numbers in every test, whichever ran before it."""
+    return np.random.default_rng(0)
 
 
 def packed(columns, n=4, n_front=None, places=None):
@@ -28,11 +32,11 @@ def labels_of(column):
     return [column["names"][code] for code in numbers(column["codes"], "<u2")]
 
 
-def test_every_cell_keeps_its_place_and_values():
+def test_every_cell_keeps_its_place_and_values(random):
     n = 300
-    places = RNG.standard_normal((n, 2)) * [3, 1]
-    kinds = RNG.choice(["T", "B", "NK"], n, p=[0.6, 0.3, 0.1])
-    ages = np.where(np.arange(n) % 7 == 0, np.nan, RNG.random(n))
+    places = random.standard_normal((n, 2)) * [3, 1]
+    kinds = random.choice(["T", "B", "NK"], n, p=[0.6, 0.3, 0.1])
+    ages = np.where(np.arange(n) % 7 == 0, np.nan, random.random(n))
     names = [f"cell {number}" for number in range(n)]
     data = packed([Column("kind", kinds), Column("age", ages), Column("obs_id", names)], n, places=places)
     kind, age, obs_id = data["columns"]
