@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
+import tiledbsoma as soma
 
 from scgpt_ray.atlas.genes import harmonize
 from scgpt_ray.atlas.h5ad import cells_of
@@ -211,6 +212,21 @@ def test_totals(folder):
     few = locate(str(folder / "soma"), CellSettings(obs_filter="n in [5, 7, 4999]"))
     totals, n_cells = few.totals(few.joinids())
     assert (n_cells, totals.tolist()) == (3, counts[[5, 7, 4999]].sum(axis=0).tolist())
+
+
+def test_genes_without_some_joinids(tmp_path, make_soma):
+    """Genes may be deleted from an experiment: the joinids of the others stay as they were."""
+    uri = make_soma(atlas(30), tmp_path / "exp")
+    with soma.Experiment.open(uri, mode="d") as experiment:
+        experiment.var_axis_delete("RNA", value_filter="soma_joinid in [0, 3]")
+    source = locate(uri, CellSettings())
+    left = [1, 2, 4, 5, 6]
+    assert source.var()["feature_name"].tolist() == [f"G{gene}" for gene in left]
+    totals, _ = source.totals(source.joinids())
+    assert totals.tolist() == atlas(30).X.toarray()[:, left].sum(axis=0).tolist()
+    kept = atlas(30)
+    kept.X = kept.X.multiply(np.isin(range(N_GENES), left)).tocsr()
+    assert rows(read(uri)) == expected(kept, range(30), ())
 
 
 def test_identity_says_what_changes_the_numbers(folder):

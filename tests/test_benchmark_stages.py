@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from scgpt_ray.benchmark import index
+from scgpt_ray.benchmark import index, overhead
 from scgpt_ray.cli import main
+from scgpt_ray.parts.parts import PARTS, read_part
+from scgpt_ray.storage import Folder
 
 
 def figures(capsys, *options):
@@ -80,10 +82,30 @@ def test_index_from_too_few_embeddings(capsys, make_embeddings, tmp_path):
 
 
 @pytest.mark.ray
-def test_flow(capsys, local_ray):
+def test_flow(capsys, local_ray, monkeypatch):
+    """600 cells are three partitions; the actor takes one at a time, and commits what the loop does."""
+    run_flow, receipts, committed = overhead.run_flow, [], []
+
+    def watched(partitions, reading, seconds, output):
+        for receipt in run_flow(partitions, reading, seconds, output):
+            receipts.append(json.loads(receipt["actor"]))
+            yield receipt
+        loop = Folder(output.uri.removesuffix("flow") + "loop")
+        committed.append([(read_part(loop, name), read_part(output.folder(PARTS), name)) for name in loop.names()])
+
+    monkeypatch.setattr(overhead, "run_flow", watched)
     found = figures(capsys, "--stage", "flow", "--cells", "600", "--tokens", "20", "--seconds", "0.05")
-    assert found["loop, a partition", "s"] >= 0.05
-    assert found["flow, a partition", "s"] > 0
+    (pairs,) = committed
+    assert [len(of_loop) for of_loop, _ in pairs] == [200, 200, 200]
+    assert all(of_loop.equals(of_flow) for of_loop, of_flow in pairs)
+    flow_s = max(call["ended_s"] for call in receipts) - min(call["began_s"] for call in receipts)
+    loop, flow = found["loop, a partition", "s"], found["flow, a partition", "s"]
+    assert len(receipts) == 3
+    assert flow == pytest.approx(flow_s / 3, rel=1e-3)
+    assert min(loop, flow) >= 0.05
+    assert found["overhead", "%"] == pytest.approx(100 * (flow / loop - 1), rel=1e-2, abs=1e-2)
+    assert found["actor busy share", ""] == pytest.approx(0.05 / flow, rel=1e-3)
+    assert found["actor memory at the end", "MB"] == pytest.approx(receipts[-1]["private_bytes"] / 1e6, rel=1e-3)
 
 
 def test_a_length_that_is_none(capsys):

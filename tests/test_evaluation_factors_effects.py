@@ -8,15 +8,20 @@ from scipy import sparse
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.components import hvg_pca
-from scgpt_ray.evaluation.factors.effects import DEPTH, Factor, explain_factors
-from scgpt_ray.evaluation.factors.probe import neighbour_purity, probe_levels, probe_number
-from scgpt_ray.evaluation.factors.variance import explained_variance
+from scgpt_ray.evaluation.factors.effects import DEPTH, Factor, FactorInEmbedding, explain_factors
+from scgpt_ray.evaluation.factors.probe import Probe, neighbour_purity, probe_levels, probe_number
+from scgpt_ray.evaluation.factors.variance import VarianceShares, explained_variance
 from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
 
 N = 300
-RANDOM = np.random.default_rng(0)
 LABEL = np.arange(N) % 3
 LEVEL = np.arange(N) // 3 % 2
+
+
+@pytest.fixture
+def random():
+    """The same numbers in every test, whichever ran before it."""
+    return np.random.default_rng(0)
 
 
 def vectors(label=1.0, level=0.0, crossed=0.0, noise=0.3, d=6):
@@ -38,9 +43,9 @@ def test_variance_by_hand():
     assert (crossed.label, crossed.factor, crossed.interaction) == pytest.approx((0, 0, 1), abs=1e-9)
 
 
-def test_variance_of_noise_is_near_zero_however_many_levels():
-    noise = RANDOM.standard_normal((N, 6)).astype(np.float32)
-    shares = explained_variance(noise, LABEL, RANDOM.integers(0, 40, N))
+def test_variance_of_noise_is_near_zero_however_many_levels(random):
+    noise = random.standard_normal((N, 6)).astype(np.float32)
+    shares = explained_variance(noise, LABEL, random.integers(0, 40, N))
     assert max(shares.label, shares.factor, shares.interaction) < 0.03
 
 
@@ -50,9 +55,9 @@ def test_variance_is_counted_once_where_factor_and_label_coincide():
     assert (shares.factor, shares.interaction) == pytest.approx((0, 0), abs=1e-9)
 
 
-def test_variance_of_a_number():
-    number = RANDOM.standard_normal(N)
-    along = (number[:, None] * np.array([1, 0.0]) + 0.01 * RANDOM.standard_normal((N, 2))).astype(np.float32)
+def test_variance_of_a_number(random):
+    number = random.standard_normal(N)
+    along = (number[:, None] * np.array([1, 0.0]) + 0.01 * random.standard_normal((N, 2))).astype(np.float32)
     assert explained_variance(along, LABEL, LEVEL, number).factor > 0.98
     slopes = (number * (LABEL - 1))[:, None].astype(np.float32)
     shares = explained_variance(slopes, LABEL, LEVEL, number)
@@ -69,18 +74,36 @@ def test_a_probe_finds_a_level_where_it_is():
     assert lost.error == pytest.approx(0.5 / np.sqrt(N))
 
 
-def test_a_probe_looks_within_labels_only():
+def test_a_probe_weighs_levels_equally():
+    """The feature is 1 in all 20 cells of one level and in half of the 80 of the other: recalls are 1 and a half."""
+    level, feature = np.repeat([0, 1, 1], [20, 40, 40]), np.repeat([1, 1, 0], [20, 40, 40])
+    found = probe_levels(feature[:, None].astype(np.float32), np.zeros(100, np.int64), level, None, seed=0)
+    assert (found.score, found.chance) == (0.75, 0.5)
+    assert found.error == pytest.approx(np.sqrt(0.25 / 20 + 0.25 / 80) / 2)
+
+
+@pytest.mark.parametrize(
+    ("gap", "error", "is_carried"),
+    [(0.08, 0.05, False), (0.14, 0.05, False), (0.16, 0.05, True), (0.04, 0.001, False), (0.06, 0.001, True)],
+)
+def test_carried_is_what_beats_chance_by_much_and_by_three_errors(gap, error, is_carried):
+    probe = Probe("balanced accuracy", 0.5 + gap, chance=0.5, error=error, held_out="cells", n_cells=100, n_labels=1)
+    found = FactorInEmbedding("mine", VarianceShares(0.0, 0.0, 0.0, 0.0), probe, purity=None)
+    assert found.is_carried is is_carried
+
+
+def test_a_probe_looks_within_labels_only(random):
     assert probe_levels(vectors(), LABEL, LABEL, None, seed=0) is None
-    mostly = np.where(RANDOM.random(N) < 0.8, LABEL == 1, LABEL != 1).astype(np.int64)
+    mostly = np.where(random.random(N) < 0.8, LABEL == 1, LABEL != 1).astype(np.int64)
     found = probe_levels(vectors(label=5.0), LABEL, mostly, None, seed=0)
     assert abs(found.score - 0.5) < 3 * found.error, "the label tells much of the level, but that does not count"
 
 
-def test_a_probe_holds_out_groups():
+def test_a_probe_holds_out_groups(random):
     """Donors can be told apart; the condition is nothing but which donors it has."""
     donor = np.arange(N) // 3 % 6
     condition = donor // 3
-    by_donor = (np.eye(6)[donor] + 0.05 * RANDOM.standard_normal((N, 6))).astype(np.float32)
+    by_donor = (np.eye(6)[donor] + 0.05 * random.standard_normal((N, 6))).astype(np.float32)
     assert probe_levels(by_donor, LABEL, condition, None, seed=0).score > 0.95
     held_out = probe_levels(by_donor, LABEL, condition, donor, seed=0)
     assert held_out.held_out == "groups"
@@ -90,9 +113,9 @@ def test_a_probe_holds_out_groups():
     )
 
 
-def test_a_probe_of_a_number():
-    number = RANDOM.standard_normal(N)
-    along = (number[:, None] + 0.1 * RANDOM.standard_normal((N, 3))).astype(np.float32)
+def test_a_probe_of_a_number(random):
+    number = random.standard_normal(N)
+    along = (number[:, None] + 0.1 * random.standard_normal((N, 3))).astype(np.float32)
     found = probe_number(along, LABEL, number, seed=0)
     assert (found.measure, found.chance) == ("R2", 0.0)
     assert found.score > 0.5
@@ -155,8 +178,8 @@ def test_missing_values_are_left_out_and_counted():
     assert "hardly carries it" in verdict(effect)
 
 
-def test_a_factor_that_is_the_label():
-    counts = sparse.csr_matrix(RANDOM.poisson(2.0, (N, 60)).astype(np.float32))
+def test_a_factor_that_is_the_label(random):
+    counts = sparse.csr_matrix(random.poisson(2.0, (N, 60)).astype(np.float32))
     effect, depth = explained(
         vectors(), Factor.of("plate", LABEL.tolist()), counts_NG=counts, genes_G=np.arange(60).astype(object)
     )

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
 
 from scgpt_ray.evaluation.factors.contrast import level_contrasts
 from scgpt_ray.evaluation.factors.depth import matched_depth, robust_depth, thinned
-from scgpt_ray.evaluation.factors.expression import expression_shift
+from scgpt_ray.evaluation.factors.expression import ExpressionShift, expression_shift
 
 GENES = np.array([f"GENE{number}" for number in range(150)], object)
 LEVELS = ("a", "b")
@@ -88,6 +88,29 @@ def test_one_level_of_three():
     assert shift.is_gene_specific
     assert shift.driven[0].level == "c"
     assert all((gene.effect > 0) == (gene.level == "c") for gene in shift.driven)
+
+
+@pytest.mark.parametrize(("n_levels", "n_compared"), [(2, 1), (3, 3)])
+def test_the_depth_of_the_most_different_of_several_levels(n_levels, n_compared):
+    """Its p value is that of the effect, times the number of comparisons; two levels mirror each other."""
+    counts, label_N, _ = made_up(n=360)
+    level_N = np.arange(360) // 2 % n_levels
+    counts = np.random.default_rng(1).binomial(counts, np.where(level_N == 1, 0.9, 1.0)[:, None])
+    shift = shift_of(counts, label_N, level_N, ("a", "b", "c")[:n_levels])
+    assert shift.level == "b"
+    own, others = 180 / n_levels, 180 - 180 / n_levels
+    z = abs(shift.depth_effect) * np.sqrt(2 * own * others / 180)  # of two labels with 180 cells each
+    assert 2 < z < 6, "neither sure nor by chance"
+    assert shift.depth_p == pytest.approx(n_compared * 2 * stats.norm.sf(z))
+
+
+@pytest.mark.parametrize(
+    ("depth_fold", "depth_p", "is_global"),
+    [(1.21, 0.009, True), (1 / 1.21, 0.009, True), (1.21, 0.011, False), (1.19, 0.009, False), (1 / 1.19, 0.0, False)],
+)
+def test_depth_changes_where_it_is_both_much_and_no_chance(depth_fold, depth_p, is_global):
+    shift = ExpressionShift(60, 1, "b", depth_fold, 1.0, depth_p, n_tested=0, n_driven=0, driven=())
+    assert shift.is_global is is_global
 
 
 def test_nothing_to_compare():

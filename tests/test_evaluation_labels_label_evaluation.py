@@ -1,4 +1,4 @@
-"""The evaluation of a mapping, against the figures it is made of."""
+"""The evaluation of a mapping, against figures by hand."""
 
 import json
 
@@ -11,32 +11,44 @@ from scgpt_ray.evaluation.labels.label_evaluation import METHOD, evaluate
 TRUTH = ["T", "T", "B", "NK", None, "B"]
 VOTED = ["T", "B", "B", "T", "T", "Unknown"]
 SHARE = np.array([0.6, 0.6, 1.0, 0.8, 1.0, 0.0], np.float32)
-PROBABILITY = np.array([0.9, 0.4, 0.8, 0.3, 0.9, 0.0], np.float32)
+PROBABILITY = np.array([0.9, 0.4, 0.8, 0.5, 0.9, 0.0], np.float32)
 REJECTED = np.array([False, False, False, True, False, True])
 CELLS = {"T": 6, "B": 3, None: 1}
 
 
-def test_the_figures_by_hand():
+def test_every_figure_by_hand():
+    """Five cells have a truth: by rising doubt (by probability) right, right, wrong, wrong and wrong."""
     evaluation = evaluate(TRUTH, VOTED, {"share": SHARE, "probability": PROBABILITY}, REJECTED, CELLS)
-    scores, rejection, curve = evaluation.scores, evaluation.rejection, evaluation.selective_accuracy
-    assert (scores.n, scores.n_without_truth, scores.absent_labels) == (5, 1, ("NK",))
-    assert (scores.accuracy, scores.macro_f1) == pytest.approx((2 / 5, (1 / 2 + 1 / 2 + 0) / 3))
-    assert (scores.confidence_right, scores.confidence_wrong) == pytest.approx((0.85, 0.7 / 3))
+    scores = evaluation.scores
+    assert (scores.n, scores.n_without_truth, scores.accuracy) == (5, 1, 2 / 5)
+    assert (scores.n_in_reference, scores.accuracy_in_reference, scores.absent_labels) == (4, 2 / 4, ("NK",))
+    assert [score.f1 for score in scores.per_label] == [1 / 2, 0, 1 / 2], "of B, NK and T"
+    assert scores.confidence_right == pytest.approx((0.9 + 0.8) / 2)
+    assert scores.confidence_wrong == pytest.approx((0.4 + 0.5 + 0.0) / 3)
+    rejection = evaluation.rejection
     assert (rejection.known, rejection.known_rejected, rejection.absent, rejection.absent_rejected) == (4, 1, 1, 1)
-    assert rejection.accepted == pytest.approx(3 / 5)
-    assert rejection.accuracy_accepted == pytest.approx(2 / 3)
-    assert curve.at(1) == pytest.approx(2 / 5)
-    assert curve.at(0.4) == 1, "the two surest by probability, which the share would not have picked"
+    assert (rejection.accepted, rejection.accuracy_accepted) == (3 / 5, pytest.approx(2 / 3))
+    assert evaluation.selective_accuracy.accuracy.tolist() == pytest.approx([1, 1, 2 / 3, 2 / 4, 2 / 5])
     own, majority = evaluation.comparison.methods
-    assert (own.name, own.accuracy, own.area) == (METHOD, scores.accuracy, curve.area)
-    assert majority.accuracy == pytest.approx(2 / 5), "T, of which the reference has most"
-    assert {meaning: curve.n_cells for meaning, curve in evaluation.reliability.items()} == {
-        "share": 5,
-        "probability": 5,
+    area = (1 + 1 + 2 / 3 + 2 / 4 + 2 / 5) / 5
+    assert (own.name, own.accuracy, own.macro_f1, own.area) == (METHOD, 2 / 5, *map(pytest.approx, (1 / 3, area)))
+    # T, of which the reference has most cells, for all: precision 2/5 and recall 1.
+    assert (majority.accuracy, majority.macro_f1, majority.area) == (2 / 5, *map(pytest.approx, (4 / 7 / 3, 2 / 5)))
+    ece = {meaning: curve.ece for meaning, curve in evaluation.reliability.items()}
+    assert ece == {
+        "share": pytest.approx((2 * 0.1 + 0.0 + 0.8 + 0.0) / 5),  # both of 0.6 in one bin, one of them right
+        "probability": pytest.approx((0.1 + 0.4 + 0.2 + 0.5 + 0.0) / 5),
     }
-    plain = evaluation.to_dict()
-    assert plain["reliability"]["probability"]["ece"] == evaluation.reliability["probability"].ece
-    assert json.loads(json.dumps(plain, allow_nan=False))["rejection"]["absent_rejected"] == 1
+
+
+def test_as_json():
+    evaluation = evaluate(TRUTH, VOTED, {"share": SHARE, "probability": PROBABILITY}, REJECTED, CELLS)
+    plain = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
+    assert plain["scores"]["confusion"] == {"B": {"B": 1, "Unknown": 1}, "NK": {"T": 1}, "T": {"T": 1, "B": 1}}
+    assert plain["rejection"]["absent_rejected"] == 1
+    assert list(plain["comparison"]) == [METHOD, "majority class"]
+    assert plain["selective_accuracy"]["accuracy_at"]["0.5"] == pytest.approx(2 / 3)
+    assert [each["cells"] for each in plain["reliability"]["share"]["bins"]] == [1, 2, 1, 1]
 
 
 def test_another_baseline_stands_between():

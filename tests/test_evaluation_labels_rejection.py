@@ -25,6 +25,13 @@ def test_scores_by_hand():
     ]
 
 
+def test_a_rejected_cell_is_not_right_whatever_was_voted():
+    scores = score_rejection(
+        ["T", "T", "B", "B"], ["T", "T", "T", "B"], np.array([False, True, False, True]), {"T", "B"}
+    )
+    assert (scores.accepted_right, scores.accuracy_accepted) == (1, 1 / 2)
+
+
 def test_scores_as_json_and_as_text():
     scores = score_rejection(TRUTH, PREDICTED, REJECTED, {"T", "B"})
     plain = json.loads(json.dumps(scores.to_dict(), allow_nan=False))

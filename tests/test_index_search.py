@@ -23,7 +23,11 @@ from scgpt_ray.index.search import (
 )
 from scgpt_ray.index.template import open_template, train
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def random():
+    """The same numbers in every test, whichever ran before it."""
+    return np.random.default_rng(0)
 
 
 def unit(vectors):
@@ -65,11 +69,11 @@ def find(shard, queries, k):
     return np.where(rows == NONE, NONE, np.append(ids, NONE)[rows]), scores
 
 
-def test_shards_find_what_one_index_finds_to_the_bit():
-    vectors, ids = cells(1500), RNG.permutation(10**7)[:1500] + 10**10
+def test_shards_find_what_one_index_finds_to_the_bit(random):
+    vectors, ids = cells(1500), random.permutation(10**7)[:1500] + 10**10
     vectors[700:760] = vectors[:60]  # the same cell twice is common in an atlas
     queries = np.concatenate([vectors[:40], cells(60, seed=1)])
-    rows = RNG.permutation(1500)
+    rows = random.permutation(1500)
     groups = [rows[:600], rows[600:601], rows[600:600], rows[601:]]
     (whole,) = shards_of(ids, vectors, [np.arange(1500)])
     expected_ids, expected_scores = find(whole, queries, 10)
@@ -78,10 +82,10 @@ def test_shards_find_what_one_index_finds_to_the_bit():
     np.testing.assert_array_equal(found_scores, expected_scores)
 
 
-def test_ties_across_shards_are_settled_by_id_at_full_width():
+def test_ties_across_shards_are_settled_by_id_at_full_width(random):
     distinct = cells(300, d=512)
-    vectors, ids = np.repeat(distinct, 20, axis=0), RNG.permutation(6000)
-    rows = RNG.permutation(6000)
+    vectors, ids = np.repeat(distinct, 20, axis=0), random.permutation(6000)
+    rows = random.permutation(6000)
     groups = [rows[:4001], rows[4001:4500], rows[4500:]]
     queries = distinct  # enough for faiss to multiply matrices
     pieces = [find(shard, queries, 6) for shard in shards_of(ids, vectors, groups)]
@@ -94,8 +98,8 @@ def test_ties_across_shards_are_settled_by_id_at_full_width():
 
 
 @pytest.mark.parametrize(("n", "k"), [(0, 3), (1, 3), (2, 3), (3, 3), (4, 3), (50, 1), (50, 50), (50, 60)])
-def test_flat_and_exact_search_are_the_definition(n, k):
-    vectors, ids = cells(max(n, 1))[:n], RNG.permutation(n) + 100
+def test_flat_and_exact_search_are_the_definition(n, k, random):
+    vectors, ids = cells(max(n, 1))[:n], random.permutation(n) + 100
     queries = cells(7, seed=1)
     expected_ids, expected_scores = by_definition(ids, vectors, queries, k)
     (flat,) = shards_of(ids, vectors, [slice(None)])
@@ -107,17 +111,17 @@ def test_flat_and_exact_search_are_the_definition(n, k):
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_of_equal_cells_the_smallest_ids_are_kept(k):
+def test_of_equal_cells_the_smallest_ids_are_kept(k, random):
     distinct = cells(40)
-    vectors, ids = np.repeat(distinct, 30, axis=0), RNG.permutation(1200)
+    vectors, ids = np.repeat(distinct, 30, axis=0), random.permutation(1200)
     (shard,) = shards_of(ids, vectors, [slice(None)])
     own = np.sort(ids.reshape(40, 30), axis=1)[:, :k]
     np.testing.assert_array_equal(find(shard, distinct, k)[0], own)
     np.testing.assert_array_equal(exact_search([(ids, vectors)], distinct, k)[0], own)
 
 
-def test_a_tie_of_all_cells_ends():
-    vectors, ids = np.repeat(cells(1), 5000, axis=0), RNG.permutation(5000)
+def test_a_tie_of_all_cells_ends(random):
+    vectors, ids = np.repeat(cells(1), 5000, axis=0), random.permutation(5000)
     (shard,) = shards_of(ids, vectors, [slice(None)])
     found, scores = find(shard, vectors[:30], 4)
     assert (found == np.arange(4)).all()
@@ -210,9 +214,9 @@ def test_candidates_hold_the_truth_when_all_lists_are_read(factory):
 
 
 @pytest.mark.parametrize("factory", ["Flat", *CODES])
-def test_only_allowed_rows_are_found(factory):
+def test_only_allowed_rows_are_found(factory, random):
     vectors, queries = cells(2000), cells(20, seed=1)
-    allowed = RNG.random(2000) < 0.2
+    allowed = random.random(2000) < 0.2
     found = candidates(coded(factory, vectors), queries, 500, 16, allowed)
     assert set(found.ravel()) - {NONE} <= set(np.flatnonzero(allowed))
     assert ((found != NONE).sum(axis=1) == min(500, allowed.sum())).all()

@@ -76,6 +76,13 @@ def test_altered_parts(run, change, lines):
     assert audit_embeddings(run) == lines
 
 
+@pytest.mark.parametrize(("length", "is_wrong"), [(1 + 1e-6, False), (1 + 1e-4, True), (1 - 1e-4, True)])
+def test_vectors_are_of_unit_length_but_for_rounding(run, length, is_wrong):
+    rewrite(run, column(EMBEDDING, lambda vectors: put(2, [length * x for x in vectors[2]])(vectors)))
+    wrong = [f"{PART}: 1 embeddings are not unit vectors, the first of soma_joinid 18"]
+    assert audit_embeddings(run) == (wrong if is_wrong else [])
+
+
 def test_fewer_rows_than_planned(run):
     rewrite(run, lambda table: table.slice(1))
     assert audit_embeddings(run) == [

@@ -1,4 +1,5 @@
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,10 @@ from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import CompletenessError, OutputError
 from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.parts.manifest import prove_complete
-from scgpt_ray.parts.parts import PARTS, committed
+from scgpt_ray.parts.parts import Part
+from scgpt_ray.pipelines.embed import finish
 from scgpt_ray.pipelines.embed_request import check
-from scgpt_ray.records import Plan
+from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import tokenize
@@ -173,12 +174,20 @@ def test_a_part_of_another_run_is_refused(embedded, blood_file, checkpoint, tmp_
         scgpt_ray.embed(executor="serial", **options)
 
 
-def test_the_manifest_is_not_written_over_a_gap(embedded, tmp_path):
-    folder = Folder.at(embedded[0])
-    parts = committed(folder.folder(PARTS))
-    plan = Plan.read(folder)
-    prove_complete(plan, parts)
+def test_the_manifest_is_not_written_over_a_gap(blood_file, checkpoint, tmp_path):
+    job = check(EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "out")))
+    partitions = cut(job.selection[0], 50)
+    plan = Plan(fingerprint=job.fingerprint, settings={}, partitions=partitions, coverage={}, created="")
+    parts = {
+        part.number: Part(job.fingerprint.digest, part.number, part.digest, part.n_cells, 1, 9, 32)
+        for part in partitions
+    }
     with pytest.raises(CompletenessError, match=r"partition 3 \(\d+ cells\) has no part"):
-        prove_complete(plan, {number: part for number, part in parts.items() if number != 3})
+        finish(plan, {number: part for number, part in parts.items() if number != 3}, job)
     with pytest.raises(CompletenessError, match=r"part-00000.parquet holds other cells than planned"):
-        prove_complete(plan, {**parts, 0: parts[1].__class__(**{**vars(parts[0]), "joinids": "0"})})
+        finish(plan, parts | {0: replace(parts[0], joinids="0")}, job)
+    assert not job.output.has(Manifest.file)
+    manifest = finish(plan, parts, job)
+    assert Manifest.read(job.output) == manifest
+    assert (manifest.n_cells, manifest.n_empty, manifest.n_tokens, manifest.dimension) == (260, 6, 54, 32)
+    assert list(manifest.parts) == [f"part-{number:05d}.parquet" for number in range(6)]

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import silhouette_score
 
 import scgpt_ray
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.cli import BAD_INPUT, DONE, main
 from scgpt_ray.config import CellSettings, IntegrateSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
-from scgpt_ray.evaluation.components import hvg_pca
-from scgpt_ray.evaluation.integration.metrics import compare_embeddings
+from scgpt_ray.evaluation.components import N_COMPONENTS
 from scgpt_ray.evaluation.sample import MAX_CELLS
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
@@ -75,20 +75,38 @@ def integrated(embedded):
     return scgpt_ray.integrate(**options(embedded, "out"))
 
 
+def shares_by_hand(vectors, labels, lanes):
+    """Silhouette of the labels on a scale from 0 to 1, and the variance between lanes as a share of all."""
+    centred = vectors - vectors.mean(axis=0)
+    between = sum((lanes == lane).sum() * (centred[lanes == lane].mean(axis=0) ** 2).sum() for lane in ("l1", "l2"))
+    return (silhouette_score(vectors, labels) + 1) / 2, between / (centred**2).sum()
+
+
 def test_metrics_are_those_of_the_embeddings_and_the_baseline(integrated, embedded, lanes):
-    tables = [read_embeddings(Folder.at(embedded / name)) for name in ("long", "short")]
+    """By definition, for two metrics; the baseline by singular values of the scaled logs of all 64 genes."""
     kept = np.array([number not in (5, 77) for number in range(260)])
-    embeddings = {"long": vectors_of(tables[0])[1], "short": vectors_of(tables[1])[1]}
-    embeddings[BASELINE] = hvg_pca(lanes.X[kept], seed=0)
-    obs = lanes.obs[kept]
-    expected = compare_embeddings(
-        embeddings, obs["cell_type"].tolist(), obs["lane"].tolist(), seed=0, baseline=BASELINE
-    )
-    assert integrated.integration == expected
+    counts = lanes.X[kept].toarray().astype(np.float64)
+    logs = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    left, values, _ = np.linalg.svd(logs - logs.mean(axis=0), full_matrices=False)
+    embeddings = {name: vectors_of(read_embeddings(Folder.at(embedded / name)))[1] for name in ("long", "short")}
+    embeddings[BASELINE] = (left * values)[:, :N_COMPONENTS]
+    labels, lane = (lanes.obs[column][kept].to_numpy(str) for column in ("cell_type", "lane"))
+    expected = {name: shares_by_hand(vectors.astype(np.float64), labels, lane) for name, vectors in embeddings.items()}
+    assert [scores.name for scores in integrated.integration.scores] == list(expected)
+    found = {scores.name: (scores.asw_label, scores.pcr) for scores in integrated.integration.scores}
+    assert found == {name: pytest.approx(shares, rel=1e-3) for name, shares in expected.items()}
+    assert len({round(share, 4) for shares in found.values() for share in shares}) == 6, "no two that could be swapped"
+    better = [max(0, 1 - expected[name][1] / expected[BASELINE][1]) for name in ("long", "short")]
+    compared = [scores.pcr_comparison for scores in integrated.integration.scores]
+    assert compared == [*(pytest.approx(share, rel=1e-3) for share in better), None]
+
+
+def test_what_was_evaluated_is_in_the_metrics(integrated, embedded):
     assert (integrated.selection.n_evaluated, integrated.selection.n_without_embedding) == (258, 2)
     metrics = json.loads((embedded / "out" / "metrics.json").read_bytes())
     assert metrics == json.loads(json.dumps(integrated.metrics()))
     assert [scores["name"] for scores in metrics["integration"]["scores"]] == ["long", "short", BASELINE]
+    assert metrics["integration"]["batch_keys"] == {"l1": 131, "l2": 127}
     assert (metrics["no_counts"], metrics["counts"]) == (None, str(embedded / "blood.h5ad"))
 
 

@@ -22,7 +22,6 @@ from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetEr
 from scgpt_ray.evaluation.components import fit_components
 from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, pca_knn
 from scgpt_ray.evaluation.labels.comparison import compare
-from scgpt_ray.evaluation.labels.metrics import score_labels
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.mapping.rejection import Thresholds
@@ -181,21 +180,34 @@ def test_the_truth_and_the_columns_of_the_query_stay(mapped, reference, files):
     assert predictions["donor_query"].to_pylist() == obs["donor"].tolist()
 
 
-def test_the_metrics_evaluate_the_predictions(mapped, reference):
-    predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
-    expected = score_labels(
-        predictions["cell_type_query"].to_pylist(),
-        predictions["cell_type"].to_pylist(),
-        predictions["cell_type_confidence"].to_numpy(),
-        {"B", "T", "NK"},
-    )
+def assert_scored(scores, truth, voted, sure):
+    """Cells of every pair of true and voted label, and what follows from them."""
+    pairs, right = Counter(zip(truth, voted, strict=True)), np.array(truth) == np.array(voted)
+    names = sorted(set(truth))
+    assert scores["confusion"] == {
+        name: {label: n for (own, label), n in pairs.items() if own == name} for name in names
+    }
+    f1 = [2 * pairs[name, name] / (truth.count(name) + voted.count(name)) for name in names]
+    assert scores["accuracy"] == right.mean()
+    assert scores["macro_f1"] == pytest.approx(np.mean(f1))
+    assert scores["confidence_right"] == pytest.approx(np.mean(np.array(sure)[right]))
+    assert scores["confidence_wrong"] == pytest.approx(np.mean(np.array(sure)[~right]))
+
+
+def test_the_metrics_are_those_of_a_vote_by_hand(mapped, reference, files):
+    truth = anndata.read_h5ad(files[1]).obs["cell_type"]
+    neighbours = neighbours_by_hand(reference, reference / "mapped")
+    votes = {name: vote_by_hand(neighbours[name], "cell_type") for name in neighbours} | {"cell-077": ("Unknown", 0.0)}
+    voted, sure = zip(*(votes[name] for name in truth.index), strict=True)
     metrics = json.loads((reference / "mapped" / "metrics.json").read_bytes())
-    assert metrics["scores"] == expected.to_dict()
+    assert_scored(metrics["scores"], truth.tolist(), voted, sure)
+    accuracy = metrics["scores"]["accuracy"]
+    assert metrics["scores"]["majority_accuracy"] == max(truth.value_counts()) / 60 < accuracy < 1
+    assert metrics["rejection"]["accepted"] == 59 / 60
+    assert metrics["rejection"]["accuracy_accepted"] == pytest.approx(accuracy * 60 / 59)
     assert (metrics["n_cells"], metrics["n_unknown"]) == (mapped.n_cells, mapped.n_unknown) == (60, 1)
-    assert sum(metrics["labels"]["cell_type"].values()) == 60
-    assert metrics["labels"]["cell_type"] == Counter(predictions["cell_type"].to_pylist())
-    assert mapped.to_dict()["scores"]["accuracy"] == expected.accuracy
-    assert expected.accuracy > expected.majority_accuracy
+    assert metrics["labels"]["cell_type"] == Counter(voted)
+    assert mapped.to_dict()["scores"]["accuracy"] == accuracy
     assert "60 cells mapped on cell_type (" in mapped.text()
 
 
@@ -270,10 +282,8 @@ def test_again_embeds_nothing(mapped, reference, checkpoint):
 
 
 def test_a_sharded_index_gives_the_same(mapped, reference, checkpoint):
-    predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
-    more = {"truth_column": "cell_type", "obs_columns": ["donor"]}
-    scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, index=3, **more))
-    assert pq.read_table(reference / "mapped" / "predictions.parquet").equals(predictions)
+    sharded = map_elsewhere(reference, checkpoint, "sharded", index=3, truth_column="cell_type", obs_columns=["donor"])
+    assert sharded.predictions.equals(mapped.predictions)
 
 
 SHARED_GENES = [f"GENE{number}" for number in range(1, 60)]
@@ -435,9 +445,9 @@ def test_without_truth_there_are_no_scores(excluded):
 
 
 def test_as_many_neighbours_as_cells(mapped, reference, checkpoint):
-    settings = options(reference, checkpoint, k=199, truth_column="cell_type", obs_columns=["donor"])
-    assert scgpt_ray.map_query(executor="serial", **settings | {"output": str(reference / "mapped")}).n_unknown == 1
-    rows = pq.read_table(reference / "mapped" / "predictions.parquet").to_pylist()
+    found = map_elsewhere(reference, checkpoint, "all", k=199)
+    assert found.n_unknown == 1
+    rows = found.predictions.to_pylist()
     reference_rows = read_embeddings(Folder.at(reference / "reference")).to_pylist()
     most = Counter(row["cell_type"] for row in reference_rows if row[EMBEDDING]).most_common(1)[0][1]
     shares = {round(row["cell_type_confidence"], 6) for row in rows if row["cell_type"] != "Unknown"}
@@ -526,7 +536,7 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
     voted = [label or "Unknown" for label in predictions["cell_type_voted"].to_pylist()]
     sure = predictions["cell_type_probability"].to_numpy()
     metrics = json.loads((reference / "calibrated" / "metrics.json").read_bytes())
-    assert metrics["scores"] == score_labels(truth, voted, sure, {"B", "T", "NK"}).to_dict()
+    assert_scored(metrics["scores"], truth, voted, sure)
     kept = [own == label for own, label in zip(truth, predictions["cell_type"].to_pylist(), strict=True)
             if label != "Unknown"]  # fmt: skip
     assert metrics["rejection"]["accepted"] == pytest.approx(len(kept) / 60)

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,32 @@ def test_a_write_replaces_and_leaves_nothing_else(tmp_path):
     folder.write("x", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert folder.read("x") == b"new"
+
+
+def staged(folder, name, content):
+    with folder.staged(name) as path:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("write", [Folder.write, staged])
+def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, write):
+    """A crash after the rename would otherwise leave a torn file under the right name."""
+    done = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_fsync(descriptor):
+        done.append(("fsync", os.fstat(descriptor).st_size, os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def watched_replace(path, target):
+        done.append(("replace", path.stat().st_size, path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    write(Folder.at(tmp_path), "x", b"12345")
+    file = (tmp_path / "x").stat().st_ino
+    assert done == [("fsync", 5, file), ("replace", 5, file)]
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary(tmp_path):

@@ -92,6 +92,13 @@ def test_another_epoch_and_seed_have_another_order(atlases):
     assert [order != sorted(order) for order in orders] == [True] * 4
 
 
+def test_cells_of_one_file_are_shuffled_anew_in_each_epoch(tmp_path):
+    one = (atlas(tmp_path / "one", [40], 100, in_validation=lambda _number: False),)
+    orders = [seen(epoch(cells(one, seed=seed), number, 8)) for seed, number in ((0, 0), (0, 1), (0, 2), (1, 0))]
+    assert all(sorted(order) == list(range(100, 140)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
 def test_a_step_follows_from_its_number_alone(atlases):
     """A worker that starts again begins anywhere."""
     in_order = cells(atlases)

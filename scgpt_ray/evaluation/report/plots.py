@@ -91,9 +91,7 @@ def coverage_accuracy(curves: Mapping[str, SelectiveAccuracy], threshold: tuple[
         axes.plot(curve.share, curve.accuracy, linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
     if threshold is not None:
         axes.scatter(*threshold, s=46, c=INK, zorder=3, label=f"kept: {threshold[0]:.0%}, {threshold[1]:.3f} right")
-    axes.set(
-        xlabel="share of the cells that keep a label, most confident first", ylabel="accuracy of these cells"
-    )
+    axes.set(xlabel="share of the cells that keep a label, most confident first", ylabel="accuracy of these cells")
     axes.set_xlim(0, 1.01)
     axes.set_title(f"Accuracy of the most confident of {len(next(iter(curves.values())).accuracy):,} cells")
     return _with_legend(figure)
