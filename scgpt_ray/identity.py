@@ -57,21 +57,20 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def require_same_run(place: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+def require_same_run(place: str, asked: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     """Refuse to mix two runs in one output folder.
 
     Args:
         place: The folder, for the message.
-        wanted: Identity of the run that is asked for, as JSON values.
+        asked: Identity of the requested run, as JSON values.
         there: That of the run whose output is there.
 
     Raises:
         OutputError: If they differ, naming both and every key in which they do.
     """
-    if wanted != there:
+    if asked != there:
         raise OutputError(
-            f"{place} holds run {digest_of(there)[:12]}, this is {digest_of(wanted)[:12]}"
-            f" ({differences(wanted, there)})",
+            f"{place} holds run {digest_of(there)[:12]}, this is {digest_of(asked)[:12]} ({differences(asked, there)})",
             expected="the request that the run there began with",
             remedy="give --output another folder",
         )

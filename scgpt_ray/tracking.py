@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -163,7 +162,9 @@ class _Run:
         self.send_kind[event.kind](event)
 
     def _start(self, event: Event) -> None:
-        self.client = _client(self.output, self.uri)
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=self.uri)
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = _artifacts_beside(self.uri)
@@ -209,26 +210,6 @@ def _default_store(output: Folder) -> str | None:
         return None
     output.path.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{output.path}/{_STORE}"
-
-
-def _client(output: Folder, uri: str) -> Any:
-    """A client of a store, which exists from then on."""
-    from mlflow import MlflowClient
-
-    if uri == _default_store(output) and not output.has(_STORE):
-        output.write(_STORE, _empty_store())
-    return MlflowClient(tracking_uri=uri)
-
-
-@cache
-def _empty_store() -> bytes:
-    """The file of a new store: MLflow takes one and a half seconds to migrate each, and each output has its own."""
-    from mlflow import MlflowClient
-
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / _STORE
-        MlflowClient(tracking_uri=f"sqlite:///{path}")
-        return path.read_bytes()
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

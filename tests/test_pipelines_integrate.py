@@ -268,7 +268,9 @@ def test_only_the_evaluated_cells_are_read_whole(make_embeddings, tmp_path):
     assert cells.present.tolist() == [number != 3 for number in range(20)]
     rows = np.array([0, 2, 7, 8, 19])
     everything = read_embeddings(folder)["embedding"].to_pylist()
-    np.testing.assert_array_equal(cells.sets[0].vectors(rows), np.array([everything[row] for row in rows], np.float32))
+    np.testing.assert_array_equal(
+        next(iter(cells.sets.values()))(rows), np.array([everything[row] for row in rows], np.float32)
+    )
     assert cells.values("kind", rows) == ["B", None, "T", None, "T"]
     assert cells.values("age")[:3] == [0, 1, 2]
 

@@ -68,19 +68,19 @@ def neighbor_rows(neighbor_ids_QK: Int64Array, labels: pa.Table) -> Int64Array:
     if len(sorted_L) > 1 and (sorted_L[1:] == sorted_L[:-1]).any():
         raise broken("a cell has two rows in the label table")
     exists_QK = neighbor_ids_QK != NO_NEIGHBOR
-    wanted = neighbor_ids_QK[exists_QK]
-    place = np.searchsorted(sorted_L, wanted)
+    ids = neighbor_ids_QK[exists_QK]
+    place = np.searchsorted(sorted_L, ids)
     known = place < len(sorted_L)
-    known[known] = sorted_L[place[known]] == wanted[known]
+    known[known] = sorted_L[place[known]] == ids[known]
     if not known.all():
-        raise broken(f"neighbour {wanted[~known][0]} has no row in the label table")
+        raise broken(f"neighbour {ids[~known][0]} has no row in the label table")
     rows_QK = np.full(neighbor_ids_QK.shape, NO_NEIGHBOR, np.int64)
     rows_QK[exists_QK] = order_L[place]
     return rows_QK
 
 
 def encoded(texts: pa.ChunkedArray) -> tuple[list[str], Codes]:
-    """Sorted distinct texts, and per value the place of its own; -1 for null."""
+    """Sorted distinct texts, and per value its place among them; -1 for null."""
     names = pc.unique(texts).drop_null().sort()
     codes = pc.index_in(texts, value_set=names).fill_null(NO_CODE)
     return names.to_pylist(), np.asarray(codes.to_numpy(), np.int32)

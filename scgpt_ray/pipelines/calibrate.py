@@ -1,4 +1,4 @@
-"""Calibration of a mapping: cells of the reference are mapped onto it as if they were queries from elsewhere."""
+"""Calibration of a mapping: reference cells are mapped onto the rest of it as if they were queries."""
 
 import logging
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ _SEED = 0  # of the sample, the same for every mapping
 def calibrations(
     settings: MapSettings, reference: Reference, rules: PredictionRules, reference_cells: CellCounts
 ) -> dict[str, Calibration]:
-    """Learn what votes on each label column are worth.
+    """Learn how often the votes on each label column are right.
 
-    A cell of the sample is searched for like a query cell, but that it meets none of its own group: nobody of its
-    donor, where the settings say calibrate_by donor_id, and so not itself.
+    Sampled reference cells are searched like queries, without the neighbours of their own group (such as a donor), and
+    so without themselves.
 
     Args:
         settings: Of the mapping.
@@ -41,11 +41,11 @@ def calibrations(
 
     Raises:
         ReferenceSetError: If fewer than two groups have labelled cells.
-        ConfigError: If the wanted error cannot be reached.
+        ConfigError: If the target error cannot be reached.
     """
     if settings.calibrate_by is None:
         return {}
-    # A reference of its own: the actors of its search end with it, and leave their CPUs to those that embed the query.
+    # A copy, with which the actors of its search end: they leave their CPUs to those that embed the query.
     trial = _Trial.of(settings, replace(reference), rules, reference_cells)
     targets = Targets(settings.target_error, settings.false_rejection)
     found: dict[str, Calibration] = {}

@@ -1,122 +1,131 @@
-"""Embeddings that were made elsewhere, joined to the cells they are compared on."""
+"""Embeddings that were made elsewhere: a Parquet file with an id and a vector per cell, in any order.
 
-import logging
-from dataclasses import dataclass
+The id is `soma_joinid` (integer) or `obs_id` (text). The vector is a column `embedding` of lists of floats, and other
+columns are not read; or, without such a column, all columns but the ids, each of floats. Float64 is read as float32.
+"""
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.parts.vector_file import VectorFile
-from scgpt_ray.schema import JOINID, N_GENES, OBS_ID, Float32Matrix, Int64Array
+from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID, Float32Matrix, Int64Array
+from scgpt_ray.storage import Folder
 
-logger = logging.getLogger(__name__)
+SUFFIX = ".parquet"
+"""How the name of such a file ends; all else is an output folder of `embed`."""
+
+_IDS = {JOINID: pa.int64(), OBS_ID: pa.large_string()}
+_ROWS_AT_ONCE = 8192
 
 
-@dataclass(frozen=True, eq=False)
-class GivenSet:
-    """Vectors of a Parquet file, by cell.
+def external_vectors(place: str, cells: pa.Table) -> Float32Matrix:
+    """Read the vectors of some cells; those of other cells are not kept in memory.
 
-    Attributes:
-        name: Short, and of no other set that it is compared with.
-        file: Where they are.
-        row_N: The file's row of each cell, int64 [n]; -1 for cells without an embedding, which need none.
+    Cells are found by soma_joinid where the file has that, else by obs_id. Where it has both, a cell must have the same
+    name on both sides.
+
+    Args:
+        place: Path or URI of the file.
+        cells: n rows with soma_joinid, and obs_id where the cells have one.
+
+    Returns:
+        float32 [n, d].
+
+    Raises:
+        ReferenceSetError: If the file cannot be read, lacks a cell, has it twice or under another name, or if one of
+            the vectors is null, has another length than the first, or is not finite.
     """
-
-    name: str
-    file: VectorFile
-    row_N: Int64Array
-
-    @classmethod
-    def joined(cls, name: str, place: str, cells: pa.Table) -> "GivenSet":
-        """Find the cells in a file, by soma_joinid where it has that, else by obs_id.
-
-        The file must have all cells that have an embedding in the first set. Rows of other cells are welcome, since
-        the first set may be a part of what was embedded elsewhere: they are left out, which is logged.
-
-        Args:
-            name: Of the set.
-            place: The file.
-            cells: soma_joinid and n_genes of the first set, and obs_id where there is one.
-
-        Raises:
-            ReferenceSetError: If the file cannot be used, lacks a cell, or means other cells.
-        """
-        file = VectorFile.at(place)
-        keys = file.keys()
-        needed = np.flatnonzero(cells[N_GENES].to_numpy() > 0)
-        wanted = cells.select([column for column in (JOINID, OBS_ID) if column in cells.column_names]).take(needed)
-        found = _rows_of(file, keys, wanted)
-        row_N = np.full(len(cells), -1, np.int64)
-        row_N[needed] = found.to_numpy()
-        others = len(keys) - len(needed)
-        if others:
-            logger.info("%s: %d of %d rows are of other cells and left out", file.place, others, len(keys))
-        return cls(name, file, row_N)
-
-    def vectors(self, rows: Int64Array) -> Float32Matrix:
-        """Embeddings of some cells; those of all joined cells are checked.
-
-        Args:
-            rows: int64 [n], ascending places among all cells, none of them without an embedding.
-
-        Returns:
-            float32 [n, d].
-
-        Raises:
-            ReferenceSetError: If the vector of a joined cell is null, of another length than the first, or not finite.
-        """
-        joined = np.flatnonzero(self.row_N >= 0)
-        in_file = joined[np.argsort(self.row_N[joined])]
-        place_N = np.full(len(self.row_N), -1, np.int64)
-        place_N[rows] = np.arange(len(rows))
-        found, places, start = [], [], 0
-        for block_MD in self.file.blocks(self.row_N[in_file]):
-            place_M = place_N[in_file[start : start + len(block_MD)]]
-            found.append(block_MD[place_M >= 0])
-            places.append(place_M[place_M >= 0])
-            start += len(block_MD)
-        return np.concatenate(found)[np.argsort(np.concatenate(places))]
+    place = Folder.at(place).uri
+    folder, _, name = place.rpartition("/")
+    try:
+        with Folder(folder).open(name) as stream:
+            file = pq.ParquetFile(stream)
+            ids, columns = _columns(file.schema_arrow, place)
+            theirs = file.read(ids).cast(pa.schema([(column, _IDS[column]) for column in ids])).to_pandas()
+            ours = cells.select([column for column in _IDS if column in cells.column_names]).to_pandas()
+            found = _take(file, _rows(theirs, ours, place), columns)
+        return _vectors(found, ours[ids[0]], place)
+    except (OSError, pa.ArrowException) as error:
+        raise _refused(f"{place} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _rows_of(file: VectorFile, keys: pa.Table, wanted: pa.Table) -> pa.Array:
-    """The file's row of each wanted cell."""
-    key = file.ids[0]
-    if key not in wanted.column_names:
-        raise _refused(file, f"names cells by {key}, which the first set does not have", f"a column {JOINID}")
-    cells = wanted[key].cast(keys[key].type).combine_chunks()
-    if len(cells.unique()) < len(cells):
-        raise _refused(file, f"names cells by {key}, which is not unique in the first set", f"a column {JOINID}")
-    found = pc.index_in(cells, value_set=keys[key].combine_chunks())
-    missing = cells.filter(found.is_null())
+def _columns(schema: pa.Schema, place: str) -> tuple[list[str], list[str]]:
+    """The ids of a file, and the columns of the vector."""
+    ids = [name for name in _IDS if name in schema.names]
+    if not ids:
+        raise _refused(f"{place} has neither {JOINID} nor {OBS_ID}")
+    columns = [EMBEDDING] if EMBEDDING in schema.names else [name for name in schema.names if name not in ids]
+    if not columns:
+        raise _refused(f"{place} has no vector")
+    for name in columns:
+        kind = schema.field(name).type
+        if name != EMBEDDING and not pa.types.is_floating(kind):
+            raise _refused(f"{place} has a column {name} of type {kind}, and no column {EMBEDDING}")
+    return ids, columns
+
+
+def _rows(theirs: pd.DataFrame, ours: pd.DataFrame, place: str) -> Int64Array:
+    """The file's row of each of our cells, by the first id of the file."""
+    key = theirs.columns[0]
+    keys = pd.Index(theirs[key])
+    if key not in ours:
+        raise _refused(f"{place} names cells by {key}, which the first set does not have")
+    for named, values in ((place, keys), ("the first set", pd.Index(ours[key]))):
+        if values.has_duplicates:
+            raise _refused(f"{named} has {key} {values[values.duplicated()][0]} in several rows")
+    rows = keys.get_indexer(ours[key])
+    missing = ours[key][rows < 0]
     if len(missing):
-        raise _refused(
-            file,
-            f"lacks {len(missing):,} of the {len(cells):,} embedded cells of the first set, such as {key} {missing[0]}",
-            "a vector for each of them",
-        )
-    if file.ids == (JOINID, OBS_ID) and OBS_ID in wanted.column_names:
-        _require_same_names(file, keys.take(found), wanted)
-    return found
+        raise _refused(f"{place} lacks {len(missing):,} of {len(ours):,} cells, such as {key} {missing.iloc[0]}")
+    if OBS_ID in theirs and OBS_ID in ours:
+        names, own = theirs[OBS_ID].to_numpy()[rows], ours[OBS_ID].to_numpy()
+        for other in np.flatnonzero(names != own):
+            cell = f"{key} {ours[key].iloc[other]}"
+            raise _refused(f"{place} has {cell} as {names[other]}, and the first set as {own[other]}")
+    return np.asarray(rows, np.int64)
 
 
-def _require_same_names(file: VectorFile, theirs: pa.Table, wanted: pa.Table) -> None:
-    """Cells found by soma_joinid have the same names where both sides have names."""
-    names = theirs[OBS_ID]
-    same = pc.fill_null(pc.equal(names, wanted[OBS_ID].cast(names.type)), fill_value=False)
-    place = pc.index(same, value=False).as_py()
-    if place >= 0:
-        raise _refused(
-            file,
-            f"has {JOINID} {wanted[JOINID][place]} as {names[place]}, and the first set as {wanted[OBS_ID][place]}",
-            f"the same cell under a {JOINID}, or {OBS_ID} alone",
-        )
+def _take(file: pq.ParquetFile, rows: Int64Array, columns: list[str]) -> pa.Table:
+    """Some rows of a file, in their order; of the others a few thousand at a time are in memory."""
+    order = np.argsort(rows)
+    ascending, found, start = rows[order], [], 0
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+        first, last = np.searchsorted(ascending, (start, start + batch.num_rows))
+        found.append(batch.take(pa.array(ascending[first:last] - start)))
+        start += batch.num_rows
+    return pa.Table.from_batches(found).take(pa.array(np.argsort(order)))
 
 
-def _refused(file: VectorFile, problem: str, expected: str) -> ReferenceSetError:
+def _vectors(found: pa.Table, ids: pd.Series, place: str) -> Float32Matrix:
+    """The vectors in a table of these cells, checked."""
+
+    def require(good_N: npt.NDArray[np.bool_], problem: str) -> None:
+        if not good_N.all():
+            raise _refused(f"{place}: the cell with {ids.name} {ids.iloc[int(np.argmin(good_N))]} {problem}")
+
+    if found.column_names == [EMBEDDING]:
+        length_N = pc.fill_null(pc.list_value_length(found[EMBEDDING]), 0).to_numpy()
+        require(length_N == max(1, length_N[0]), "has no vector, or one of another length than the first")
+        vectors_ND = _float32(pc.list_flatten(found[EMBEDDING])).reshape(len(found), -1)
+    else:
+        vectors_ND = np.column_stack([_float32(column) for column in found.columns])
+    require(np.isfinite(vectors_ND).all(axis=1), "has a number that is null, NaN or infinite")
+    return vectors_ND
+
+
+def _float32(values: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """Floats with NaN for null, and infinity for what float32 cannot hold."""
+    return np.asarray(values.cast(pa.float32(), safe=False).to_numpy(), np.float32)
+
+
+def _refused(found: str) -> ReferenceSetError:
     return ReferenceSetError(
-        f"{file.place} {problem}",
-        expected=expected,
-        remedy="write the file anew for these cells, or embed only those that it has",
+        found,
+        expected=f"each evaluated cell once, by {JOINID} or {OBS_ID}, with a vector of finite numbers, all of one "
+        f"length: {EMBEDDING} (lists of floats), or a column of floats for each dimension",
+        remedy="write the file anew, or embed only the cells that it has",
     )

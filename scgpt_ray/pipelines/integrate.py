@@ -38,7 +38,7 @@ def integrate(settings: IntegrateSettings) -> Integrated:
     wanted = [settings.label_column, settings.batch_column, *settings.factor_columns]
     cells = compared_cells(tuple(settings.embeddings), [column for column in wanted if column])
     selection, labels, factors = _selected(settings, cells)
-    embeddings = {each.name: each.vectors(selection.rows) for each in cells.sets}
+    embeddings = {name: read(selection.rows) for name, read in cells.sets.items()}
     output.require_writable()
     batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
     label_N = np.unique(labels, return_inverse=True)[1]

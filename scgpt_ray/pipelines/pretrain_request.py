@@ -74,7 +74,7 @@ class TrainingJob:
 
     @property
     def tokens_fingerprint(self) -> str:
-        """Digest of what makes the tokens, and of which of them are kept out."""
+        """Digest of what makes the tokens and of the split into training and validation cells."""
         names = (
             "ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validation_share",
         )  # fmt: skip

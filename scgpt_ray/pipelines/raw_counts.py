@@ -43,8 +43,7 @@ class Counts:
 def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source | str:
     """The atlas that was embedded, or why it is not read again.
 
-    An atlas that is far away is not: reading the counts of cells spread over it could take hours. Name it with
-    --counts if that is worth it.
+    A remote atlas is read only where --counts names it: reading the counts of cells spread over it can take hours.
 
     Args:
         plan: Of the embeddings.
@@ -70,7 +69,7 @@ def named_atlas(place: str, plan: Plan | None) -> Source:
     """The atlas that --counts names, its cells selected as when they were embedded.
 
     Raises:
-        InputError: If there is none, or it lacks what is needed.
+        InputError: If it is absent, or lacks what is needed.
     """
     settings = _cell_settings(plan) if plan else CellSettings()
     if place.endswith(".h5ad"):
