@@ -76,9 +76,9 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
         "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
         " --output mapped",
         "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
-        " --output mapped --truth-column cell_type",
+        " --output mapped-evaluated --truth-column cell_type",
         "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
-        " --output mapped --k 20 --weighting distance --balance-by cell_type",
+        " --output mapped-balanced --k 20 --weighting distance --balance-by cell_type",
     )
 
     query: Text

@@ -88,10 +88,7 @@ def hold_ballot(
         weights_QK = distance_weights(voters.codes_QK, scores_QK)
     if rules.balance_by is not None:
         groups = neighbor_labels(rows_QK, labels, rules.balance_by)
-        cells = reference_cells[rules.balance_by]
-        if rules.balance_by == column:  # a cell without a label does not vote, and is no group
-            cells = {name: n for name, n in cells.items() if name is not None}
-        weights_QK = weights_QK * _balanced(voters, groups, cells)
+        weights_QK = weights_QK * _balanced(voters, groups, reference_cells[rules.balance_by])
     election = elect(voters.codes_QK, scores_QK, len(voters.names), weights_QK)
     return Ballot(voters.names, voters.codes_QK, weights_QK, election)
 
