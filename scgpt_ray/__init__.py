@@ -2,8 +2,8 @@
 
 The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
 `embed`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `export`, `demo` and `run_benchmark`; their
-table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function of that name. A function imports
-its libraries when it is called, so that `scgpt_ray.network` works on a bare GPU machine.
+table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function of that name. Libraries are
+imported when a function is called, so that `scgpt_ray.network` works on a bare GPU machine.
 """
 
 from typing import TYPE_CHECKING

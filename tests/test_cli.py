@@ -67,7 +67,8 @@ def refused(capsys, arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no verb; expected one of embed, index,"),
+        ([], "no verb; expected one of embed, index, map, "),
+        ([], ", benchmark; see scgpt-ray --help"),
         (["--foo"], "unknown option --foo; expected one of embed, index,"),
         (["embad"], "unknown verb embad; expected one of embed, index, "),
         (["embad"], "; did you mean embed?"),

@@ -44,7 +44,7 @@ class CalibrationSettings(Settings):
     their own donor, and how often that is right gives each query cell the probability that its label is right.
     Default: none, no calibration."""
     calibration_cells: Count = 3000
-    """Number of reference cells to calibrate with; those that do not meet --neighbor-filter are dropped from them."""
+    """Number of reference cells to sample for calibration, before --neighbor-filter is applied to them."""
     target_error: Fraction | None = None
     """Fraction of accepted labels that may be wrong, such as 0.05: cells whose probability is too low for that become
     Unknown. Requires --calibrate-by. Default: none, no rejection."""
@@ -76,9 +76,9 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
         "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
         " --output mapped",
         "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
-        " --output mapped --truth-column cell_type",
+        " --output mapped-evaluated --truth-column cell_type",
         "scgpt-ray map --query demo/atlas --obs-filter \"split == 'query'\" --index demo/index --checkpoint demo"
-        " --output mapped --k 20 --weighting distance --balance-by cell_type",
+        " --output mapped-balanced --k 20 --weighting distance --balance-by cell_type",
     )
 
     query: Text
