@@ -20,6 +20,9 @@ NEEDED = {"atlas": "a", "checkpoint": "c", "output": "o"}
         ({**NEEDED, "obs_columns": ["a", "a"]}, "a column is named twice"),
         ({**NEEDED, "atlas": ""}, "--atlas: string should have at least 1 character"),
         ({**NEEDED, "cells_per_partition": 0}, "--cells-per-partition"),
+        ({**NEEDED, "actors_per_gpu": 0}, "--actors-per-gpu: .* found 0"),
+        ({**NEEDED, "actors_per_gpu": 2, "actors": 1}, "--actors-per-gpu needs GPUs"),
+        ({**NEEDED, "actors_per_gpu": 2, "gpus": 0}, "--actors-per-gpu needs GPUs"),
     ],
 )
 def test_mistakes_are_told_in_one_line(options, message):
@@ -27,6 +30,11 @@ def test_mistakes_are_told_in_one_line(options, message):
         EmbedSettings.of(options)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("see scgpt-ray embed --help")
+
+
+def test_precision_is_left_to_the_device():
+    assert EmbedSettings.of(NEEDED).precision == "auto"
+    assert MapSettings.of({"query": "q", "index": "i", "checkpoint": "c", "output": "o"}).precision == "auto"
 
 
 def test_settings_are_frozen():

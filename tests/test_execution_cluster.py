@@ -10,7 +10,8 @@ from ray.experimental import tqdm_ray
 
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import AtlasError, CoverageError, WorkerError
-from scgpt_ray.execution.cluster import Pool, connected, cpus_of_nodes, pool
+from scgpt_ray.execution import cluster as cluster_module
+from scgpt_ray.execution.cluster import Pool, available_gpus, connected, cpus_of_nodes, pool
 
 
 def settings(**options):
@@ -36,6 +37,8 @@ def cluster(monkeypatch, cpus, gpus=0):
         ([(8, True), (8, True)], 0, {"actors": 3}, Pool(size=3, num_gpus=0, num_cpus=3.0, threads=4)),
         ([(16, True)], 4, {}, Pool(size=4, num_gpus=1, num_cpus=1, threads=1)),
         ([(16, True)], 4, {"gpus": 2}, Pool(size=2, num_gpus=1, num_cpus=1, threads=1)),
+        ([(16, True)], 4, {"actors_per_gpu": 2}, Pool(size=8, num_gpus=0.5, num_cpus=1, threads=1)),
+        ([(16, True)], 4, {"gpus": 1, "actors_per_gpu": 3}, Pool(size=3, num_gpus=1 / 3, num_cpus=1, threads=1)),
         ([(16, True)], 4, {"gpus": 0}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
         ([(16, True)], 4, {"actors": 1}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
         ([], 0, {}, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1)),  # an autoscaler has still to start the first
@@ -49,7 +52,30 @@ def test_the_pool_fits_the_cluster(monkeypatch, cpus, gpus, options, expected):
 def test_partitions_follow_the_device():
     assert Pool(1, 1, 1, 1).cells_per_partition == 8192
     assert Pool(1, 0, 1, 1).cells_per_partition == 256
-    assert [Pool(1, gpus, 1, 1).device for gpus in (0, 1)] == ["cpu", "cuda"]
+    assert Pool(2, 0.5, 1, 1).cells_per_partition == 8192
+    assert [Pool(1, gpus, 1, 1).device for gpus in (0, 0.5, 1)] == ["cpu", "cuda", "cuda"]
+
+
+@pytest.mark.parametrize(("initialised", "address", "expected"), [(False, None, 3), (True, None, 2), (True, "h:1", 2)])
+def test_gpus_are_those_of_the_ray_that_a_run_uses(monkeypatch, initialised, address, expected):
+    cluster(monkeypatch, [(16, True)], gpus=2)
+    monkeypatch.setattr(ray, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(cluster_module, "gpus_of_machine", lambda: 3)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert available_gpus() == expected
+
+
+def test_a_cluster_is_asked_for_its_gpus(monkeypatch):
+    """RAY_ADDRESS names one that this process is not connected to yet; the connection does not outlast the question."""
+    joined = []
+    cluster(monkeypatch, [(16, True)], gpus=2)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **_options: joined.append(address))
+    monkeypatch.setattr(ray, "shutdown", lambda: joined.append("left"))
+    assert available_gpus() == 2
+    assert joined == ["head:6379", "left"]
 
 
 @ray.remote(num_cpus=0.1)

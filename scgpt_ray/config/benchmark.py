@@ -16,8 +16,8 @@ class BenchmarkSettings(Settings):
     """What to measure: the network, the tokeniser, reading, Ray against a plain loop, or faiss."""
     device: Text = "cpu"
     """Where the network computes: cpu, cuda or cuda:N."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the network."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network; auto is float16 on CUDA and float32 on a CPU."""
     attention: Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"] = "auto"
     """The network's way to attend; auto takes the fastest that is installed."""
     tokens: Annotated[str, Field(pattern=r"^([1-9]\d*|ragged)$")] | None = None

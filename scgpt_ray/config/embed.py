@@ -27,5 +27,6 @@ class EmbedSettings(CellSettings, ComputeSettings):
     ties: Literal["random", "top"] = "random"
     """Which bin equal counts get: a draw from the bins they span (as upstream embeds), or the top one (as upstream
     pretrains)."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the network; embeddings are stored as float32 either way."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network; embeddings are stored as float32 either way. auto: float16 on GPUs, float32 on CPUs,
+    and that of the first run into an output folder."""

@@ -21,6 +21,9 @@ class MapSettings(CellSettings, ComputeSettings):
     """The checkpoint the reference was embedded with."""
     output: Text
     """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network for the query. auto: that of the index, or float32 where the query's devices lack it,
+    such as CPUs for an index made on GPUs in float16."""
     label_columns: tuple[Text, ...] = ()
     """Labels to transfer. Default: all that the index keeps; with --calibrate-by without that column and those of
     --exclude-same."""

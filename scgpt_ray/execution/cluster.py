@@ -13,6 +13,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from scgpt_ray.config import ComputeSettings
 from scgpt_ray.errors import ScgptRayError, WorkerError
+from scgpt_ray.network.embedder import gpus_of_machine
 
 _CELLS_PER_GPU_PARTITION = 8192
 _CELLS_PER_CPU_PARTITION = 256
@@ -25,13 +26,13 @@ class Pool:
 
     Attributes:
         size: Most actors at a time.
-        num_gpus: GPUs of one actor.
+        num_gpus: GPUs of one actor: 1, or a part of one that several actors share.
         num_cpus: CPUs of one actor, as Ray counts them; less than its threads, so that readers find room.
         threads: Threads of one actor.
     """
 
     size: int
-    num_gpus: int
+    num_gpus: float
     num_cpus: float
     threads: int
 
@@ -118,12 +119,20 @@ def cpus_of_nodes() -> list[int]:
     return [cpus for cpus in found if cpus] or [1]
 
 
+def available_gpus() -> int:
+    """GPUs of the Ray that a run would work on: the one this process is connected to, RAY_ADDRESS, or this machine."""
+    if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
+        return gpus_of_machine()
+    with connected():
+        return int(ray.cluster_resources().get("GPU", 0))
+
+
 def pool(settings: ComputeSettings) -> Pool:
     """Choose the actors for the cluster this process is connected to."""
     found = int(ray.cluster_resources().get("GPU", 0))
     gpus = found if settings.gpus is None and settings.actors is None else settings.gpus or 0
     if gpus:
-        return Pool(size=gpus, num_gpus=1, num_cpus=1, threads=1)
+        return Pool(size=gpus * settings.actors_per_gpu, num_gpus=1 / settings.actors_per_gpu, num_cpus=1, threads=1)
     workers = cpus_of_nodes()
     size = settings.actors or len(workers)
     per_node = -(-size // len(workers))

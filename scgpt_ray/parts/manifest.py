@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scgpt_ray.atlas.plan import Plan
@@ -31,6 +31,7 @@ class Manifest:
         parts: File name -> rows, in order of partition.
         coverage: The gene coverage report.
         versions: Package -> version of the run that finished it.
+        actors: What the actors of that run computed with, each different description once; see `Embedder.describe`.
     """
 
     fingerprint: Fingerprint
@@ -42,6 +43,7 @@ class Manifest:
     parts: dict[str, int]
     coverage: dict[str, Any]
     versions: dict[str, str]
+    actors: list[dict[str, str | int]] = field(default_factory=list)
 
     def to_json(self) -> bytes:
         """The content of manifest.json."""

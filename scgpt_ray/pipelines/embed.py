@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -10,12 +11,12 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Plan, cut
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.execution.cluster import Pool, connected, pool
+from scgpt_ray.execution.cluster import Pool, available_gpus, connected, pool
 from scgpt_ray.execution.partitions import ReadJob, as_row, from_row
 from scgpt_ray.execution.stream import Stages, stream
 from scgpt_ray.network.checkpoint import read_checkpoint
-from scgpt_ray.network.embedder import Embedder, set_threads
-from scgpt_ray.network.precision import require_precision
+from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
+from scgpt_ray.network.precision import Precision, require_precision
 from scgpt_ray.parts.manifest import GENES, MANIFEST, PLAN, Manifest, committed_parts, prove_coverage
 from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
@@ -35,7 +36,7 @@ def embed(settings: EmbedSettings) -> Manifest:
         InputError: If anything in the input is wrong; see `scgpt_ray.errors`.
         RunError: If the work failed; what is committed stays, and the same command resumes.
     """
-    job = check(settings)
+    job = check(settings, count_gpus=available_gpus)
     if job.done is not None:
         logger.info("%s is finished: %d cells; nothing to do", job.output.uri, job.done.n_cells)
         return job.done
@@ -52,8 +53,8 @@ def run(job: EmbedJob, tracker: Tracker) -> Manifest:
     workers = pool(job.settings)
     require_precision(workers.device, job.settings.precision)
     plan = make_plan(job, workers) if job.began is None else job.began
-    parts = run_plan(plan, job, workers, tracker)
-    return finish(plan, parts, job)
+    parts, actors = run_plan(plan, job, workers, tracker)
+    return finish(plan, parts, job, actors)
 
 
 def make_plan(job: EmbedJob, workers: Pool) -> Plan:
@@ -74,28 +75,37 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
     return plan
 
 
-def run_plan(plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker) -> dict[int, Part]:
-    """Stream the partitions that are still to be done through Ray; returns all parts.
+def run_plan(
+    plan: Plan, job: EmbedJob, workers: Pool, tracker: Tracker
+) -> tuple[dict[int, Part], list[dict[str, str | int]]]:
+    """Stream the partitions that are still to be done through Ray.
+
+    Returns:
+        All parts by partition, and the different descriptions of the actors that made the new ones.
 
     Raises:
         RunError: If the work failed.
     """
     parts = committed_parts(job.output, job.fingerprint)
+    actors: list[dict[str, str | int]] = []
     todo = tuple(partition for partition in plan.partitions if partition.number not in parts)
     logger.info("%d cells in %d partitions, %d of them done", plan.n_cells, len(plan.partitions), len(parts))
     if not todo:
-        return parts
+        return parts, actors
     with Progress(total=plan.n_cells, done=sum(part.n_cells for part in parts.values())) as progress:
         for number, receipt in enumerate(stream(todo, stages_of(job, workers), workers)):
             if number == 0:
                 logger.info("%d actors of %s", workers.size, receipt["actor"])
                 tracker.log_params({"actors": workers.size, "actor": json.loads(receipt["actor"])})
+            actor = {name: value for name, value in json.loads(receipt["actor"]).items() if name not in COUNTERS}
+            if actor not in actors:
+                actors.append(actor)
             part = Part(**json.loads(receipt["part"]))
             parts[part.partition] = part
             progress.add(part.n_cells, part.n_tokens, receipt["embed_s"])
             tracker.log_metrics(progress.metrics(workers.size), step=len(parts), now=False)
     tracker.log_metrics(progress.metrics(workers.size), step=len(parts))
-    return parts
+    return parts, actors
 
 
 def stages_of(job: EmbedJob, workers: Pool) -> Stages:
@@ -104,18 +114,22 @@ def stages_of(job: EmbedJob, workers: Pool) -> Stages:
     return Stages(
         reading=ReadJob(job.source, job.output, checkpoint, job.rules),
         actor=EmbedActor,
-        arguments=(checkpoint, job.settings.precision, workers.device, workers.threads),
+        arguments=(checkpoint, job.settings.precision, workers.device, workers.threads, workers.num_gpus or 1.0),
         output=job.output,
         fingerprint=job.fingerprint.digest,
     )
 
 
 class EmbedActor:
-    """One copy of the network on one device; a call embeds one partition."""
+    """One copy of the network on one device, warmed up; a call embeds one partition."""
 
-    def __init__(self, checkpoint: str, precision: str, device: str, threads: int) -> None:
+    def __init__(
+        self, checkpoint: str, precision: Precision, device: str, threads: int, device_share: float = 1.0
+    ) -> None:
         set_threads(threads)
-        self.embedder = Embedder(read_checkpoint(checkpoint), device=device, precision=precision)
+        self.embedder = Embedder(
+            read_checkpoint(checkpoint), device=device, precision=precision, device_share=device_share
+        )
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """A row of TOKENS to a row of EMBEDDINGS."""
@@ -131,8 +145,14 @@ class EmbedActor:
         )
 
 
-def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:
+def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob, actors: Sequence[dict[str, str | int]] = ()) -> Manifest:
     """Prove that every planned cell is committed once, and write the manifest.
+
+    Args:
+        plan: What was planned.
+        parts: What is committed, by partition.
+        job: The request.
+        actors: Descriptions of the actors of this run.
 
     Raises:
         CoverageError: If not.
@@ -149,6 +169,7 @@ def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:
         parts={part.name: part.n_cells for part in ordered},
         coverage=plan.coverage,
         versions=versions(),
+        actors=list(actors),
     )
     job.output.write(MANIFEST, manifest.to_json())
     return manifest

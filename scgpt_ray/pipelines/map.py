@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.execution.cluster import connected
+from scgpt_ray.execution.cluster import available_gpus, connected
 from scgpt_ray.execution.search import Reference
 from scgpt_ray.index.description import IndexDescription
 from scgpt_ray.index.neighbor_filter import Allowed
@@ -53,7 +53,8 @@ def map_query(settings: MapSettings) -> Mapped:
     reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)
     ontology = CellOntology() if rules.term_column else None
     request = embed_request(settings, reference.index, list(rules.columns))
-    job = check(request)
+    job = check(request, preferred=reference.index.fingerprint["model"]["precision"], count_gpus=available_gpus)
+    warn_of_precision(job.settings.precision, reference.index)
     with (
         connected(),
         Tracker("map", output, {"config": settings.model_dump(), "index": reference.index.request}) as tracker,
@@ -166,6 +167,10 @@ def reference_cells(settings: MapSettings, reference: Reference, rules: Predicti
 def embed_request(settings: MapSettings, index: IndexDescription, columns: list[str]) -> EmbedSettings:
     """The embed settings that put the query into the space of the index.
 
+    The space is a function: weights, vocabulary and token rules. Precisions compute it with different rounding, which
+    moves a vector far less than the nearest neighbours are apart (README, "Map a query"). So the query may be
+    embedded in another precision than the reference, such as float32 on a laptop for an index made on GPUs in float16.
+
     Raises:
         ReferenceSetError: If the checkpoint is not the one the reference was embedded with.
         ConfigError: If columns of the query cannot be carried along.
@@ -191,9 +196,18 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
             "max_length": rules.max_length,
             "seed": rules.seed,
             "ties": rules.ties,
-            "precision": space["precision"],
+            "precision": settings.precision,
         }
     )
+
+
+def warn_of_precision(precision: str, index: IndexDescription) -> None:
+    """Say so if the query is embedded in another precision than the reference was."""
+    of_index = index.fingerprint["model"]["precision"]
+    if precision != of_index:
+        logger.warning(
+            "the query is embedded in %s, the reference was in %s: cosines differ by rounding", precision, of_index
+        )
 
 
 def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
