@@ -29,6 +29,7 @@ def embed_data(
     device: str = "cuda",
     use_fast_transformer: bool = True,  # noqa: ARG001 - upstream's argument; attention is always fused here
     return_new_adata: bool = False,
+    precision: str = "auto",
 ) -> AnnData:
     """Embed cells in this process, as upstream's `scgpt.tasks.embed_data` does; no Ray.
 
@@ -45,6 +46,7 @@ def embed_data(
         device: "cuda", which without a GPU means "cpu", with a warning (as upstream), or "cpu".
         use_fast_transformer: No effect.
         return_new_adata: Return an AnnData with the embeddings as X instead of the cells.
+        precision: "float32", "bfloat16" or "float16"; "auto" is float16 on CUDA (as upstream) and float32 on a CPU.
 
     Returns:
         The cells, reduced to the genes of the vocabulary, with obsm["X_scGPT"] float32 [n_cells, d]; or the new
@@ -77,7 +79,7 @@ def embed_data(
     if device == "cuda" and not has_gpu():
         logger.warning("no GPU is there; embedding on the CPU")
         device = "cpu"
-    column = Embedder(checkpoint, device=device)(tokens)[EMBEDDING]
+    column = Embedder(checkpoint, device=device, precision=precision)(tokens)[EMBEDDING]
     embeddings = np.full((adata.n_obs, checkpoint.architecture.embsize), np.nan, np.float32)
     embeddings[column.is_valid().to_numpy()] = matrix(column.drop_null())
     if return_new_adata:

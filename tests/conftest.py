@@ -89,6 +89,33 @@ def local_ray(_private_home):
         yield
 
 
+@pytest.fixture(scope="session")
+def golden_tokens():
+    """Makes TOKENS of the golden cells in which nothing is random: golden_tokens(folder, checkpoint)."""
+    import numpy as np
+    import pyarrow as pa
+
+    from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+
+    def make(folder, checkpoint):
+        anndata = pytest.importorskip("anndata")
+        adata = anndata.read_h5ad(folder / "cells_distinct.h5ad")
+        token = np.array([checkpoint.vocabulary.tokens.get(name, -1) for name in adata.var["feature_name"]])
+        assert (token < 0).sum() == 7
+        rows = [adata.X[i].tocoo() for i in range(adata.n_obs)]
+        known = [token[row.col] >= 0 for row in rows]
+        cells = pa.table(
+            {
+                "soma_joinid": np.arange(adata.n_obs),
+                "gene": pa.array([token[row.col][k] for row, k in zip(rows, known, strict=True)], pa.list_(pa.int32())),
+                "count": pa.array([row.data[k] for row, k in zip(rows, known, strict=True)], pa.list_(pa.float32())),
+            }
+        )
+        return tokenize(cells, checkpoint.vocabulary, TokenRules())
+
+    return make
+
+
 GENES = [f"GENE{number}" for number in range(60)]
 
 

@@ -43,6 +43,9 @@ BANNED = re.compile(
             "unknown option --k; --seed is 'x'; expected an option of this verb, a v",
         ),
         ({**NEEDED, "tiledb_config": ["a=1", "b"]}, "--tiledb-config: 'b' is not KEY=VALUE; expected another value"),
+        ({**NEEDED, "actors_per_gpu": 0}, "--actors-per-gpu is 0; expected greater than or equal to 1"),
+        ({**NEEDED, "actors_per_gpu": 2, "actors": 1}, "--actors-per-gpu needs GPUs"),
+        ({**NEEDED, "actors_per_gpu": 2, "gpus": 0}, "--actors-per-gpu needs GPUs"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(options, message):
@@ -95,6 +98,11 @@ def test_headings():
 )
 def test_did_you_mean(word, remedy):
     assert did_you_mean(word, ["embed", "index"], "see the help") == remedy
+
+
+def test_precision_is_left_to_the_device():
+    assert EmbedSettings.of(NEEDED).precision == "auto"
+    assert MapSettings.of({"query": "q", "index": "i", "checkpoint": "c", "output": "o"}).precision == "auto"
 
 
 def test_settings_are_frozen():

@@ -43,6 +43,8 @@ def nodes_of(monkeypatch, cpus, gpus=0):
         ([(8, True), (8, True)], 0, {"actors": 3}, Pool(size=3, num_gpus=0, num_cpus=3.0, threads=4)),
         ([(16, True)], 4, {}, Pool(size=4, num_gpus=1, num_cpus=1, threads=1)),
         ([(16, True)], 4, {"gpus": 2}, Pool(size=2, num_gpus=1, num_cpus=1, threads=1)),
+        ([(16, True)], 4, {"actors_per_gpu": 2}, Pool(size=8, num_gpus=0.5, num_cpus=1, threads=1)),
+        ([(16, True)], 4, {"gpus": 1, "actors_per_gpu": 3}, Pool(size=3, num_gpus=1 / 3, num_cpus=1, threads=1)),
         ([(16, True)], 4, {"gpus": 0}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
         ([(16, True)], 4, {"actors": 1}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
         ([], 0, {}, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1)),  # an autoscaler has still to start the first
@@ -56,7 +58,8 @@ def test_the_pool_fits_the_cluster(monkeypatch, cpus, gpus, options, expected):
 def test_partitions_follow_the_device():
     assert Pool(1, 1, 1, 1).cells_per_partition == 8192
     assert Pool(1, 0, 1, 1).cells_per_partition == 256
-    assert [Pool(1, gpus, 1, 1).device for gpus in (0, 1)] == ["cpu", "cuda"]
+    assert Pool(2, 0.5, 1, 1).cells_per_partition == 8192
+    assert [Pool(1, gpus, 1, 1).device for gpus in (0, 0.5, 1)] == ["cpu", "cuda", "cuda"]
 
 
 @ray.remote(num_cpus=0.1)

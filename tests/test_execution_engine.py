@@ -6,6 +6,7 @@ from scgpt_ray.config import ComputeSettings
 from scgpt_ray.execution import engine
 from scgpt_ray.execution.engine import SMALL, LocalOrRay
 from scgpt_ray.execution.serial import SerialExecutor
+from scgpt_ray.network import embedder
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,17 @@ def test_serial_work_opens_this_process():
         assert executor.tasks(pow, [(2, 3), (3, 2)]) == [8, 9]
         [double] = executor.actors(list, [((1, 2, 1),)], cpus=1)
         assert double("count", 1)() == 2
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("serial", 3), ("auto", 3), ("ray", 3)])
+def test_without_ray_gpus_are_those_of_this_machine(monkeypatch, choice, expected):
+    monkeypatch.setattr(embedder, "gpus_of_machine", lambda: 3)
+    monkeypatch.setattr(engine, "has_ray", lambda: False)
+    assert LocalOrRay(choice).gpus() == expected
+
+
+@pytest.mark.ray
+def test_with_ray_gpus_are_those_of_the_cluster(local_ray, monkeypatch):
+    monkeypatch.setattr(embedder, "gpus_of_machine", lambda: 3)
+    assert LocalOrRay("auto").gpus() == SerialExecutor().gpus
+    assert LocalOrRay("serial").gpus() == 3

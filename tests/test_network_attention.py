@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.network import attention as attention_module
 from scgpt_ray.network.attention import (
+    Attention,
     VarlenAttention,
     blocked_attention,
     cellwise_attention,
     choose_attention,
+    kinds_for,
     plain_attention,
 )
 from scgpt_ray.network.cell_spans import Spans
@@ -87,11 +89,110 @@ def test_the_choice_has_a_name():
     assert float32.name != bfloat16.name
 
 
-def test_without_triton_the_choice_is_torchs_own(monkeypatch):
+CUDA, HALF = torch.device("cuda"), torch.float16
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "has_triton", "kinds"),
+    [
+        (CPU, torch.float32, 64, True, ("cells",)),
+        (CPU, torch.bfloat16, 64, True, ("blocks",)),
+        (CUDA, torch.float32, 64, True, ("cells",)),
+        (CUDA, HALF, 64, True, ("triton", "varlen", "cells")),
+        (CUDA, torch.bfloat16, 16, True, ("triton", "varlen", "cells")),
+        (CUDA, HALF, 64, False, ("varlen", "cells")),
+        (CUDA, HALF, 24, True, ("varlen", "cells")),
+        (CUDA, HALF, 256, True, ("varlen", "cells")),
+        (CUDA, HALF, 12, True, ("cells",)),  # the golden cp_classes
+        (CUDA, HALF, 264, True, ("cells",)),
+    ],
+)
+def test_what_auto_tries(monkeypatch, device, dtype, width, has_triton, kinds):
+    monkeypatch.setattr(attention_module, "has_triton", lambda: has_triton)
+    assert kinds_for(device, dtype, width) == kinds
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Let `auto` on a CPU try kernels as it does on CUDA: kernels(triton, varlen), each an attend function."""
+
+    def install(triton, varlen):
+        monkeypatch.setattr(attention_module, "kinds_for", lambda _device, *rest: kinds_for(CUDA, *rest))
+        for kind, attend in (("triton", triton), ("varlen", varlen)):
+            monkeypatch.setitem(
+                attention_module._WAYS, kind, lambda _width, kind=kind, attend=attend: Attention(kind, attend)
+            )
+
+    monkeypatch.setattr(attention_module, "has_triton", lambda: True)
+    return install
+
+
+def without_a_compiler(*_arguments):
+    raise RuntimeError("Failed to find C compiler")
+
+
+def wrong(q, k, v, queries, keys):
+    return plain_attention(q, k, 2 * v, queries, keys)
+
+
+@pytest.mark.parametrize(
+    ("triton", "varlen", "name", "refused"),
+    [
+        (plain_attention, plain_attention, "triton", []),
+        (without_a_compiler, plain_attention, "varlen", ["triton: RuntimeError: Failed to find C compiler"]),
+        (wrong, plain_attention, "varlen", ["triton: wrong result"]),
+        (
+            without_a_compiler,
+            wrong,
+            "scaled_dot_product_attention, cell by cell",
+            ["triton: RuntimeError", "varlen: wrong result"],
+        ),
+    ],
+)
+def test_auto_goes_down_to_what_works(kernels, triton, varlen, name, refused):
+    kernels(triton, varlen)
+    found = choose_attention(CPU, HALF, 32)
+    assert found.name == name
+    assert len(found.refused) == len(refused)
+    assert all(line.startswith(start) for line, start in zip(found.refused, refused, strict=True))
+
+
+def test_heads_that_no_kernel_takes_are_computed_cell_by_cell(kernels):
+    kernels(without_a_compiler, without_a_compiler)  # not even tried
+    found = choose_attention(CPU, HALF, 12)
+    assert found.attend is cellwise_attention
+    assert found.refused == ("kernels of 16 bits: none takes heads of width 12",)
+    q, k, v, offsets = packed([1, 70], width=12)
+    q, k, v, cells = q.half(), k.half(), v.half(), Spans.of(offsets, CPU)
+    plain = plain_attention(q.double(), k.double(), v.double(), cells, cells)
+    assert (found.attend(q, k, v, cells, cells).double() - plain).norm() / plain.norm() < 1e-3
+
+
+def test_what_is_asked_for_is_not_replaced(kernels):
+    kernels(without_a_compiler, wrong)
+    assert choose_attention(CUDA, HALF, 32, "varlen").attend is wrong
+    assert choose_attention(CUDA, HALF, 32, "triton").attend is without_a_compiler
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "kind", "message"),
+    [
+        (CPU, torch.bfloat16, 64, "triton", "triton was asked for on cpu"),
+        (CUDA, torch.float32, 64, "varlen", "varlen was asked for on cuda in torch.float32"),
+        (CUDA, HALF, 12, "varlen", "varlen was asked for, for heads of width 12; expected a multiple of 8 up to 256"),
+        (CUDA, HALF, 264, "FA3", "FA3 was asked for, for heads of width 264"),
+        (CUDA, HALF, 24, "triton", "triton was asked for, for heads of width 24"),
+    ],
+)
+def test_what_cannot_run_is_refused(device, dtype, width, kind, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_attention(device, dtype, width, kind)
+
+
+def test_without_triton_its_kernel_is_refused(monkeypatch):
     monkeypatch.setattr(attention_module, "has_triton", lambda: False)
-    assert isinstance(choose_attention(torch.device("cuda"), torch.float16, 64).attend, VarlenAttention)
     with pytest.raises(ConfigError, match="an installed triton"):
-        choose_attention(torch.device("cuda"), torch.float16, 64, "triton")
+        choose_attention(CUDA, HALF, 64, "triton")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine where flash-attention cannot be installed")

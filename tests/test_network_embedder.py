@@ -1,5 +1,6 @@
 """The embedder: golden embeddings, and independence of microbatches, neighbours and slices."""
 
+import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgpt_ray.errors import ConfigError, WorkerError
+from scgpt_ray.network import attention as attention_module
+from scgpt_ray.network import elementwise as elementwise_module
+from scgpt_ray.network.attention import Attention, cellwise_attention
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
-from scgpt_ray.network.embedder import Embedder, microbatch_end, set_threads, usual_budget
+from scgpt_ray.network.elementwise import PLAIN, Elementwise
+from scgpt_ray.network.embedder import COUNTERS, WARM_UP_TOKENS, Embedder, microbatch_end, set_threads, usual_budget
+from scgpt_ray.network.encoder import Encoder
 from scgpt_ray.schema import matrix
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
@@ -116,6 +122,7 @@ def short_of_memory(embedder, most_tokens):
         width = encode.width
         attention = encode.attention
         elementwise = encode.elementwise
+        refused = encode.refused
 
         def __call__(self, gene, bins, offsets):
             if len(gene) > most_tokens:
@@ -214,6 +221,11 @@ def test_the_budget_follows_the_free_memory_of_a_gpu(monkeypatch, free, bytes_pe
     assert usual_budget(torch.device("cpu"), bytes_per_token) == 8192
 
 
+def test_embedders_that_share_a_gpu_share_its_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
+    assert [usual_budget(torch.device("cuda"), 10_240, share) for share in (0.5, 0.25)] == [52_428, 26_214]
+
+
 def test_describe(checkpoint):
     described = Embedder(checkpoint).describe()
     assert (described["device"], described["precision"], described["tokens_per_microbatch"]) == (
@@ -222,6 +234,78 @@ def test_describe(checkpoint):
         8192,
     )
     assert described["attention"] != Embedder(checkpoint, precision="bfloat16").describe()["attention"]
+    assert described["device_name"] in {"DEFAULT", "AVX2", "AVX512"} or "x86" not in platform.machine()
+    assert set(COUNTERS) < set(described)
+    assert "refused" not in described
+
+
+def test_an_embedder_is_warm_before_it_has_work(checkpoint, tokens, monkeypatch):
+    """What compiles or loads at the first call is not measured as the time of a partition."""
+    sizes = []
+    compute = Encoder.__call__
+    monkeypatch.setattr(
+        Encoder, "__call__", lambda self, gene, *rest: sizes.append(len(gene)) or compute(self, gene, *rest)
+    )
+    embedder = Embedder(checkpoint)
+    assert sizes == [WARM_UP_TOKENS]
+    embedder(tokens.slice(0, 2))
+    assert len(sizes) == 2
+    assert embedder.describe()["cells_overflowed"] == 0
+
+
+def test_a_vocabulary_smaller_than_the_first_cell(tmp_path):
+    random_checkpoint(tmp_path, ["G0", "G1"], embsize=16, nheads=2, d_hid=16, nlayers=1)
+    assert Embedder(read_checkpoint(tmp_path)).describe()["device"] == "cpu"
+
+
+def no_compiler(*_arguments):
+    raise RuntimeError("Failed to find C compiler. Please specify via CC")
+
+
+def test_kernels_that_do_not_work_are_reported_once(checkpoint, tokens, embeddings, monkeypatch, caplog):
+    """As on a GPU machine without a C compiler, where both kernels of Triton fail at their first launch."""
+    monkeypatch.setattr(attention_module, "kinds_for", lambda *_: ("triton", "cells"))
+    monkeypatch.setitem(attention_module._WAYS, "triton", lambda _width: Attention("triton", no_compiler))
+    fused = Elementwise("fused by Triton", torch.float32, no_compiler, PLAIN.linear_relu)
+    monkeypatch.setattr(elementwise_module, "choose_elementwise", lambda *_: fused)
+    embedder, _again = Embedder(checkpoint), Embedder(checkpoint)
+    assert embedder(tokens).equals(embeddings)
+    described = embedder.describe()
+    assert described["attention"] == "scaled_dot_product_attention, cell by cell"
+    assert described["elementwise"] == "plain"
+    reason = "RuntimeError: Failed to find C compiler. Please specify via CC"
+    assert described["refused"] == f"triton: {reason}; fused by Triton: {reason}"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"faster kernels do not work on {described['device_name']} (triton: {reason}; fused" in caplog.text
+
+
+def test_the_network_computes_in_float32_whatever_the_process_asks_for(checkpoint, tokens, embeddings, monkeypatch):
+    seen = []
+
+    def attend(*arguments):
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return cellwise_attention(*arguments)
+
+    monkeypatch.setitem(attention_module._WAYS, "cells", lambda _width: Attention("cells", attend))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = Embedder(checkpoint)(tokens)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"ieee"}
+    assert found.equals(embeddings)
+
+
+def test_auto_is_float32_on_a_cpu(checkpoint):
+    assert Embedder(checkpoint).describe() == Embedder(checkpoint, precision="float32").describe()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_is_float16_on_cuda(checkpoint):
+    described = Embedder(checkpoint, device="cuda").describe()
+    assert described["precision"] == "float16"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
@@ -252,27 +336,9 @@ def test_cuda_is_near_the_cpu(checkpoint, tokens, embeddings, precision, error):
     assert np.nanmax(1 - (vectors(found) * vectors(embeddings)).sum(1)) < error
 
 
-def golden_tokens(folder, checkpoint):
-    """TOKENS of the golden cells in which nothing is random."""
-    anndata = pytest.importorskip("anndata")
-    adata = anndata.read_h5ad(folder / "cells_distinct.h5ad")
-    token = np.array([checkpoint.vocabulary.tokens.get(name, -1) for name in adata.var["feature_name"]])
-    assert (token < 0).sum() == 7
-    rows = [adata.X[i].tocoo() for i in range(adata.n_obs)]
-    known = [token[row.col] >= 0 for row in rows]
-    cells = pa.table(
-        {
-            "soma_joinid": np.arange(adata.n_obs),
-            "gene": pa.array([token[row.col][k] for row, k in zip(rows, known, strict=True)], pa.list_(pa.int32())),
-            "count": pa.array([row.data[k] for row, k in zip(rows, known, strict=True)], pa.list_(pa.float32())),
-        }
-    )
-    return tokenize(cells, checkpoint.vocabulary, TokenRules())
-
-
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["flash_names", "torch_names", "cp_classes"])
-def test_golden_embeddings(shared, name):
+@pytest.mark.parametrize("name", ["flash_names", "torch_names", "cp_classes", "heads64"])
+def test_golden_embeddings(shared, golden_tokens, name):
     folder = shared / "golden" / name
     checkpoint = read_checkpoint(folder / "checkpoint")
     tokens = golden_tokens(folder, checkpoint)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ import scgpt_ray
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import CompletenessError, OutputError
-from scgpt_ray.network.embedder import Embedder, set_threads
+from scgpt_ray.network.checkpoint import read_checkpoint
+from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed import finish
@@ -50,7 +52,7 @@ def embedded(blood_file, checkpoint, tmp_path_factory):
     return output, manifest
 
 
-def test_what_is_left(embedded):
+def test_what_is_left(embedded, checkpoint):
     output, manifest = embedded
     assert sorted(path.name for path in output.iterdir() if not path.name.startswith("ml")) == [
         "genes.parquet",
@@ -61,6 +63,10 @@ def test_what_is_left(embedded):
     assert (manifest.n_cells, manifest.n_empty, manifest.dimension) == (260, 2, 32)
     assert list(manifest.parts) == [f"part-{number:05d}.parquet" for number in range(6)]
     assert sum(manifest.parts.values()) == 260
+    described = Embedder(read_checkpoint(checkpoint)).describe()
+    assert manifest.actors == [{name: value for name, value in described.items() if name not in COUNTERS}]
+    assert manifest.actors[0]["precision"] == manifest.fingerprint.model["precision"] == "float32"
+    assert json.loads((output / "manifest.json").read_text())["actors"] == manifest.actors
     assert manifest.coverage["genes_matched"] == 60
     table = pq.read_table(output / "parts")  # as a user would: plain pyarrow
     assert table.column_names == ["soma_joinid", "obs_id", "cell_type", "donor", "n_genes", "embedding"]

@@ -4,20 +4,24 @@ import time
 
 import pytest
 
-from scgpt_ray.atlas.plan import Plan, cut
+from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import OutputError
-from scgpt_ray.parts.manifest import PLAN
 from scgpt_ray.pipelines.embed_request import check
+from scgpt_ray.records import Plan
 
 
 def begin(job):
     """Write the plan of a checked request, as a run does before it reads cells; returns it."""
     joinids, coverage = job.selection
     plan = Plan(
-        job.fingerprint.to_dict(), job.settings.model_dump(mode="json"), cut(joinids, 50), coverage.to_dict(), ""
+        fingerprint=job.fingerprint,
+        settings=job.settings.model_dump(mode="json"),
+        partitions=cut(joinids, 50),
+        coverage=coverage.to_dict(),
+        created="",
     )
-    job.output.write(PLAN, plan.to_json())
+    plan.write(job.output)
     return plan
 
 

@@ -670,6 +670,37 @@ def test_another_checkpoint_is_refused(reference, blood, tmp_path):
     assert not (reference / "refused").exists()
 
 
+def of_precision(reference, precision):
+    """The index as if its embeddings had been made in another precision."""
+    shutil.copytree(reference / "index-1", reference / f"index-{precision}")
+    path = reference / f"index-{precision}" / "index.json"
+    description = json.loads(path.read_text())
+    description["fingerprint"]["model"]["precision"] = precision
+    path.write_text(json.dumps(description))
+
+
+def test_an_index_made_on_gpus_serves_a_query_on_cpus(mapped, reference, checkpoint, caplog):
+    """float16 cannot be computed here: the query is embedded in float32, which is said and kept in its manifest."""
+    of_precision(reference, "float16")
+    more = {"truth_column": "cell_type", "obs_columns": ["donor"]}
+    found = scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "on-cpus", "float16", **more))
+    assert "the query is embedded in float32, the reference was in float16" in caplog.text
+    manifest = json.loads((reference / "on-cpus" / "embeddings" / "manifest.json").read_text())
+    assert manifest["fingerprint"]["model"]["precision"] == "float32"
+    assert found.predictions.equals(mapped.predictions)
+    with pytest.raises(ConfigError, match="float16 was asked for on a CPU"):
+        scgpt_ray.map_query(
+            executor="serial", **options(reference, checkpoint, "refused", "float16", precision="float16")
+        )
+
+
+def test_a_query_in_the_precision_of_its_index_needs_no_words(mapped, reference, checkpoint, caplog):
+    scgpt_ray.map_query(
+        executor="serial", **options(reference, checkpoint, truth_column="cell_type", obs_columns=["donor"])
+    )
+    assert "the query is embedded in" not in caplog.text
+
+
 def test_a_query_without_known_truth_is_refused(mapped, reference, checkpoint):
     cells = anndata.read_h5ad(reference / "query.h5ad")[:10].copy()
     cells.obs["truth"] = "unknown"

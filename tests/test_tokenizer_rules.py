@@ -125,6 +125,7 @@ def test_ties_of_a_gene_are_independent_of_those_of_another():
         ([5], [0.25], {5: 50}),
         ([5, 3], [1, 2], {3: 50, 5: 1}),
         ([5, 3, 5], [1, 2, 3], {3: 1, 5: 50}),  # repeats are summed
+        ([3, 5, 5], [2, 1, 3], {3: 1, 5: 50}),  # also where no gene descends
         ([5, 3, 9], [1, 2, 0], {3: 50, 5: 1}),  # zeros are dropped
         ([5, 3], [65_535, 65_536], {3: 50, 5: 1}),
         ([5, 3], [65_534, 65_535], {3: 50, 5: 1}),

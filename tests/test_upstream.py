@@ -7,7 +7,7 @@ import pytest
 import scgpt_ray
 from scgpt_ray.errors import AtlasError, ConfigError
 
-GOLDEN = ["flash_names", "torch_names", "cp_classes"]
+GOLDEN = ["flash_names", "torch_names", "cp_classes", "heads64"]
 
 
 @pytest.mark.golden

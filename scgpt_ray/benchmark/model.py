@@ -32,7 +32,7 @@ from scgpt_ray.benchmark.synthetic import (
 from scgpt_ray.network.attention import Kind
 from scgpt_ray.network.checkpoint import Architecture, Checkpoint, random_tensors, read_checkpoint
 from scgpt_ray.network.embedder import Embedder, set_threads
-from scgpt_ray.network.precision import DTYPES
+from scgpt_ray.network.precision import DTYPES, resolve_precision
 from scgpt_ray.schema import N_GENES, Int64Array
 from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 
@@ -62,7 +62,7 @@ class ModelRequest:
     """
 
     device: str = "cpu"
-    precision: str = "float32"
+    precision: str = "auto"
     tokens: str = RAGGED
     cells: int | None = None
     lengths_from: str | None = None
@@ -100,7 +100,14 @@ def benchmark_model(request: ModelRequest, architecture: Architecture = WHOLE_HU
         "threads": torch.get_num_threads(),
     }
     rate = nominal_flops(lengths, checkpoint.architecture) / seconds / _TERA
-    ceiling = matmul_rate(torch.device(request.device), DTYPES[request.precision], request.seconds / 4) / _TERA
+    ceiling = (
+        matmul_rate(
+            torch.device(request.device),
+            DTYPES[resolve_precision(request.precision, request.device)],
+            request.seconds / 4,
+        )
+        / _TERA
+    )
     values = [
         ("cells", len(lengths) / seconds, "cells/s"),
         ("tokens", lengths.sum() / seconds, "tokens/s"),
@@ -202,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m scgpt_ray.benchmark.model", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="float32", choices=sorted(DTYPES))
+    parser.add_argument("--precision", default="auto", choices=["auto", *DTYPES])
     parser.add_argument("--tokens", default=RAGGED, help="per cell: a number, or ragged")
     parser.add_argument("--cells", type=int)
     parser.add_argument("--lengths-from", metavar="FILE.h5ad", help="needs all of scgpt_ray installed")

@@ -23,8 +23,8 @@ class BenchmarkSettings(Settings):
     faiss."""
     device: Text = "cpu"
     """Device of the network: cpu, cuda or cuda:N."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the network."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network. auto: float16 on GPUs, float32 on CPUs."""
     attention: Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"] = "auto"
     """Attention kernel of the network. auto: the fastest one installed."""
     tokens: Annotated[str, Field(pattern=r"^([1-9]\d*|ragged)$")] | None = None

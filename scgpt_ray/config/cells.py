@@ -72,7 +72,9 @@ class ComputeSettings(ExecutionSettings):
     """Cells per partition, the unit of reading, retry and resume; fixed by the first run into an output folder.
     Default: 8192 with GPUs, 256 without."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """Number of GPU actors; 0 forces CPU actors. Default: one per GPU of the cluster."""
+    """Number of GPUs to use; 0 forces CPU actors. Default: all of the cluster."""
+    actors_per_gpu: Count = 1
+    """Number of actors that share a GPU; 2 may keep it busier while tokens and embeddings travel (not measured)."""
     actors: Count | None = None
     """Number of CPU actors, when no GPU is used. Default: one per node, with all of its cores."""
 
@@ -80,4 +82,6 @@ class ComputeSettings(ExecutionSettings):
     def _one_kind_of_actor(self) -> Self:
         if self.gpus and self.actors:
             raise ValueError("give one of --gpus and --actors")
+        if self.actors_per_gpu > 1 and (self.actors or self.gpus == 0):
+            raise ValueError("--actors-per-gpu needs GPUs: drop it, or --actors and --gpus 0")
         return self

@@ -20,8 +20,9 @@ class TokenSettings(Settings):
     ties: Literal["random", "top"] = "random"
     """Bin of equal counts. random: drawn from the bins they span, as scGPT embeds; top: the highest of them, as scGPT
     pretrains."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the network; embeddings are stored as float32 either way."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network; embeddings are stored as float32 either way. auto: float16 on GPUs, float32 on CPUs,
+    or that of the first run into an output folder."""
 
 
 class EmbedSettings(TokenSettings, CellSettings, ComputeSettings):

@@ -90,6 +90,9 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     output: Text
     """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json; a path or
     s3:// URI."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network for the query. auto: that of the index, or float32 if the query's devices lack it, such
+    as CPUs for an index made on GPUs in float16."""
 
     @model_validator(mode="after")
     def _required_options(self) -> Self:

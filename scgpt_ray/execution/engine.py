@@ -26,6 +26,18 @@ class LocalOrRay:
 
     choice: ExecutorChoice = "auto"
 
+    def gpus(self) -> int:
+        """GPUs of the Ray that is there, else of this machine."""
+        if self.choice == "serial" or not has_ray():
+            from scgpt_ray.network.embedder import gpus_of_machine
+
+            return gpus_of_machine()
+        from scgpt_ray.execution.cluster import connected
+        from scgpt_ray.execution.ray_executor import RayExecutor
+
+        with connected():
+            return RayExecutor().gpus
+
     @contextmanager
     def open(self, n_cells: int, *, compute: ComputeSettings | None = None, workers: int = 1) -> Iterator[Executor]:
         """Open the executor for some work; see `Engine.open`."""

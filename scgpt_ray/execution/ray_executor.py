@@ -35,16 +35,17 @@ class RayExecutor:
         """One actor per GPU; without GPUs, one CPU actor per node unless more are asked for."""
         gpus = self.gpus if compute.gpus is None and compute.actors is None else compute.gpus or 0
         if gpus:
-            return Pool(size=gpus, num_gpus=1, num_cpus=1, threads=1)
+            share = compute.actors_per_gpu
+            return Pool(size=gpus * share, num_gpus=1 / share, num_cpus=1, threads=1)
         workers = self.nodes
         size = compute.actors or len(workers)
         per_node = -(-size // len(workers))
         cpus = min(workers)
-        share = (cpus - 1) / per_node  # one core of a node is left to readers and writers
+        cores = (cpus - 1) / per_node  # one core of a node is left to readers and writers
         return Pool(
             size=size,
             num_gpus=0,
-            num_cpus=float(int(share)) if share >= 1 else max(0.1, 0.5 / per_node),
+            num_cpus=float(int(cores)) if cores >= 1 else max(0.1, 0.5 / per_node),
             threads=max(1, cpus // per_node),
         )
 

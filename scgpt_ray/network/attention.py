@@ -10,10 +10,11 @@ Queries arrive scaled by 1 / sqrt(H), which the encoder folds into their weights
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,12 +22,16 @@ from torch import Tensor
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.network.cell_spans import Spans
 from scgpt_ray.network.elementwise import has_triton
+from scgpt_ray.network.kernel_trial import first_that_works, relative_error, tolerance_of
 
 QUERY_BLOCK = 64
 """Queries whose scores are computed together on a CPU, so that they stay in its cache."""
 
 TRITON_WIDTHS = (16, 32, 64)
 """Widths of a head that the Triton kernel is written for."""
+
+FLASH_WIDTHS = range(8, 257, 8)
+"""Widths of a head that `varlen_attn` and flash-attention take."""
 
 USUAL_LENGTH = 1200
 """Tokens of a full cell. The GPU kernel is told of as many even if no cell is full: it runs alike for all."""
@@ -38,10 +43,17 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Spans, Spans], Tensor]
 
 @dataclass(frozen=True)
 class Attention:
-    """A way to compute attention, with the name a run reports."""
+    """A way to compute attention.
+
+    Attributes:
+        name: What a run reports.
+        attend: Computes it.
+        refused: Faster ways that do not work here, a line each with the reason.
+    """
 
     name: str
     attend: Attend
+    refused: tuple[str, ...] = ()
 
 
 Kind: TypeAlias = Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"]
@@ -49,11 +61,11 @@ Kind: TypeAlias = Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", 
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, width: int, kind: Kind = "auto") -> Attention:
-    """The way to attend that is asked for, or the fastest.
+    """The way to attend that is asked for, or the fastest that works.
 
-    `auto` computes float32 cell by cell; on a CPU, 16 bits in blocks; on CUDA, 16 bits by the kernel of this project
-    where Triton is installed and it is written for the width, else by torch's `varlen_attn`. flash-attention 3 and 4
-    are only taken when asked for.
+    `auto` computes float32 cell by cell; on a CPU, 16 bits in blocks; on CUDA, 16 bits by the kernel of this project,
+    else by torch's `varlen_attn`, else cell by cell. A kernel is tried on small cells before it is taken.
+    flash-attention 3 and 4 are only taken when asked for.
 
     Args:
         device: Where it runs.
@@ -65,26 +77,66 @@ def choose_attention(device: torch.device, dtype: torch.dtype, width: int, kind:
         ConfigError: If what is asked for cannot run here; nothing else is taken in its place.
     """
     assert kind in get_args(Kind), kind
-    if kind == "auto":
-        kind = _fastest(device, dtype, width)
-    elif kind in _CUDA_ONLY and (device.type != "cuda" or dtype == torch.float32):
+    if kind != "auto":
+        _require_possible(device, dtype, width, kind)
+        return _WAYS[kind](width)
+    kinds = kinds_for(device, dtype, width)
+    attention, refused = first_that_works(
+        {kind: partial(_WAYS[kind], width) for kind in kinds},
+        partial(attention_error, device=device, dtype=dtype, width=width),
+        tolerance_of(dtype),
+    )
+    if kinds == ("cells",) and dtype != torch.float32:
+        refused = (f"kernels of 16 bits: none takes heads of width {width}",)
+    tried: Attention = replace(attention, refused=refused)
+    return tried
+
+
+def kinds_for(device: torch.device, dtype: torch.dtype, width: int) -> tuple[Kind, ...]:
+    """What `auto` tries, the fastest first; the last needs no kernel."""
+    if dtype == torch.float32:
+        return ("cells",)
+    if device.type != "cuda":
+        return ("blocks",)
+    triton: tuple[Kind, ...] = ("triton",) if has_triton() and width in TRITON_WIDTHS else ()
+    varlen: tuple[Kind, ...] = ("varlen",) if width in FLASH_WIDTHS else ()
+    return (*triton, *varlen, "cells")
+
+
+def attention_error(attention: Attention, device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Relative error of a way to attend against the definition in float64, on small cells.
+
+    They are longer and shorter than a kernel's tile; all their queries attend, then <cls> alone. The kernel comes
+    first: where it writes nothing, its output must not find the memory of the right one.
+    """
+    lengths, heads = (130, 1, 70), 2
+    offsets = np.append(0, np.cumsum(lengths))
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(int(offsets[-1]), 3, heads, width, generator=generator)
+    qkv[:, 0] /= math.sqrt(width)
+    q_TNH, k_TNH, v_TNH = qkv.to(device, dtype).unbind(1)
+    cells, each = Spans.of(offsets, device), Spans.of(np.arange(len(offsets)), device)
+    queries = ((q_TNH, cells), (q_TNH[cells.cu_seqlens[:-1]], each))
+    found = [attention.attend(q, k_TNH, v_TNH, own, cells) for q, own in queries]
+    exact = [plain_attention(q.double(), k_TNH.double(), v_TNH.double(), own, cells) for q, own in queries]
+    return relative_error(zip(found, exact, strict=True))
+
+
+def _require_possible(device: torch.device, dtype: torch.dtype, width: int, kind: Kind) -> None:
+    if kind in ("cells", "blocks"):
+        return
+    if device.type != "cuda" or dtype == torch.float32:
         raise ConfigError(
             f"the attention {kind} was asked for on {device} in {dtype}",
             expected="a CUDA GPU and a precision of 16 bits",
             remedy="use the attention auto",
         )
-    return _WAYS[kind](width)
-
-
-_CUDA_ONLY = ("triton", "varlen", "FA3", "FA4")
-
-
-def _fastest(device: torch.device, dtype: torch.dtype, width: int) -> Kind:
-    if dtype == torch.float32:
-        return "cells"
-    if device.type != "cuda":
-        return "blocks"
-    return "triton" if has_triton() and width in TRITON_WIDTHS else "varlen"
+    if kind != "triton" and width not in FLASH_WIDTHS:
+        raise ConfigError(
+            f"the attention {kind} was asked for, for heads of width {width}",
+            expected=f"a multiple of 8 up to {FLASH_WIDTHS[-1]}",
+            remedy="use the attention auto",
+        )
 
 
 def _triton(width: int) -> Attention:

@@ -5,11 +5,14 @@ T tokens, D width of the residual stream, F width of the feed-forward layer.
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from scgpt_ray.network.kernel_trial import first_that_works, relative_error, tolerance_of
 
 EPS = 1e-5
 """Added to the variance by every LayerNorm of scGPT."""
@@ -48,12 +51,14 @@ class Elementwise:
         stream_dtype: Of the residual stream.
         add_norm: (x_TD, y_TD, norm) -> norm(x + y) in the dtype of x, which may be overwritten.
         linear_relu: (x_TD, linear) -> relu(linear(x)).
+        refused: A faster way that does not work here, with the reason.
     """
 
     name: str
     stream_dtype: torch.dtype
     add_norm: Callable[[Tensor, Tensor, Norm], Tensor]
     linear_relu: Callable[[Tensor, Linear], Tensor]
+    refused: tuple[str, ...] = ()
 
 
 def choose_elementwise(device: torch.device, dtype: torch.dtype) -> Elementwise:
@@ -65,6 +70,36 @@ def choose_elementwise(device: torch.device, dtype: torch.dtype) -> Elementwise:
     if device.type == "cuda" and has_triton():
         return Elementwise("fused by Triton", dtype, fused_add_norm, fused_linear_relu)
     return PLAIN
+
+
+def working_elementwise(device: torch.device, dtype: torch.dtype, width: int) -> Elementwise:
+    """The fastest way, if a trial on a few tokens of a width shows that it works; else the plain one."""
+    fastest = choose_elementwise(device, dtype)
+    way, refused = first_that_works(
+        {fastest.name: lambda: fastest, PLAIN.name: lambda: PLAIN},
+        partial(elementwise_error, device=device, dtype=dtype, width=width),
+        tolerance_of(dtype),
+    )
+    tried: Elementwise = replace(way, refused=refused)
+    return tried
+
+
+def elementwise_error(way: Elementwise, device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Relative error against the definition in float64, on a few tokens of random numbers."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    x_TD, y_TD = normal(70, width).to(way.stream_dtype), normal(70, width).to(dtype)
+    norm = Norm(1 + normal(width), normal(width))
+    weight, bias = normal(width, width).to(dtype), normal(width).to(dtype)
+    found = [way.add_norm(x_TD.clone(), y_TD, norm), way.linear_relu(x_TD, Linear(weight, bias))]
+    exact = [
+        plain_add_norm(x_TD.double(), y_TD.double(), Norm(norm.weight.double(), norm.bias.double())),
+        plain_linear_relu(x_TD.double(), Linear(weight.double(), bias.double())),
+    ]
+    return relative_error(zip(found, exact, strict=True))
 
 
 def has_triton() -> bool:
@@ -86,8 +121,7 @@ def fused_add_norm(x_TD: Tensor, y_TD: Tensor, norm: Norm) -> Tensor:
     """One kernel, which rounds once."""
     from scgpt_ray.network.triton_norm import add_norm  # needs Triton
 
-    normed_TD: Tensor = add_norm(x_TD, y_TD, norm.weight, norm.bias, EPS)
-    return normed_TD
+    return add_norm(x_TD, y_TD, norm.weight, norm.bias, EPS)
 
 
 def fused_linear_relu(x_TD: Tensor, linear: Linear) -> Tensor:

@@ -2,8 +2,9 @@
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from scgpt_ray.errors import ConfigError, WorkerError
 from scgpt_ray.network.attention import Kind
 from scgpt_ray.network.encoder import Encoder
-from scgpt_ray.network.precision import DTYPES, require_precision
+from scgpt_ray.network.precision import DTYPES, require_float32, require_precision, resolve_precision
 from scgpt_ray.network.transfer import CudaTransfer, HostTransfer, Transfer
 from scgpt_ray.schema import (
     BIN,
@@ -40,6 +41,9 @@ CPU_TOKENS = 8_192
 MOST_TOKENS = 131_072
 """Most tokens of one forward pass on a GPU, which it fills several times over."""
 
+WARM_UP_TOKENS = 130
+"""Tokens of the cell that an embedder computes when it is made: more than a tile of any kernel."""
+
 MEMORY_SHARE = 0.5
 """Of the free memory of a GPU for activations; the rest is for the allocator's gaps and a second, float32 encoder."""
 
@@ -54,6 +58,15 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def gpus_of_machine() -> int:
+    """CUDA GPUs that torch sees on this machine."""
+    return torch.cuda.device_count()
+
+
+COUNTERS = ("tokens_per_microbatch", "cells_overflowed")
+"""Keys of an embedder's description that change while it works."""
+
+
 class Embedder:
     """A network on a device, fed with microbatches of as many whole cells as fit into a budget of tokens.
 
@@ -63,11 +76,15 @@ class Embedder:
     Args:
         checkpoint: Weights.
         device: "cpu", "cuda" or "cuda:N".
-        precision: "float32", "bfloat16" or "float16", of linear layers and attention. A cell in which float16
-            overflows is computed again in float32, so that it does not depend on its neighbours.
+        precision: "float32", "bfloat16" or "float16", of linear layers and attention; "auto" is float16 on CUDA and
+            float32 on a CPU. A cell in which float16 overflows is computed again in float32, so that it does not
+            depend on its neighbours.
         tokens_per_microbatch: Budget; a cell with more tokens goes alone. None for what suits the device. It
             is halved for good whenever GPU memory does not suffice.
         attention: The way to attend; see `choose_attention`.
+        device_share: Part of the device that is for this embedder, where several processes share it.
+
+    Making one computes a first cell: kernels are compiled and tried, and libraries loaded, before there is work.
 
     Raises:
         ConfigError: If the machine has no such device, or the device no such precision or way to attend.
@@ -78,9 +95,10 @@ class Embedder:
         checkpoint: "Checkpoint",
         *,
         device: str = "cpu",
-        precision: str = "float32",
+        precision: str = "auto",
         tokens_per_microbatch: int | None = None,
         attention: Kind = "auto",
+        device_share: float = 1.0,
     ) -> None:
         place = torch.device(device)
         if place.type == "cuda" and not torch.cuda.is_available():
@@ -89,14 +107,19 @@ class Embedder:
                 expected="a CUDA GPU and a torch built for it",
                 remedy="use the device cpu, or a machine with a GPU",
             )
-        require_precision(device, precision)
-        self._place, self._precision = place, precision
-        self._encoder = make_encoder(checkpoint, place, DTYPES[precision], attention)
-        self._checkpoint = checkpoint if precision == "float16" else None  # to compute again in float32
+        self._place, self._precision = place, resolve_precision(precision, device)
+        require_precision(device, self._precision)
+        if place.type == "cuda":
+            require_float32(place)
+        self._encoder = make_encoder(checkpoint, place, DTYPES[self._precision], attention)
+        self._checkpoint = checkpoint if self._precision == "float16" else None  # to compute again in float32
         self._transfer: Transfer = CudaTransfer(place) if place.type == "cuda" else HostTransfer()
-        self._budget = tokens_per_microbatch or usual_budget(place, self._encoder.bytes_per_token)
+        share = MEMORY_SHARE * device_share
+        self._budget = tokens_per_microbatch or usual_budget(place, self._encoder.bytes_per_token, share)
         self._turn = threading.Lock()
         self._overflowed = 0
+        report_refused(self.describe())
+        self._compute(synthetic_cell(checkpoint.vocabulary.size), exact=False)
 
     @cached_property
     def _exact_encoder(self) -> Encoder:
@@ -104,15 +127,23 @@ class Embedder:
         return make_encoder(self._checkpoint, self._place, torch.float32, "auto")
 
     def describe(self) -> dict[str, str | int]:
-        """What this embedder computes with, and how many cells it had to compute again so far."""
-        return {
+        """What this embedder computes with, and its `COUNTERS` so far.
+
+        Returns:
+            `device` and the `device_name` that its maker gave it, `precision`, `attention`, `elementwise`,
+            `tokens_per_microbatch`, `cells_overflowed`; and `refused`, with the reason, where a faster kernel does
+            not work on this machine.
+        """
+        described: dict[str, str | int] = {
             "device": str(self._place),
+            "device_name": device_name(self._place),
             "precision": self._precision,
             "attention": self._encoder.attention.name,
             "elementwise": self._encoder.elementwise.name,
             "tokens_per_microbatch": self._budget,
             "cells_overflowed": self._overflowed,
         }
+        return described | ({"refused": "; ".join(self._encoder.refused)} if self._encoder.refused else {})
 
     def __call__(self, tokens: pa.Table) -> pa.Table:
         """Embed TOKENS.
@@ -206,17 +237,46 @@ class Cells:
         return Cells(self.joinids[chosen], offsets, self.gene[of_chosen], self.bins[of_chosen])
 
 
+def report_refused(described: Mapping[str, str | int]) -> None:
+    """Warn, once in a process, of kernels that an embedder had to pass over.
+
+    Args:
+        described: What an embedder says of itself, here or in an actor.
+    """
+    if "refused" in described:
+        _warn_of_refused(*(str(described[key]) for key in ("device_name", "refused", "attention", "elementwise")))
+
+
+@cache
+def _warn_of_refused(*words: str) -> None:
+    logger.warning("faster kernels do not work on %s (%s); attention: %s; element-wise operations: %s", *words)
+
+
+def synthetic_cell(n_tokens: int) -> Cells:
+    """A cell of WARM_UP_TOKENS tokens, each of which a vocabulary of n_tokens has."""
+    gene = np.arange(WARM_UP_TOKENS, dtype=np.int32) % n_tokens
+    bins = np.append(np.uint8(0), np.ones(WARM_UP_TOKENS - 1, np.uint8))
+    return Cells(np.array([-1]), np.array([0, WARM_UP_TOKENS]), gene, bins)
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or the instructions that torch uses of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def make_encoder(checkpoint: "Checkpoint", device: torch.device, dtype: torch.dtype, attention: Kind) -> Encoder:
     """The network of a checkpoint on a device."""
     return Encoder(checkpoint.architecture, checkpoint.tensors, device=device, dtype=dtype, attention=attention)
 
 
-def usual_budget(device: torch.device, bytes_per_token: int) -> int:
-    """Tokens of a microbatch that suit a device: MEMORY_SHARE of its free memory, up to MOST_TOKENS."""
+def usual_budget(device: torch.device, bytes_per_token: int, share: float = MEMORY_SHARE) -> int:
+    """Tokens of a microbatch that suit a device: a share of its free memory, up to MOST_TOKENS."""
     if device.type != "cuda":
         return CPU_TOKENS
     free, _total = torch.cuda.mem_get_info(device)
-    return max(1, min(MOST_TOKENS, int(MEMORY_SHARE * free) // bytes_per_token))
+    return max(1, min(MOST_TOKENS, int(share * free) // bytes_per_token))
 
 
 def microbatch_end(offsets: Int64Array, start: int, budget: int) -> int:

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from scgpt_ray.network.attention import Kind, choose_attention
 from scgpt_ray.network.cell_spans import Spans
-from scgpt_ray.network.elementwise import Elementwise, Linear, Norm, choose_elementwise
+from scgpt_ray.network.elementwise import Elementwise, Linear, Norm, working_elementwise
+from scgpt_ray.network.precision import exact_float32
 
 if TYPE_CHECKING:
     from scgpt_ray.network.checkpoint import Architecture
@@ -69,8 +70,8 @@ class Encoder:
         tensors: Its weights under canonical names.
         device: Where it computes.
         dtype: Of linear layers and attention; norms are float32.
-        attention: The way to attend; `auto` for the fastest.
-        elementwise: The way to compute the rest; None for the fastest.
+        attention: The way to attend; `auto` for the fastest that works.
+        elementwise: The way to compute the rest; None for the fastest that works.
 
     Raises:
         ConfigError: If the way to attend cannot run here.
@@ -90,9 +91,9 @@ class Encoder:
         self._heads = architecture.nheads
         self._hidden = architecture.d_hid
         self.width = architecture.embsize
-        self.attention = choose_attention(device, dtype, self.width // self._heads, attention)
-        self.elementwise = elementwise or choose_elementwise(device, dtype)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_float32:
+            self.attention = choose_attention(device, dtype, self.width // self._heads, attention)
+            self.elementwise = elementwise or working_elementwise(device, dtype, self.width)
             self._gene_VD = gene_table(tensors).to(device)
             self._value_BD = value_table(tensors, architecture).to(device)
             self._layers = [
@@ -114,6 +115,10 @@ class Encoder:
             Unit vectors, float32 [C, D], on the device.
         """
         assert np.all(np.diff(offsets) > 0), "a cell without tokens has no embedding"
+        with exact_float32:
+            return self._embed(gene_T, bin_T, offsets)
+
+    def _embed(self, gene_T: Tensor, bin_T: Tensor, offsets: npt.NDArray[np.int64]) -> Tensor:
         gene_T, bin_T = gene_T.to(self._device, torch.int32), bin_T.to(self._device, torch.int32)
         cells = Spans.of(offsets, self._device)
         x_TD = F.embedding(gene_T, self._gene_VD).add_(F.embedding(bin_T, self._value_BD))
@@ -126,6 +131,11 @@ class Encoder:
             del qkv_TE, q_TNH, k_TNH, v_TNH  # the largest of all
             x_TD = layer.finish(x_TD, context_TNH, self.elementwise)
         return F.normalize(self._finish_last(self._layers[-1], x_TD, cells).float(), dim=1)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Faster kernels that do not work here, each with the reason."""
+        return self.attention.refused + self.elementwise.refused
 
     @property
     def bytes_per_token(self) -> int:

@@ -52,61 +52,26 @@ class TritonAttention:
         self._tile = tile
 
     def __call__(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans, keys: Spans) -> Tensor:
-        """Attend; see `Attend`."""
+        """Attend; see `Attend`.
+
+        Queries, keys and values may have any strides but contiguous rows, so that views of packed QKV are welcome.
+        """
+        n_heads, width = q_TNH.shape[1:]
+        assert width in TRITON_WIDTHS, width
+        assert all(x.stride(2) == 1 for x in (q_TNH, k_TNH, v_TNH)), "rows are contiguous"
         tile = ONE_QUERY if queries.longest == 1 else self._tile
-        places = queries.tiles(tile.queries)
-        context_TNH: Tensor = attend_packed(
-            q_TNH, k_TNH, v_TNH, queries.cu_seqlens, keys.cu_seqlens, places, *tile
-        )  # fmt: skip
+        tiles = queries.tiles(tile.queries)
+        context_TNH = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
+        if len(tiles):
+            # Triton launches on the current device, whatever the tensors are on.
+            with torch.cuda.device_of(q_TNH):  # type: ignore[no-untyped-call]
+                _attend_tile[(len(tiles) * n_heads,)](
+                    q_TNH, k_TNH, v_TNH, context_TNH, queries.cu_seqlens, keys.cu_seqlens, tiles, n_heads,
+                    *q_TNH.stride()[:2], *k_TNH.stride()[:2], *v_TNH.stride()[:2], *context_TNH.stride()[:2],
+                    H=width, M=tile.queries, L=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
+                    enable_fp_fusion=True,
+                )  # fmt: skip
         return context_TNH
-
-
-@torch.library.custom_op("scgpt_ray::attend_packed", mutates_args=())
-def attend_packed(
-    q_TNH: Tensor,
-    k_TNH: Tensor,
-    v_TNH: Tensor,
-    cu_queries: Tensor,
-    cu_keys: Tensor,
-    tiles: Tensor,
-    tile_queries: int,
-    tile_keys: int,
-    warps: int,
-    stages: int,
-) -> Tensor:
-    """Run the kernel, opaquely to torch.compile.
-
-    Args:
-        q_TNH: Scaled queries, of any strides but with contiguous rows, so that views of packed QKV are welcome.
-        k_TNH: Keys, likewise.
-        v_TNH: Values, likewise.
-        cu_queries: int32 [cells + 1], boundaries of the cells in q.
-        cu_keys: int32 [cells + 1], boundaries of the cells in k and v.
-        tiles: int32 [n, 2], cell and first query in it of each tile.
-        tile_queries: M.
-        tile_keys: L.
-        warps: Of a program.
-        stages: Tiles of keys on their way at a time.
-
-    Returns:
-        context_TNH, contiguous, in the dtype of q.
-    """
-    n_heads, width = q_TNH.shape[1:]
-    assert width in TRITON_WIDTHS, width
-    assert all(x.stride(2) == 1 for x in (q_TNH, k_TNH, v_TNH)), "rows are contiguous"
-    context_TNH = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
-    if len(tiles):
-        _attend_tile[(len(tiles) * n_heads,)](
-            q_TNH, k_TNH, v_TNH, context_TNH, cu_queries, cu_keys, tiles, n_heads,
-            *q_TNH.stride()[:2], *k_TNH.stride()[:2], *v_TNH.stride()[:2], *context_TNH.stride()[:2],
-            H=width, M=tile_queries, L=tile_keys, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
-        )  # fmt: skip
-    return context_TNH
-
-
-@attend_packed.register_fake
-def _(q_TNH: Tensor, *_rest: object) -> Tensor:
-    return torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
 
 
 @triton.jit

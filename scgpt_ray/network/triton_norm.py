@@ -17,7 +17,6 @@ ROWS = 8
 WARPS = 4
 
 
-@torch.library.custom_op("scgpt_ray::add_norm", mutates_args=())
 def add_norm(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
     """LayerNorm(x + y) in float32, rounded to the dtype of x.
 
@@ -33,17 +32,14 @@ def add_norm(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: 
     assert y_TD.is_contiguous()
     normed_TD = torch.empty_like(x_TD)
     if n_tokens:
-        _add_norm_rows[(triton.cdiv(n_tokens, ROWS),)](
-            x_TD, y_TD, weight_D, bias_D, normed_TD, n_tokens, eps,
-            D=width, R=ROWS, BLOCK=triton.next_power_of_2(width), num_warps=WARPS,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+        # Triton launches on the current device, whatever the tensors are on.
+        with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
+            _add_norm_rows[(triton.cdiv(n_tokens, ROWS),)](
+                x_TD, y_TD, weight_D, bias_D, normed_TD, n_tokens, eps,
+                D=width, R=ROWS, BLOCK=triton.next_power_of_2(width), num_warps=WARPS,
+                enable_fp_fusion=True,
+            )  # fmt: skip
     return normed_TD
-
-
-@add_norm.register_fake
-def _(x_TD: Tensor, *_rest: object) -> Tensor:
-    return torch.empty_like(x_TD)
 
 
 @triton.jit

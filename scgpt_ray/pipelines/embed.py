@@ -2,14 +2,17 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
+from scgpt_ray.network.embedder import COUNTERS, report_refused
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete
 from scgpt_ray.parts.parts import Part
@@ -36,7 +39,7 @@ def embed(settings: EmbedSettings, engine: Engine) -> Manifest:
         InputError: If anything in the input is wrong; see `scgpt_ray.errors`.
         RunError: If the work failed; what is committed stays, and the same command resumes.
     """
-    job = check(settings)
+    job = check(settings, count_gpus=engine.gpus)
     if job.done is not None:
         logger.info("%s is finished: %d cells; nothing to do", job.output.uri, job.done.n_cells)
         return job.done
@@ -56,8 +59,8 @@ def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
     workers = executor.pool(job.settings)
     require_precision(workers.device, job.settings.precision)
     plan = make_plan(job, workers) if job.began is None else job.began
-    parts = run_plan(plan, job, executor, workers, tracker)
-    return finish(plan, parts, job)
+    parts, actors = run_plan(plan, job, executor, workers, tracker)
+    return finish(plan, parts, job, actors)
 
 
 def make_plan(job: EmbedJob, workers: Pool) -> Plan:
@@ -78,44 +81,71 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
     return plan
 
 
-def run_plan(plan: Plan, job: EmbedJob, executor: Executor, workers: Pool, tracker: Tracker) -> dict[int, Part]:
-    """Stream the partitions that are still to be done through the stages; returns all parts.
+def run_plan(
+    plan: Plan, job: EmbedJob, executor: Executor, workers: Pool, tracker: Tracker
+) -> tuple[dict[int, Part], list[dict[str, Any]]]:
+    """Stream the partitions that are still to be done through the stages.
+
+    Returns:
+        All parts by partition, and the different descriptions of the actors that made the new ones.
 
     Raises:
         RunError: If the work failed.
     """
     parts = committed_parts(job.output, job.fingerprint)
+    actors: list[dict[str, str | int]] = []
     todo = tuple(partition for partition in plan.partitions if partition.number not in parts)
     logger.info("%d cells in %d partitions, %d of them done", plan.n_cells, len(plan.partitions), len(parts))
     if not todo:
-        return parts
+        return parts, actors
     with Progress(total=plan.n_cells, done=sum(part.n_cells for part in parts.values())) as progress:
         for number, receipt in enumerate(executor.stream(todo, stages_of(job, workers), workers)):
             if number == 0:
                 logger.info("%d actors of %s", workers.size, json.dumps(receipt["actor"]))
                 tracker.log_params({"actors": workers.size, "actor": receipt["actor"]})
+            note_actor(actors, receipt["actor"])
             part = Part(**receipt["part"])
             parts[part.partition] = part
             progress.add(part.n_cells, part.n_tokens, receipt["embed_s"])
             tracker.log_metrics(progress.metrics(workers.size), step=len(parts), now=False)
     tracker.log_metrics(progress.metrics(workers.size), step=len(parts))
-    return parts
+    return parts, actors
 
 
 def stages_of(job: EmbedJob, workers: Pool) -> Stages:
     """Reading, embedding and committing of a job."""
     checkpoint, precision = job.checkpoint.folder, job.settings.precision
+    share = workers.num_gpus or 1.0
     vocabulary = job.checkpoint.vocabulary.sha256
     return Stages(
         read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
         compute=EmbedPartition,
-        arguments=(checkpoint, job.checkpoint.weights_sha256, precision, workers.device, workers.threads),
+        arguments=(checkpoint, job.checkpoint.weights_sha256, precision, workers.device, workers.threads, share),
         commit=CommitPartition(job.output, job.fingerprint.digest),
     )
 
 
-def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:
+def note_actor(actors: list[dict[str, Any]], described: Mapping[str, Any]) -> None:
+    """Add what an actor computes with, unless others compute with the same; warn of kernels it had to pass over.
+
+    Args:
+        actors: Different descriptions, without what changes while an actor works.
+        described: What an actor says of itself.
+    """
+    actor = {name: value for name, value in described.items() if name not in COUNTERS}
+    if actor not in actors:
+        actors.append(actor)
+        report_refused(actor)
+
+
+def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob, actors: Sequence[dict[str, Any]] = ()) -> Manifest:
     """Prove that every planned cell is committed once, and write the manifest.
+
+    Args:
+        plan: What was planned.
+        parts: What is committed, by partition.
+        job: The request.
+        actors: Descriptions of the actors of this run.
 
     Raises:
         CompletenessError: If not.
@@ -132,6 +162,7 @@ def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob) -> Manifest:
         parts={part.name: part.n_cells for part in ordered},
         coverage=plan.coverage,
         versions=versions(),
+        actors=list(actors),
     )
     manifest.write(job.output)
     return manifest

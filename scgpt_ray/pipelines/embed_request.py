@@ -2,17 +2,18 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
 from scgpt_ray.atlas.source import Source, locate
-from scgpt_ray.config import CellSettings, EmbedSettings
+from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import Fingerprint, require_same_run
 from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
-from scgpt_ray.network.embedder import has_gpu
-from scgpt_ray.network.precision import require_precision
+from scgpt_ray.network.embedder import gpus_of_machine, has_gpu
+from scgpt_ray.network.precision import is_native, require_precision, resolve_precision
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
@@ -27,7 +28,7 @@ class EmbedJob:
     """A request whose input is known to be good.
 
     Attributes:
-        settings: What was asked for.
+        settings: What was asked for, with the precision that `auto` stands for.
         output: Where it goes.
         source: Locator of the cells, snapshot pinned.
         checkpoint: The network.
@@ -59,21 +60,36 @@ class EmbedJob:
         return len(self.selection[0])
 
 
-def check(settings: EmbedSettings) -> EmbedJob:
+def check(
+    settings: EmbedSettings, *, preferred: str | None = None, count_gpus: Callable[[], int] = gpus_of_machine
+) -> EmbedJob:
     """Check a whole request, and find out what an earlier run left of it.
 
-    Nothing is written and no cluster is asked for.
+    Nothing is written, and no cluster is asked for but for its GPUs, last of all.
+
+    Args:
+        settings: The request.
+        preferred: What the precision `auto` stands for if the devices of the run have its arithmetic.
+        count_gpus: GPUs that the run would find; called if nothing else fixes the precision.
 
     Raises:
         InputError: With found, expected and remedy.
     """
     output = Folder.at(settings.output)
     began = Plan.read(output)
-    # An earlier run's snapshot is used again, so that the same command means the same cells.
-    earlier = began.fingerprint.cells.get("snapshot") if began else None
-    source = locate(settings.atlas, settings.model_copy(update={"snapshot": settings.snapshot or earlier}))
+    # An earlier run's snapshot and precision are used again, so that the same command means the same cells.
+    settings = _as_begun(settings, began)
+    source = locate(settings.atlas, settings)
     checkpoint = read_checkpoint(settings.checkpoint)
     genes = harmonize_genes(source, checkpoint.vocabulary, settings)
+    done = Manifest.read(output) if began else None
+    if done is None:
+        require_device(settings)
+        output.require_writable()
+    selection = inspect(settings, source, genes) if began is None else None
+    if settings.precision == "auto":
+        precision = precision_of(settings, preferred, count_gpus)
+        settings = settings.model_copy(update={"precision": precision})
     rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
     fingerprint = Fingerprint(
         model=model_identity(checkpoint, rules, settings.precision),
@@ -81,12 +97,34 @@ def check(settings: EmbedSettings) -> EmbedJob:
     )
     if began is not None:
         require_same_run(output.uri, asdict(fingerprint), asdict(began.fingerprint))
-    done = Manifest.read(output) if began else None
-    if done is None:
-        require_device(settings)
-        output.require_writable()
-    selection = inspect(settings, source, genes) if began is None else None
     return EmbedJob(settings, output, source, checkpoint, genes, rules, fingerprint, began, done, selection)
+
+
+def _as_begun(settings: EmbedSettings, began: Plan | None) -> EmbedSettings:
+    """Settings with what a request leaves open as an earlier run fixed it."""
+    if began is None:
+        return settings
+    fixed: dict[str, Any] = {}
+    if settings.snapshot is None:
+        fixed["snapshot"] = began.fingerprint.cells.get("snapshot")
+    if settings.precision == "auto":
+        fixed["precision"] = began.fingerprint.model.get("precision", settings.precision)
+    return settings.model_copy(update=fixed)
+
+
+def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Callable[[], int]) -> str:
+    """What the precision `auto` stands for on the devices of a run.
+
+    Args:
+        compute: Which devices are asked for.
+        preferred: The precision to take if those devices have its arithmetic; None for what is fastest.
+        count_gpus: GPUs that are there; called if the devices are not asked for.
+    """
+    is_asked = compute.gpus is not None or compute.actors is not None
+    device = "cuda" if (compute.gpus if is_asked else count_gpus()) else "cpu"
+    if preferred is None:
+        return resolve_precision("auto", device)
+    return preferred if is_native(preferred, device) else "float32"
 
 
 def inspect(settings: CellSettings, source: Source, genes: GeneMap) -> tuple[Int64Array, Coverage]:

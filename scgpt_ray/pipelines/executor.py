@@ -28,7 +28,7 @@ class Pool:
 
     Attributes:
         size: Most actors at a time.
-        num_gpus: GPUs of one actor.
+        num_gpus: GPUs of one actor: 1, or a part of one that several actors share.
         num_cpus: CPUs of one actor, as Ray counts them; less than its threads, so that readers find room.
         threads: Threads of one actor.
     """
@@ -121,6 +121,9 @@ class Executor(Protocol):
 
 class Engine(Protocol):
     """Opens the executor that a verb's work needs."""
+
+    def gpus(self) -> int:
+        """GPUs that a run would find, before anything is started."""
 
     def open(
         self, n_cells: int, *, compute: ComputeSettings | None = None, workers: int = 1

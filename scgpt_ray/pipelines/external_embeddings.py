@@ -109,11 +109,13 @@ def _vectors(found: pa.Table, ids: pd.Series, place: str) -> Float32Matrix:
 
     if found.column_names == [EMBEDDING]:
         length_N = pc.fill_null(pc.list_value_length(found[EMBEDDING]), 0).to_numpy()
-        require(length_N == max(1, length_N[0]), "has no vector, or one of another length than the first")
+        require(
+            np.asarray(length_N == max(1, length_N[0]), bool), "has no vector, or one of another length than the first"
+        )
         vectors_ND = _float32(pc.list_flatten(found[EMBEDDING])).reshape(len(found), -1)
     else:
         vectors_ND = np.column_stack([_float32(column) for column in found.columns])
-    require(np.isfinite(vectors_ND).all(axis=1), "has a number that is null, NaN or infinite")
+    require(np.asarray(np.isfinite(vectors_ND).all(axis=1)), "has a number that is null, NaN or infinite")
     return vectors_ND
 
 

@@ -52,7 +52,8 @@ def map_query(settings: MapSettings, engine: Engine) -> Mapped:
     reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)
     ontology = CellOntology() if rules.term_column else None
     request = embed_request(settings, reference.index, list(rules.columns))
-    job = check(request)
+    job = check(request, preferred=reference.index.fingerprint.model["precision"], count_gpus=engine.gpus)
+    warn_of_precision(job.settings.precision, reference.index)
     with (
         engine.open(job.n_cells, compute=settings) as executor,
         Tracker("map", output, {"config": settings.model_dump(), "index": reference.index.request}) as tracker,
@@ -167,6 +168,10 @@ def reference_cells(settings: MapSettings, reference: Reference, rules: Predicti
 def embed_request(settings: MapSettings, index: IndexDescription, columns: list[str]) -> EmbedSettings:
     """The embed settings that put the query into the space of the index.
 
+    The space is a function: weights, vocabulary and token rules. Precisions compute it with different rounding, which
+    moves a vector far less than the nearest neighbours are apart (README, "Map a query"). So the query may be
+    embedded in another precision than the reference, such as float32 on a laptop for an index made on GPUs in float16.
+
     Raises:
         ReferenceSetError: If the checkpoint is not the one the reference was embedded with.
         ConfigError: If columns of the query cannot be carried along.
@@ -186,9 +191,18 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
             "max_length": rules.max_length,
             "seed": rules.seed,
             "ties": rules.ties,
-            "precision": space["precision"],
+            "precision": settings.precision,
         }
     )
+
+
+def warn_of_precision(precision: str, index: IndexDescription) -> None:
+    """Say so if the query is embedded in another precision than the reference was."""
+    of_index = index.fingerprint.model["precision"]
+    if precision != of_index:
+        logger.warning(
+            "the query is embedded in %s, the reference was in %s: cosines differ by rounding", precision, of_index
+        )
 
 
 def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def vocabulary_of(checkpoint: str, sha256: str) -> Vocabulary:
 
 
 class EmbedPartition:
-    """TOKENS -> EMBEDDINGS, by one copy of the network on one device.
+    """TOKENS -> EMBEDDINGS, by one copy of the network on one device, warmed up.
 
     Args:
         checkpoint: Name of the checkpoint.
@@ -103,12 +103,15 @@ class EmbedPartition:
         precision: Of the network.
         device: cpu, cuda or cuda:N.
         threads: CPU threads.
+        device_share: Part of the device that is this actor's.
 
     Raises:
         CheckpointError: If the weights have changed since the run began.
     """
 
-    def __init__(self, checkpoint: str, weights: str, precision: str, device: str, threads: int) -> None:
+    def __init__(
+        self, checkpoint: str, weights: str, precision: str, device: str, threads: int, device_share: float = 1.0
+    ) -> None:
         # Imported here: readers use this module, too, and have no use for torch.
         from scgpt_ray.network.checkpoint import read_checkpoint
         from scgpt_ray.network.embedder import Embedder, set_threads
@@ -117,7 +120,7 @@ class EmbedPartition:
         opened = read_checkpoint(checkpoint)
         if opened.weights_sha256 != weights:
             raise _changed(checkpoint, "weights", opened.weights_sha256, weights)
-        self._embedder: Embedder = Embedder(opened, device=device, precision=precision)
+        self._embedder: Embedder = Embedder(opened, device=device, precision=precision, device_share=device_share)
 
     def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
         """Embed a partition; figures: `n_tokens`, `embed_s` (seconds) and `actor` (what it computes with)."""
