@@ -13,7 +13,6 @@ from scgpt_ray.atlas.h5ad import cells_of
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import Embedder, has_gpu
-from scgpt_ray.network.precision import Precision
 from scgpt_ray.schema import EMBEDDING, matrix
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
@@ -30,7 +29,7 @@ def embed_data(
     device: str = "cuda",
     use_fast_transformer: bool = True,  # noqa: ARG001 - upstream's argument; attention is always fused here
     return_new_adata: bool = False,
-    precision: Precision = "auto",
+    precision: str = "auto",
 ) -> AnnData:
     """Embed cells in this process, as upstream's `scgpt.tasks.embed_data` does; no Ray.
 

@@ -268,7 +268,7 @@ def test_kernels_that_do_not_work_are_reported_once(checkpoint, tokens, embeddin
     monkeypatch.setitem(attention_module._WAYS, "triton", lambda _width: Attention("triton", no_compiler))
     fused = Elementwise("fused by Triton", torch.float32, no_compiler, PLAIN.linear_relu)
     monkeypatch.setattr(elementwise_module, "choose_elementwise", lambda *_: fused)
-    embedder = Embedder(checkpoint)
+    embedder, _again = Embedder(checkpoint), Embedder(checkpoint)
     assert embedder(tokens).equals(embeddings)
     described = embedder.describe()
     assert described["attention"] == "scaled_dot_product_attention, cell by cell"
@@ -276,7 +276,7 @@ def test_kernels_that_do_not_work_are_reported_once(checkpoint, tokens, embeddin
     reason = "RuntimeError: Failed to find C compiler. Please specify via CC"
     assert described["refused"] == f"triton: {reason}; fused by Triton: {reason}"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert f"faster kernels do not work on cpu (triton: {reason}; fused" in caplog.text
+    assert f"faster kernels do not work on {described['device_name']} (triton: {reason}; fused" in caplog.text
 
 
 def test_the_network_computes_in_float32_whatever_the_process_asks_for(checkpoint, tokens, embeddings, monkeypatch):

@@ -23,7 +23,7 @@ from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import prove_coverage, read_plan
 from scgpt_ray.parts.parts import PARTS, committed
-from scgpt_ray.pipelines.embed import EmbedActor
+from scgpt_ray.pipelines.embed import EmbedActor, note_actor
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
@@ -243,6 +243,19 @@ def test_the_manifest_is_not_written_over_a_gap(embedded, tmp_path):
         prove_coverage(plan, {number: part for number, part in parts.items() if number != 3})
     with pytest.raises(CoverageError, match=r"part-00000.parquet holds other cells than planned"):
         prove_coverage(plan, {**parts, 0: parts[1].__class__(**{**vars(parts[0]), "joinids": "0"})})
+
+
+def test_the_driver_keeps_what_differs_between_actors_and_warns_of_what_does_not_work(checkpoint, caplog):
+    """Warnings of the actors end in files of Ray: the driver repeats the one that matters."""
+    plain = Embedder(read_checkpoint(checkpoint)).describe()
+    broken = plain | {"refused": "triton: RuntimeError: an old driver"}
+    actors = []
+    for described in (plain, plain | {"cells_overflowed": 7, "tokens_per_microbatch": 1}, broken, broken):
+        note_actor(actors, described)
+    assert [actor.get("refused") for actor in actors] == [None, "triton: RuntimeError: an old driver"]
+    assert not set(COUNTERS) & set(actors[0])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "(triton: RuntimeError: an old driver)" in caplog.text
 
 
 def test_the_actor_says_what_it_computes_with(checkpoint):

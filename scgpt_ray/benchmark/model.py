@@ -32,7 +32,7 @@ from scgpt_ray.benchmark.synthetic import (
 from scgpt_ray.network.attention import Kind
 from scgpt_ray.network.checkpoint import Architecture, Checkpoint, random_tensors, read_checkpoint
 from scgpt_ray.network.embedder import Embedder, set_threads
-from scgpt_ray.network.precision import DTYPES, Precision, resolve_precision
+from scgpt_ray.network.precision import DTYPES, resolve_precision
 from scgpt_ray.schema import N_GENES, Int64Array
 from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 
@@ -62,7 +62,7 @@ class ModelRequest:
     """
 
     device: str = "cpu"
-    precision: Precision = "auto"
+    precision: str = "auto"
     tokens: str = RAGGED
     cells: int | None = None
     lengths_from: str | None = None
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m scgpt_ray.benchmark.model", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="auto", choices=get_args(Precision))
+    parser.add_argument("--precision", default="auto", choices=["auto", *DTYPES])
     parser.add_argument("--tokens", default=RAGGED, help="per cell: a number, or ragged")
     parser.add_argument("--cells", type=int)
     parser.add_argument("--lengths-from", metavar="FILE.h5ad", help="needs all of scgpt_ray installed")

@@ -2,8 +2,9 @@
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from scgpt_ray.errors import ConfigError, WorkerError
 from scgpt_ray.network.attention import Kind
 from scgpt_ray.network.encoder import Encoder
-from scgpt_ray.network.precision import DTYPES, Precision, require_float32, require_precision, resolve_precision
+from scgpt_ray.network.precision import DTYPES, require_float32, require_precision, resolve_precision
 from scgpt_ray.network.transfer import CudaTransfer, HostTransfer, Transfer
 from scgpt_ray.schema import (
     BIN,
@@ -94,7 +95,7 @@ class Embedder:
         checkpoint: "Checkpoint",
         *,
         device: str = "cpu",
-        precision: Precision = "auto",
+        precision: str = "auto",
         tokens_per_microbatch: int | None = None,
         attention: Kind = "auto",
         device_share: float = 1.0,
@@ -117,7 +118,7 @@ class Embedder:
         self._budget = tokens_per_microbatch or usual_budget(place, self._encoder.bytes_per_token, share)
         self._turn = threading.Lock()
         self._overflowed = 0
-        self._warn_of_refused()
+        report_refused(self.describe())
         self._compute(synthetic_cell(checkpoint.vocabulary.size), exact=False)
 
     @cached_property
@@ -143,16 +144,6 @@ class Embedder:
             "cells_overflowed": self._overflowed,
         }
         return described | ({"refused": "; ".join(self._encoder.refused)} if self._encoder.refused else {})
-
-    def _warn_of_refused(self) -> None:
-        if self._encoder.refused:
-            logger.warning(
-                "attention is computed by %s, the rest of a layer %s: faster kernels do not work on %s (%s)",
-                self._encoder.attention.name,
-                self._encoder.elementwise.name,
-                self._place,
-                "; ".join(self._encoder.refused),
-            )
 
     def __call__(self, tokens: pa.Table) -> pa.Table:
         """Embed TOKENS.
@@ -244,6 +235,21 @@ class Cells:
         of_chosen = np.repeat(chosen, lengths)
         offsets = np.append(0, np.cumsum(lengths[chosen]))
         return Cells(self.joinids[chosen], offsets, self.gene[of_chosen], self.bins[of_chosen])
+
+
+def report_refused(described: Mapping[str, str | int]) -> None:
+    """Warn, once in a process, of kernels that an embedder had to pass over.
+
+    Args:
+        described: What an embedder says of itself, here or in an actor.
+    """
+    if "refused" in described:
+        _warn_of_refused(*(str(described[key]) for key in ("device_name", "refused", "attention", "elementwise")))
+
+
+@cache
+def _warn_of_refused(*words: str) -> None:
+    logger.warning("faster kernels do not work on %s (%s); attention: %s; element-wise operations: %s", *words)
 
 
 def synthetic_cell(n_tokens: int) -> Cells:

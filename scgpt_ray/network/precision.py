@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from torch import Tensor
 from scgpt_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-"""Arithmetic of linear layers and attention; `auto` is float16 on CUDA and float32 on a CPU."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """dtype of linear layers and attention by the name of a resolved precision."""
@@ -29,14 +26,14 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Words of /proc/cpuinfo for products of bfloat16: x86's two, and that of ARM."""
 
 
-def resolve_precision(precision: Precision, device: str) -> str:
+def resolve_precision(precision: str, device: str) -> str:
     """The precision that `auto` stands for; any other is returned unchanged.
 
     float16 has 8 times the resolution of bfloat16 at the same speed, and the cells in which it overflows are computed
     again in float32. A CPU gets float32: 16 bits are emulated on many of them.
 
     Args:
-        precision: As asked for.
+        precision: A key of DTYPES, or "auto".
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -15,8 +15,8 @@ from scgpt_ray.execution.cluster import Pool, available_gpus, connected, pool
 from scgpt_ray.execution.partitions import ReadJob, as_row, from_row
 from scgpt_ray.execution.stream import Stages, stream
 from scgpt_ray.network.checkpoint import read_checkpoint
-from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
-from scgpt_ray.network.precision import Precision, require_precision
+from scgpt_ray.network.embedder import COUNTERS, Embedder, report_refused, set_threads
+from scgpt_ray.network.precision import require_precision
 from scgpt_ray.parts.manifest import GENES, MANIFEST, PLAN, Manifest, committed_parts, prove_coverage
 from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
@@ -97,15 +97,26 @@ def run_plan(
             if number == 0:
                 logger.info("%d actors of %s", workers.size, receipt["actor"])
                 tracker.log_params({"actors": workers.size, "actor": json.loads(receipt["actor"])})
-            actor = {name: value for name, value in json.loads(receipt["actor"]).items() if name not in COUNTERS}
-            if actor not in actors:
-                actors.append(actor)
+            note_actor(actors, json.loads(receipt["actor"]))
             part = Part(**json.loads(receipt["part"]))
             parts[part.partition] = part
             progress.add(part.n_cells, part.n_tokens, receipt["embed_s"])
             tracker.log_metrics(progress.metrics(workers.size), step=len(parts), now=False)
     tracker.log_metrics(progress.metrics(workers.size), step=len(parts))
     return parts, actors
+
+
+def note_actor(actors: list[dict[str, str | int]], described: Mapping[str, str | int]) -> None:
+    """Add what an actor computes with, unless others compute with the same; warn of kernels it had to pass over.
+
+    Args:
+        actors: Different descriptions, without what changes while an actor works.
+        described: What an actor says of itself.
+    """
+    actor = {name: value for name, value in described.items() if name not in COUNTERS}
+    if actor not in actors:
+        actors.append(actor)
+        report_refused(actor)
 
 
 def stages_of(job: EmbedJob, workers: Pool) -> Stages:
@@ -123,9 +134,7 @@ def stages_of(job: EmbedJob, workers: Pool) -> Stages:
 class EmbedActor:
     """One copy of the network on one device, warmed up; a call embeds one partition."""
 
-    def __init__(
-        self, checkpoint: str, precision: Precision, device: str, threads: int, device_share: float = 1.0
-    ) -> None:
+    def __init__(self, checkpoint: str, precision: str, device: str, threads: int, device_share: float = 1.0) -> None:
         set_threads(threads)
         self.embedder = Embedder(
             read_checkpoint(checkpoint), device=device, precision=precision, device_share=device_share
