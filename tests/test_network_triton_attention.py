@@ -1,7 +1,6 @@
 """The Triton attention against the definition: on a GPU where there is one, else in Triton's interpreter."""
 
 import os
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -173,31 +172,13 @@ def test_the_kernel_passes_its_trial(width):
     assert tolerance_of(torch.float16) < 2.1e-3
 
 
-def test_the_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
-    """What Triton takes for the current device is that of the tensors, while it launches and only then."""
-    current = []
-
-    @contextmanager
-    def device_of(tensor):
-        current.append(tensor)
-        yield
-        current.pop()
-
-    class Kernel:
-        def __getitem__(self, grid):
-            return self.launch
-
-        def launch(self, *_arguments, **_options):
-            launched.append(current[-1] is q)
-
-    launched = []
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    monkeypatch.setattr(triton_attention, "_attend_tile", Kernel())
+def test_the_kernel_is_launched_on_the_device_of_its_tensors(launches):
+    launched = launches(triton_attention, "_attend_tile")
     q, k, v, offsets = packed([20, 3])
     cells = Spans.of(offsets, DEVICE)
     TritonAttention()(q, k, v, cells, cells)
-    assert launched == [True]
-    assert current == []
+    assert len(launched) == 1
+    assert launched[0] is q
 
 
 @pytest.mark.gpu

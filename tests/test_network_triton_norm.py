@@ -10,6 +10,7 @@ import torch.nn.functional as F
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 pytest.importorskip("triton", minversion=None if torch.cuda.is_available() else "3.9")  # interpreter beside numpy 2.4
 
+from scgpt_ray.network import triton_norm
 from scgpt_ray.network.elementwise import (
     EPS,
     PLAIN,
@@ -63,6 +64,14 @@ def test_linear_and_relu(dtype):
     plain = plain_linear_relu(x, linear)
     assert (plain == 0).any()
     assert torch.allclose(fused_linear_relu(x, linear), plain, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+def test_the_kernel_is_launched_on_the_device_of_its_tensors(launches):
+    launched = launches(triton_norm, "_add_norm_rows")
+    x = randn(9, 16)
+    fused_add_norm(x, randn(9, 16, seed=1), Norm(randn(16), randn(16)))
+    assert len(launched) == 1
+    assert launched[0] is x
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
