@@ -89,6 +89,36 @@ def local_ray(_private_home):
         yield
 
 
+@pytest.fixture
+def launches(monkeypatch):
+    """Replaces a Triton kernel by a list of the tensors whose devices were current when it was launched."""
+    from contextlib import contextmanager
+
+    import torch
+
+    current = [None]
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Kernel(list):
+        def __getitem__(self, grid):
+            return self.launch if isinstance(grid, tuple) else super().__getitem__(grid)
+
+        def launch(self, *_arguments, **_options):
+            self.append(current[-1])
+
+    def watch(module, name):
+        monkeypatch.setattr(module, name, Kernel())
+        return getattr(module, name)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    return watch
+
+
 @pytest.fixture(scope="session")
 def golden_tokens():
     """Makes TOKENS of the golden cells in which nothing is random: golden_tokens(folder, checkpoint)."""

@@ -54,7 +54,9 @@ KERNELS = {
     "norm": (triton_norm._add_norm_rows, "fp16", norm, triton_norm.WARPS, 3),
 }
 print(json.dumps({
-    f"{name}, sm_{capability}": build(*kernel, capability) for name, kernel in KERNELS.items() for capability in (80, 90)
+    f"{name}, sm_{capability}": build(*kernel, capability)
+    for name, kernel in KERNELS.items()
+    for capability in (80, 90)
 }))
 """
 

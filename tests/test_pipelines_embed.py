@@ -15,7 +15,7 @@ from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import Part
-from scgpt_ray.pipelines.embed import finish
+from scgpt_ray.pipelines.embed import finish, note_actor
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, OBS_ID
@@ -197,3 +197,16 @@ def test_the_manifest_is_not_written_over_a_gap(blood_file, checkpoint, tmp_path
     assert Manifest.read(job.output) == manifest
     assert (manifest.n_cells, manifest.n_empty, manifest.n_tokens, manifest.dimension) == (260, 6, 54, 32)
     assert list(manifest.parts) == [f"part-{number:05d}.parquet" for number in range(6)]
+
+
+def test_the_driver_keeps_what_differs_between_actors_and_warns_of_what_does_not_work(checkpoint, caplog):
+    """Warnings of the actors end in files of Ray: the driver repeats the one that matters."""
+    plain = Embedder(read_checkpoint(checkpoint)).describe()
+    broken = plain | {"refused": "triton: RuntimeError: an old driver"}
+    actors = []
+    for described in (plain, plain | {"cells_overflowed": 7, "tokens_per_microbatch": 1}, broken, broken):
+        note_actor(actors, described)
+    assert [actor.get("refused") for actor in actors] == [None, "triton: RuntimeError: an old driver"]
+    assert not set(COUNTERS) & set(actors[0])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "(triton: RuntimeError: an old driver)" in caplog.text
