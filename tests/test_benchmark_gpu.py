@@ -103,6 +103,7 @@ def test_lines(tmp_path):
         "setting": {"warps": 4},
     }  # fmt: skip
     assert lines[1].value == "nan"
+    assert Line("one", "error", float("nan"), limit=1.0).is_wrong
     assert (lines[4].value, lines[4].unit) == ("ValueError: too large", "failure")
     assert table([line for line in lines if line.stage]).splitlines() == [
         f"{'one: done, 2.5 s':<56}{'600':>10}{'':>10}{'1200':>10}",
@@ -136,9 +137,10 @@ def test_seconds_of_a_launch():
     assert 7 <= len(launches) <= 27
 
 
-def test_the_tile_that_is_best_on_average():
-    seconds = {(1, 1, 1, 1): [1.0, 3.0], (2, 2, 2, 2): [1.2, 1.2], (3, 3, 3, 3): [3.0, 1.0]}
-    assert best(seconds) == (2, 2, 2, 2)
+@pytest.mark.parametrize(("others", "chosen"), [([1.2, 1.2], 2), ([1.25, 1.25], 1)])
+def test_the_tile_that_is_best_on_average(others, chosen):
+    seconds = {(1, 1, 1, 1): [1.0, 1.5], (2, 2, 2, 2): others, (3, 3, 3, 3): [3.0, 1.0]}
+    assert best(seconds) == (chosen,) * 4
 
 
 def forgets_the_last(q, k, v, queries, keys):
@@ -248,7 +250,7 @@ BLOCKED = {
 @pytest.mark.slow
 def test_the_twin_on_a_bare_machine(golden, tmp_path):
     """Every stage, in every process with nothing but what a GPU machine has."""
-    pytest.importorskip("triton", minversion="3.9")  # its interpreter beside numpy 2.4
+    pytest.importorskip("triton", minversion="3.9")  # an interpreter that knows numpy 2.4
     (tmp_path / "sitecustomize.py").write_text(BARE.replace("{blocked}", repr(BLOCKED)))
     output = tmp_path / "output"
     done = subprocess.run(
@@ -266,6 +268,6 @@ def test_the_twin_on_a_bare_machine(golden, tmp_path):
     assert by_name["golden", "small, float32, largest difference"] < 1e-5
     assert by_name["tiles", "to commit"].startswith("MANY_QUERIES = Tile(queries=")
     assert by_name["end_to_end", "ratio"] > 0
-    assert by_name["gpu_tests", "skipped"] + by_name["gpu_tests", "passed"] >= 15
+    assert by_name["gpu_tests", "skipped"] + by_name["gpu_tests", "passed"] >= 10
     assert done.stdout.endswith((output / "table.txt").read_text())
     assert len(list(output.iterdir())) <= 8  # files that come back from such a machine

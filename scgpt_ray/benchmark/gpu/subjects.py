@@ -153,10 +153,10 @@ def microbatch(checkpoint: Checkpoint, offsets: Int64Array, device: torch.device
 
 
 def first_cells(cells: Microbatch, n: int) -> Microbatch:
-    """The first cells of a microbatch."""
+    """The first cells of a microbatch, as many as there are."""
     gene, bins, offsets = cells
-    end = int(offsets[n])
-    return gene[:end], bins[:end], offsets[: n + 1]
+    offsets = offsets[: n + 1]
+    return gene[: offsets[-1]], bins[: offsets[-1]], offsets
 
 
 def cosine_error(found: Tensor, expected: Tensor) -> float:

@@ -31,7 +31,7 @@ _SHARE = 4
 def run(bench: Bench) -> None:
     """Check every precision, float32 last."""
     checkpoint = read_demo()
-    tokens = tokens_of(checkpoint, np.diff(boundaries(bench.sizes.lengths[-1], bench.sizes.tokens // _SHARE)))
+    tokens = tokens_of(checkpoint, np.diff(boundaries(bench.sizes.lengths[0], bench.sizes.tokens // _SHARE)))
     on_cpu = torch.tensor(embed(Embedder(checkpoint), tokens))
     for precision in dict.fromkeys((*bench.sizes.precisions, "float32")):
         with bench.report.attempt(precision):
