@@ -99,7 +99,9 @@ def _hover(columns: Sequence[tuple[str, list[str] | None]], n_behind: int) -> Ho
             value.update(format="custom", formatter=CustomJSHover(args={"labels": labels}, code="return labels[value]"))
         rows += [Span(children=[name], style={"color": "var(--faint)"}), Span(children=[value])]
     return HoverTool(
-        tooltips=Div(children=rows, style={"display": "grid", "grid-template-columns": "auto auto", "gap": "1px 12px"}),
+        tooltips=Div(
+            children=[*rows], style={"display": "grid", "grid-template-columns": "auto auto", "gap": "1px 12px"}
+        ),
         filters={"@alpha": CustomJS(args={"n_behind": n_behind}, code=_NEAREST)},
         limit=1,
         visible=False,
