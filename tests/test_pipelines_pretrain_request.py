@@ -96,14 +96,14 @@ def test_a_checkpoint_brings_its_vocabulary_and_size(ask, checkpoint):
 
 MISTAKES = {
     "no atlas": ({"atlas": ["missing.h5ad"]}, AtlasError, r"missing.h5ad: no such file or folder"),
-    "label column": ({"label_column": "kind"}, AtlasError, r"obs has no column kind; .* correct the names"),
+    "label column": ({"label_column": "kind"}, AtlasError, r"obs has no column kind; .* correct the column names"),
     "domain column": ({"domain_column": "assay"}, AtlasError, r"obs has no column assay"),
     "filter column": ({"validation_filter": "dono == 'd1'"}, AtlasError, r"obs has no column dono;"),
     "obs column": ({"obs_columns": ["tissue"]}, AtlasError, r"obs has no column tissue"),
     "filter type": (
         {"validation_filter": "donor == 3"},
         AtlasError,
-        r"donor holds string, and 3 is not; .* change --validation-filter",
+        r"donor has type string, which does not fit 3; .* change --validation-filter",
     ),
     "filter syntax": ({"validation_filter": "donor = 'd1'"}, AtlasError, r"does not parse .* --validation-filter"),
     "reserved column": ({"label_column": "n_genes"}, ConfigError, r"the obs columns n_genes cannot be carried along"),
@@ -297,5 +297,5 @@ def test_what_workers_are_told(ask, checkpoint, tmp_path, monkeypatch):
     assert (training.cells.n, training.validation.n) == (70, 5)
     assert (training.draws.shortest, training.draws.longest) == (100, 1200)
     assert training.tokens_per_microbatch == 8192
-    np.testing.assert_allclose(training.cells.types[0] @ [30, 20], 50, rtol=1e-6)
+    np.testing.assert_allclose(training.cells.type_weights[0] @ [30, 20], 50, rtol=1e-6)
     assert planned(ask()).draws.shortest == 1200
