@@ -205,7 +205,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "validations": list(kept["validations"]),
         "versions": versions(),
     }
-    job.output.write(CURVE, png(training_curve(metrics["evaluated"])))
+    job.output.write(CURVE, png(training_curve(metrics["validations"])))
     job.output.write(METRICS, json.dumps(metrics, indent=1).encode())
     return metrics
 
