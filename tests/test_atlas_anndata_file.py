@@ -86,5 +86,5 @@ def text(blood_file, tmp_path):
 @pytest.mark.parametrize("make", [torn, text, lambda _, folder: folder / "absent.h5ad"])
 def test_what_is_no_h5ad_file_is_refused(blood_file, tmp_path, make):
     path = make(blood_file, tmp_path)
-    with pytest.raises(AtlasError, match=rf"{path}: .*; expected a whole .h5ad file"):
+    with pytest.raises(AtlasError, match=rf"{path}: .*; expected a complete .h5ad file"):
         read_anndata(path)

@@ -93,7 +93,7 @@ def test_only_ensembl_ids_lose_a_version(tmp_path):
     [
         (b"a,b\nc\n", "line 2: 1 columns"),
         (b"a,b,c\n", "line 1: 3 columns"),
-        (b"x,A\nx,B\n", "line 2: x is B, and A further up"),
+        (b"x,A\nx,B\n", "line 2: x has the symbol B, and A in an earlier line"),
         (b"\xff\xfe,A\n", "codec"),
         (None, "No such file"),
     ],
@@ -167,9 +167,9 @@ def test_coverage_counts():
     assert result.to_dict()["fraction"] == 0.5
     assert result.summary().splitlines() == [
         "3 of 5 genes are in the vocabulary (feature_name 3)",
-        "50.0% of the counts belong to them, in 5 cells looked at",
-        "1 genes have several var rows, whose counts meet: B",
-        "most counts outside the vocabulary: x 30.00%, y 20.00%",
+        "50.0% of the counts belong to them, measured on 5 cells",
+        "1 genes have several var rows, whose counts are summed: B",
+        "genes outside the vocabulary with the most counts: x 30.00%, y 20.00%",
     ]
 
 
@@ -200,7 +200,7 @@ def test_no_counts_at_all():
     result = measured([0, 0, 0, 0, 0])
     assert result.fraction == 0
     for minimum in (0.0, 0.5):
-        with pytest.raises(GeneCoverageError, match="no counts at all"):
+        with pytest.raises(GeneCoverageError, match="have no counts"):
             result.require(minimum, "atlas")
 
 

@@ -93,7 +93,7 @@ def test_a_partition_requires_its_cells():
     [part] = cut(ids(1, 5, 9), 10)
     part.require(ids(1, 5, 9), "atlas")
     for changed in (ids(1, 5), ids(1, 6, 9), ids()):
-        with pytest.raises(WorkerError, match="atlas: the atlas changed under the plan: partition 0"):
+        with pytest.raises(WorkerError, match="atlas: the atlas has changed since the plan was made: partition 0"):
             part.require(changed, "atlas")
 
 

@@ -42,7 +42,7 @@ def test_measurement_and_layer_have_the_names_asked_for(blood, tmp_path):
 def test_an_experiment_that_is_there_stays(blood, tmp_path):
     path = tmp_path / "atlas"
     write_soma(path, blood[:20].copy())
-    with pytest.raises(OutputError, match=r"atlas is there already; expected a new folder"):
+    with pytest.raises(OutputError, match=r"atlas already exists; expected a new folder"):
         write_soma(path, blood[:10].copy())
     assert len(locate(str(path), settings(path)).joinids()) == 20
     assert [entry.name for entry in tmp_path.iterdir()] == ["atlas"]

@@ -263,19 +263,19 @@ def test_an_atlas_that_changed_under_the_plan(tmp_path, make_soma):
     uri = make_soma(atlas(50), tmp_path / "exp")
     planned = cut(locate(uri, CellSettings()).joinids(), 100)[0]
     other = locate(uri, CellSettings(obs_filter="n != 7"))
-    with pytest.raises(WorkerError, match="changed under the plan"):
+    with pytest.raises(WorkerError, match="has changed since the plan was made"):
         next(other.read(planned, lookup(other)))
     file = tmp_path / "cells.h5ad"
     atlas(50).write_h5ad(file)
     source = locate(str(file), CellSettings())
-    with pytest.raises(WorkerError, match="changed under the plan"):
+    with pytest.raises(WorkerError, match="has changed since the plan was made"):
         next(locate(str(file), CellSettings(obs_filter="n != 7")).read(planned, lookup(source)))
     tokens = lookup(source)
     os.utime(file, ns=(0, 0))
     with pytest.raises(WorkerError, match="changed during the run"):
         next(source.read(planned, tokens))
     file.unlink()
-    with pytest.raises(WorkerError, match="is gone"):
+    with pytest.raises(WorkerError, match="does not exist on this machine"):
         next(source.read(planned, tokens))
 
 
@@ -380,9 +380,9 @@ def test_truncated_and_foreign_files(tmp_path, folder):
 
 def test_a_damaged_matrix(tmp_path, folder):
     damages = {
-        "indptr does not bound the rows": lambda x: x["indptr"].__setitem__(5, 10**6),
-        "values, where indptr ends": lambda x: x["indptr"].__setitem__(-1, x["indptr"][-1] + 1),
-        "where obs and var make": lambda x: x.attrs.modify("shape", np.array([N_CELLS - 1, N_GENES])),
+        "indptr is invalid": lambda x: x["indptr"].__setitem__(5, 10**6),
+        "values, but indptr ends": lambda x: x["indptr"].__setitem__(-1, x["indptr"][-1] + 1),
+        "but obs x var is": lambda x: x.attrs.modify("shape", np.array([N_CELLS - 1, N_GENES])),
     }
     for found, damage in damages.items():
         path = tmp_path / "damaged.h5ad"
@@ -405,7 +405,7 @@ def test_a_file_of_anndata_before_0_7(tmp_path):
         file["X"] = np.ones((1, 1), np.float32)
         file["obs"] = np.array([(b"c0",)], dtype=[("index", "S2")])
         file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
-    with pytest.raises(AtlasError, match=r"anndata before 0\.7"):
+    with pytest.raises(AtlasError, match=r"anndata < 0\.7"):
         locate(str(tmp_path / "old.h5ad"), CellSettings())
 
 
@@ -478,7 +478,7 @@ def test_an_anndata_in_memory(form):
         assert cells_of(full, layer, tokens).to_pylist() == expected(adata, range(300), ())
     with pytest.raises(AtlasError, match="no layer nope; expected one of X, raw, counts"):
         cells_of(full, "nope", tokens)
-    with pytest.raises(AtlasError, match="no layer X; expected one of none"):
+    with pytest.raises(AtlasError, match=r"no layer X; expected one of \(none found\)"):
         cells_of(anndata.AnnData(obs=adata.obs), None, tokens)
     assert cells_of(full[:0], None, tokens).num_rows == 0
     assert cells_of(full[10:20], None, tokens)["count"].to_pylist() == [

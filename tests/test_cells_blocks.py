@@ -85,7 +85,7 @@ def test_what_is_no_count_is_told_at_its_block(places, kind):
 def test_another_atlas_is_told_before_the_first_block(places, kind):
     _, partition = begun(places["spoilt", kind])
     other = locate(places["spoilt", kind], CellSettings(obs_filter="n != 4999"))
-    with pytest.raises(WorkerError, match="changed under the plan"):
+    with pytest.raises(WorkerError, match="has changed since the plan was made"):
         next(other.read(partition, TOKENS))
 
 

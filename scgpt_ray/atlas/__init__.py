@@ -1,1 +1,1 @@
-"""Where cells come from: SOMA and h5ad locators, gene harmonisation, and the plan that numbers partitions."""
+"""Sources of cells (SOMA, .h5ad), gene harmonisation, and partitions."""

@@ -1,4 +1,4 @@
-"""AnnData files as scanpy users know them."""
+"""Reading and writing .h5ad files."""
 
 from pathlib import Path
 
@@ -12,30 +12,30 @@ from scgpt_ray.errors import AtlasError
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, matrix, obs_columns
 
 OBSM_KEY = "X_scGPT"
-"""Where upstream puts cell embeddings."""
+"""Key of obsm under which upstream scGPT stores cell embeddings."""
 
 
 def read_anndata(path: Path) -> AnnData:
-    """Read a whole file into memory.
+    """Read an .h5ad file into memory.
 
     Raises:
-        AtlasError: If it is not a whole .h5ad file.
+        AtlasError: If the file is missing, damaged or not an .h5ad file.
     """
     try:
         return anndata.read_h5ad(path)
     except (OSError, KeyError, ValueError) as error:
         raise AtlasError(
-            f"{path}: {error}", expected="a whole .h5ad file", remedy="check the path, or copy the file again"
+            f"{path}: {error}", expected="a complete .h5ad file", remedy="check the path, or copy the file again"
         ) from error
 
 
 def write_embedding_h5ad(path: Path, embeddings: pa.Table) -> None:
-    """Write obs and obsm["X_scGPT"]; the file has no X.
+    """Write an .h5ad file with obs and obsm["X_scGPT"], without X.
 
     Args:
         path: File to write.
-        embeddings: EMBEDDINGS. A cell without an embedding gets a row of NaN. Cells are named by `obs_id` where there
-            is one, else by soma_joinid.
+        embeddings: EMBEDDINGS. Cells without an embedding get rows of NaN. obs_names are `obs_id` if the table has
+            that column, else soma_joinid.
 
     Raises:
         OSError: If the file cannot be written.
@@ -53,7 +53,7 @@ def write_embedding_h5ad(path: Path, embeddings: pa.Table) -> None:
 
 
 def _storable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as .h5ad files can hold it: numbers and truth values as they are, all else as categories of text."""
+    """Convert a column to what .h5ad files store: numbers and booleans unchanged, other types as categorical text."""
     kind = column.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if is_number or (pa.types.is_boolean(kind) and not column.null_count):

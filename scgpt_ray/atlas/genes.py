@@ -1,4 +1,4 @@
-"""Which token of the vocabulary each var row of an atlas is, and how many of the counts that covers."""
+"""Gene harmonisation: the token of each var row, and the share of the counts that the vocabulary covers."""
 
 import csv
 import gzip
@@ -19,7 +19,7 @@ from scgpt_ray.errors import AtlasError, ConfigError, GeneCoverageError, Referen
 from scgpt_ray.schema import JOINID, Int64Array
 
 VAR_JOINID = "scgpt_ray.var_joinid"
-"""Column of a source's var that holds joinids; `soma_joinid` may be a leftover of another atlas."""
+"""Column of a source's var with its joinids; a column `soma_joinid` may come from another atlas."""
 
 _SPECIAL = re.compile(r"<.*>")
 _ENSEMBL_VERSION = re.compile(r"(ENS[A-Z]*\d{11})\.\d+")
@@ -30,21 +30,21 @@ _TABLE = pa.schema([(JOINID, pa.int64()), ("name", pa.string()), ("column", pa.s
 
 @dataclass(frozen=True, eq=False)
 class GeneMap:
-    """The gene of each var row."""
+    """Name and token of each var row."""
 
     joinid: Int64Array
     """var joinid of each row, int64 [n_var], ascending; row numbers for h5ad."""
     name: tuple[str, ...]
-    """The vocabulary's name where one matched, otherwise the first name the row has (or "")."""
+    """Name in the vocabulary; the row's first name (or "") if none matched."""
     column: tuple[str, ...]
     """The gene column that matched, or ""."""
     token: npt.NDArray[np.int32]
     """Token, int32 [n_var]; -1 for a gene outside the vocabulary."""
     var_columns: tuple[str, ...]
-    """Columns that var has, for messages."""
+    """Columns of var, for messages."""
 
     def lookup(self) -> npt.NDArray[np.int32]:
-        """Tokens by var joinid, int32 [largest joinid + 1]; -1 where there is none."""
+        """Tokens by var joinid, int32 [largest joinid + 1]; -1 for joinids without a token."""
         tokens = np.full(int(self.joinid[-1]) + 1 if len(self.joinid) else 0, -1, np.int32)
         tokens[self.joinid] = self.token
         return tokens
@@ -62,7 +62,7 @@ class GeneMap:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "GeneMap":
-        """Read back what `to_table` made.
+        """Read a table written by `to_table`.
 
         Raises:
             ReferenceSetError: If the table has other columns.
@@ -93,20 +93,20 @@ def harmonize(
 ) -> GeneMap:
     """Find the token of each var row.
 
-    A row is named by the first of `columns` whose value is in the vocabulary, as it stands or translated
-    through `gene_table`. Special tokens such as <pad> are no genes.
+    The name of a row is the first value among `columns` that is in the vocabulary, unchanged or translated by
+    `gene_table`. Special tokens such as <pad> never match.
 
     Args:
-        var: Var of the atlas, one row per gene; a column VAR_JOINID holds ascending joinids, without it they
-            are the row numbers.
+        var: var of the atlas, one row per gene. The column VAR_JOINID holds ascending joinids; without it, row
+            numbers are used.
         tokens: Vocabulary, name -> token.
-        columns: Columns of var to try, in order; `index` is var's own index.
-        gene_table: Path of a two-column CSV, may be gzipped (.csv.gz); see CellSettings.
-        columns_are_default: Whether the user left `columns` alone: then one that var lacks is passed over.
+        columns: Columns of var to try, in order; `index` is the index of var.
+        gene_table: Path of a two-column CSV file, optionally gzipped (.csv.gz); see CellSettings.
+        columns_are_default: Whether `columns` is the default: columns that var lacks are then skipped.
         where: The atlas, for messages.
 
     Raises:
-        AtlasError: If var lacks a column the user named.
+        AtlasError: If var lacks a requested column.
         ConfigError: If the gene table cannot be read.
     """
     genes = {name: token for name, token in tokens.items() if not _SPECIAL.fullmatch(name)}
@@ -147,7 +147,7 @@ def _unversioned(name: str) -> str:
 
 
 def _read_table(path: str) -> dict[str, str]:
-    """Read gene id -> symbol; a header is one more pair, which no gene id equals."""
+    """Read gene id -> symbol. A header line becomes a pair as well; it matches no gene id."""
     remedy = "give --gene-table a .csv or .csv.gz file of two columns, gene id and symbol"
     opener = gzip.open if path.endswith(".gz") else open
     pairs: dict[str, str] = {}
@@ -163,7 +163,7 @@ def _read_table(path: str) -> dict[str, str]:
                 key, symbol = _unversioned(row[0]), row[1]
                 if pairs.setdefault(key, symbol) != symbol:
                     raise ConfigError(
-                        f"{path}, line {number}: {key} is {symbol}, and {pairs[key]} further up",
+                        f"{path}, line {number}: {key} has the symbol {symbol}, and {pairs[key]} in an earlier line",
                         expected="one symbol per gene id",
                         remedy="remove one of the lines",
                     )
@@ -174,10 +174,10 @@ def _read_table(path: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the vocabulary covers of the cells that were looked at."""
+    """Share of genes and counts that the vocabulary covers, measured on a sample of the cells or all of them."""
 
     n_cells: int
-    """Cells it was measured on."""
+    """Number of cells measured."""
     genes_total: int
     genes_matched: int
     counts_total: float
@@ -185,34 +185,34 @@ class Coverage:
     per_column: dict[str, int]
     """Genes matched by each gene column."""
     collisions: tuple[str, ...]
-    """Genes in which several var rows meet; their counts belong together."""
+    """Genes with several var rows, whose counts are summed."""
     missing: tuple[tuple[str, float], ...]
-    """The genes outside the vocabulary with most counts, at most ten, and their share of all counts."""
+    """Genes outside the vocabulary with the most counts (at most ten), and their share of all counts."""
     var_columns: tuple[str, ...]
-    """Columns that var has."""
+    """Columns of var."""
 
     @property
     def fraction(self) -> float:
-        """Share of the counts that belongs to genes of the vocabulary; 0 where there are no counts."""
+        """Share of the counts that belongs to genes of the vocabulary; 0 without counts."""
         return self.counts_matched / self.counts_total if self.counts_total else 0.0
 
     def summary(self) -> str:
-        """A few lines for a person."""
+        """Coverage as text, up to four lines."""
         columns = ", ".join(f"{column} {matches:,}" for column, matches in self.per_column.items()) or "none"
         lines = [
             f"{self.genes_matched:,} of {self.genes_total:,} genes are in the vocabulary ({columns})",
-            f"{self.fraction:.1%} of the counts belong to them, in {self.n_cells:,} cells looked at",
+            f"{self.fraction:.1%} of the counts belong to them, measured on {self.n_cells:,} cells",
         ]
         if self.collisions:
             shown = ", ".join(self.collisions[:_MISSING_SHOWN])
-            lines.append(f"{len(self.collisions):,} genes have several var rows, whose counts meet: {shown}")
+            lines.append(f"{len(self.collisions):,} genes have several var rows, whose counts are summed: {shown}")
         if self.missing:
             shown = ", ".join(f"{name} {share:.2%}" for name, share in self.missing)
-            lines.append(f"most counts outside the vocabulary: {shown}")
+            lines.append(f"genes outside the vocabulary with the most counts: {shown}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
-        """Everything, as JSON holds it."""
+        """All fields and the fraction, as JSON values."""
         lists = {
             "collisions": list(self.collisions),
             "missing": [list(pair) for pair in self.missing],
@@ -221,19 +221,19 @@ class Coverage:
         return {**asdict(self), **lists, "fraction": self.fraction}
 
     def require(self, minimum: float, where: str) -> None:
-        """Require a share of the counts.
+        """Require a minimum share of the counts.
 
         Args:
-            minimum: Least fraction, 0 to 1.
+            minimum: Smallest accepted fraction, 0 to 1.
             where: The atlas, for messages.
 
         Raises:
-            GeneCoverageError: If the vocabulary covers less, or if there are no counts at all.
+            GeneCoverageError: If the vocabulary covers less, or if there are no counts.
         """
         if not self.counts_total:
             raise GeneCoverageError(
-                f"{where}: the {self.n_cells:,} cells looked at have no counts at all",
-                expected="counts of genes",
+                f"{where}: the {self.n_cells:,} cells measured have no counts",
+                expected="gene counts",
                 remedy="choose another --layer, or other cells with --obs-filter",
             )
         if self.fraction < minimum:
@@ -241,9 +241,8 @@ class Coverage:
                 f"{where}: genes of the vocabulary hold {self.fraction:.1%} of the counts "
                 f"({self.genes_matched:,} of {self.genes_total:,} genes match)",
                 expected=f"at least {minimum:.0%}",
-                remedy="name the gene symbols' column with --gene-columns (var has index, "
-                f"{', '.join(self.var_columns)}), translate gene ids with --gene-table, or accept it with "
-                "--min-coverage",
+                remedy="name the column of gene symbols with --gene-columns (var has index, "
+                f"{', '.join(self.var_columns)}), translate gene ids with --gene-table, or lower --min-coverage",
             )
 
 
@@ -253,7 +252,7 @@ def coverage(gene_map: GeneMap, counts_per_gene: npt.NDArray[np.float64], n_cell
     Args:
         gene_map: Genes of the atlas.
         counts_per_gene: Sum of the counts of each var row, float64 [n_var].
-        n_cells: Cells summed over.
+        n_cells: Number of cells in the sums.
     """
     assert len(counts_per_gene) == len(gene_map.token)
     inside = gene_map.token >= 0

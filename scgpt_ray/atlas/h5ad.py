@@ -1,4 +1,4 @@
-"""Cells of an .h5ad file or an AnnData in memory: the only module that knows anndata and h5py."""
+"""Cells of .h5ad files and of AnnData objects in memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +27,11 @@ from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 
 @dataclass(frozen=True)
 class H5adSource:
-    """Where the cells of an .h5ad file are; a value that pickles, without a handle.
+    """Cells of an .h5ad file: a locator that pickles, without an open handle.
 
-    A cell's joinid is its row number. obs is read whole, once per process, and its wanted columns are kept.
-    CSR and dense matrices are read in blocks of rows; a CSC matrix is turned into CSR once per process,
-    which takes about 16 bytes per stored value while it happens and 8 afterwards.
+    The joinid of a cell is its row number. obs is read once per process, and the requested columns are kept. CSR and
+    dense matrices are read in blocks of rows. A CSC matrix is converted to CSR in memory, once per process: about 16
+    bytes per stored value during the conversion, 8 afterwards.
     """
 
     uri: str
@@ -47,7 +47,7 @@ class H5adSource:
         """Require that the file can be read and has the layer and obs columns.
 
         Raises:
-            AtlasError: With what is there instead.
+            AtlasError: If not; the message lists what the file has.
         """
         with self._opened() as file:
             matrix = self._matrix(file)
@@ -56,7 +56,7 @@ class H5adSource:
             raise _unreadable(self.uri, f"{self.layer}: {fault}")
 
     def identity(self) -> dict[str, object]:
-        """What changes the numbers."""
+        """What determines the cells, as JSON values."""
         return {
             "kind": "h5ad",
             "uri": self.uri,
@@ -67,7 +67,7 @@ class H5adSource:
         }
 
     def var(self) -> pd.DataFrame:
-        """One row per gene, with var's own index; that of .raw for layer `raw`."""
+        """The table var, one row per gene; that of .raw for the layer `raw`."""
         with self._opened() as file:
             return _frame(file, "raw/var" if self.layer == "raw" else "var", self.uri)
 
@@ -75,7 +75,7 @@ class H5adSource:
         """Sorted row numbers of the selected cells.
 
         Raises:
-            AtlasError: If the filter is wrong or selects nothing.
+            AtlasError: If the filter is invalid or selects no cell.
         """
         _, found = _obs(self)
         if not len(found):
@@ -89,13 +89,13 @@ class H5adSource:
         return found
 
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
-        """Sum the counts of each gene over all cells, which proves the whole of them to be counts.
+        """Sum the counts of each gene over all selected cells; this checks every value.
 
         Args:
             joinids: Sorted row numbers of the selected cells.
 
         Returns:
-            Counts per var row float64 [n_var], and the number of cells looked at.
+            Counts per var row, float64 [n_var], and the number of cells.
 
         Raises:
             AtlasError: If a value is not a count.
@@ -115,12 +115,12 @@ class H5adSource:
             gene_tokens: Token of each var row, int32; -1 outside the vocabulary.
 
         Yields:
-            CELLS: soma_joinid, obs_id (obs_names), the obs columns as plain types, gene, count. A row per
-            planned cell, also for one without counts.
+            CELLS: soma_joinid, obs_id (obs_names), the obs columns as plain types, gene, count; one row per planned
+            cell, including cells without counts.
 
         Raises:
-            AtlasError: If a value met is not a count.
-            WorkerError: If the file changed under the plan.
+            AtlasError: If a value is not a count.
+            WorkerError: If the file has changed since it was located.
         """
         all_obs, selected = _obs(self)
         first, last = np.searchsorted(selected, (partition.first, partition.last + 1))
@@ -145,9 +145,9 @@ class H5adSource:
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
-        """The file, unchanged since it was located; what HDF5 has against it is the user's to mend."""
+        """Open the file after checking that it is unchanged; errors of HDF5 become AtlasError."""
         if not Path(self.uri).exists():
-            raise WorkerError(f"{self.uri} is gone, or this machine cannot see it")
+            raise WorkerError(f"{self.uri} does not exist on this machine")
         state = Path(self.uri).stat()
         if (state.st_size, state.st_mtime_ns) != (self.n_bytes, self.mtime_ns):
             raise WorkerError(f"{self.uri} changed during the run; start again in a new output folder")
@@ -167,10 +167,10 @@ def cells_of(adata: anndata.AnnData, layer: str | None, gene_tokens: npt.NDArray
         gene_tokens: Token of each var row (of .raw for `raw`), int32 [n_var]; -1 outside the vocabulary.
 
     Returns:
-        soma_joinid (row number), obs_id (obs_names), gene, count; a row per cell.
+        soma_joinid (row number), obs_id (obs_names), gene, count; one row per cell.
 
     Raises:
-        AtlasError: If there is no such layer, or a value is not a count.
+        AtlasError: If the layer does not exist, or a value is not a count.
     """
     values, names = _values(adata, layer or "X")
     matrix = DenseRows(values) if isinstance(values, np.ndarray) else csr_rows(values)
@@ -195,12 +195,12 @@ def _values(adata: anndata.AnnData, layer: str) -> tuple[Any, pd.Index]:
     else:
         values, names = adata.layers.get(layer), adata.var_names
     if values is None:
-        there = [
+        existing = [
             *(["X"] if adata.X is not None else []),
             *(["raw"] if adata.raw is not None else []),
             *adata.layers,
         ]
-        raise _no_layer("the AnnData", layer, there)
+        raise _no_layer("the AnnData", layer, existing)
     return values, names
 
 
@@ -210,13 +210,13 @@ def _cells(matrix: Matrix, obs: pa.Table, gene_tokens: npt.NDArray[np.int32], re
         parts = matrix.parts(int(joinids[0]), int(joinids[-1]))
         return cells_block(block, gather(parts, joinids, gene_tokens, refuse))
 
-    # Not a loop, whose variables would keep the entries of a block until the next one is read.
+    # map instead of a loop: loop variables would keep a block in memory while the next one is read.
     return map(cells, obs_blocks(obs))
 
 
 @lru_cache(maxsize=2)
 def _obs(source: H5adSource) -> tuple[pa.Table, Int64Array]:
-    """The obs columns of all cells, obs_id first, and the numbers of the selected rows; once per process."""
+    """Columns of obs for all cells (obs_id first), and the row numbers of the selected cells; cached per process."""
     with source._opened() as file:
         frame = _frame(file, "obs", source.uri)
     refuse_missing(source.obs_columns, [OBS_ID, *frame.columns], source.uri)
@@ -235,18 +235,18 @@ def _obs(source: H5adSource) -> tuple[pa.Table, Int64Array]:
 
 
 def _refuse_other_names(frame: pd.DataFrame, source: H5adSource) -> None:
-    asked = OBS_ID in source.obs_columns or (source.obs_filter is not None and OBS_ID in source.obs_filter)
-    if asked and not (frame[OBS_ID].astype(str) == frame.index.astype(str)).all():
+    is_used = OBS_ID in source.obs_columns or (source.obs_filter is not None and OBS_ID in source.obs_filter)
+    if is_used and not (frame[OBS_ID].astype(str) == frame.index.astype(str)).all():
         raise AtlasError(
             f"{source.uri}: obs has a column {OBS_ID} that differs from obs_names",
-            expected=f"{OBS_ID} to mean the observation's own name",
+            expected=f"{OBS_ID} equal to obs_names",
             remedy="rename the column",
         )
 
 
 @lru_cache(maxsize=1)
 def _converted(source: H5adSource) -> CsrRows:
-    """A CSC matrix as CSR, in memory, once per process."""
+    """A CSC matrix as CSR, in memory; cached per process."""
     with source._opened() as file:
         node = _node(file, source.layer, source.uri)
         shape = tuple(int(size) for size in node.attrs["shape"])
@@ -261,17 +261,17 @@ def _node(file: h5py.File, layer: str, path: str) -> Any:
     place = {"X": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
     if place not in file:
         layers = file["layers"].keys() if "layers" in file else []
-        there = [*(["X"] if "X" in file else []), *(["raw"] if "raw/X" in file else []), *layers]
-        raise _no_layer(path, layer, there)
+        existing = [*(["X"] if "X" in file else []), *(["raw"] if "raw/X" in file else []), *layers]
+        raise _no_layer(path, layer, existing)
     return file[place]
 
 
 def _frame(file: h5py.File, place: str, path: str) -> pd.DataFrame:
     if isinstance(file[place], h5py.Dataset):
         raise AtlasError(
-            f"{path}: {place} is in a layout of anndata before 0.7",
-            expected="a file of anndata 0.7 or newer",
-            remedy="write it anew: anndata.read_h5ad(old).write_h5ad(new)",
+            f"{path}: {place} is in the layout of anndata < 0.7",
+            expected="a file written by anndata 0.7 or newer",
+            remedy="rewrite it: anndata.read_h5ad(old).write_h5ad(new)",
         )
     try:
         frame = read_elem(file[place])
@@ -282,13 +282,15 @@ def _frame(file: h5py.File, place: str, path: str) -> pd.DataFrame:
     return frame
 
 
-def _no_layer(where: str, layer: str, there: list[str]) -> AtlasError:
+def _no_layer(where: str, layer: str, existing: list[str]) -> AtlasError:
     return AtlasError(
         f"{where}: no layer {layer}",
-        expected=f"one of {', '.join(there) or 'none, for it has none'}",
+        expected=f"one of {', '.join(existing) or '(none found)'}",
         remedy="name it with --layer",
     )
 
 
 def _unreadable(path: str, found: str) -> AtlasError:
-    return AtlasError(f"{path}: {found}", expected="a whole .h5ad file", remedy="check the file with anndata.read_h5ad")
+    return AtlasError(
+        f"{path}: {found}", expected="a complete .h5ad file", remedy="check the file with anndata.read_h5ad"
+    )

@@ -1,6 +1,6 @@
-"""Rows of a cells x genes matrix as coordinates, whether it lies in a file or in memory.
+"""Rows of a cells x genes matrix as coordinates, from a file or from memory.
 
-Arrays are whatever slices like numpy: h5py datasets or numpy arrays.
+Arrays are h5py datasets or numpy arrays, which slice alike.
 """
 
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ import scipy.sparse
 from scgpt_ray.atlas.ragged import Part, as_part
 
 _DENSE_VALUES = 2**23
-"""Values of a dense matrix held at once: 32 MiB of float32."""
+"""Values of a dense matrix read at once: 32 MiB of float32."""
 
 
 class Matrix(Protocol):
-    """A matrix read by spans of rows."""
+    """A matrix read by ranges of rows."""
 
     def parts(self, first: int, last: int) -> list[Part]:
-        """Entries of the rows from first to last, both included; row and column numbers are joinids."""
+        """Entries of the rows `first` to `last`, inclusive; row and column numbers are joinids."""
 
     def fault(self, shape: tuple[int, int]) -> str:
-        """What is wrong with the matrix if it should have this shape; "" if nothing is."""
+        """Why this is not a valid matrix of the shape; "" if it is."""
 
 
 @dataclass(frozen=True)
 class CsrRows:
-    """A CSR matrix; columns within a row may stand in any order, and repeat."""
+    """A CSR matrix; columns within a row may be unordered and may repeat."""
 
     indptr: Any
     indices: Any
@@ -44,11 +44,11 @@ class CsrRows:
         """See `Matrix`."""
         bounds = np.asarray(self.indptr[:], dtype=np.int64)
         if self.shape != shape:
-            return f"{self.shape[0]} x {self.shape[1]}, where obs and var make {shape[0]} x {shape[1]}"
+            return f"shape {self.shape[0]} x {self.shape[1]}, but obs x var is {shape[0]} x {shape[1]}"
         if len(bounds) != shape[0] + 1 or bounds[0] != 0 or (np.diff(bounds) < 0).any():
-            return "indptr does not bound the rows"
+            return "indptr is invalid"
         if not bounds[-1] == len(self.indices) == len(self.data):
-            return f"{len(self.indices)} indices and {len(self.data)} values, where indptr ends at {bounds[-1]}"
+            return f"{len(self.indices)} indices and {len(self.data)} values, but indptr ends at {bounds[-1]}"
         return ""
 
 
@@ -71,11 +71,11 @@ class DenseRows:
     def fault(self, shape: tuple[int, int]) -> str:
         """See `Matrix`."""
         if self.values.shape != shape:
-            return f"shape {self.values.shape}, where obs and var make {shape[0]} x {shape[1]}"
+            return f"shape {self.values.shape}, but obs x var is {shape[0]} x {shape[1]}"
         return ""
 
 
 def csr_rows(matrix: Any) -> CsrRows:
-    """Rows of a scipy sparse matrix of any format; CSR is not copied."""
+    """Wrap a scipy sparse matrix of any format; CSR is not copied."""
     csr = scipy.sparse.csr_matrix(matrix)
     return CsrRows(csr.indptr, csr.indices, csr.data, csr.shape)

@@ -1,14 +1,14 @@
-"""Conditions on obs columns: the part of SOMA's `value_filter` language that means the same for every source.
+"""Filters on obs columns: the part of SOMA's `value_filter` language that means the same for every source.
 
-    comparison   column == value, and != < <= > >=, either way round, chained as in 2 < n <= 5
+    comparison   column == value, and != < <= > >=, in either order, chained as in 2 < n <= 5
     membership   column in ['a', 'b'], column not in ['a']
     combination  and, or, not, parentheses
     column       a name, or attr("any name")
     value        text, a number, True, False
 
-A missing value satisfies no condition, not even `!=`, and `not` leaves it missing; so it is in TileDB. The
-text is parsed here for SOMA too, and handed over rewritten: tiledbsoma 2.3 crashes the process at `not (a
-or b)`, knows no `in` for booleans, and truncates 2.5 where the column holds integers.
+As in TileDB, a missing value satisfies no condition, neither `!=` nor a condition under `not`. The text is parsed here
+for SOMA as well, and passed on rewritten: tiledbsoma 2.3 crashes the process on `not (a or b)`, does not support `in`
+for booleans, and truncates 2.5 where the column holds integers.
 """
 
 import ast
@@ -59,22 +59,22 @@ _ORDERING = frozenset({"<", "<=", ">", ">="})
 
 @dataclass(frozen=True)
 class Comparison:
-    """One column against one value, or against several for membership."""
+    """A column compared with a value, or with several for membership."""
 
     column: str
     operator: str
     values: tuple[Literal, ...]
 
     def columns(self) -> set[str]:
-        """The column compared."""
+        """The column, as a set."""
         return {self.column}
 
     def negated(self) -> "Comparison":
-        """The opposite for every value that is not missing."""
+        """The opposite condition; missing values satisfy neither."""
         return replace(self, operator=_OPPOSITE[self.operator])
 
     def to_soma(self) -> str:
-        """This comparison as tiledbsoma reads it."""
+        """The comparison in the syntax of tiledbsoma."""
         name = f"attr({self.column!r})"
         if self.operator not in {"in", "not in"}:
             return f"{name} {self.operator} {self.values[0]!r}"
@@ -84,7 +84,7 @@ class Comparison:
         return f"{name} {self.operator} {list(self.values)!r}"
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
-        """Which rows satisfy it, bool [n]."""
+        """Rows that satisfy the condition, bool [n]."""
         array = table[self.column].combine_chunks()
         if not pa.types.is_dictionary(array.type):
             return _plain(self._holds(array))
@@ -100,7 +100,7 @@ class Comparison:
         return pc.and_(met, pc.is_valid(array))
 
     def _ranked(self, array: pa.DictionaryArray) -> npt.NDArray[np.bool_]:
-        """Compare by the order of the categories; a value that is none of them has no place in it."""
+        """Compare by the order of the categories; no row matches a value that is not a category."""
         rank = array.dictionary.to_pylist().index(self.values[0]) if self._known(array) else None
         return _plain(_COMPUTE[self.operator](array.indices, pa.scalar(rank, array.indices.type)))
 
@@ -110,25 +110,25 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Combination:
-    """Several conditions joined by one word."""
+    """Conditions joined by `and` or `or`."""
 
     operator: str
     terms: tuple["Condition", ...]
 
     def columns(self) -> set[str]:
-        """All columns compared."""
+        """The columns of all conditions."""
         return set().union(*(term.columns() for term in self.terms))
 
     def negated(self) -> "Combination":
-        """De Morgan's opposite."""
+        """The opposite condition, by De Morgan's laws."""
         return Combination("or" if self.operator == "and" else "and", tuple(term.negated() for term in self.terms))
 
     def to_soma(self) -> str:
-        """This combination as tiledbsoma reads it."""
+        """The combination in the syntax of tiledbsoma."""
         return "(" + f" {self.operator} ".join(term.to_soma() for term in self.terms) + ")"
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
-        """Which rows satisfy it, bool [n]."""
+        """Rows that satisfy the condition, bool [n]."""
         masks = np.stack([term.mask(table) for term in self.terms])
         return np.asarray(masks.all(axis=0) if self.operator == "and" else masks.any(axis=0))
 
@@ -137,17 +137,17 @@ Condition: TypeAlias = Comparison | Combination
 
 
 def parse(text: str, schema: pa.Schema, where: str, option: str = "--obs-filter") -> Condition:
-    """Read a filter and check it against the columns of obs.
+    """Parse a filter and check it against the columns of obs.
 
     Args:
         text: The filter as the user wrote it.
         schema: Arrow schema of obs.
         where: The atlas, for messages.
-        option: What the user gave the filter with, likewise.
+        option: The option that holds the filter, for messages.
 
     Raises:
-        AtlasError: If it does not parse, uses what the language lacks, names a column obs lacks, or compares
-            a column with a value of another type.
+        AtlasError: If the text does not parse, uses an expression that is not supported, names a column that obs
+            lacks, or compares a column with a value of another type.
     """
     reader = _Reader(text, schema, where, option)
     try:
@@ -158,9 +158,9 @@ def parse(text: str, schema: pa.Schema, where: str, option: str = "--obs-filter"
 
 
 def filter_columns(text: str) -> tuple[str, ...]:
-    """Columns that a filter names, in order; none for an empty text, or one that does not parse.
+    """Columns named in a filter, in order; none for a text that is empty or does not parse.
 
-    Whether they exist, and whether the rest makes sense, is for `parse` to say.
+    They are not checked; `parse` does that.
     """
     try:
         tree = ast.parse(text.strip() or "()", mode="eval")
@@ -246,7 +246,7 @@ class _Reader:
                 return self.refuse(f"{ast.unparse(node)} is not a value (text needs quotes)")
 
     def fitting(self, column: str, symbol: str, values: tuple[Literal, ...]) -> tuple[Literal, ...]:
-        """The values in the type of the column: 1e3 may be compared with integers, 2.5 may not."""
+        """Convert values to the type of the column: 1e3 may be compared with integers, 2.5 may not."""
         kind = self.schema.field(column).type
         ordered = not pa.types.is_dictionary(kind) or kind.ordered
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -255,12 +255,12 @@ class _Reader:
         fitted: list[Literal] = []
         for value in values:
             if isinstance(value, bool) != pa.types.is_boolean(plain):
-                self.refuse(f"{column} holds {plain}, and {value!r} is not")
+                self.refuse(f"{column} has type {plain}, which does not fit {value!r}")
             try:
                 fit = pa.scalar(value, plain).as_py()
             except (pa.ArrowException, OverflowError, TypeError):
-                self.refuse(f"{column} holds {plain}, and {value!r} is not")
+                self.refuse(f"{column} has type {plain}, which does not fit {value!r}")
             if pa.types.is_integer(plain) and fit != value:
-                self.refuse(f"{column} holds {plain}, and {value!r} is not")
+                self.refuse(f"{column} has type {plain}, which does not fit {value!r}")
             fitted.append(fit)
         return tuple(fitted)

@@ -20,10 +20,10 @@ def digest_joinids(joinids: Int64Array) -> str:
 
 @dataclass(frozen=True)
 class Partition:
-    """A numbered set of cells: those the atlas' filter selects from `first` to `last`, both included.
+    """A numbered set of cells: those that the filter selects between the joinids `first` and `last`, inclusive.
 
-    The joinids themselves are not stored. A reader selects the span at the same snapshot and must find
-    `n_cells` of them, with this digest.
+    The joinids are not stored. A reader selects the range at the same snapshot, and checks the number of cells and
+    the digest of their joinids.
     """
 
     number: int
@@ -36,11 +36,11 @@ class Partition:
         """Require that these are the planned joinids, in order.
 
         Raises:
-            WorkerError: If the atlas changed under the plan.
+            WorkerError: If the atlas has changed since the plan was made.
         """
         if len(joinids) != self.n_cells or digest_joinids(joinids) != self.digest:
             raise WorkerError(
-                f"{where}: the atlas changed under the plan: partition {self.number} (soma_joinid "
+                f"{where}: the atlas has changed since the plan was made: partition {self.number} (soma_joinid "
                 f"{self.first} to {self.last}) selects {len(joinids)} cells, not the {self.n_cells} planned; "
                 "start again in a new output folder"
             )
@@ -49,16 +49,16 @@ class Partition:
 def cut(joinids: Int64Array, cells_per_partition: int, *, tile: int = 2048) -> tuple[Partition, ...]:
     """Cut cells into partitions of near-equal size.
 
-    Reading one cell costs its whole tile of rows. Partitions that can hold a tile therefore end where the
-    tile changes, and smaller ones do not cross such a place.
+    Reading one cell costs reading its whole tile of rows. Partitions that can hold a tile therefore end at tile
+    boundaries, and smaller ones do not cross them.
 
     Args:
         joinids: Sorted unique joinids of the selected cells.
-        cells_per_partition: Most cells in one partition, >= 1.
+        cells_per_partition: Largest number of cells in a partition, >= 1.
         tile: Rows of a storage tile; tile number = joinid // tile.
 
     Returns:
-        Partitions in order of joinid, numbered from 0; none for no cells.
+        Partitions in order of joinid, numbered from 0; empty without cells.
     """
     assert cells_per_partition >= 1
     assert (np.diff(joinids) > 0).all(), "joinids are sorted and unique"
@@ -87,7 +87,7 @@ def _split_tiles(tile_ends: Int64Array, capacity: int) -> list[int]:
 
 
 def _pack_evenly(tile_ends: Int64Array, capacity: int) -> list[int]:
-    """Pack whole tiles into as few partitions as greedy packing needs, the largest as small as possible."""
+    """Pack whole tiles into as few partitions as greedy packing, with the largest one as small as possible."""
     fewest = len(_pack(tile_ends, capacity))
     too_small, enough = int(np.diff(tile_ends, prepend=0).max()) - 1, capacity
     while enough - too_small > 1:

@@ -1,4 +1,4 @@
-"""Work done ahead of its use, by threads: what hides the latency of a store behind the computing."""
+"""Prefetching with threads, to hide the latency of a store behind computation."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,12 +10,12 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """Map a function over items, up to `ahead` of them before their results are asked for.
+    """Map a function over items in order, computing up to `ahead` results in advance.
 
     Args:
-        function: Called in another thread if ahead > 0; should spend its time without the GIL.
-        items: In the order of the results.
-        ahead: Most calls running, and results waiting, beside the one in use; 0 for a plain map.
+        function: Called in worker threads if ahead > 0; should release the GIL.
+        items: Arguments, in the order of the results.
+        ahead: Largest number of results in advance, finished or in progress; 0 for a plain map.
     """
     if ahead == 0:
         yield from map(function, items)

@@ -1,10 +1,10 @@
-"""Stored counts as coordinates, and the ragged lists they become.
+"""From stored counts as coordinates to ragged lists.
 
-Every source hands out its matrix as parts of (row, column, value), in any order: TileDB reads tile by tile,
-unordered, and a CSR or dense block expands to the same three arrays. Two linear passes, a counting sort,
-make lists per cell of them; the vocabulary, the selection of rows and the check of the values ride along.
+Every source returns its matrix as parts of (row, column, value), in any order: TileDB reads tile by tile, unordered,
+and a CSR or dense block expands to the same three arrays. A counting sort in two linear passes makes one list per
+cell; the same passes translate genes to tokens, select rows and check values.
 
-Shape suffixes: E stored entries, R rows of the span read, N selected cells, V var rows by joinid.
+Shape suffixes: E stored entries, R rows of the range read, N selected cells, V var rows by joinid.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ import pyarrow as pa
 from scgpt_ray.schema import COUNT, GENE, Int64Array, ragged_array
 
 TILE = 2048
-"""Rows per block: the tile of the Census, and small enough for the scatter to stay in cache."""
+"""Rows per block: the tile size of the Census, and small enough for the scatter to stay in the CPU cache."""
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
@@ -31,14 +31,14 @@ Refuse: TypeAlias = Callable[[int, int, float], NoReturn]
 
 
 def blocks(joinids: Int64Array, tile: int = TILE) -> list[Int64Array]:
-    """Split sorted joinids where the tile changes."""
+    """Split sorted joinids at tile boundaries."""
     if not len(joinids):
         return []
     return np.split(joinids, np.flatnonzero(np.diff(joinids // tile)) + 1)
 
 
 def as_part(rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> Part:
-    """Give coordinates the dtypes of a part; what float32 cannot hold becomes infinite, to be refused."""
+    """Convert coordinates to the dtypes of a part; values beyond float32 become infinite, which is refused later."""
     with np.errstate(over="ignore"):
         counts = values.astype(np.float32, copy=False)
     return rows.astype(np.int64, copy=False), columns.astype(np.int64, copy=False), counts
@@ -48,21 +48,21 @@ def gather(parts: Sequence[Part], joinids: Int64Array, gene_tokens: Int32Array, 
     """Gather the entries of each selected cell into one list.
 
     Args:
-        parts: Entries of at least these rows; those of other rows are passed over.
+        parts: Entries of at least these rows; entries of other rows are ignored.
         joinids: Sorted unique row joinids [N], at least one.
         gene_tokens: Token of each var joinid, int32 [V]; entries with -1 and stored zeros are dropped.
-        refuse: Called for the first value that is not a finite number >= 0, or that lies outside of var.
+        refuse: Called for the first value that is not finite and >= 0, or whose column is not in var.
 
     Returns:
-        Columns gene list<int32> and count list<float>, one row per joinid. Within a cell the order is that of
-        the parts, and a token stands there as often as var rows with counts meet in it.
+        Columns gene list<int32> and count list<float>, one row per joinid. Entries of a cell are in the order of the
+        parts; a token repeats where several var rows with counts have it.
     """
     row_map_R = _row_map(joinids)
     first = int(joinids[0])
     stored_N = np.zeros(len(joinids), np.int64)
     for row_E, _, _ in parts:
         _count_stored(row_E, first, row_map_R, stored_N)
-    # Room for all that is stored, so that the first pass reads rows alone: few entries or none are dropped later.
+    # Allocate for every stored entry: counting then needs only the rows, and few entries are dropped later.
     starts = _boundaries(stored_N)
     assert starts[-1] < 2**31, "a block is small enough for int32 offsets"
     gene_E, count_E = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
@@ -106,8 +106,8 @@ def _raise_fault(entry: int, part: Part, refuse: Refuse) -> None:
         refuse(int(rows[entry]), int(columns[entry]), float(values[entry]))
 
 
-# In the kernels, an index cast to uint64 is checked against both ends at once, and numba leaves out its handling of
-# indices below zero. A helper function that took the arrays would cost a reference count per entry.
+# An index cast to uint64 needs one bounds check instead of two, and numba omits its handling of negative indices.
+# Passing arrays to a helper function would cost a reference count per entry.
 
 
 @numba.njit(nogil=True, cache=True)
@@ -115,8 +115,8 @@ def _count_stored(row_E: Int64Array, first: int, row_map_R: Int32Array, stored_N
     n_rows = np.uint64(row_map_R.size)
     entry = 0
     while entry < row_E.size:
-        # Entries of a row stand in runs, of the columns of a tile: with one addition for each of them, all but the
-        # first would wait for the store of the one before.
+        # Entries of a row come in runs (the columns of a tile). One addition per entry would make each wait for the
+        # store of the one before.
         joinid, start = row_E[entry], entry
         while entry < row_E.size and row_E[entry] == joinid:
             entry += 1
@@ -146,7 +146,7 @@ def _scatter(
         if not 0 <= value < np.inf or column >= n_columns:
             return entry
         row, token = np.uint64(row_map_R[offset]), gene_tokens[column]
-        # Without a branch on what nobody can predict: the next entry overwrites one that is dropped.
+        # No branch, because it would be unpredictable: the next entry overwrites one that is dropped.
         place = np.uint64(next_N[row])
         gene_out[place] = token
         count_out[place] = value
@@ -156,7 +156,7 @@ def _scatter(
 
 @numba.njit(nogil=True, cache=True)
 def _close_gaps(starts: Int64Array, offsets: Int64Array, gene_E: Int32Array, count_E: npt.NDArray[np.float32]) -> None:
-    # In place: entries only move towards the front, where nothing is left to be read.
+    # In place: entries only move towards the front, over entries that have moved already.
     for row in range(starts.size - 1):
         gap = starts[row] - offsets[row]
         for place in range(offsets[row], offsets[row + 1]):

@@ -1,8 +1,8 @@
-"""Cells of a SOMA experiment, read fast: the only module that knows tiledbsoma.
+"""Cells of a SOMA experiment.
 
-What makes it fast: whole blocks of rows, all genes, in the order TileDB has them (row-major order costs 17
-times the CPU, scattered cells whole tiles each), buffers small enough for glibc to recycle, one TileDB
-thread per process, and a counting sort for the rest (see `coo`). Scale by processes, not by threads.
+For speed, whole blocks of rows with all genes are read in TileDB's own order (row-major order costs 17 times the CPU
+time, and every scattered cell a whole tile), with buffers small enough for glibc to recycle and one TileDB thread per
+process; a counting sort orders the entries (see `ragged`). Scale by processes, not by threads.
 """
 
 import json
@@ -37,26 +37,26 @@ CONFIG = {
     "sm.io_concurrency_level": "1",
     "soma.compute_concurrency_level": "1",
 }
-"""TileDB settings of a reader, which the user's own override.
+"""TileDB settings of a reader; the user's settings override them.
 
-A block passes through a buffer per column and table of the result: of 16 MiB they take 70 MiB more, at the same speed.
+A result has a buffer per column and table: buffers of 16 MiB take 70 MiB more memory, at the same speed.
 """
 
 _INDEX_NAME = "soma_dataframe_original_index_name"
-"""Metadata key under which tiledbsoma.io keeps, as JSON, the name of the column that was AnnData's index."""
+"""Metadata key under which tiledbsoma.io stores, as JSON, the name of the column that was the AnnData's index."""
 
 _SAMPLE_TILES = 4
 _SAMPLE_CELLS_PER_TILE = 512
 _DENSE_SELECTION = 0.1
-"""From this share of a span's rows on, reading the whole span is cheaper than naming its rows."""
+"""Share of a range of rows from which reading the whole range is cheaper than listing the rows."""
 
 _BLOCKS_AHEAD = 2
-"""Blocks requested from an object store before they are needed; from a disk there is no latency to hide."""
+"""Blocks prefetched from an object store; a local disk has no latency to hide."""
 
 
 @dataclass(frozen=True)
 class SomaSource:
-    """Where the cells of a SOMA experiment are; a value that pickles, without a handle."""
+    """Cells of a SOMA experiment: a locator that pickles, without an open handle."""
 
     uri: str
     measurement: str
@@ -64,15 +64,15 @@ class SomaSource:
     obs_filter: str | None
     obs_columns: tuple[str, ...]
     timestamp: int
-    """Snapshot in ms since 1970: nothing written later is seen."""
+    """Snapshot in ms since 1970; data written later are not seen."""
     tiledb_config: tuple[tuple[str, str], ...] = ()
-    """TileDB settings on top of CONFIG."""
+    """TileDB settings that override CONFIG."""
 
     def check(self) -> None:
-        """Require the experiment, its measurement, layer and obs columns, and a filter that makes sense.
+        """Require the experiment, its measurement, layer and obs columns, and a valid filter.
 
         Raises:
-            AtlasError: With what is there instead.
+            AtlasError: If one is missing; the message lists what the experiment has.
         """
         with self._opened() as experiment:
             self._matrix(experiment)
@@ -82,7 +82,7 @@ class SomaSource:
             refuse_missing(self.obs_columns, [*named, *present], self.uri)
 
     def identity(self) -> dict[str, object]:
-        """What changes the numbers."""
+        """What determines the cells, as JSON values."""
         return {
             "kind": "soma",
             "uri": self.uri,
@@ -93,10 +93,10 @@ class SomaSource:
         }
 
     def var(self) -> pd.DataFrame:
-        """One row per gene, by joinid, indexed as the AnnData was, or by joinid where no column tells."""
+        """The table var, one row per gene in order of joinid, indexed by gene name, or by joinid without names."""
         with self._opened() as experiment:
             var = self._measurement(experiment).var
-            # tiledbsoma.io's default, what it says the index was called, and the Census'.
+            # The default of tiledbsoma.io, the name that it recorded, and the name in the Census.
             name = _first_of(("var_id", _original_index(var), "feature_id"), var) or JOINID
             frame = var.read().concat().sort_by(JOINID).to_pandas()
         return pd.DataFrame(frame.assign(**{VAR_JOINID: frame[JOINID]}).set_index(name, drop=False))
@@ -105,7 +105,7 @@ class SomaSource:
         """Sorted joinids of the selected cells.
 
         Raises:
-            AtlasError: If the filter is wrong or selects nothing, or if joinids repeat.
+            AtlasError: If the filter is invalid or selects no cell, or if joinids repeat.
         """
         self.check()
         with self._opened() as experiment:
@@ -121,24 +121,23 @@ class SomaSource:
             )
         if (np.diff(found) == 0).any():
             raise AtlasError(
-                f"{self.uri}: obs has rows of the same soma_joinid",
+                f"{self.uri}: obs has several rows with the same soma_joinid",
                 expected="one row per cell",
-                remedy="write the experiment anew",
+                remedy="rewrite the experiment",
             )
         return found
 
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
-        """Sum the counts of each var row over a sample spread over the atlas.
+        """Sum the counts of each var row over a sample of the atlas.
 
         Args:
             joinids: Sorted joinids of the selected cells.
 
         Returns:
-            Counts per var row float64 [n_var], and the number of cells looked at: at most 512 cells of each
-            of 4 tiles of rows.
+            Counts per var row, float64 [n_var], and the size of the sample: at most 512 cells of each of 4 tiles.
 
         Raises:
-            AtlasError: If a value met is not a count.
+            AtlasError: If a value in the sample is not a count.
         """
         rows = np.asarray(self.var()[VAR_JOINID])
         totals = np.zeros(int(rows[-1]) + 1 if len(rows) else 0)
@@ -158,12 +157,12 @@ class SomaSource:
             gene_tokens: Token of each var joinid, int32; -1 outside the vocabulary.
 
         Yields:
-            CELLS: soma_joinid, obs_id where obs has it, the obs columns as plain types, gene, count. A row
-            per planned cell, also for one without counts.
+            CELLS: soma_joinid, obs_id if obs has it, the obs columns as plain types, gene, count; one row per planned
+            cell, including cells without counts.
 
         Raises:
-            AtlasError: If a value met is not a count.
-            WorkerError: If the atlas changed under the plan.
+            AtlasError: If a value is not a count.
+            WorkerError: If the atlas has changed since the plan was made.
         """
         with self._opened() as experiment:
             obs = self._obs(experiment, partition)
@@ -186,12 +185,12 @@ class SomaSource:
             column_names=columns,
         ).concat()
         # The result also holds the columns of the filter.
-        wanted = {
+        renamed = {
             JOINID: JOINID,
             **({OBS_ID: own_name} if own_name else {}),
             **{name: name for name in carried},
         }
-        named = pa.table({name: table[column] for name, column in wanted.items()})
+        named = pa.table({name: table[column] for name, column in renamed.items()})
         return plain_columns(named).sort_by(JOINID)
 
     def _value_filter(self, experiment: Any) -> str | None:
@@ -203,7 +202,7 @@ class SomaSource:
         if self.measurement not in experiment.ms:
             raise AtlasError(
                 f"{self.uri}: no measurement {self.measurement}",
-                expected=f"one of {', '.join(sorted(experiment.ms)) or 'none, for it has none'}",
+                expected=f"one of {', '.join(sorted(experiment.ms)) or '(none found)'}",
                 remedy="name it with --measurement",
             )
         return experiment.ms[self.measurement]
@@ -214,7 +213,7 @@ class SomaSource:
         if self.layer not in layers:
             raise AtlasError(
                 f"{self.uri}: measurement {self.measurement} has no X layer {self.layer}",
-                expected=f"one of {', '.join(sorted(layers)) or 'none, for it has none'}",
+                expected=f"one of {', '.join(sorted(layers)) or '(none found)'}",
                 remedy="name it with --layer",
             )
         matrix = layers[self.layer]
@@ -233,7 +232,7 @@ class SomaSource:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        """The experiment at its snapshot; what TileDB has against it is the user's to mend."""
+        """Open the experiment at its snapshot; errors of TileDB become AtlasError."""
         try:
             yield _experiment(os.getpid(), self.uri, self.timestamp, self.tiledb_config)
         except soma.SOMAError as error:
@@ -246,7 +245,7 @@ class SomaSource:
 
 @lru_cache(maxsize=2)
 def _context(process: int, config: tuple[tuple[str, str], ...]) -> Any:
-    """One per process and configuration: a context owns threads, and must not cross a fork."""
+    """One context per process and configuration: it owns threads, and must not cross a fork."""
     assert process == os.getpid()
     keep_freed_memory()
     return soma.SOMATileDBContext(tiledb_config={**CONFIG, **dict(config)})
@@ -254,7 +253,7 @@ def _context(process: int, config: tuple[tuple[str, str], ...]) -> Any:
 
 @lru_cache(maxsize=2)
 def _experiment(process: int, uri: str, timestamp: int, config: tuple[tuple[str, str], ...]) -> Any:
-    """Opened once per process: it costs several round trips, and a snapshot does not age."""
+    """Opened once per process: opening costs several round trips, and a snapshot does not change."""
     return soma.Experiment.open(uri, context=_context(process, config), tiledb_timestamp=timestamp)
 
 
@@ -276,7 +275,7 @@ def _parts(matrix: Any, joinids: Int64Array) -> list[Part]:
     first, last = int(joinids[0]), int(joinids[-1])
     dense = len(joinids) >= _DENSE_SELECTION * (last - first + 1)
     tables = matrix.read((slice(first, last) if dense else joinids,)).tables()
-    # All tables of a block are kept: TileDB may split the result anywhere, also within a cell.
+    # Keep all tables of a block: TileDB may split the result anywhere, even within a cell.
     return [
         as_part(*(batch.column(name).to_numpy() for name in ("soma_dim_0", "soma_dim_1", "soma_data")))
         for table in tables
@@ -285,7 +284,7 @@ def _parts(matrix: Any, joinids: Int64Array) -> list[Part]:
 
 
 def _sample(joinids: Int64Array) -> list[Int64Array]:
-    """At most 512 cells of each of at most 4 tiles, evenly spread."""
+    """At most 512 cells of each of at most 4 tiles, evenly spaced."""
     tiles = blocks(joinids)
     chosen = np.linspace(0, len(tiles) - 1, min(_SAMPLE_TILES, len(tiles))).round().astype(int)
     picked = []

@@ -1,4 +1,4 @@
-"""Writing a SOMA experiment from cells in memory."""
+"""Writing SOMA experiments."""
 
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import tiledbsoma.io
 from scgpt_ray.errors import OutputError
 
 SMALL_LAYOUT = {"tiledb": {"create": {"dims": {"soma_dim_0": {"tile": 256}}}}}
-"""Small tiles of rows: a small atlas is read in small partitions."""
+"""Small tiles of rows, for atlases that are read in small partitions."""
 
 _ZSTD = {"_type": "ZstdFilter", "level": 9}
 CENSUS_LAYOUT = {
@@ -29,7 +29,7 @@ CENSUS_LAYOUT = {
         }
     }
 }
-"""How the CELLxGENE Census lays out X (chanzuckerberg/cellxgene-census, build_soma/globals.py)."""
+"""Layout of X in the CELLxGENE Census (chanzuckerberg/cellxgene-census, build_soma/globals.py)."""
 
 
 def write_soma(
@@ -40,20 +40,20 @@ def write_soma(
     layer: str = "raw",
     layout: Mapping[str, Any] = SMALL_LAYOUT,
 ) -> None:
-    """Write X, obs and var as a new experiment, which is in its place whole or not at all.
+    """Write X, obs and var as a new experiment; the folder appears when it is complete.
 
     Args:
-        path: Folder to make.
+        path: Folder to create.
         adata: Cells x genes. obs_names become the obs column `obs_id`, var_names the var column `var_id`.
         measurement: Name of the measurement.
-        layer: Name that X gets.
-        layout: Tiles and filters of its arrays, in the words of tiledbsoma's platform_config.
+        layer: Name of the layer for X.
+        layout: Tiles and filters of the arrays, as tiledbsoma's platform_config.
 
     Raises:
-        OutputError: If something is in that place.
+        OutputError: If the path exists.
     """
     if path.exists():
-        raise OutputError(f"{path} is there already", expected="a new folder", remedy="delete it, or name another")
+        raise OutputError(f"{path} already exists", expected="a new folder", remedy="delete it, or name another")
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         written = Path(scratch) / path.name
         tiledbsoma.io.from_anndata(

@@ -1,4 +1,4 @@
-"""What every source of cells can do, and how a user's name for one becomes a locator."""
+"""The protocol of cell sources, and the source that a path or URI refers to."""
 
 import re
 import time
@@ -22,55 +22,55 @@ _CENSUS_CONFIG = {"vfs.s3.region": "us-west-2", "vfs.s3.no_sign_request": "true"
 
 
 class Source(Protocol):
-    """Cells in one place at one time, as a value that pickles: a locator, never a handle.
+    """A selection of cells at a fixed snapshot: a locator that pickles, without an open handle.
 
-    Genes go by var joinid and cells by soma_joinid; for a file both are row numbers.
+    Genes are identified by var joinid and cells by soma_joinid; for files both are row numbers.
     """
 
     @property
     def uri(self) -> str:
-        """The place, absolute."""
+        """Absolute path or URI."""
 
     def check(self) -> None:
-        """Require, cheaply, that everything named is there; raises AtlasError."""
+        """Require, cheaply, that everything named exists; raises AtlasError."""
 
     def identity(self) -> dict[str, object]:
-        """What changes the numbers: place, snapshot, layer, filter; JSON values."""
+        """What determines the cells: place, snapshot, layer, filter; JSON values."""
 
     def var(self) -> pd.DataFrame:
-        """One row per gene, with names in columns and in the index, and joinids for `genes.harmonize`."""
+        """The table var, one row per gene: names in columns and in the index, joinids for `genes.harmonize`."""
 
     def joinids(self) -> Int64Array:
-        """Sorted joinids of the selected cells; AtlasError if there are none."""
+        """Sorted joinids of the selected cells; raises AtlasError if there are none."""
 
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
-        """Counts of each row of `var`, float64 [n_var], and the number of cells looked at.
+        """Total counts of each row of `var`, float64 [n_var], and the number of cells they were measured on.
 
-        Raises AtlasError where something met is not a count.
+        Raises AtlasError if a value is not a count.
         """
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
-        """CELLS of a partition, a block of at most 2,048 rows at a time; `gene_tokens` go by var joinid, int32.
+        """Read a partition as CELLS, in blocks of at most 2,048 rows; `gene_tokens` go by var joinid, int32.
 
-        At least one block, and each is made when it is asked for: who drops one before asking for the next has the
-        counts of one block in memory, however large the partition. Before the first one, it raises WorkerError if
-        the atlas changed under the plan; at any block, AtlasError where something is not a count.
+        Lazy; yields at least one block. If the caller drops each block before asking for the next, only the counts of
+        one block are in memory. Raises WorkerError before the first block if the atlas has changed since the plan was
+        made, and AtlasError at any block if a value is not a count.
         """
 
 
 def locate(uri: str, settings: CellSettings) -> Source:
-    """Find the cells a user names, and check what can be checked cheaply.
+    """Locate the cells that a user names, with cheap checks.
 
-    A SOMA snapshot is pinned here, to `settings.snapshot` or now. A Census release is not contacted before
-    its joinids are asked for.
+    This pins the snapshot of a SOMA experiment, to `settings.snapshot` or now. A Census release is not contacted
+    before its joinids are read.
 
     Args:
         uri: A SOMA experiment (path or URI), an .h5ad file, or census:VERSION.
-        settings: How to select and read.
+        settings: How to select and read cells.
 
     Raises:
-        AtlasError: If it is not there, or lacks the measurement, layer or obs columns.
-        ConfigError: If the name or an option makes no sense.
+        AtlasError: If the place does not exist, or lacks the measurement, layer or obs columns.
+        ConfigError: If the name or an option is invalid.
     """
     if uri.startswith("census:"):
         return _census(uri.removeprefix("census:"), settings)
@@ -93,13 +93,13 @@ def _census(version: str, settings: CellSettings) -> Source:
         raise ConfigError(
             f"census:{version}",
             expected="the date of a Census release, such as census:2025-11-08",
-            remedy="name a dated release, for what `stable` means changes with time",
+            remedy="name a dated release, since `stable` changes over time",
         )
     return _soma(_CENSUS_URI.format(version=version), settings, _CENSUS_CONFIG)
 
 
 def _soma(uri: str, settings: CellSettings, config: dict[str, str]) -> Source:
-    # Imported on need: tiledbsoma takes a second to import, and a run on files has no use for it.
+    # Imported here: tiledbsoma takes a second to import, and .h5ad files do not need it.
     from scgpt_ray.atlas.soma import SomaSource
 
     return SomaSource(
@@ -119,8 +119,8 @@ def _h5ad(path: str, settings: CellSettings, remote: bool) -> Source:
     if settings.snapshot is not None:
         raise ConfigError(
             f"--snapshot {settings.snapshot} for {path}",
-            expected="a SOMA experiment, for only these have snapshots",
-            remedy="leave --snapshot away",
+            expected="a SOMA experiment (files have no snapshots)",
+            remedy="omit --snapshot",
         )
     if remote:
         raise AtlasError(

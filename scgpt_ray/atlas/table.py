@@ -1,4 +1,4 @@
-"""CELLS, put together the same way by every source, a block of rows at a time, and the errors all sources share."""
+"""Assembling CELLS from obs columns and gene lists, and the errors that all sources share."""
 
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -14,24 +14,24 @@ _NO_LISTS = pa.schema([(GENE, pa.list_(pa.int32())), (COUNT, pa.list_(pa.float32
 
 
 def obs_blocks(obs: pa.Table) -> list[pa.Table]:
-    """Split the obs columns of cells, sorted by joinid, where the tile of rows changes; none for no cells."""
+    """Split obs columns, sorted by joinid, at tile boundaries; an empty list without cells."""
     lengths = [len(joinids) for joinids in blocks(obs[JOINID].to_numpy())]
     return [obs.slice(end - length, length) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
 
 
 def cells_block(obs: pa.Table, lists: pa.Table) -> pa.Table:
-    """Set the gene and count lists of a block beside the obs columns of its cells: CELLS, without copying."""
+    """Append the gene and count lists of a block to its obs columns: CELLS, without copying."""
     assert lists.num_rows == obs.num_rows
     return obs.append_column(GENE, lists[GENE]).append_column(COUNT, lists[COUNT])
 
 
 def concatenated(obs: pa.Table, cells: Iterable[pa.Table]) -> pa.Table:
-    """All blocks as one table; with the columns that `obs` has also if there are none."""
+    """Concatenate blocks of CELLS; without blocks, an empty table with the columns of `obs`."""
     return pa.concat_tables([cells_block(obs.slice(0, 0), _NO_LISTS), *cells])
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
-    """Replace dictionaries by their values, and large strings by strings: one schema for all parts."""
+    """Replace dictionaries by their values, and large strings by strings, so that all parts have one schema."""
     fields = [(field.name, _plain_type(field.type)) for field in table.schema]
     return pa.table([table[name].cast(kind) for name, kind in fields], schema=pa.schema(fields))
 
@@ -45,7 +45,7 @@ def refuse_missing(columns: Sequence[str], present: Iterable[str], where: str) -
     """Require obs columns.
 
     Raises:
-        AtlasError: With the columns that obs has.
+        AtlasError: If one is missing; the message lists the columns of obs.
     """
     present = list(present)
     missing = [column for column in columns if column not in present]
@@ -53,24 +53,24 @@ def refuse_missing(columns: Sequence[str], present: Iterable[str], where: str) -
         raise AtlasError(
             f"{where}: obs has no column {', '.join(missing)}",
             expected=f"columns of {', '.join(present)}",
-            remedy="correct the names of obs columns",
+            remedy="correct the column names",
         )
 
 
 def not_counts(cell: str, gene: str | None, column: int, value: float) -> NoReturn:
-    """Refuse a value that is not a count.
+    """Raise the error for a value that is not a count.
 
     Args:
-        cell: The atlas and the cell, as the start of a sentence.
-        gene: Name of the gene; None for a column of the matrix that var has no row for.
+        cell: The atlas and the cell, as the start of the message.
+        gene: Name of the gene; None for a column of the matrix without a row in var.
         column: The var joinid.
-        value: What stands there.
+        value: The value.
     """
     if gene is None:
         raise AtlasError(
             f"{cell} has the value {value:g} in column {column}, which has no row in var",
             expected="a row of var for each column of the matrix",
-            remedy="write the atlas anew",
+            remedy="rewrite the atlas",
         )
     found = "NaN" if np.isnan(value) else f"{value:g}"
     raise AtlasError(
