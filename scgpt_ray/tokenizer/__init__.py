@@ -1,1 +1,1 @@
-"""From counts to tokens: rules, kernels, vocabulary. Imports no torch."""
+"""From counts to tokens: rules, kernels, vocabulary; without torch."""

@@ -1,8 +1,8 @@
-"""The numba kernels under `tokens`: one cell after the other through one scratch memory, without the GIL.
+"""Numba kernels of `rules`: one cell after another in one scratch memory, without the GIL.
 
-Values are finite and positive when they come here (a reader of cells refuses others), and tokens are in the
-vocabulary. Loops are written out because numba takes seconds to compile slices and sorts. All kernels are in this
-file, because numba's cache does not notice a change in another one.
+Values are finite and >= 0 (sources refuse others), and tokens are in the vocabulary. Loops are written out because
+numba takes seconds to compile slices and sorts. All kernels are in this file because numba's cache does not notice
+changes in other files.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ N_BINS = 51
 """Number of bin codes: CLS_BIN, and 1 to 50 for genes."""
 
 CLS_BIN = 0
-"""The bin code of <cls>."""
+"""Bin code of <cls>."""
 
 N_EDGES = N_BINS - 1
 QUANTILES = np.linspace(0.0, 1.0, N_EDGES)
-"""Where upstream cuts the sorted values of a cell."""
+"""Quantiles of the values of a cell that are the edges of upstream's bins."""
 
 ZERO, ONE, HALF = np.uint64(0), np.uint64(1), np.uint64(32)
 TOP_DIGIT, TOP_DIGITS = np.uint64(56), 256
@@ -44,12 +44,12 @@ def tokenize_cells(
 
     Args:
         offsets: [n_cells + 1], boundaries of the cells in gene and count.
-        gene: Tokens in any order, also repeatedly.
-        count: Finite and not negative.
+        gene: Tokens in any order, possibly repeated.
+        count: Finite values >= 0.
         cell: Scratch memory.
-        rules: What to do with ties and long cells.
-        token_gene: Output, uint16 or int32, with room for <cls> and most_genes or all genes of a cell.
-        token_bin: Output, likewise.
+        rules: Rules for ties and long cells.
+        token_gene: Output, uint16 or int32, large enough for <cls> and up to most_genes genes of each cell.
+        token_bin: Output, of the same length.
 
     Returns:
         Boundaries of the cells in the output, [n_cells + 1], and their numbers of genes, [n_cells].
@@ -70,9 +70,9 @@ def tokenize_cells(
 
 @kernel
 def canonicalise(gene: Int32s, count: Float32s, cell: Scratch) -> int:
-    """Fill cell.tokens, ascending, and cell.values from genes in any order; return how many genes there are.
+    """Fill cell.tokens (ascending) and cell.values from genes in any order; return the number of genes.
 
-    Repeats are summed in float64 and rounded once, so that their order does not show.
+    Repeats are summed in float64 and rounded once, so that their order does not matter.
     """
     if ascending(gene, count):
         for i in range(gene.size):
@@ -82,7 +82,7 @@ def canonicalise(gene: Int32s, count: Float32s, cell: Scratch) -> int:
     for i in range(gene.size):
         if count[i] > 0:
             token = np.uint32(gene[i])
-            # Its place among the tokens: the words before its own, and the lower bits of its own.
+            # Rank among the tokens: set bits in the words before, and lower set bits in the same word.
             lower = cell.present[token >> WORD] & ((ONE << np.uint64(token & WORD_BITS)) - ONE)
             place = cell.before[token >> WORD] + set_bits(lower)
             cell.tokens[place] = token
@@ -96,7 +96,7 @@ def canonicalise(gene: Int32s, count: Float32s, cell: Scratch) -> int:
 
 @kernel
 def ascending(gene: Int32s, count: Float32s) -> bool:
-    """Whether genes ascend, without repeats and zeros."""
+    """Whether genes ascend strictly and all counts are positive."""
     for i in range(gene.size):  # noqa: SIM110  (numba compiles no all())
         if not count[i] > 0 or (i > 0 and gene[i - 1] >= gene[i]):
             return False
@@ -105,7 +105,7 @@ def ascending(gene: Int32s, count: Float32s) -> bool:
 
 @kernel
 def mark_present(gene: Int32s, count: Float32s, cell: Scratch) -> int:
-    """Set the bits of cell.present, and cell.before; return how many are set."""
+    """Set the bits of cell.present and fill cell.before; return the number of set bits."""
     for i in range(gene.size):
         if count[i] > 0:
             token = np.uint32(gene[i])
@@ -119,13 +119,13 @@ def mark_present(gene: Int32s, count: Float32s, cell: Scratch) -> int:
 
 @numba.extending.intrinsic
 def set_bits(_context: Any, word: Any) -> Any:
-    """Number of ones in a uint64, in one instruction."""
+    """Number of set bits in a uint64, in one instruction."""
     return numba.uint64(word), lambda _, builder, __, args: builder.ctpop(args[0])
 
 
 @kernel
 def bin_ranges(n: int, cell: Scratch) -> None:
-    """Fill cell.spans from cell.values[:n]: lowest << 8 | highest bin, min(R + 1, L) and L of `tokens`."""
+    """Fill cell.spans from cell.values[:n]: lowest << 8 | highest bin, min(R + 1, L) and L of `rules`."""
     top, others = np.uint32(0), 0
     for i in range(n):
         count = np.uint32(min(cell.values[i], TOP_COUNT))
@@ -150,7 +150,7 @@ def edges_passed(n: int, low: int, high: int, right: int, left: int) -> tuple[in
 
 @kernel
 def rank_counts(n: int, top: np.uint32, cell: Scratch) -> None:
-    """Fill the bin ranges of integers up to top, cell.counts, by a histogram."""
+    """Fill the bin ranges of cell.counts, integers up to `top`, by a histogram."""
     # Most counts are ones: in a single lane, each addition would wait for the one before.
     for i in range(n):
         cell.tallies[cell.counts[i], i & (LANES - 1)] += 1
@@ -170,7 +170,7 @@ def rank_counts(n: int, top: np.uint32, cell: Scratch) -> None:
 
 @kernel
 def rank_values(n: int, cell: Scratch) -> None:
-    """Fill the bin ranges of any positive values, by sorting."""
+    """Fill the bin ranges of arbitrary positive values, by sorting."""
     pairs = sorted_pairs(n, cell)
     right = left = low = 0
     while low < n:
@@ -186,9 +186,9 @@ def rank_values(n: int, cell: Scratch) -> None:
 
 @kernel
 def sorted_pairs(n: int, cell: Scratch) -> Uint64s:
-    """Return (value, place) of cell.values[:n] in the halves of integers, ascending, by a radix sort.
+    """Return cell.values[:n] in ascending order as uint64, with the position in the lower half, by a radix sort.
 
-    Positive floats order like their bits; of these, only the span from the lowest to the highest value is sorted.
+    Positive floats order like their bit patterns. The lowest one is subtracted, so that fewer bits are sorted.
     """
     bits = cell.values.view(np.uint32)
     lowest = highest = bits[0]
@@ -203,7 +203,7 @@ def sorted_pairs(n: int, cell: Scratch) -> Uint64s:
     for i in range(n):
         key = np.uint64(bits[i] - lowest)
         pairs[i] = key << HALF | np.uint64(i)
-        for digit in range(3):  # together: equal values make each wait for the one before
+        for digit in range(3):  # interleaved: equal values make each addition wait for the one before
             cell.digits[digit, (key >> (np.uint64(digit) * width)) & mask] += 1
     for digit in range(3):
         shift, starts, start = HALF + np.uint64(digit) * width, cell.digits[digit], 0
@@ -228,7 +228,7 @@ def mix(x: np.uint64) -> np.uint64:
 
 @kernel
 def content_key(n: int, cell: Scratch, seed: np.uint64) -> np.uint64:
-    """Hash the seed and the set of (token, lowest bin, highest bin) of a cell; a sum has no order."""
+    """Hash the seed and the set of (token, lowest bin, highest bin) of a cell; the sum does not depend on order."""
     digest = ZERO
     for i in range(n):
         digest += mix(np.uint64(cell.tokens[i]) << np.uint64(16) | np.uint64(cell.spans[i]))
@@ -237,9 +237,9 @@ def content_key(n: int, cell: Scratch, seed: np.uint64) -> np.uint64:
 
 @kernel
 def draw(n: int, cell: Scratch, rules: Rules) -> None:
-    """Fill cell.bins, and cell.hashes where genes must be sampled.
+    """Fill cell.bins, and cell.hashes if genes must be sampled.
 
-    The high half of a gene's hash is its draw from its range; a hash of the hash is its lot in sampling.
+    The upper half of a gene's hash draws its bin from its range; a hash of that hash decides whether it is sampled.
     """
     key = content_key(n, cell, rules.seed)
     for i in range(n):
@@ -255,7 +255,7 @@ def draw(n: int, cell: Scratch, rules: Rules) -> None:
 
 @kernel
 def write(n: int, cell: Scratch, rules: Rules, token_gene: Int32s, token_bin: Bytes, end: int) -> int:
-    """Append <cls> and the cell's genes, sampled where too many, to the output; return its new end."""
+    """Append <cls> and the genes of the cell, sampled if too many, to the output; return its new end."""
     token_gene[end], token_bin[end] = rules.cls_token, CLS_BIN
     end += 1
     if n <= rules.most_genes:
@@ -264,7 +264,7 @@ def write(n: int, cell: Scratch, rules: Rules, token_gene: Int32s, token_bin: By
         return end + n
     largest = kth_smallest_hash(n, rules.most_genes, cell)
     i, last = 0, end + rules.most_genes
-    while end < last:  # without a branch on the hash, which nobody can predict
+    while end < last:  # no branch on the hash, because it would be unpredictable
         token_gene[end], token_bin[end] = cell.tokens[i], cell.bins[i]
         end += cell.hashes[i] <= largest
         i += 1
@@ -275,7 +275,7 @@ def write(n: int, cell: Scratch, rules: Rules, token_gene: Int32s, token_bin: By
 def kth_smallest_hash(n: int, k: int, cell: Scratch) -> np.uint64:
     """Return the k-th smallest of cell.hashes[:n], which are distinct and uniform; 1 <= k <= n.
 
-    A histogram of the top digit finds its bucket, in which about n / 256 hashes are left to sort.
+    A histogram of the top digit finds its bucket, which leaves about n / 256 hashes to sort.
     """
     tallies = cell.digits[0]
     for bucket in range(TOP_DIGITS):

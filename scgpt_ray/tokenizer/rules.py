@@ -1,7 +1,7 @@
-"""From counts to tokens: which genes a cell shows the model, and in which bin each one is.
+"""From counts to tokens: which genes of a cell the model sees, and the bin of each.
 
-A cell is a set of (gene, value > 0). Its tokens depend on the genes, the order of their values and the seed,
-and on nothing else: not the order of the genes, the scale of the values, the neighbours or the file.
+A cell is a set of (gene, value > 0). Its tokens depend only on the genes, the order of their values and the seed: not
+on the order of the genes, the scale of the values, other cells or the file.
 
     canonical     repeats summed, zeros dropped, genes ascending
     bin range     lowest and highest bin of each gene, from ranks alone (see below)
@@ -18,8 +18,8 @@ the values at floor(p_i) and ceil(p_i). If x occupies the sorted positions lo ..
     edge i <= x   exactly if   ceil(p_i) < hi         so   L = #{i : ceil(p_i) < hi}
     edge i <  x   exactly if   floor(p_i) < lo        so   R = #{i : floor(p_i) < lo}
 
-so no edge is ever computed, and raw, normalised and log1p values of a cell have the same bins. Upstream's own
-edges are rounded: it differs only where an interpolated edge is rounded onto a value.
+so no edge is computed, and raw, normalised and log1p values of a cell have the same bins. Upstream computes edges in
+floating point, and differs only where an interpolated edge is rounded onto a value.
 """
 
 from dataclasses import dataclass
@@ -34,17 +34,17 @@ from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.tokenizer.workspace import Rules, Scratch, scratch
 
 RULES_VERSION = 1
-"""Raised whenever the same cell, vocabulary and rules give other tokens."""
+"""Incremented whenever the same cell, vocabulary and rules give other tokens."""
 
 
 @dataclass(frozen=True)
 class TokenRules:
-    """How the cells of a run become tokens.
+    """How cells become tokens.
 
     Args:
-        max_length: Most tokens of a cell, <cls> included, >= 2; longer cells are sampled.
+        max_length: Maximum number of tokens of a cell, including <cls>, >= 2; genes of longer cells are sampled.
         seed: Seed of ties and sampling.
-        ties: Which bin equal values get: a draw from the bins they span, or the top one.
+        ties: Bin of equal values: drawn from the bins that they span, or the top one.
     """
 
     max_length: int = 1200
@@ -59,18 +59,18 @@ def tokenize(cells: pa.Table, vocabulary: Vocabulary, rules: TokenRules) -> pa.T
     """Turn CELLS into TOKENS.
 
     Args:
-        cells: `gene` holds tokens of the vocabulary in any order, also repeatedly (their counts are summed);
-            `count` holds finite values >= 0, which the reader of the cells vouches for; zeros are dropped.
-        vocabulary: Of the checkpoint the tokens are for.
+        cells: `gene` holds tokens of the vocabulary in any order, possibly repeated (their counts are summed);
+            `count` holds finite values >= 0, as the source has checked; zeros are dropped.
+        vocabulary: Vocabulary of the checkpoint.
         rules: Length, seed and ties.
 
     Returns:
-        One row per cell with `n_genes`, its distinct genes with a count, and ragged `gene` (ascending after
-        <cls>) and `bin`. A cell without counts has no tokens, not even <cls>.
+        One row per cell: `n_genes`, the number of distinct genes with counts, and ragged `gene` (<cls>, then
+        ascending) and `bin`. A cell without counts has no tokens, not even <cls>.
     """
     memory = scratch(vocabulary.size)
     kernel_rules = Rules(vocabulary.cls_token, rules.max_length - 1, np.uint64(rules.seed), rules.ties == "top")
-    # Chunk by chunk, for combining them would copy all genes and counts.
+    # Chunk by chunk, since combining chunks would copy all genes and counts.
     made = pa.Table.from_batches(
         [_tokenize(chunk, vocabulary, kernel_rules, memory) for chunk in cells.select([GENE, COUNT]).to_batches()],
         schema=_made_schema(vocabulary),
@@ -91,7 +91,7 @@ def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memor
     count_offsets, count = ragged(cells[COUNT])
     assert np.array_equal(offsets, count_offsets), "one count per gene"
     gene = gene.astype(np.int32, copy=False)
-    # Seen as uint32, tokens below zero are the largest: one look at each instead of two.
+    # As uint32, negative tokens are the largest: one comparison checks both bounds.
     assert gene.view(np.uint32).max(initial=0) < vocabulary.size, "genes are tokens"
     n_tokens = (np.minimum(np.diff(offsets), rules.most_genes) + 1).sum()
     token_gene, token_bin = np.empty(n_tokens, vocabulary.gene_dtype), np.empty(n_tokens, np.uint8)

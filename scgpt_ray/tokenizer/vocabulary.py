@@ -1,4 +1,4 @@
-"""The vocabulary: which token each gene name is."""
+"""The vocabulary: gene name -> token."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ PAD = "<pad>"
 CLS = "<cls>"
 EOC = "<eoc>"
 SPECIALS = (PAD, CLS, EOC)
-"""Tokens that are no genes, in the order in which missing ones are appended."""
+"""Special tokens, in the order in which missing ones are appended."""
 
 UINT16_TOKENS = 2**16
-"""Largest vocabulary whose tokens fit into uint16."""
+"""Largest size of a vocabulary whose tokens fit into uint16."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Vocabulary:
             where: Path of the file, for messages.
 
         Raises:
-            CheckpointError: If it is anything else, or a name or a token occurs twice or is left out.
+            CheckpointError: If it is not such an object, a name or token repeats, or a token is missing.
         """
         try:
             pairs = json.loads(content, object_pairs_hook=list)
@@ -70,22 +70,22 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Number of tokens, special tokens included."""
+        """Number of tokens, including special tokens."""
         return len(self.tokens)
 
     @property
     def cls_token(self) -> int:
-        """The token that stands for the whole cell."""
+        """Token of <cls>, which represents the whole cell."""
         return self.tokens[CLS]
 
     @property
     def gene_dtype(self) -> type[np.uint16] | type[np.int32]:
-        """The narrowest dtype of Arrow and torch that holds every token."""
+        """Narrowest dtype, supported by Arrow and torch, that holds every token."""
         return np.uint16 if self.size <= UINT16_TOKENS else np.int32
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the numbering, independent of the file's formatting and order."""
+        """SHA-256 (hex) of the names in order of token, independent of the format and order of the file."""
         names: list[str] = sorted(self.tokens, key=self.tokens.__getitem__)
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Memory of the token kernels, allocated once and used by one cell after the other."""
+"""Scratch memory of the token kernels, allocated once and reused for every cell."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 COUNT_LIMIT = 2**16
-"""Counts below it are ranked by a histogram, all other values by sorting: the ranks are the same."""
+"""Counts below it are ranked by a histogram, other values by sorting; the ranks are the same."""
 
 LANES = 4
-"""Histograms of counts side by side, whose sum is the histogram."""
+"""Partial histograms of counts, which are added up."""
 
 DIGIT_BITS = 11
 DIGITS = 2**DIGIT_BITS
@@ -32,15 +32,15 @@ class Rules(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory for one cell, V = tokens of the vocabulary; the first three are all zero between cells."""
+    """Memory for one cell; V = tokens of the vocabulary. The first three fields are zero between cells."""
 
     present: Uint64s  # [V / 64] bitmap of tokens
     tallies: npt.NDArray[np.int32]  # [COUNT_LIMIT, LANES] by count
     sums: npt.NDArray[np.float64]  # [V] by place among the tokens
-    before: npt.NDArray[np.uint64]  # [V / 64] tokens in the words before this one of the bitmap
+    before: npt.NDArray[np.uint64]  # [V / 64] number of tokens in the earlier words of the bitmap
     ranges: npt.NDArray[np.uint16]  # [COUNT_LIMIT] lowest << 8 | highest bin by count
     digits: Int32s  # [3, DIGITS] by digit
-    tokens: Int32s  # [V] and so the rest: the n genes of the cell
+    tokens: Int32s  # [V], as the fields below: the n genes of the cell
     values: Float32s
     counts: npt.NDArray[np.uint32]
     spans: npt.NDArray[np.uint16]  # lowest << 8 | highest bin
@@ -50,7 +50,7 @@ class Scratch(NamedTuple):
 
 
 def scratch(n_tokens: int) -> Scratch:
-    """Allocate the memory for one cell after the other of a vocabulary of n_tokens."""
+    """Allocate scratch memory for a vocabulary of n_tokens."""
     return Scratch(
         present=np.zeros(n_tokens // 64 + 1, np.uint64),
         tallies=np.zeros((COUNT_LIMIT, LANES), np.int32),
