@@ -44,7 +44,7 @@ def test_two_workers_one_of_them_killed_do_what_one_process_does(local_ray, bloo
             "steps": 30, "warmup_steps": 5, "steps_per_checkpoint": 10, "cells_per_step": 32,
             "learning_rate": 0.003, "cells_per_partition": 100,
         })  # fmt: skip
-        return pretrain(asked, LocalOrRay(executor)).metrics["evaluated"]
+        return pretrain(asked, LocalOrRay(executor)).metrics["validations"]
 
     killed, followed = [], []
 

@@ -93,8 +93,8 @@ def test_what_is_left(generative):
     assert metrics == trained.metrics
     assert metrics["n_cells"] + metrics["n_validation"] == 258  # two of 260 are empty
     assert 25 < metrics["n_validation"] < 80
-    assert [evaluated["step"] for evaluated in metrics["evaluated"]] == [10, 20, 30, 40, 50, 60]
-    assert metrics["best_loss"] == min(evaluated["loss"] for evaluated in metrics["evaluated"])
+    assert [evaluated["step"] for evaluated in metrics["validations"]] == [10, 20, 30, 40, 50, 60]
+    assert metrics["best_loss"] == min(evaluated["loss"] for evaluated in metrics["validations"])
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     tokens = pq.read_table(folder / "tokens" / "atlas-0" / "part-00001.parquet")  # as a user would
     assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "gene", "bin"]
@@ -102,7 +102,7 @@ def test_what_is_left(generative):
 
 
 def test_the_loss_falls(generative):
-    first, *_, last = generative[1].metrics["evaluated"]
+    first, *_, last = generative[1].metrics["validations"]
     assert set(first) == {"step", "loss", "value", "cell"}
     for name in ("loss", "value", "cell"):
         assert last[name] < 0.8 * first[name]
@@ -147,7 +147,7 @@ def test_the_same_command_again_does_nothing(train, generative):
 def test_going_on_with_labels(supervised):
     """The head of the cell types is there under its published names, and trained; the adversary is not."""
     folder, trained = supervised
-    first, *_, last = trained.metrics["evaluated"]
+    first, *_, last = trained.metrics["validations"]
     assert set(first) == {"step", "loss", "value", "cell", "label", "domain"}
     assert last["label"] < 0.7 * first["label"]
     heads = read_checkpoint(folder / "checkpoint").heads
@@ -160,7 +160,7 @@ def test_going_on_with_labels(supervised):
 
 def test_going_on_begins_where_the_checkpoint_is(generative, supervised):
     """What the generative run had learnt is not lost."""
-    assert supervised[1].metrics["evaluated"][0]["value"] < 0.9 * generative[1].metrics["evaluated"][0]["value"]
+    assert supervised[1].metrics["validations"][0]["value"] < 0.9 * generative[1].metrics["validations"][0]["value"]
 
 
 def test_too_many_workers_are_refused():
@@ -204,5 +204,5 @@ def test_a_killed_driver_resumes_to_the_same_losses(generative, blood_file, tmp_
     assert "step 60:" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert {path: path.stat().st_mtime_ns for path in Path(folder / "tokens").rglob("part-*")} == parts
-    evaluated = json.loads((folder / "metrics.json").read_text())["evaluated"]
-    assert_evaluated_alike(evaluated, generative[1].metrics["evaluated"], 1e-6)
+    evaluated = json.loads((folder / "metrics.json").read_text())["validations"]
+    assert_evaluated_alike(evaluated, generative[1].metrics["validations"], 1e-6)

@@ -171,7 +171,7 @@ def test_codes(atlases):
 def test_without_columns_nothing_has_a_code(atlases):
     of = Cells(atlases, False, (), (), None, None, 0)
     assert {(cell.label, cell.domain) for _, cell in of.of_step(0, 28, 0, 1)} == {(UNLABELLED, UNLABELLED)}
-    assert of.types.shape == (2, 0)
+    assert of.type_weights.shape == (2, 0)
 
 
 def test_types_are_those_of_the_cells_to_learn_from(tmp_path):
@@ -179,7 +179,7 @@ def test_types_are_those_of_the_cells_to_learn_from(tmp_path):
     few = atlas(tmp_path / "few", [2], 100, in_validation=lambda _number: False)  # B, T
     none = atlas(tmp_path / "none", [5], 200, labelled=False)
     out = atlas(tmp_path / "out", [5], 300, in_validation=lambda _number: True)
-    found = cells((few, none, out)).types
+    found = cells((few, none, out)).type_weights
     assert found.tolist() == [[1, 0, 1], [0] * 3, [0] * 3]
     assert found.dtype == np.float32
 
@@ -188,7 +188,7 @@ def test_rare_types_count_more(atlases):
     """In proportion to n ** -0.5, and 1 on average over the labelled cells of an atlas."""
     labels = [label(number) for number in sorted(TO_LEARN) if number < 200]
     n_K = np.array([labels.count(name) for name in ("B", "NK", "T")])
-    found = cells(atlases).types[0]
+    found = cells(atlases).type_weights[0]
     assert found @ n_K == pytest.approx(n_K.sum())
     assert (found * n_K**0.5).tolist() == pytest.approx([found[0] * n_K[0] ** 0.5] * 3)
 

@@ -121,7 +121,7 @@ def test_it_saves_now_and_then_and_at_the_end(atlas):
     assert host.steps == [1, 2, 3, 4, 5, 6, 7]
     assert [told["step"] for told in host.evaluated] == [3, 6, 7]
     assert [state["learner"]["step"] for state in host.states] == [3, 6, 7]
-    assert host.states[-1]["kept"]["evaluated"] == host.evaluated
+    assert host.states[-1]["kept"]["validations"] == host.evaluated
     assert set(host.evaluated[0]) == {"step", "loss", "value", "cell"}
 
 
@@ -134,7 +134,7 @@ def test_any_saved_state_leads_to_the_same_end(atlas):
         fit(asked, CPU, resumed, state)
         assert resumed.steps == undisturbed.steps[state["learner"]["step"] :]
         assert resumed.evaluated == undisturbed.evaluated[number + 1 :]
-        assert resumed.states[-1]["kept"]["evaluated"] == undisturbed.evaluated
+        assert resumed.states[-1]["kept"]["validations"] == undisturbed.evaluated
         for name, weight in undisturbed.states[-1]["kept"]["best"].items():
             assert torch.equal(resumed.states[-1]["kept"]["best"][name], weight)
 
@@ -171,14 +171,14 @@ def test_only_the_first_worker_has_the_state(atlas):
 @pytest.mark.parametrize(("most", "n_evaluated"), [(4, 4), (10, 8), (2048, 8)])
 def test_it_is_evaluated_by_whole_steps_of_cells(atlas, monkeypatch, most, n_evaluated):
     """Also where a step has more cells than a run is evaluated by."""
-    monkeypatch.setattr(run, "JUDGED_CELLS", most)
-    batches = list(run._evaluated(training(atlas), Alone(), CPU))
+    monkeypatch.setattr(run, "VALIDATION_CELLS", most)
+    batches = list(run._validation_batches(training(atlas), Alone(), CPU))
     assert sum(len(batch.atlas_C) for batch in batches) == n_evaluated
     assert {int(batch.masked_M.numel() > 0) for batch in batches} == {1}
 
 
-def test_judging_sees_the_same_masks_each_time(atlas):
-    first, second = (list(run._evaluated(training(atlas), Alone(), CPU)) for _ in range(2))
+def test_validation_sees_the_same_masks_each_time(atlas):
+    first, second = (list(run._validation_batches(training(atlas), Alone(), CPU)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.value_T, other.value_T)
 
@@ -219,7 +219,7 @@ def test_heads_that_do_not_fit_begin_anew_and_are_named(atlas, tmp_path, caplog,
     tensors = checkpoint_with(tmp_path, cell_types, **more)
     with caplog.at_level(logging.INFO):
         found = begin(training(atlas, labels=labels, checkpoint=str(tmp_path)), CPU).network.state_dict()
-    assert {record.message.split()[0] for record in caplog.records if "begins anew" in record.message} == anew
+    assert {record.message.split()[0] for record in caplog.records if "initialised at random" in record.message} == anew
     for name, tensor in found.items():
         fits = name in tensors and name.split(".")[0] not in anew
         assert torch.equal(tensor, tensors[name]) if fits else torch.isfinite(tensor).all()

@@ -1,4 +1,4 @@
-"""Which cells are kept out of training."""
+"""The split into training and validation cells."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +6,7 @@ import pytest
 
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.schema import JOINID
-from scgpt_ray.training.split import validation
+from scgpt_ray.training.split import validation_mask
 
 N = 2000
 
@@ -17,7 +17,7 @@ def tokens(joinids):
 
 
 def share(part, joinids=range(N), seed=0, atlas="atlas-0", where="place"):
-    return validation(tokens(list(joinids)), None, part, seed, atlas=atlas, where=where)
+    return validation_mask(tokens(list(joinids)), None, part, seed, atlas=atlas, where=where)
 
 
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.9])
@@ -53,14 +53,14 @@ def test_the_place_of_an_atlas_makes_no_difference():
 
 
 def test_a_condition():
-    found = validation(tokens([0, 1, 2, 3]), "donor == 'd2'", 0.5, 0, atlas="atlas-0", where="place")
+    found = validation_mask(tokens([0, 1, 2, 3]), "donor == 'd2'", 0.5, 0, atlas="atlas-0", where="place")
     assert found.tolist() == [False, True, False, False]
 
 
 def test_a_condition_that_makes_no_sense():
     with pytest.raises(AtlasError, match=r"no column tissue; obs has .*; change --validation-filter"):
-        validation(tokens([0, 1]), "tissue == 'blood'", 0.5, 0, atlas="atlas-0", where="place")
+        validation_mask(tokens([0, 1]), "tissue == 'blood'", 0.5, 0, atlas="atlas-0", where="place")
 
 
 def test_no_cells():
-    assert validation(tokens([]), None, 0.5, 0, atlas="atlas-0", where="place").shape == (0,)
+    assert validation_mask(tokens([]), None, 0.5, 0, atlas="atlas-0", where="place").shape == (0,)

@@ -1,1 +1,1 @@
-"""Where the steps of a verb run: Ray, and only here."""
+"""Executors of the steps of a pipeline: this process, or Ray."""

@@ -1,4 +1,4 @@
-"""The connection to Ray: the cluster that RAY_ADDRESS names, or a local Ray for the length of a command."""
+"""The connection to Ray: the cluster of RAY_ADDRESS, or a local Ray for the duration of a command."""
 
 import logging
 import os
@@ -16,10 +16,10 @@ from scgpt_ray.errors import ScgptRayError, WorkerError
 logger = logging.getLogger(__name__)
 
 _STARTS = 3
-"""Attempts to start or to reach Ray before a run gives up."""
+"""Number of attempts to start or reach Ray."""
 
 _ANSWER_S = 10.0
-"""Seconds that the head of a cluster has to answer an attempt."""
+"""Seconds to wait for the head of a cluster at each attempt."""
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -27,12 +27,12 @@ _SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Work on Ray: the one this process is already connected to, RAY_ADDRESS, or a local one for the while.
+    """Connect to Ray: the Ray this process is connected to, the cluster of RAY_ADDRESS, or a local Ray.
 
     Raises:
         WorkerError: If Ray does not start, or the cluster does not answer.
     """
-    # Else Ray Data puts a function of its own in the place of `print`, which numba then cannot compile: UMAP fails.
+    # Keep Ray Data from patching `print`, which numba could then not compile (UMAP would fail).
     os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     if ray.is_initialized():
         with _plain_errors():
@@ -52,16 +52,16 @@ def connected() -> Iterator[None]:
 
 
 def require_answer(address: str) -> None:
-    """Require that the head of a cluster answers; `ray.init` itself would wait for ever.
+    """Require that the head of a cluster answers; `ray.init` would wait forever.
 
     Args:
-        address: As RAY_ADDRESS has it: HOST:PORT, ray://HOST:PORT, auto or local.
+        address: Value of RAY_ADDRESS: HOST:PORT, ray://HOST:PORT, auto or local.
 
     Raises:
-        WorkerError: If it does not.
+        WorkerError: If the head does not answer.
     """
     target = urlsplit(address if "://" in address else f"//{address}").netloc
-    if ":" not in target or os.environ.get("RAY_USE_TLS", "0") == "1":  # auto, local; TLS needs Ray's own channel
+    if ":" not in target or os.environ.get("RAY_USE_TLS", "0") == "1":  # auto, local; TLS needs Ray's channel
         return
     for attempt in range(_STARTS):
         if attempt:
@@ -73,9 +73,9 @@ def require_answer(address: str) -> None:
             except grpc.RpcError as error:
                 if error.code() in _SILENT:
                     continue
-        return  # also with another error, such as a token that is missing: somebody is there
+        return  # any other error, such as a missing token, is an answer
     raise WorkerError(
-        f"no Ray cluster answers at {address} (RAY_ADDRESS); check that its head runs and can be reached from here, "
+        f"no Ray cluster answers at {address} (RAY_ADDRESS); check that its head is running and reachable from here, "
         "or unset RAY_ADDRESS to start a local Ray"
     )
 
@@ -97,7 +97,7 @@ def _start(address: str) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise what a worker raised instead of what Ray wraps around it."""
+    """Raise the error of a worker without Ray's wrappers."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -110,12 +110,12 @@ def _plain_errors() -> Iterator[None]:
 
 
 def failed(error: Exception) -> WorkerError:
-    """What to raise for an error of Ray itself."""
+    """The error to raise for an error of Ray itself."""
     return WorkerError(f"Ray failed: {' '.join(str(error).split())}; run the same command again to resume")
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The error of our own code, behind Ray's wrappers."""
+    """The original error, inside Ray's wrappers."""
     inner = getattr(error, "cause", None) or error.__cause__
     wrapped = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.UserCodeException)
     return _innermost(inner) if wrapped and inner is not None else error

@@ -1,4 +1,4 @@
-"""Which executor a verb's work runs on: this process, or Ray."""
+"""The choice of an executor: this process, or Ray."""
 
 import os
 import sys
@@ -11,17 +11,17 @@ from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.pipelines.executor import Executor
 
 SMALL = 10_000
-"""Most cells that are processed without Ray, whose start and first actor take about 20 s of two cores."""
+"""Maximum number of cells processed without Ray. Starting Ray and an actor takes about 20 s on two cores."""
 
 
 @dataclass(frozen=True)
 class LocalOrRay:
-    """The engine behind `--executor`; see `scgpt_ray.pipelines.executor.Engine`.
+    """The `Engine` behind `--executor`.
 
     Attributes:
         choice: `serial`: this process. `ray`: the Ray this process is connected to, the cluster of RAY_ADDRESS, or a
-            local one. `auto`: Ray where it is there already, where actors or several workers are asked for, and for
-            more than SMALL cells; else this process.
+            local Ray. `auto`: Ray if it is already running, if actors or several workers are requested, or for more
+            than SMALL cells; else this process.
     """
 
     choice: ExecutorChoice = "auto"
@@ -34,7 +34,7 @@ class LocalOrRay:
         if self.choice == "serial" or (self.choice == "auto" and not needs_ray):
             yield SerialExecutor()
             return
-        # Imported here: small work does without Ray, also where it is not installed.
+        # Imported here: small work does not need Ray, not even installed.
         from scgpt_ray.execution.cluster import connected
         from scgpt_ray.execution.ray_executor import RayExecutor
 
@@ -43,6 +43,6 @@ class LocalOrRay:
 
 
 def has_ray() -> bool:
-    """Whether a Ray is there already: this process is connected to it, or RAY_ADDRESS names it."""
+    """Whether this process is connected to Ray, or RAY_ADDRESS names a cluster."""
     ray = sys.modules.get("ray")
     return "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())

@@ -1,4 +1,4 @@
-"""Steps on Ray: streams by Ray Data, calls by tasks, instances by actors, training by Ray Train."""
+"""The executor on Ray: streams by Ray Data, calls by tasks, instances by actors, training by Ray Train."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """The Ray that this process is connected to, as an `Executor`; see there."""
+    """The Ray that this process is connected to, as an `Executor`."""
 
     @property
     def nodes(self) -> list[int]:
-        """CPUs of each node that has some; one node of one, where an autoscaler has still to start the first."""
+        """CPUs of each node that has CPUs; [1] if an autoscaler has not started a node yet."""
         found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         return [cpus for cpus in found if cpus] or [1]
 
@@ -32,7 +32,7 @@ class RayExecutor:
         return int(ray.cluster_resources().get("GPU", 0))
 
     def pool(self, compute: ComputeSettings) -> Pool:
-        """One actor per GPU; without GPUs, one CPU actor per node unless more are asked for."""
+        """One actor per GPU; without GPUs, one CPU actor per node unless another number is requested."""
         gpus = self.gpus if compute.gpus is None and compute.actors is None else compute.gpus or 0
         if gpus:
             return Pool(size=gpus, num_gpus=1, num_cpus=1, threads=1)
@@ -40,7 +40,7 @@ class RayExecutor:
         size = compute.actors or len(workers)
         per_node = -(-size // len(workers))
         cpus = min(workers)
-        share = (cpus - 1) / per_node  # one core of a node is left to readers and writers
+        share = (cpus - 1) / per_node  # one core per node is reserved for readers and writers
         return Pool(
             size=size,
             num_gpus=0,
@@ -49,7 +49,7 @@ class RayExecutor:
         )
 
     def stream(self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any]]:
-        """A Ray Data pipeline."""
+        """Run a Ray Data pipeline."""
         from scgpt_ray.execution.ray_stream import stream  # Ray Data takes seconds to import
 
         return stream(todo, stages, pool)
@@ -57,24 +57,24 @@ class RayExecutor:
     def tasks(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
     ) -> list[Any]:
-        """One task for each call."""
+        """Run one task per call."""
         task = _remote(function).options(num_cpus=cpus, num_gpus=min(gpus, self.gpus))
         results: list[Any] = ray.get([task.remote(*arguments) for arguments in calls])
         return results
 
     def share(self, value: Any) -> Any:
-        """A reference to the value in the object store."""
+        """Put the value into the object store, and return its reference."""
         return ray.put(value)
 
     def actors(
         self, kind: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float
     ) -> list[Callable[..., Any]]:
-        """Actors that are restarted when they die, and end with the last reference to them."""
+        """Start actors, which are restarted when they die and end with the last reference to them."""
         actor = _remote(kind).options(num_cpus=cpus, max_restarts=-1, max_task_retries=-1)
         return [partial(_call, actor.remote(*arguments)) for arguments in calls]
 
     def train(self, training: "Training", output: Folder, workers: int, on_step: OnStep) -> None:
-        """A Ray Train run."""
+        """Run Ray Train."""
         from scgpt_ray.execution.ray_trainer import train
 
         train(training, output, workers, on_gpu=self.gpus > 0, nodes=self.nodes, on_step=on_step)

@@ -1,7 +1,7 @@
 """A stream of partitions on Ray Data: one row is one partition.
 
-A row holds whole tables as lists, so that Ray can neither cut a partition nor merge two, and the flat buffers arrive
-without a copy. The cells of a table become one `large_list` value per column.
+A row holds a whole table, one `large_list` value per column, so that Ray neither splits nor merges partitions, and the
+flat buffers are not copied.
 """
 
 import json
@@ -22,7 +22,7 @@ from scgpt_ray.execution.cluster import failed
 from scgpt_ray.pipelines.executor import Pool, Stages
 
 _NO_PROGRESS_S = 900
-_BYTES_PER_CELL = 8_000  # about 2,000 genes of 3 bytes, an id and some columns; for Ray's accounting only
+_BYTES_PER_CELL = 8_000  # about 2,000 genes of 3 bytes, an id and a few columns; for Ray's accounting only
 _RECEIPT = "receipt"
 
 
@@ -30,9 +30,9 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
     """Run partitions through the stages on the Ray this process is connected to; see `Executor.stream`.
 
     Args:
-        todo: Partitions.
-        stages: What is done with each.
-        pool: The actors of `stages.compute`; None without it.
+        todo: Partitions to process.
+        stages: Stages of each partition.
+        pool: Actors for `stages.compute`; None without that stage.
     """
     _quiet_data()
     read_cpus = pool.read_cpus if pool else 1
@@ -48,7 +48,7 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
             batch_format="pyarrow",
             num_gpus=pool.num_gpus or None,
             num_cpus=pool.num_cpus,
-            # Two calls at a time: one computes while Ray fetches and stores the rows of the other.
+            # Two calls at a time: one computes while Ray moves the rows of the other.
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=min(pool.size, len(todo)), max_concurrent_calls_per_actor=2
             ),
@@ -68,17 +68,17 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
 
 
 def _quiet_data() -> None:
-    """Settings of Ray Data; they are copied into a dataset when it is built."""
+    """Configure Ray Data; a dataset copies these settings when it is built."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # what wraps it loses its cause between processes
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S  # bounds a partition that kills every process it meets
+    context.raise_original_map_exception = True  # the wrapper loses its cause between processes
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S  # ends a run with a partition that kills every worker
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
 
 
 class _Actor:
-    """Holds the instance that computes."""
+    """An actor around an instance of `Stages.compute`."""
 
     def __init__(self, kind: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self._compute = kind(*arguments)
@@ -94,7 +94,7 @@ def _commit(row: pa.Table, commit: Callable[..., dict[str, Any]]) -> pa.Table:
 
 
 def as_row(table: pa.Table, partition: Partition, figures: dict[str, Any] | None = None) -> pa.Table:
-    """Wrap the table of a partition into one row, with the partition and the figures of its computing."""
+    """Wrap the table of a partition into one row, with the partition and the figures of its computation."""
     columns = {
         name: pa.LargeListArray.from_arrays(pa.array([0, table.num_rows]), column.combine_chunks())
         for name, column in zip(table.column_names, table.columns, strict=True)
@@ -104,7 +104,7 @@ def as_row(table: pa.Table, partition: Partition, figures: dict[str, Any] | None
 
 
 def from_row(row: pa.Table) -> tuple[pa.Table, Partition, dict[str, Any]]:
-    """What `as_row` wrapped."""
+    """Unwrap the table, partition and figures of a row made by `as_row`."""
     assert row.num_rows == 1, "one row is one partition"
     partition, figures = (json.loads(row[f"row.{name}"][0].as_py()) for name in ("partition", "figures"))
     names = [name for name in row.column_names if not name.startswith("row.")]
@@ -117,7 +117,7 @@ class PartitionSource(ray.data.Datasource):
 
     Args:
         read: Partition -> table.
-        partitions: What is still to be done.
+        partitions: Partitions to read.
     """
 
     def __init__(self, read: Callable[[Partition], pa.Table], partitions: tuple[Partition, ...]) -> None:
@@ -126,13 +126,13 @@ class PartitionSource(ray.data.Datasource):
         self._partitions = partitions
 
     def get_read_tasks(self, *_args: Any, **_kwargs: Any) -> list[ReadTask]:
-        """The tasks; Ray asks several times, so this is cheap and always the same."""
+        """The read tasks; cheap and repeatable, since Ray calls this several times."""
         return [
             ReadTask(partial(_read_row, self._read, partition), _metadata(partition)) for partition in self._partitions
         ]
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all rows together, roughly."""
+        """Approximate size of all rows in bytes."""
         return sum(partition.n_cells for partition in self._partitions) * _BYTES_PER_CELL
 
 

@@ -28,18 +28,18 @@ _REPORT_EVERY_S = 1.0
 def train(
     training: "Training", output: Folder, workers: int, *, on_gpu: bool, nodes: list[int], on_step: OnStep
 ) -> None:
-    """Do the steps that are left.
+    """Run the remaining training steps.
 
     Args:
-        training: What to do.
-        output: Folder of the run, which all workers reach; it keeps the state.
-        workers: Processes that share each step.
-        on_gpu: Whether each has a GPU.
+        training: The training run.
+        output: Folder of the run, shared by all workers; holds the state.
+        workers: Number of processes that share each step.
+        on_gpu: Whether each worker has a GPU.
         nodes: CPUs of each node.
-        on_step: Called in this process.
+        on_step: Called in this process with each step and its metrics.
 
     Raises:
-        ScgptRayError: What a worker raised, again and again; WorkerError for what is none of ours.
+        ScgptRayError: The error of a worker that failed repeatedly; WorkerError if it is not one of ours.
     """
     threads = 1 if on_gpu else max(1, min(nodes) // -(-workers // len(nodes)))
     with _reports(on_step) as queue:
@@ -61,7 +61,7 @@ def train(
 
 
 def _reason(error: ray.train.TrainingFailedError) -> ScgptRayError:
-    """The error of our own code, on whichever worker, else all there are: the others' are often that it is gone."""
+    """The ScgptRayError of any worker, else all errors: other workers often only report that one is gone."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     texts = dict.fromkeys(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes)
     own = (cause for cause in causes if isinstance(cause, ScgptRayError))
@@ -69,7 +69,7 @@ def _reason(error: ray.train.TrainingFailedError) -> ScgptRayError:
 
 
 class _RayContext:
-    """One of several workers; see `TrainContext`."""
+    """The `TrainContext` of a Ray Train worker."""
 
     def __init__(self, output: Folder, reports: Queue) -> None:
         context = ray.train.get_context()
@@ -80,7 +80,7 @@ class _RayContext:
         self._reported = time.monotonic()
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report to the driver, several steps at a time."""
+        """Report a step to the driver, several steps per message."""
         if self.rank != 0:
             return
         self._pending.append((step, dict(metrics)))
@@ -88,7 +88,7 @@ class _RayContext:
             self._report()
 
     def save(self, state: Mapping[str, Any] | None, metrics: Mapping[str, float]) -> None:
-        """Keep the state; Ray Train waits for all workers."""
+        """Save the state, and report the validation; Ray Train waits for all workers."""
         if state is not None:
             write_state(self._output, state)
             self._pending.append((int(metrics["step"]), val_metrics(metrics)))
@@ -101,7 +101,7 @@ class _RayContext:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Body of a worker."""
+    """The function that each worker runs."""
     set_threads(config["threads"])
     output: Folder = config["output"]
     fit(config["training"], get_device(), _RayContext(output, config["reports"]), read_state(output))
@@ -109,13 +109,13 @@ def _work(config: dict[str, Any]) -> None:
 
 @contextmanager
 def _reports(on_step: OnStep) -> Iterator[Queue]:
-    """A queue of lists of steps, which a thread of the driver hands to `on_step`."""
+    """A queue of lists of steps; a thread of the driver passes them to `on_step`."""
     queue = Queue(actor_options={"num_cpus": 0})
     is_over = threading.Event()
 
     def listen() -> None:
         while True:
-            over = is_over.is_set()  # asked before the queue: what was put earlier is there
+            over = is_over.is_set()  # read before the queue, so that no report is missed
             try:
                 for step, metrics in queue.get(timeout=_REPORT_EVERY_S):
                     on_step(step, metrics)

@@ -1,4 +1,4 @@
-"""Steps run one after the other in this process: for small work, notebooks and tests, and the slow twin of Ray."""
+"""The executor in this process, for small work, notebooks and tests; the reference for the executor on Ray."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SerialExecutor:
-    """This process as an `Executor`; see there."""
+    """This process as an `Executor`."""
 
     @cached_property
     def nodes(self) -> list[int]:
-        """The CPUs that this process may use."""
+        """Number of CPUs that this process may use, as a list of one."""
         affinity = getattr(os, "sched_getaffinity", None)  # Linux
         return [len(affinity(0)) if affinity else os.cpu_count() or 1]
 
     @cached_property
     def gpus(self) -> int:
-        """Whether torch sees a GPU; this process uses one."""
+        """1 if torch finds a GPU, else 0."""
         from scgpt_ray.network.embedder import has_gpu
 
         return int(has_gpu())
 
     def pool(self, compute: ComputeSettings) -> Pool:
-        """One actor with all cores, on the GPU if there is one and CPUs are not asked for."""
+        """One actor with all cores, on the GPU if there is one and no CPU actors are requested."""
         on_gpu = self.gpus and compute.actors is None and compute.gpus != 0
         return Pool(size=1, num_gpus=int(on_gpu), num_cpus=1, threads=self.nodes[0])
 
     def stream(self, todo: tuple[Partition, ...], stages: Stages, _pool: Pool | None) -> Iterator[dict[str, Any]]:
-        """One partition after the other."""
+        """Process one partition after the other."""
         compute = stages.compute(*stages.arguments) if stages.compute else None
         for partition in todo:
             table = stages.read(partition)
@@ -50,27 +50,27 @@ class SerialExecutor:
     def tasks(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
     ) -> list[Any]:
-        """One call after the other."""
+        """Make one call after the other."""
         return [function(*arguments) for arguments in calls]
 
     def share(self, value: Any) -> Any:
-        """The value: it is here already."""
+        """Return the value."""
         return value
 
     def actors(
         self, kind: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float
     ) -> list[Callable[..., Any]]:
-        """Instances in this process, which compute when they are waited for."""
+        """Create instances in this process; calls are computed when they are waited for."""
         return [partial(_call, kind(*arguments)) for arguments in calls]
 
     def train(self, training: "Training", output: Folder, workers: int, on_step: OnStep) -> None:
         """Train in this process, on the GPU if there is one."""
         # Imported here: only pretraining needs a network with gradients.
         from scgpt_ray.training.loop import fit
-        from scgpt_ray.training.state import AloneContext, device_of, read_state
+        from scgpt_ray.training.state import LocalContext, device_of, read_state
 
         assert workers == 1, "several workers need Ray"
-        fit(training, device_of(self.gpus), AloneContext(output, on_step), read_state(output))
+        fit(training, device_of(self.gpus), LocalContext(output, on_step), read_state(output))
 
 
 def _call(instance: Any, method: str, *arguments: Any) -> Callable[[], Any]:

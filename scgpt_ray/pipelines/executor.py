@@ -1,7 +1,7 @@
-"""What a pipeline asks of the place where its steps run; `scgpt_ray.execution` has two: this process, and Ray.
+"""The protocol of executors, which run the steps of a pipeline: in this process, or on Ray (`scgpt_ray.execution`).
 
 A step is a module-level function or a class whose arguments pickle: locators, settings and arrays, never handles or
-weights. Both executors give the same results, so the serial one is the slow twin of Ray.
+weights. All executors give the same results.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +27,10 @@ class Pool:
     """The actors that hold the network.
 
     Attributes:
-        size: Most actors at a time.
-        num_gpus: GPUs of one actor.
-        num_cpus: CPUs of one actor, as Ray counts them; less than its threads, so that readers find room.
-        threads: Threads of one actor.
+        size: Maximum number of actors.
+        num_gpus: GPUs per actor.
+        num_cpus: CPUs per actor that Ray reserves; fewer than its threads, to leave room for readers.
+        threads: Threads per actor.
     """
 
     size: int
@@ -40,22 +40,22 @@ class Pool:
 
     @property
     def read_cpus(self) -> float:
-        """CPUs of one read task: a core where GPUs wait for it, half of one where the network is the slow part."""
+        """CPUs per read task: a core if GPUs wait for it, half a core if the network is the slow part."""
         return 1 if self.num_gpus else 0.5
 
     @property
     def write_cpus(self) -> float:
-        """CPUs of one write task, which mostly waits for the disk."""
+        """CPUs per write task, which mostly waits for the disk."""
         return 0.25
 
     @property
     def device(self) -> str:
-        """Torch's name of the kind of device."""
+        """Device type, as torch names it."""
         return "cuda" if self.num_gpus else "cpu"
 
     @property
     def cells_per_partition(self) -> int:
-        """Default size: a call lasts seconds on a GPU and well under two minutes on CPU actors."""
+        """Default size of a partition: a call takes seconds on a GPU, and well under two minutes on a CPU."""
         return _CELLS_PER_GPU_PARTITION if self.num_gpus else _CELLS_PER_CPU_PARTITION
 
 
@@ -65,10 +65,10 @@ class Stages:
 
     Attributes:
         read: Partition -> table of its cells.
-        compute: Class of the actors, or None to commit what was read; an instance maps a table of cells to another one
-            and the figures of the call (JSON values).
-        arguments: Of the class.
-        commit: Writes the table of a partition; gets its figures, too, and returns a receipt (JSON values).
+        compute: Class of the actors, or None to commit what was read. An instance maps a table of cells to another
+            table, and figures of the call (JSON values).
+        arguments: Arguments of the class.
+        commit: Writes the table of a partition, given the figures as well; returns a receipt (JSON values).
     """
 
     read: Callable[[Partition], pa.Table]
@@ -82,7 +82,7 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 
 
 class Executor(Protocol):
-    """A place where steps run."""
+    """Runs the steps of a pipeline."""
 
     @property
     def nodes(self) -> list[int]:
@@ -90,37 +90,37 @@ class Executor(Protocol):
 
     @property
     def gpus(self) -> int:
-        """GPUs of all machines together."""
+        """Total number of GPUs."""
 
     def pool(self, compute: ComputeSettings) -> Pool:
         """Choose the actors for a stream of partitions."""
 
     def stream(self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any]]:
-        """Run partitions through the stages; yields the receipts in the order in which partitions finish."""
+        """Run partitions through the stages; yields receipts in the order in which partitions finish."""
 
     def tasks(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
     ) -> list[Any]:
-        """Call a function with each tuple of arguments; returns the results in that order."""
+        """Call a function with each tuple of arguments; returns results in the order of the calls."""
 
     def share(self, value: Any) -> Any:
-        """What to pass to several calls in place of a large value, so that it travels once."""
+        """A stand-in for a large value that is passed to several calls, so that the value is sent once."""
 
     def actors(
         self, kind: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float
     ) -> "list[Callable[..., Any]]":
-        """An instance of a class for each tuple of arguments, each in a process that may be restarted.
+        """Create an instance of a class for each tuple of arguments, each in a process that may be restarted.
 
         Returns:
-            For each a function `(method, *arguments) -> wait`, which begins a call; `wait()` returns its result.
+            For each instance a function `(method, *arguments) -> wait` that starts a call; `wait()` returns its result.
         """
 
     def train(self, training: "Training", output: "Folder", workers: int, on_step: OnStep) -> None:
-        """Do the steps of a training run that are left, and keep its state in the output (`training.state`)."""
+        """Run the remaining steps of a training run; its state is saved in `output` (`training.state`)."""
 
 
 class Engine(Protocol):
-    """Opens the executor that a verb's work needs."""
+    """Opens the executor that some work needs."""
 
     def open(
         self, n_cells: int, *, compute: ComputeSettings | None = None, workers: int = 1
@@ -128,9 +128,9 @@ class Engine(Protocol):
         """Open an executor.
 
         Args:
-            n_cells: Cells to be processed.
-            compute: The actors that were asked for.
-            workers: Processes that must work together.
+            n_cells: Number of cells to process.
+            compute: Requested actors.
+            workers: Number of training processes.
 
         Raises:
             WorkerError: If Ray does not start, or the cluster does not answer.

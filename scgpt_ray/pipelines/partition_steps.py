@@ -1,7 +1,7 @@
-"""The steps of a partition: read and tokenise, embed, commit. What workers import; the rest of a verb stays out.
+"""The steps of a partition, as workers run them: read and tokenise, embed, commit.
 
-What a worker reads is checked against the digest that the request carries, and kept under that digest: a worker that
-outlives a run cannot serve the next one from files that have changed since.
+What a worker reads is checked against the digest in the request, and cached under that digest: a worker that outlives a
+run cannot use files of that run for the next one.
 """
 
 import time
@@ -26,7 +26,7 @@ from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 
-_KEPT = 4  # of each kind, in a worker process
+_KEPT = 4  # cached objects of each kind, per worker process
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class ReadPartition:
     """Partition -> TOKENS.
 
     Attributes:
-        source: Where the cells are.
+        source: Source of the cells.
         output: Folder with genes.parquet.
-        genes: Digest of the gene map in it.
-        checkpoint: Name of the checkpoint, whose vocabulary is read.
-        vocabulary: Sha256 of the vocabulary.
+        genes: Digest of the gene map in genes.parquet.
+        checkpoint: Name of the checkpoint whose vocabulary is read.
+        vocabulary: SHA-256 of the vocabulary.
         rules: Token rules.
     """
 
@@ -53,19 +53,19 @@ class ReadPartition:
         """Read and tokenise one partition, block by block.
 
         Raises:
-            OutputError: If genes.parquet is not the one of this run.
-            CheckpointError: If the vocabulary has changed since the run began.
+            OutputError: If genes.parquet belongs to another run.
+            CheckpointError: If the vocabulary has changed since the run started.
         """
         blocks = self.source.read(partition, gene_tokens(self.output, self.genes))
         vocabulary = vocabulary_of(self.checkpoint, self.vocabulary)
         tokenized = partial(tokenize, vocabulary=vocabulary, rules=self.rules)
-        # Not a loop, whose variable would keep the counts of a block until the next one is read.
+        # map instead of a loop: a loop variable would keep a block in memory while the next one is read.
         return pa.concat_tables(map(tokenized, blocks))
 
 
 @lru_cache(maxsize=_KEPT)
 def gene_tokens(output: Folder, digest: str) -> npt.NDArray[np.int32]:
-    """Token by var joinid, int32, from genes.parquet.
+    """Read the tokens by var joinid, int32, from genes.parquet.
 
     Raises:
         OutputError: If the file has another digest.
@@ -74,8 +74,8 @@ def gene_tokens(output: Folder, digest: str) -> npt.NDArray[np.int32]:
         genes = GeneMap.from_table(pq.read_table(stream))
     if genes.digest() != digest:
         raise OutputError(
-            f"{output.where(GENES)} is not the gene table that this run began with ({genes.digest()[:12]})",
-            expected=f"the one with digest {digest[:12]}",
+            f"{output.where(GENES)} is not the gene table that this run started with ({genes.digest()[:12]})",
+            expected=f"the table with digest {digest[:12]}",
             remedy="restore the file, or give --output another folder",
         )
     return genes.lookup()
@@ -83,10 +83,10 @@ def gene_tokens(output: Folder, digest: str) -> npt.NDArray[np.int32]:
 
 @lru_cache(maxsize=_KEPT)
 def vocabulary_of(checkpoint: str, sha256: str) -> Vocabulary:
-    """The vocabulary of a checkpoint.
+    """Read the vocabulary of a checkpoint.
 
     Raises:
-        CheckpointError: If its content has another sha256.
+        CheckpointError: If it has another SHA-256.
     """
     vocabulary = read_vocabulary(checkpoint)
     if vocabulary.sha256 != sha256:
@@ -95,21 +95,21 @@ def vocabulary_of(checkpoint: str, sha256: str) -> Vocabulary:
 
 
 class EmbedPartition:
-    """TOKENS -> EMBEDDINGS, by one copy of the network on one device.
+    """TOKENS -> EMBEDDINGS, with a copy of the network on one device.
 
     Args:
         checkpoint: Name of the checkpoint.
-        weights: Sha256 of its weights.
-        precision: Of the network.
+        weights: SHA-256 of the weights.
+        precision: Precision of the network.
         device: cpu, cuda or cuda:N.
-        threads: CPU threads.
+        threads: Number of CPU threads.
 
     Raises:
-        CheckpointError: If the weights have changed since the run began.
+        CheckpointError: If the weights have changed since the run started.
     """
 
     def __init__(self, checkpoint: str, weights: str, precision: str, device: str, threads: int) -> None:
-        # Imported here: readers use this module, too, and have no use for torch.
+        # Imported here: readers use this module as well, and do not need torch.
         from scgpt_ray.network.checkpoint import read_checkpoint
         from scgpt_ray.network.embedder import Embedder, set_threads
 
@@ -120,7 +120,7 @@ class EmbedPartition:
         self._embedder: Embedder = Embedder(opened, device=device, precision=precision)
 
     def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
-        """Embed a partition; figures: `n_tokens`, `embed_s` (seconds) and `actor` (what it computes with)."""
+        """Embed a partition; the figures are `n_tokens`, `embed_s` (seconds) and `actor` (device and precision)."""
         started = time.monotonic()
         embeddings = self._embedder(tokens)
         return embeddings, {
@@ -132,18 +132,18 @@ class EmbedPartition:
 
 @dataclass(frozen=True)
 class CommitPartition:
-    """EMBEDDINGS -> the part of a partition.
+    """EMBEDDINGS -> a committed part.
 
     Attributes:
-        output: Folder of the run.
-        fingerprint: Digest that every part carries.
+        output: Output folder of the run.
+        fingerprint: Digest of the run's fingerprint.
     """
 
     output: Folder
     fingerprint: str
 
     def __call__(self, embeddings: pa.Table, partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:
-        """Write the part; its receipt is the figures and `part`."""
+        """Write the part; the receipt is the figures and `part`."""
         parts = self.output.folder(PARTS)
         n_tokens = figures["n_tokens"]
         part = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, n_tokens=n_tokens)
@@ -153,6 +153,6 @@ class CommitPartition:
 def _changed(checkpoint: str, what: str, found: str, expected: str) -> CheckpointError:
     return CheckpointError(
         f"the {what} of {checkpoint} have sha256 {found[:12]} on this worker",
-        expected=f"{expected[:12]}, as when the run began",
+        expected=f"{expected[:12]}, as at the start of the run",
         remedy="give all nodes the same checkpoint",
     )

@@ -1,4 +1,4 @@
-"""Atlases -> token files -> training steps shared by workers -> a checkpoint folder."""
+"""Atlases -> token files -> training -> a checkpoint folder."""
 
 import json
 import logging
@@ -32,43 +32,42 @@ logger = logging.getLogger(__name__)
 
 CURVE = "curve.png"
 _GPU_TOKENS, _CPU_TOKENS = 65_536, 8_192
-"""Tokens at a time: whole-human's size takes about 300 kB of activations for each, in float32."""
+"""Tokens per microbatch. At the size of whole-human, a token takes about 300 kB of activations in float32."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run left.
+    """The result of a training run.
 
     Attributes:
-        output: Folder of the run.
-        metrics: The content of metrics.json: sizes, and what the run was evaluated at each saving.
+        output: Output folder of the run.
+        metrics: Content of metrics.json: sizes, and the metrics of each validation.
     """
 
     output: Folder
     metrics: dict[str, Any]
 
     def text(self) -> str:
-        """For a person."""
-        evaluated = self.metrics["evaluated"]
+        """Summary for a terminal, with the first, the middle and the last validation."""
+        validations = self.metrics["validations"]
         lines = [
-            f"{self.metrics['steps']} steps over {self.metrics['n_cells']} cells, evaluated on "
-            f"{self.metrics['n_validation']} that were kept out:"
+            f"{self.metrics['steps']} steps over {self.metrics['n_cells']} training cells; "
+            f"{self.metrics['n_validation']} validation cells:"
         ]
-        for told in dict.fromkeys((0, len(evaluated) // 2, len(evaluated) - 1)):
-            values = ", ".join(f"{name} {value:.4g}" for name, value in evaluated[told].items() if name != "step")
-            lines.append(f"  step {evaluated[told]['step']:>7}  {values}")
+        for number in dict.fromkeys((0, len(validations) // 2, len(validations) - 1)):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in validations[number].items() if name != "step")
+            lines.append(f"  step {validations[number]['step']:>7}  {values}")
         return "\n".join([*lines, f"checkpoint  {self.output.where(CHECKPOINT)}"])
 
 
 def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
-    """Train a network on the cells of atlases, or go on training one.
+    """Train a network on the cells of atlases, from random weights or from a checkpoint.
 
-    The same command takes up a run that was killed: tokens that are there are not made again, and learning goes on
-    from the last state that was saved.
+    The same command resumes a killed run: token files are reused, and training continues from the last saved state.
 
     Raises:
-        InputError: If anything in the input is wrong.
-        RunError: If the work failed; what is there stays.
+        InputError: If anything in the input is invalid.
+        RunError: If the work failed; what is finished is kept.
     """
     job = check_training(settings)
     if job.done is not None:
@@ -95,26 +94,26 @@ def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
 
 
 def on_gpus(workers: int, executor: Executor) -> bool:
-    """Whether the workers have GPUs: if there are any, each must have one, else each a CPU.
+    """Whether the workers have GPUs: all of them if the cluster has any, else none.
 
     Raises:
-        ConfigError: If there are fewer than workers.
+        ConfigError: If there are fewer GPUs (or CPUs) than workers.
     """
     kind, n = ("GPU", executor.gpus) if executor.gpus else ("CPU", sum(executor.nodes))
     if n < workers:
         raise ConfigError(
             f"--workers {workers} on a cluster of {n} {kind}s",
-            expected=f"a {kind} for each",
+            expected=f"a {kind} per worker",
             remedy="lower --workers",
         )
     return kind == "GPU"
 
 
 def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: bool) -> Training:
-    """What the workers are to do.
+    """The training run of a request.
 
     Raises:
-        ConfigError: If there are too few cells, no labels, or no cells to be evaluated by.
+        ConfigError: If there are too few training or validation cells, labels or domains.
     """
     settings = job.settings
     parts = [part for atlas in atlases for part in atlas.parts]
@@ -150,27 +149,30 @@ def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: b
 
 
 def _require(cells: Cells, validation: Cells, settings: PretrainSettings) -> None:
-    most = "lower --cells-per-step, or give more cells"
     if cells.n < settings.cells_per_step:
-        raise ConfigError(f"{cells.n} cells to learn from", expected=f"{settings.cells_per_step}", remedy=most)
+        raise ConfigError(
+            f"{cells.n} training cells",
+            expected=f"at least {settings.cells_per_step}, for one step",
+            remedy="lower --cells-per-step, or give more cells",
+        )
     if validation.n < settings.workers:
         raise ConfigError(
-            f"{validation.n} cells are kept out of training",
-            expected="some to evaluate the network by",
+            f"{validation.n} validation cells",
+            expected=f"at least {settings.workers}, one per worker",
             remedy="change --validation-filter or raise --validation-share",
         )
     two = 2
     for column, values in ((settings.label_column, cells.labels), (settings.domain_column, cells.domains)):
         if column is not None and len(values) < two:
             raise ConfigError(
-                f"the column {column} has {len(values)} known values among the cells to learn from",
+                f"the column {column} has {len(values)} known values among the training cells",
                 expected="at least two",
                 remedy="name another column",
             )
 
 
 def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint folder and the run's record; the record last, for it says that the run is finished."""
+    """Write the checkpoint folders and metrics.json, which is last because it marks the run as finished."""
     settings = job.settings
     more = {
         "mask_value": int(MASK_VALUE),
@@ -195,10 +197,10 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "n_parameters": sum(tensor.numel() for tensor in kept["best"].values()),
         "labels": list(training.cells.labels),
         "best_loss": kept["best_loss"],
-        "evaluated": list(kept["evaluated"]),
+        "validations": list(kept["validations"]),
         "versions": versions(),
     }
-    job.output.write(CURVE, training_curve(metrics["evaluated"]))
+    job.output.write(CURVE, training_curve(metrics["validations"]))
     job.output.write(METRICS, json.dumps(metrics, indent=1).encode())
     return metrics
 
@@ -219,9 +221,9 @@ class _StepProgress:
         self._bar.close()
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Pass on what a step measured."""
-        is_evaluated = "val_loss" in metrics
-        self._tracker.log_metrics(metrics, step=step, now=is_evaluated)
+        """Log the metrics of a step or of a validation."""
+        is_validation = "val_loss" in metrics
+        self._tracker.log_metrics(metrics, step=step, now=is_validation)
         self._bar.update(max(0, step - self._bar.n))
-        if is_evaluated:
+        if is_validation:
             logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

@@ -1,4 +1,4 @@
-"""A request to train, checked: everything that can be known before a cluster is asked for."""
+"""A request to train, checked as far as that is possible before an executor is opened."""
 
 import json
 from collections.abc import Sequence
@@ -39,9 +39,9 @@ class AtlasJob:
     """One atlas of a training set.
 
     Attributes:
-        source: Locator of the cells, snapshot pinned.
-        genes: Which var row is which token.
-        partitions: Its planned files.
+        source: Source of the cells, at a fixed snapshot.
+        genes: Gene map of the atlas.
+        partitions: Partitions, one per token file.
     """
 
     source: Source
@@ -51,17 +51,17 @@ class AtlasJob:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A request whose input is known to be good.
+    """A checked request.
 
     Attributes:
-        settings: What was asked for.
-        output: Where it goes.
-        atlases: Where the cells come from; none where there is nothing to do.
-        vocabulary: Tokens.
+        settings: Settings of the request.
+        output: Output folder.
+        atlases: Atlases to read; empty if the run is finished.
+        vocabulary: Vocabulary of the tokens.
         architecture: Sizes of the network.
-        rules: How cells become tokens: all genes of a cell, for each step draws its own.
+        rules: Token rules, which keep all genes of a cell: each step draws some of them.
         request: What fixes the result; equal requests give equal checkpoints.
-        done: What a finished run of the same request left; None while there is something to do.
+        done: Content of metrics.json if the run is finished; else None.
     """
 
     settings: PretrainSettings
@@ -75,7 +75,7 @@ class TrainingJob:
 
     @property
     def tokens_fingerprint(self) -> str:
-        """Digest of what makes the tokens, and of which of them are kept out."""
+        """Digest of what determines the tokens and the split."""
         what = ("atlases", "vocabulary", "token_rules")
         how = ("ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validation_share")
         settings = self.request["settings"]
@@ -111,10 +111,10 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
 
 
 def _sources(settings: PretrainSettings, began: dict[str, Any] | None) -> tuple[Source, ...]:
-    """The atlases, at the snapshots an earlier run pinned, carrying the columns that training reads.
+    """Locate the atlases, at the snapshots of an earlier run, with the obs columns that training reads.
 
     Raises:
-        ConfigError: If such a column has the name of one that tokens have.
+        ConfigError: If an obs column has a reserved name.
     """
     snapshots = began["snapshots"] if began else [None] * len(settings.atlas)
     sources = []
@@ -122,11 +122,11 @@ def _sources(settings: PretrainSettings, began: dict[str, Any] | None) -> tuple[
     columns = tuple(dict.fromkeys(name for name in (*settings.obs_columns, *read) if name))
     if taken := RESERVED.intersection(columns):
         raise ConfigError(
-            f"the obs columns {', '.join(sorted(taken))} cannot be carried along",
+            f"the obs columns {', '.join(sorted(taken))} have reserved names",
             expected=f"other names than {', '.join(sorted(RESERVED))}",
             remedy="name other columns, or rename these in the atlas",
         )
-    # Another number of atlases than before is refused later, by name.
+    # Another number of atlases than before is refused later.
     for uri, snapshot in zip_longest(settings.atlas, snapshots[: len(settings.atlas)]):
         pinned = {"snapshot": settings.snapshot or snapshot, "obs_columns": columns}
         sources.append(locate(uri, settings.model_copy(update=pinned)))
@@ -134,11 +134,11 @@ def _sources(settings: PretrainSettings, began: dict[str, Any] | None) -> tuple[
 
 
 def _vocabulary(settings: PretrainSettings, sources: Sequence[Source]) -> Vocabulary:
-    """The genes that the atlases have, of the names that are allowed, in the order of those.
+    """The genes of the atlases: sorted by name, or those of the file --vocabulary, in its order.
 
     Raises:
-        ConfigError: If there is no gene.
-        CheckpointError: If the file of names cannot be used.
+        ConfigError: If there are no genes.
+        CheckpointError: If the file cannot be used.
     """
     if settings.vocabulary is None:
         maps = [harmonize_genes(source, Vocabulary({}), settings) for source in sources]
@@ -150,9 +150,9 @@ def _vocabulary(settings: PretrainSettings, sources: Sequence[Source]) -> Vocabu
         names = {name: None for name, token in allowed.tokens.items() if token in seen}
     if not names:
         raise ConfigError(
-            f"--atlas {' '.join(settings.atlas)}: no gene has a name that is allowed",
+            f"--atlas {' '.join(settings.atlas)}: no gene has a usable name",
             expected="gene names in the columns of --gene-columns",
-            remedy="name the right columns of var, or another --vocabulary",
+            remedy="name other columns of var, or another --vocabulary",
         )
     return Vocabulary(
         {name: token for token, name in enumerate(sorted(names) if settings.vocabulary is None else names)}
@@ -222,7 +222,7 @@ def _require_same(began: dict[str, Any], wanted: dict[str, Any], output: Folder)
 
 
 def _partitions(settings: PretrainSettings, source: Source, genes: GeneMap) -> tuple[Partition, ...]:
-    """Plan the files of an atlas, after a look at its first cell, which shows what the columns are."""
+    """Plan the token files of an atlas, and check the validation filter against the columns of its first cell."""
     joinids, _ = inspect(settings, source, genes)
     if settings.validation_filter:
         cell = next(source.read(cut(joinids[:1], 1)[0], genes.lookup()))

@@ -1,4 +1,4 @@
-"""Atlases -> tokens -> files that training reads again and again, committed like parts."""
+"""Token files: the cells of atlases, tokenised once for all epochs of a training run, and committed like parts."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from scgpt_ray.pipelines.partition_steps import ReadPartition
 from scgpt_ray.pipelines.pretrain_request import AtlasJob, TrainingJob
 from scgpt_ray.storage import Folder
 from scgpt_ray.training.dataset import AtlasTokens
-from scgpt_ray.training.split import validation
+from scgpt_ray.training.split import validation_mask
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +27,16 @@ TOKENS = "tokens"
 
 @dataclass(frozen=True)
 class CommitTokens:
-    """TOKENS -> a token file, training cells before validation cells.
+    """TOKENS -> a committed token file.
 
     Attributes:
-        place: Folder of the files of an atlas.
-        condition: On obs columns, which validation cells meet; None for a share.
-        share: Of the cells, for validation.
-        seed: Of the share.
-        label_column: Of cell types, or None.
-        domain_column: Of domains, or None.
-        fingerprint: Digest of what made the tokens.
+        place: Folder of the token files of an atlas.
+        condition: Filter on obs columns that selects the validation cells; None for a random share.
+        share: Share of the validation cells.
+        seed: Seed of the share.
+        label_column: Column of cell types, or None.
+        domain_column: Column of domains, or None.
+        fingerprint: Digest of what determines the tokens.
         where: The atlas, for messages.
     """
 
@@ -50,13 +50,13 @@ class CommitTokens:
     where: str
 
     def __call__(self, tokens: pa.Table, partition: Partition, _figures: dict[str, Any]) -> dict[str, Any]:
-        """Write the file of a partition; returns what it holds."""
+        """Write the file of a partition; returns its footer."""
         atlas = PurePosixPath(self.place.uri).name
         part = write_tokens(
             self.place,
             tokens,
             partition,
-            validation(tokens, self.condition, self.share, self.seed, atlas=atlas, where=self.where),
+            validation_mask(tokens, self.condition, self.share, self.seed, atlas=atlas, where=self.where),
             fingerprint=self.fingerprint,
             label_column=self.label_column,
             domain_column=self.domain_column,
@@ -65,7 +65,7 @@ class CommitTokens:
 
 
 def cache_tokens(job: TrainingJob, executor: Executor) -> tuple[AtlasTokens, ...]:
-    """Make the files that are not there yet; all of them, by atlas."""
+    """Make the token files that do not exist yet; returns all of them, by atlas."""
     place = job.output.folder(TOKENS)
     place.write(VOCABULARY_FILE, json.dumps(dict(job.vocabulary.tokens)).encode())
     return tuple(_cache_atlas(job, atlas, number, executor) for number, atlas in enumerate(job.atlases))
@@ -73,12 +73,12 @@ def cache_tokens(job: TrainingJob, executor: Executor) -> tuple[AtlasTokens, ...
 
 def _cache_atlas(job: TrainingJob, atlas: AtlasJob, number: int, executor: Executor) -> AtlasTokens:
     place = job.output.folder(f"{TOKENS}/atlas-{number}")
-    there = committed_tokens(place, job.tokens_fingerprint)
-    # A folder may hold files of another cut of the same cells.
+    committed = committed_tokens(place, job.tokens_fingerprint)
+    # The folder may hold files of other partitions of the same cells.
     digests = {partition.number: partition.digest for partition in atlas.partitions}
-    parts = {number: part for number, part in there.items() if digests.get(number) == part.joinids}
+    parts = {number: part for number, part in committed.items() if digests.get(number) == part.joinids}
     todo = tuple(partition for partition in atlas.partitions if partition.number not in parts)
-    logger.info("%s: %d files of tokens, %d of them there", atlas.source.uri, len(atlas.partitions), len(parts))
+    logger.info("%s: %d token files, %d of them done", atlas.source.uri, len(atlas.partitions), len(parts))
     if todo:
         sink = pa.BufferOutputStream()
         pq.write_table(atlas.genes.to_table(), sink, compression="zstd")

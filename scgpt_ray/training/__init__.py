@@ -1,1 +1,1 @@
-"""Pretraining and continual pretraining: the network with gradients, its objectives, and the steps of a run."""
+"""Pretraining and continual pretraining: the network with gradients, its objectives, and the training loop."""

@@ -1,4 +1,4 @@
-"""Attention among the tokens of a cell, with a gradient.
+"""Attention among the tokens of a cell, with gradients.
 
 T  tokens of a microbatch     N  heads     H  width of a head     L  tokens of a cell     R  cells of one length
 """
@@ -13,14 +13,14 @@ from scgpt_ray.network.cell_spans import Spans
 
 
 def attend(qkv_T3NH: Tensor, cells: Spans) -> Tensor:
-    """Attend, each token to all tokens of its own cell.
+    """Attention of each token to all tokens of the same cell, without padding.
 
-    On CUDA in 16 bits one call of torch's varlen kernel; elsewhere a call for every run of cells of one length, which
-    wastes nothing either.
+    On CUDA with 16-bit tensors this is one call of torch's varlen kernel; otherwise one call for every run of cells of
+    equal length.
 
     Args:
         qkv_T3NH: Queries, keys and values.
-        cells: Where the cells begin.
+        cells: Boundaries of the cells.
 
     Returns:
         [T, N, H].
@@ -28,7 +28,7 @@ def attend(qkv_T3NH: Tensor, cells: Spans) -> Tensor:
     if qkv_T3NH.device.type == "cuda" and qkv_T3NH.dtype != torch.float32:
         return _varlen(qkv_T3NH, cells)
     lengths = [(length, len(list(run))) for length, run in groupby(stop - start for start, stop in cells)]
-    # One split: the gradient of a slice for each cell would be as long as the microbatch.
+    # One split, since the gradient of a slice is as long as the whole microbatch.
     pieces = torch.split(qkv_T3NH, [length * n_cells for length, n_cells in lengths])
     return torch.cat([_attend_run(piece, length) for piece, (length, _) in zip(pieces, lengths, strict=True)])
 
@@ -44,5 +44,5 @@ def _varlen(qkv_T3NH: Tensor, cells: Spans) -> Tensor:
 
     q, k, v = qkv_T3NH.unbind(1)
     context = varlen_attn(q, k, v, cells.cu_seqlens, cells.cu_seqlens, cells.longest, cells.longest)
-    assert isinstance(context, Tensor), "the sums of exponentials were not asked for"
+    assert isinstance(context, Tensor), "no log-sum-exp was requested"
     return context

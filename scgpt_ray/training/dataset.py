@@ -1,8 +1,8 @@
-"""The cells of a training run: which of them make a step, and their tokens.
+"""The cells of a training run: which of them make up a step, and their tokens.
 
-An epoch goes through all cells in an order that the seed and the epoch's number give: files in random order, taken
-together in windows of many cells, which are shuffled. Where a step's cells are follows from its number alone, so any
-worker, also one that starts again, finds its share of them without a record of what was done.
+Each epoch goes through all cells, in an order fixed by the seed and the number of the epoch: files in random order are
+joined to windows of many cells, which are shuffled. The cells of a step follow from its number alone, so that any
+worker, including a restarted one, finds its share without a record of earlier steps.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from scgpt_ray.training.objective import UNLABELLED
 from scgpt_ray.training.packing import CellTokens
 
 WINDOW = 65_536
-"""Cells that are shuffled together: about 400 MB of tokens at 2,000 genes a cell."""
+"""Number of cells that are shuffled together: about 400 MB of tokens at 2,000 genes per cell."""
 
 _WINDOWS_HELD = 2
 _RARITY = -0.5
@@ -30,7 +30,7 @@ _RARITY = -0.5
 
 @dataclass(frozen=True)
 class AtlasTokens:
-    """The files of one atlas."""
+    """The token files of one atlas."""
 
     folder: Folder
     parts: tuple[TokenPart, ...]
@@ -38,17 +38,17 @@ class AtlasTokens:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """All cells to learn from, or all that are kept out.
+    """All training cells, or all validation cells.
 
     Args:
-        atlases: In the order that their numbers mean.
-        validation: Which of the two.
+        atlases: Token files, in the order of the numbers of the atlases.
+        validation: Whether these are the validation cells.
         labels: All labels, in the order of their codes.
-        domains: All domains, likewise.
-        label_column: Of the tokens, or None.
-        domain_column: Likewise.
-        seed: Of the order.
-        window: Cells that are shuffled together.
+        domains: All domains, in the order of their codes.
+        label_column: Column of labels, or None.
+        domain_column: Column of domains, or None.
+        seed: Seed of the order.
+        window: Number of cells that are shuffled together.
     """
 
     atlases: tuple[AtlasTokens, ...]
@@ -67,12 +67,12 @@ class Cells:
         return sum(self._sizes)
 
     def of_step(self, step: int, cells_per_step: int, rank: int, workers: int) -> list[tuple[int, CellTokens]]:
-        """A worker's cells of a step: every workers-th, beginning with the rank-th.
+        """Cells of a step for one worker: every `workers`-th, starting at `rank`.
 
-        What is left over at the end of an epoch, too few for a step, is not used in it.
+        Cells left at the end of an epoch, too few for a step, are not used in that epoch.
 
         Returns:
-            Pairs of the place in the step and the cell.
+            Pairs of the position in the step and the cell.
         """
         steps_per_epoch = self.n // cells_per_step
         assert steps_per_epoch > 0, "a step has no more cells than there are"
@@ -80,12 +80,12 @@ class Cells:
         return [(place, self._cell(epoch, first + place)) for place in range(rank, cells_per_step, workers)]
 
     @cached_property
-    def types(self) -> npt.NDArray[np.float32]:
-        """What a cell counts by its label, float32 [atlases, labels]; 0 for labels that an atlas lacks.
+    def type_weights(self) -> npt.NDArray[np.float32]:
+        """Weight of a cell by its label, float32 [atlases, labels]; 0 for labels that an atlas lacks.
 
-        In each atlas proportional to n ** -0.5 for a label of n cells, and 1 on average over its labelled cells:
-        between counting cells alike, which leaves rare types unlearnt, and counting types alike, which learns their
-        few cells by heart.
+        In each atlas the weight is proportional to n ** -0.5 for a label of n cells, with mean 1 over the labelled
+        cells: between equal weights of cells, which underfits rare types, and equal weights of types, which overfits
+        their few cells.
         """
         weights = np.zeros((len(self.atlases), len(self.labels)), np.float32)
         for number, atlas in enumerate(self.atlases):
@@ -96,7 +96,7 @@ class Cells:
 
     @cached_property
     def _files(self) -> list[tuple[int, Folder, TokenPart]]:
-        """Number of the atlas, its folder, and the part, of each file."""
+        """Number of the atlas, folder and footer of each file."""
         return [(number, atlas.folder, part) for number, atlas in enumerate(self.atlases) for part in atlas.parts]
 
     @cached_property
@@ -125,8 +125,8 @@ class Cells:
         offsets, genes = ragged(tokens[GENE])
         _, bins = ragged(tokens[BIN])
         label_N = _codes(tokens, self.label_column, self.labels)
-        # A cell kept out may be of a type that its atlas has only there: nothing is to be expected of it.
-        label_N[np.append(self.types[number] == 0, False)[label_N]] = UNLABELLED
+        # A validation cell may have a label that no training cell of its atlas has: it counts as unlabelled.
+        label_N[np.append(self.type_weights[number] == 0, False)[label_N]] = UNLABELLED
         domain_N = _codes(tokens, self.domain_column, self.domains)
         return [
             CellTokens(genes[start:stop], bins[start:stop], number, int(label_N[row]), int(domain_N[row]))
@@ -136,7 +136,7 @@ class Cells:
 
 @lru_cache(maxsize=4)
 def _file_order(sizes: tuple[int, ...], seed: int, epoch: int, window: int) -> tuple[list[list[int]], Int64Array]:
-    """Files of each window of an epoch, and the position behind each window."""
+    """Files of each window of an epoch, and the end position of each window."""
     order = np.random.default_rng([seed, epoch]).permutation(len(sizes))
     windows: list[list[int]] = []
     ends: list[int] = []

@@ -1,8 +1,8 @@
-"""The state of a training run on one worker, and the step that changes it.
+"""The state of a training run on one worker, and the training step.
 
-Workers share a step: each has some of its cells, and sums of gradients, losses and their divisors meet over
-`torch.distributed`. Since the sums are divided by what all workers counted, any number of workers does the same
-step, up to the order of the additions (and up to dropout, which each draws for itself).
+Workers share a step: each has some of its cells, and gradients, losses and the numbers of their terms are summed over
+all workers with `torch.distributed`. The sums are divided by the total numbers of terms, so that any number of workers
+computes the same step, up to the order of additions (and dropout, which each worker draws itself).
 """
 
 import math
@@ -22,13 +22,13 @@ from scgpt_ray.training.packing import Microbatch
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the network learns.
+    """Learning rate, with linear warm-up and cosine decay to 0, and gradient clipping.
 
     Args:
-        steps: In all.
-        learning_rate: At its highest, after the warm-up.
-        warmup_steps: Over which it rises from 0; then it falls to 0 like a cosine until the last step.
-        clip: Largest norm of the gradient.
+        steps: Total number of steps.
+        learning_rate: Peak, at the end of the warm-up.
+        warmup_steps: Steps of the warm-up.
+        clip: Maximum norm of the gradient.
     """
 
     steps: int
@@ -37,7 +37,7 @@ class Schedule:
     clip: float
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Learning rate of a step, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -45,15 +45,15 @@ class Schedule:
 
 
 class Learner:
-    """Network, optimiser and the number of steps done.
+    """Network, optimiser and the number of finished steps.
 
     Args:
-        network: On its device.
-        schedule: How it learns.
-        weights: How much each objective counts.
-        types_AK: float32 [atlases, types], what a cell of a type counts; None without labels.
-        dtype: Of linear layers and attention; weights and sums are float32 either way.
-        seed: Of dropout.
+        network: The network, on its device.
+        schedule: Learning rate and clipping.
+        weights: Weights of the objectives.
+        type_weights_AK: float32 [atlases, types], weight of a cell of each type; None without labels.
+        dtype: Precision of linear layers and attention; weights and sums are float32.
+        seed: Seed of dropout.
     """
 
     def __init__(
@@ -61,11 +61,12 @@ class Learner:
         network: ScGPT,
         schedule: Schedule,
         weights: Weights,
-        types_AK: Tensor | None,
+        type_weights_AK: Tensor | None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
-        self.network, self.schedule, self.weights, self.types_AK = network, schedule, weights, types_AK
+        self.network, self.schedule, self.weights = network, schedule, weights
+        self.type_weights_AK = type_weights_AK
         self.device = next(network.parameters()).device
         self.optimizer = torch.optim.Adam(network.parameters(), lr=schedule.learning_rate, fused=True)
         self.step = 0
@@ -73,19 +74,19 @@ class Learner:
         self._seed = seed
 
     def learn(self, batches: Sequence[Microbatch]) -> dict[str, float]:
-        """Do a step.
+        """Run a training step.
 
         Args:
-            batches: This worker's part of it; none, where there are fewer cells than workers.
+            batches: This worker's share; empty if there are fewer cells than workers.
 
         Returns:
             Mean of each objective over the step, the norm of the gradient before clipping, and the learning rate.
 
         Raises:
-            WorkerError: If the gradient is not finite; the weights are then as they were.
+            WorkerError: If the gradient is not finite; the weights are unchanged.
         """
         self.network.train()
-        # Of the step, so that a resumed run draws what the killed one would have drawn.
+        # Seeded by step, so that a resumed run draws the same dropout as an uninterrupted one.
         torch.manual_seed((self._seed * 1_000_003 + self.step) * 4096 + _rank())
         n_terms = _sum_over_workers(sum((counts(batch) for batch in batches), torch.zeros(len(OBJECTIVES))))
         factors = self._factors(n_terms)
@@ -93,7 +94,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             with self._autocast:
-                batch_sums = loss_sums(self.network, batch, self.types_AK)
+                batch_sums = loss_sums(self.network, batch, self.type_weights_AK)
             torch.autograd.backward((batch_sums * factors).sum())
             sums += batch_sums.detach()
         self._sum_gradients()
@@ -109,19 +110,19 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Microbatch]) -> tuple[dict[str, float], float]:
-        """Measure the objectives on cells that are not learnt from.
+        """Measure the objectives on validation cells.
 
         Args:
-            batches: This worker's part of them.
+            batches: This worker's share.
 
         Returns:
-            Mean of each objective, and their weighted sum without the domain's, which is no aim.
+            Mean of each objective, and their weighted sum without the domain, which is adversarial.
         """
         self.network.eval()
         sums, n_terms = torch.zeros(len(OBJECTIVES), device=self.device), torch.zeros(len(OBJECTIVES))
         for batch in batches:
             with self._autocast:
-                batch_sums = loss_sums(self.network, batch, self.types_AK)
+                batch_sums = loss_sums(self.network, batch, self.type_weights_AK)
             sums += batch_sums
             n_terms += counts(batch)
         means = _means(_sum_over_workers(sums), _sum_over_workers(n_terms))
@@ -129,11 +130,11 @@ class Learner:
         return means, sum(per_unit[name] * means[name] for name in per_unit if name in means)
 
     def state(self) -> dict[str, Any]:
-        """All that a worker needs to go on, as tensors and plain values."""
+        """Everything that a worker needs to resume, as tensors and plain values."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Resume from a state."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -142,7 +143,7 @@ class Learner:
         return (self.weights.per_unit() / n_terms.clamp(min=1)).to(self.device)
 
     def _sum_gradients(self) -> None:
-        """Add up the workers' gradients, all in one message; what a step did not use has none."""
+        """Sum the gradients of all workers, in one message; parameters that a step did not use have none."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:

@@ -1,4 +1,4 @@
-"""A training run as one worker sees it: where it begins, its steps, and what it keeps."""
+"""The training loop of one worker."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ from scgpt_ray.training.packing import Draws, Microbatch, microbatches
 
 logger = logging.getLogger(__name__)
 
-JUDGED_CELLS = 2048
-"""Most cells kept out that a run is evaluated by; the first ones of their order."""
+VALIDATION_CELLS = 2048
+"""Largest number of validation cells that are evaluated; the first ones in their order."""
 
 _HEADS = ("decoder.", "mvc_decoder.", "cls_decoder.")
 _ADVERSARY = "grad_reverse_discriminator."
@@ -27,22 +27,22 @@ _ADVERSARY = "grad_reverse_discriminator."
 
 @dataclass(frozen=True)
 class Training:
-    """All that a worker must know; a value that pickles.
+    """Everything that a worker needs to know; a value that pickles.
 
     Attributes:
         architecture: Sizes of the network.
-        checkpoint: Folder whose weights it begins with; None for fresh ones.
-        dropout: Part of the activations set to zero.
-        cells: To learn from.
-        validation: To be evaluated by.
-        schedule: How it learns.
-        weights: Of the objectives.
-        draws: What may be drawn of a cell.
-        cells_per_step: Over all workers.
-        steps_per_checkpoint: Between two savings.
-        tokens_per_microbatch: Most tokens at a time.
-        precision: Of linear layers and attention.
-        seed: Of fresh weights and dropout.
+        checkpoint: Folder with the initial weights; None for random ones.
+        dropout: Probability of dropout.
+        cells: Training cells.
+        validation: Validation cells.
+        schedule: Learning rate and clipping.
+        weights: Weights of the objectives.
+        draws: Which genes of a cell are shown, and which are masked.
+        cells_per_step: Number of cells of a step, over all workers.
+        steps_per_checkpoint: Steps between validations; the state is saved at each.
+        tokens_per_microbatch: Maximum number of tokens of a microbatch.
+        precision: Precision of linear layers and attention.
+        seed: Seed of random weights and dropout.
     """
 
     architecture: Architecture
@@ -61,52 +61,53 @@ class Training:
 
 
 class TrainContext(Protocol):
-    """What carries a run: it knows the other workers, hears of every step, and keeps states."""
+    """The place of a worker in a run: its rank, where it reports steps, and where states are saved."""
 
     rank: int
     workers: int
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hear of a step; called by every worker."""
+        """Report a step; called by every worker."""
 
     def save(self, state: Mapping[str, Any] | None, metrics: Mapping[str, float]) -> None:
-        """Keep a state; called by every worker, of which the first has the state."""
+        """Save a state and report a validation; called by every worker, but only the first passes a state."""
 
 
-def fit(training: Training, device: torch.device, host: TrainContext, resumed: Mapping[str, Any] | None) -> None:
-    """Do the steps that are left.
+def fit(training: Training, device: torch.device, context: TrainContext, resumed: Mapping[str, Any] | None) -> None:
+    """Run the remaining training steps.
 
     Args:
-        training: What to do.
-        device: Of this worker.
-        host: What carries the run.
-        resumed: A state that was kept, to go on from.
+        training: The training run.
+        device: Device of this worker.
+        context: The place of this worker in the run.
+        resumed: A saved state to resume from; None to start.
     """
     learner = begin(training, device)
-    kept: dict[str, Any] = {"best": None, "best_loss": float("inf"), "evaluated": []}
+    kept: dict[str, Any] = {"best": None, "best_loss": float("inf"), "validations": []}
     if resumed is not None:
         learner.restore(resumed["learner"])
         kept = dict(resumed["kept"])
 
     def batches(step: int) -> list[Microbatch]:
-        return list(_batches(training, training.cells, step, training.cells_per_step, host, device))
+        return list(_batches(training, training.cells, step, training.cells_per_step, context, device))
 
-    # A GPU need not wait for the next step's cells.
+    # Prefetch the cells of the next step while a GPU computes.
     ahead = 1 if device.type == "cuda" else 0
     for step_batches in in_order(batches, range(learner.step, training.schedule.steps), ahead):
         metrics = learner.learn(step_batches)
-        host.step_done(learner.step, metrics)
+        context.step_done(learner.step, metrics)
         if learner.step % training.steps_per_checkpoint == 0 or learner.step == training.schedule.steps:
-            evaluated, loss = learner.evaluate(_evaluated(training, host, device))
+            means, loss = learner.evaluate(_validation_batches(training, context, device))
             if loss <= kept["best_loss"]:
                 kept |= {"best": weights_of(learner.network), "best_loss": loss}
-            kept["evaluated"] = [*kept["evaluated"], {"step": learner.step, "loss": loss, **evaluated}]
-            state = {"learner": learner.state(), "kept": kept} if host.rank == 0 else None
-            host.save(state, {"step": learner.step, "loss": loss, **evaluated})
+            validation = {"step": learner.step, "loss": loss, **means}
+            kept["validations"] = [*kept["validations"], validation]
+            state = {"learner": learner.state(), "kept": kept} if context.rank == 0 else None
+            context.save(state, validation)
 
 
 def begin(training: Training, device: torch.device) -> Learner:
-    """The learner of a run before its first step."""
+    """Create the learner of a run, before its first step."""
     torch.manual_seed(training.seed)
     network = ScGPT(
         training.architecture,
@@ -115,48 +116,48 @@ def begin(training: Training, device: torch.device) -> Learner:
         n_domains=len(training.cells.domains),
     )
     if training.checkpoint is not None:
-        _take_over(network, training.checkpoint, training.cells.labels)
-    types_AK = torch.from_numpy(training.cells.types).to(device) if training.cells.labels else None
+        _load_checkpoint(network, training.checkpoint, training.cells.labels)
+    type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.cells.labels else None
     return Learner(
         network.to(device),
         training.schedule,
         training.weights,
-        types_AK,
+        type_weights_AK,
         dtype=getattr(torch, training.precision),
         seed=training.seed,
     )
 
 
 def weights_of(network: ScGPT) -> dict[str, Tensor]:
-    """Copies of the weights a checkpoint has, on the CPU; the adversary is no part of it."""
+    """Copies of the weights that a checkpoint holds, on the CPU; without the adversarial head."""
     state = network.state_dict()
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if not name.startswith(_ADVERSARY)}
 
 
-def _take_over(network: ScGPT, folder: str, cell_types: tuple[str, ...]) -> None:
-    """Give the network a checkpoint's weights: the encoder's, and of the heads those that fit.
+def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...]) -> None:
+    """Load the encoder's weights of a checkpoint, and those of the heads that fit.
 
-    That of the cell types fits if its classes are the same types: as many others would be learnt against them.
+    The head of cell types fits if its classes are the same types, not merely as many.
     """
     checkpoint = read_checkpoint(folder)
-    wanted = network.state_dict()
-    taken = dict(checkpoint.tensors)
+    initial = network.state_dict()
+    loaded = dict(checkpoint.tensors)
     for head in _HEADS:
-        shapes = {name: tensor.shape for name, tensor in wanted.items() if name.startswith(head)}
+        shapes = {name: tensor.shape for name, tensor in initial.items() if name.startswith(head)}
         found = {name: checkpoint.heads[name] for name in shapes if name in checkpoint.heads}
         same_types = not shapes or head != "cls_decoder." or checkpoint.cell_types == cell_types
         if same_types and {name: tensor.shape for name, tensor in found.items()} == shapes:
-            taken |= found
+            loaded |= found
         else:
-            logger.info("%s of %s does not fit or is not there: it begins anew", head.rstrip("."), folder)
-    network.load_state_dict({**wanted, **taken})
+            logger.info("%s of %s is missing or does not fit: initialised at random", head.rstrip("."), folder)
+    network.load_state_dict({**initial, **loaded})
 
 
 def _batches(
-    training: Training, cells: Cells, step: int, cells_per_step: int, host: TrainContext, device: torch.device
+    training: Training, cells: Cells, step: int, cells_per_step: int, context: TrainContext, device: torch.device
 ) -> Iterator[Microbatch]:
     return microbatches(
-        cells.of_step(step, cells_per_step, host.rank, host.workers),
+        cells.of_step(step, cells_per_step, context.rank, context.workers),
         step,
         training.draws,
         training.tokens_per_microbatch,
@@ -166,9 +167,9 @@ def _batches(
     )
 
 
-def _evaluated(training: Training, host: TrainContext, device: torch.device) -> Iterator[Microbatch]:
-    """The same cells with the same masks each time."""
-    n_evaluated = min(training.validation.n, JUDGED_CELLS)
-    size = min(n_evaluated, training.cells_per_step)
-    for step in range(n_evaluated // size):
-        yield from _batches(training, training.validation, step, size, host, device)
+def _validation_batches(training: Training, context: TrainContext, device: torch.device) -> Iterator[Microbatch]:
+    """The same cells with the same masks at each validation."""
+    n_cells = min(training.validation.n, VALIDATION_CELLS)
+    size = min(n_cells, training.cells_per_step)
+    for step in range(n_cells // size):
+        yield from _batches(training, training.validation, step, size, context, device)

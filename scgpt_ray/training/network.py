@@ -1,13 +1,14 @@
-"""The network with gradients, and the heads of its objectives, under the names of the published checkpoints.
+"""The network with gradients, and the heads of its objectives, with the tensor names of the published checkpoints.
 
     T  tokens of a microbatch     C  its cells     M  masked tokens     D  embsize     N  heads     H  width of a head
 
-The plain network as the top of `model.encoder` writes it, unfolded: every tensor is a parameter. Tokens are packed,
-cell after cell, and never padded. The heads are those of scGPT (Cui et al. 2024, doi:10.1038/s41592-024-02201-0):
+The network is the one described in `network.encoder`, with nothing folded: every tensor is a parameter. Tokens are
+packed, cell after cell, and never padded. The heads are those of scGPT (Cui et al. 2024,
+doi:10.1038/s41592-024-02201-0):
 
-    decoder       value of a token from its own last row: two layers with LeakyReLU, then one number
-    mvc_decoder   value of a gene from the row of <cls>: W sigmoid(gene2query(gene)) . cls
-    cls_decoder   cell type from the row of <cls>: two layers with ReLU and LayerNorm, then a score per type
+    decoder       value of a token from its output: two layers with LeakyReLU, then one number
+    mvc_decoder   value of a gene from the output of <cls>: W sigmoid(gene2query(gene)) . cls
+    cls_decoder   cell type from the output of <cls>: two layers with ReLU and LayerNorm, then a score per type
 """
 
 from typing import TYPE_CHECKING
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
     from scgpt_ray.network.checkpoint import Architecture
 
 _EMBEDDING_RANGE = 0.1
-"""Gene embeddings start uniform in +- this, as upstream's do."""
+"""Gene embeddings are initialised uniformly in +- this, as upstream's."""
 
 
 class ScGPT(nn.Module):
-    """The network of an architecture, freshly initialised.
+    """The network of an architecture, initialised at random.
 
     Args:
-        architecture: Its sizes.
-        dropout: Part of the activations set to zero in training.
-        n_labels: Cell types of the head `cls_decoder`; 0 for none.
-        n_domains: Classes of the adversarial head `grad_reverse_discriminator`; 0 for none.
+        architecture: Sizes of the network.
+        dropout: Probability of dropout in training.
+        n_labels: Cell types of the head `cls_decoder`; 0 for no such head.
+        n_domains: Classes of the adversarial head `grad_reverse_discriminator`; 0 for no such head.
     """
 
     def __init__(self, architecture: "Architecture", *, dropout: float, n_labels: int = 0, n_domains: int = 0) -> None:
@@ -54,19 +55,19 @@ class ScGPT(nn.Module):
         """Run the encoder.
 
         Args:
-            gene_T: Tokens, int64; <cls> begins each cell.
-            value_T: What stands there: a bin, the pad value of <cls>, or the mask value; float32.
-            cells: Where the cells begin.
+            gene_T: Tokens, int64; each cell starts with <cls>.
+            value_T: Value of each token: a bin, the pad value (of <cls>) or the mask value; float32.
+            cells: Boundaries of the cells.
 
         Returns:
-            The last layer's rows [T, D], and the gene rows [T, D] it began with.
+            Outputs of the last layer [T, D], and the gene embeddings [T, D].
         """
         gene_TD = self.encoder(gene_T)
         return self.transformer_encoder(gene_TD + self.value_encoder(value_T), cells), gene_TD
 
 
 class GeneEncoder(nn.Module):
-    """A table row per token, normalised."""
+    """Embedding of genes, with LayerNorm."""
 
     def __init__(self, n_tokens: int, width: int) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class GeneEncoder(nn.Module):
 
 
 class ValueEncoder(nn.Module):
-    """A number to a row: two linear layers, normalised."""
+    """Embedding of values: two linear layers and LayerNorm."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class ValueEncoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers that normalise after each residual."""
+    """A stack of post-norm transformer layers."""
 
     def __init__(self, architecture: "Architecture", dropout: float) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention among the tokens of a cell, then two linear layers."""
+    """A post-norm layer: attention among the tokens of a cell, then two linear layers."""
 
     def __init__(self, architecture: "Architecture", dropout: float) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class Layer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values in one projection."""
+    """Multi-head attention, with queries, keys and values in one projection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -152,7 +153,7 @@ class SelfAttention(nn.Module):
 
 
 class ValueDecoder(nn.Module):
-    """The value of a token from its own row."""
+    """Predicts the value of a token from its output."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -167,7 +168,7 @@ class ValueDecoder(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """The value of a gene from the row of its cell, by an inner product."""
+    """Predicts the value of a gene from the output of <cls>, by an inner product."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -175,14 +176,14 @@ class CellDecoder(nn.Module):
         self.W = nn.Linear(width, width, bias=False)
 
     def forward(self, gene_MD: Tensor, cell_MD: Tensor) -> Tensor:
-        """Rows of the genes, and of the cell each is asked of, [M, D] both, to [M]."""
+        """Gene embeddings [M, D] and the output of <cls> for each [M, D], to [M]."""
         query_MD = self.W(torch.sigmoid(self.gene2query(gene_MD)))
         value_M: Tensor = (query_MD * cell_MD).sum(1)
         return value_M
 
 
 class ClassDecoder(nn.Module):
-    """A class from the row of a cell."""
+    """Predicts a class from the output of <cls>."""
 
     def __init__(self, width: int, n_classes: int, activation: nn.Module) -> None:
         super().__init__()
@@ -199,7 +200,7 @@ class ClassDecoder(nn.Module):
 
 
 class ReverseGradient(torch.autograd.Function):
-    """The identity, whose gradient points the other way: what is behind it learns to hide what its reader seeks."""
+    """Identity with a reversed gradient: the layers below learn to hide what the head above predicts."""
 
     @staticmethod
     def forward(_context: object, x: Tensor) -> Tensor:  # noqa: D102 - torch's protocol

@@ -1,16 +1,16 @@
-"""What the network is trained for: masked values, the cell's own row, cell types, and hiding where a cell is from.
+"""Training objectives: masked values, masked values from <cls> alone, cell types, and adversarial domains.
 
     T  tokens of a microbatch     C  its cells     M  masked tokens     D  embsize     K  cell types     A  atlases
 
-A masked gene shows the mask value in place of its bin. Its bin is predicted twice: from its own row (`value`), and
-from the row of <cls> alone (`cell`), which makes <cls> hold what the cell expresses; both are mean squared errors in
-bins over the masked genes, as in the published pretraining (`training_tasks: pcpt`, `MVC: true`). Continual
-pretraining adds the cross-entropy of the cell's type (`label`) among the types of its own atlas, for a type has other
-names, or finer ones, elsewhere; rare types count more (`Cells.types`). Where asked for, it also adds the
-cross-entropy of the cell's domain (`domain`) behind a reversed gradient.
+A masked gene has the mask value in place of its bin. The bin is predicted twice: from the output of the gene (`value`),
+and from the output of <cls> alone (`cell`), which makes <cls> represent the expression of the cell. Both are mean
+squared errors, in bins, over the masked genes, as in the published pretraining (`training_tasks: pcpt`, `MVC: true`).
+Continual pretraining adds the cross-entropy of the cell type (`label`) among the types of the same atlas, since
+atlases differ in the names and the resolution of types; rare types have larger weights (`Cells.type_weights`).
+Optionally, the cross-entropy of the domain (`domain`) is added behind a reversed gradient.
 
-Errors in bins are about a hundred times larger than cross-entropies: they enter the sum divided by the variance of
-evenly filled bins, so that predicting the mean costs 1.
+Errors in bins are about a hundred times larger than cross-entropies. They are divided by the variance of uniformly
+distributed bins, so that predicting the mean costs 1.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from scgpt_ray.training.network import ReverseGradient, ScGPT
 from scgpt_ray.training.packing import Microbatch
 
 MASK_VALUE = -1.0
-"""What a masked gene shows, as in the published pretraining."""
+"""Value of a masked gene, as in the published pretraining."""
 
 BIN_VARIANCE = ((N_BINS - 1) ** 2 - 1) / 12
 """Variance of a uniform draw from the bins 1 to 50."""
@@ -33,18 +33,18 @@ VALUE, CELL, LABEL, DOMAIN = "value", "cell", "label", "domain"
 OBJECTIVES = (VALUE, CELL, LABEL, DOMAIN)
 
 UNLABELLED = -1
-"""Code of a cell whose type or domain is not known."""
+"""Code of a cell of unknown type or domain."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each objective counts; 0 leaves it out.
+    """Weights of the objectives; 0 omits one.
 
     Args:
-        value: Of the masked values' error, in units of the bins' variance.
-        cell: Of the same from <cls>.
-        label: Of the cross-entropy of the cell type.
-        domain: Of the cross-entropy of the domain, whose gradient is reversed.
+        value: Weight of the squared error of masked values, in units of the variance of bins.
+        cell: Weight of the same error for predictions from <cls>.
+        label: Weight of the cross-entropy of the cell type.
+        domain: Weight of the cross-entropy of the domain, whose gradient is reversed.
     """
 
     value: float = 1.0
@@ -53,26 +53,27 @@ class Weights:
     domain: float = 0.0
 
     def per_unit(self) -> Tensor:
-        """Factors of the objectives' means, float32 [objectives]."""
+        """Factors of the means of the objectives, float32 [objectives]."""
         return torch.tensor([self.value / BIN_VARIANCE, self.cell / BIN_VARIANCE, self.label, self.domain])
 
 
 def counts(batch: Microbatch) -> Tensor:
-    """Terms that each objective's sum has: what divides it, float32 [objectives]."""
+    """Number of terms in the sum of each objective, by which it is divided, float32 [objectives]."""
     masked, labelled = len(batch.masked_M), int((batch.label_C != UNLABELLED).sum())
     return torch.tensor([masked, masked, labelled, int((batch.domain_C != UNLABELLED).sum())], dtype=torch.float32)
 
 
-def loss_sums(network: ScGPT, batch: Microbatch, types_AK: Tensor | None) -> Tensor:
+def loss_sums(network: ScGPT, batch: Microbatch, type_weights_AK: Tensor | None) -> Tensor:
     """Sums of the objectives over a microbatch.
 
     Args:
-        network: With the heads of the objectives it is asked for.
-        batch: Its tokens, some of them masked.
-        types_AK: float32 [A, K], what a cell of a type counts, 0 for types that an atlas lacks; None without labels.
+        network: The network, with the heads of the objectives.
+        batch: Tokens, some of them masked.
+        type_weights_AK: float32 [A, K], weight of a cell of each type, 0 for types that an atlas lacks; None without
+            labels.
 
     Returns:
-        Sums, float32 [objectives], 0 where there is no head.
+        float32 [objectives], 0 for an objective without a head.
     """
     x_TD, gene_TD = network(batch.gene_T, batch.value_T, batch.cells)
     cell_CD = x_TD[batch.cells.cu_seqlens[:-1]]
@@ -81,11 +82,11 @@ def loss_sums(network: ScGPT, batch: Microbatch, types_AK: Tensor | None) -> Ten
     from_cell_M = network.mvc_decoder(gene_TD[batch.masked_M], cell_CD[batch.cell_of_masked_M])
     sums[0] = F.mse_loss(value_M.float(), batch.bin_M, reduction="sum")
     sums[1] = F.mse_loss(from_cell_M.float(), batch.bin_M, reduction="sum")
-    if types_AK is not None:
-        # Without the others: where an atlas has no types, the softmax is undefined.
+    if type_weights_AK is not None:
+        # Only labelled cells: for an atlas without types the softmax is undefined.
         known = batch.label_C != UNLABELLED
         scores_CK = network.cls_decoder(cell_CD[known]).float()
-        weight_CK = types_AK[batch.atlas_C[known]]
+        weight_CK = type_weights_AK[batch.atlas_C[known]]
         errors_C = F.cross_entropy(
             scores_CK.masked_fill(weight_CK == 0, -torch.inf), batch.label_C[known], reduction="none"
         )

@@ -1,9 +1,9 @@
-"""From tokens to microbatches: which of a cell's genes a step shows the network, and which of those it masks.
+"""From tokens to microbatches: which genes of a cell are shown in a step, and which of these are masked.
 
     T  tokens of a microbatch     C  its cells     M  masked tokens
 
-All that is drawn for a cell comes from a generator of its own, keyed by the seed, the step and the cell's place in the
-step. So it does not matter how many workers share a step, nor whether one of them was killed and the step repeated.
+Each cell has a random generator keyed by the seed, the step and the position of the cell in the step. The draws
+therefore do not depend on the number of workers, or on whether a step was repeated after a failure.
 """
 
 import math
@@ -18,19 +18,19 @@ from torch import Tensor
 from scgpt_ray.network.cell_spans import Spans
 
 _CELLS_PER_STEP = 2**32
-"""More than a step has: keeps the keys of two steps apart."""
+"""More cells than a step has, so that the keys of two steps differ."""
 
 
 @dataclass(frozen=True)
 class CellTokens:
-    """A cell of the training set.
+    """The tokens of a cell, with its label and domain.
 
     Args:
         gene: Tokens, <cls> first.
-        bin: Their bins.
-        atlas: Number of the atlas it comes from.
-        label: Code of its type; -1 for none.
-        domain: Code of its domain; -1 for none.
+        bin: Bins of the tokens.
+        atlas: Number of the atlas.
+        label: Code of the cell type; -1 if unknown.
+        domain: Code of the domain; -1 if unknown.
     """
 
     gene: npt.NDArray[np.generic]
@@ -42,13 +42,13 @@ class CellTokens:
 
 @dataclass(frozen=True)
 class Draws:
-    """What may be drawn for a cell.
+    """Distributions of the number of genes shown and of the share of them that is masked.
 
     Args:
-        shortest: Fewest tokens a cell is cut to, <cls> included; a cell that has fewer keeps all.
-        longest: Most tokens of a cell, <cls> included. Lengths are uniform on a logarithmic scale between the two.
-        mask_ratios: One of these parts of the genes is masked; without any, none is.
-        seed: Of all draws.
+        shortest: Minimum number of tokens that a cell is cut to, including <cls>; shorter cells are not cut.
+        longest: Maximum number of tokens of a cell, including <cls>. Lengths are uniform on a logarithmic scale.
+        mask_ratios: Shares of the genes to mask, one of which is drawn; empty for no masking.
+        seed: Seed of all draws.
     """
 
     shortest: int
@@ -59,18 +59,18 @@ class Draws:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Packed cells, as tensors of one device.
+    """Packed cells, as tensors on one device.
 
     Args:
         gene_T: Tokens, int64.
-        value_T: What the network sees in place of a count, float32.
-        cells: Where the cells begin.
-        masked_M: Places of the masked tokens, int64.
-        cell_of_masked_M: The cell each belongs to, int64.
-        bin_M: Their bins, float32.
-        atlas_C: Numbers of the atlases, int64.
-        label_C: Codes of the types, int64.
-        domain_C: Codes of the domains, int64.
+        value_T: Values: a bin, the pad value (of <cls>) or the mask value, float32.
+        cells: Boundaries of the cells.
+        masked_M: Positions of the masked tokens, int64.
+        cell_of_masked_M: Cell of each masked token, int64.
+        bin_M: Bin of each masked token, float32.
+        atlas_C: Number of the atlas, int64.
+        label_C: Code of the cell type, int64.
+        domain_C: Code of the domain, int64.
     """
 
     gene_T: Tensor
@@ -86,7 +86,7 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What a step shows of a cell."""
+    """The genes of a cell that a step shows, and which of them are masked."""
 
     cell: CellTokens
     kept: npt.NDArray[np.int64]
@@ -103,18 +103,18 @@ def microbatches(
     mask_value: float,
     device: torch.device,
 ) -> Iterator[Microbatch]:
-    """Draw and pack a worker's cells of a step.
+    """Draw the shown and masked genes of a worker's cells, and pack the cells.
 
     Args:
-        cells: Pairs of the place in the step and the cell.
+        cells: Pairs of the position in the step and the cell.
         step: Number of the step, for the draws.
-        draws: What may be drawn.
-        tokens_per_microbatch: Most tokens of a microbatch; a single cell may have more.
-        pad_value: The value of <cls>.
-        mask_value: The value of a masked gene.
-        device: Where the tensors go.
+        draws: Distributions of the draws.
+        tokens_per_microbatch: Maximum number of tokens of a microbatch; a single cell may have more.
+        pad_value: Value of <cls>.
+        mask_value: Value of a masked gene.
+        device: Device of the tensors.
     """
-    # By length: a run of cells of one length is one call of attention.
+    # Sorted by length: a run of cells of equal length is one call of attention.
     drawn = sorted((_draw(cell, place, step, draws) for place, cell in cells), key=lambda drawn: -len(drawn.kept))
     group: list[_Drawn] = []
     n_tokens = 0
@@ -135,7 +135,7 @@ def _draw(cell: CellTokens, place: int, step: int, draws: Draws) -> _Drawn:
     shown = min(n_genes, round(length) - 1)
     ratio = draws.mask_ratios[random.integers(len(draws.mask_ratios))] if draws.mask_ratios else 0.0
     order = random.permutation(n_genes)[:shown]
-    # The order is random already: its beginning is a random choice.
+    # The order is random, so that the first genes are a random choice.
     masked = np.concatenate([[False], np.arange(shown) < round(ratio * shown)])
     return _Drawn(cell, np.concatenate([[0], order + 1]), masked)
 

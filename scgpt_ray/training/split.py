@@ -1,4 +1,4 @@
-"""Which cells are kept out of training: those a condition names, or a share by the ids of cell and atlas alone."""
+"""The split into training and validation cells: by a filter, or a random share keyed by cell and atlas."""
 
 import hashlib
 
@@ -10,25 +10,25 @@ from scgpt_ray.atlas.obs_filter import parse
 from scgpt_ray.schema import JOINID
 
 
-def validation(
+def validation_mask(
     tokens: pa.Table, condition: str | None, share: float, seed: int, *, atlas: str, where: str
 ) -> npt.NDArray[np.bool_]:
-    """Choose the cells to keep out.
+    """Choose the validation cells.
 
     Args:
         tokens: TOKENS, or any table of cells with the columns of the condition.
-        condition: On obs columns; None to keep out a share.
-        share: Of the cells, 0 to 1.
-        seed: Of the share.
-        atlas: Name of the atlas among those of the run: two of them draw differently, and the same one draws the same
-            wherever it lies.
+        condition: Filter on obs columns; None for a random share.
+        share: Share of the cells, 0 to 1.
+        seed: Seed of the share.
+        atlas: Name of the atlas within the run: two atlases draw differently, and one draws the same wherever it is
+            stored.
         where: The atlas, for messages.
 
     Returns:
-        bool [n].
+        bool [n], True for validation cells.
 
     Raises:
-        AtlasError: If the condition makes no sense.
+        AtlasError: If the condition is invalid.
     """
     if condition is not None:
         return parse(condition, tokens.schema, where, "--validation-filter").mask(tokens)

@@ -1,4 +1,4 @@
-"""The state of a training run: one file, replaced as a whole, from which a killed run goes on."""
+"""The state of a training run: one file, replaced atomically, from which a killed run resumes."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -9,11 +9,11 @@ import torch
 from scgpt_ray.storage import Folder
 
 STATE = "training/state.pt"
-"""Learner, best weights and validations so far, relative to the run's folder."""
+"""File of the learner, the best weights and the validations so far, relative to the output folder."""
 
 
 def read_state(output: Folder) -> dict[str, Any] | None:
-    """The last state that was kept, or None before the first."""
+    """The last saved state; None before the first."""
     if not output.has(STATE):
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(output.read(STATE)), map_location="cpu", weights_only=True)
@@ -21,21 +21,21 @@ def read_state(output: Folder) -> dict[str, Any] | None:
 
 
 def write_state(output: Folder, state: Mapping[str, Any]) -> None:
-    """Replace the state."""
+    """Save a state, replacing the last one."""
     with output.staged(STATE) as path:
         torch.save(dict(state), path)
 
 
 def val_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Validation metrics under the names that are logged: val_loss, ..."""
+    """Validation metrics with the names under which they are logged: val_loss, ..."""
     return {f"val_{name}": value for name, value in metrics.items() if name != "step"}
 
 
-class AloneContext:
-    """A run in one process; see `TrainContext`.
+class LocalContext:
+    """The `TrainContext` of training in one process.
 
     Args:
-        output: Folder of the run.
+        output: Output folder of the run.
         on_step: Called with each step and its metrics.
     """
 
@@ -45,16 +45,16 @@ class AloneContext:
         self._output, self._on_step = output, on_step
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Pass it on."""
+        """Report a step."""
         self._on_step(step, metrics)
 
     def save(self, state: Mapping[str, Any] | None, metrics: Mapping[str, float]) -> None:
-        """Keep the state."""
+        """Save the state, and report the validation."""
         assert state is not None, "the first worker has the state"
         write_state(self._output, state)
         self._on_step(int(metrics["step"]), val_metrics(metrics))
 
 
 def device_of(gpus: int) -> torch.device:
-    """The first GPU, or the CPU."""
+    """The first GPU if there are GPUs, else the CPU."""
     return torch.device("cuda" if gpus else "cpu")
