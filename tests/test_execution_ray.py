@@ -114,7 +114,7 @@ def test_genes_that_changed_under_a_run_are_refused(options, tmp_path):
     scgpt_ray.embed(executor="serial", output=str(tmp_path / "other"), **other)
     (output / "genes.parquet").write_bytes((tmp_path / "other" / "genes.parquet").read_bytes())
     gene_tokens.cache_clear()  # a fresh worker
-    with pytest.raises(OutputError, match=r"genes.parquet is not the gene table that this run began with"):
+    with pytest.raises(OutputError, match=r"genes.parquet is not the gene table that this run started with"):
         scgpt_ray.embed(executor="serial", output=str(output), **options)
     assert not (output / "manifest.json").exists()
 

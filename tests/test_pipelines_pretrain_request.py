@@ -106,8 +106,8 @@ MISTAKES = {
         r"donor has type string, which does not fit 3; .* change --validation-filter",
     ),
     "filter syntax": ({"validation_filter": "donor = 'd1'"}, AtlasError, r"does not parse .* --validation-filter"),
-    "reserved column": ({"label_column": "n_genes"}, ConfigError, r"the obs columns n_genes cannot be carried along"),
-    "reserved in filter": ({"validation_filter": "count > 3"}, ConfigError, r"the obs columns count cannot"),
+    "reserved column": ({"label_column": "n_genes"}, ConfigError, r"the obs columns n_genes have reserved names"),
+    "reserved in filter": ({"validation_filter": "count > 3"}, ConfigError, r"the obs columns count have"),
     "no checkpoint": ({"checkpoint": "missing"}, CheckpointError, r"missing has no args.json"),
     "no vocabulary": ({"vocabulary": "missing.json"}, ConfigError, r"--vocabulary missing.json: .*No such file"),
     "gene column": ({"gene_columns": ["symbol"]}, AtlasError, r"var has no column symbol; .*--gene-columns"),
@@ -135,7 +135,7 @@ def test_a_vocabulary_file_that_is_none(ask, tmp_path):
 
 def test_no_gene_is_allowed(ask, tmp_path):
     (tmp_path / "vocab.json").write_text('{"TP53": 0}')
-    with pytest.raises(ConfigError, match=r"no gene has a name that is allowed; .*--vocabulary"):
+    with pytest.raises(ConfigError, match=r"no gene has a usable name; .*--vocabulary"):
         ask(vocabulary=str(tmp_path / "vocab.json"))
 
 
@@ -268,16 +268,16 @@ def planned(job, **more):
 @pytest.mark.parametrize(
     ("part", "options", "message"),
     [
-        ({"n_train": 63}, {}, r"63 cells to learn from; expected 64; lower --cells-per-step, or give more cells"),
+        ({"n_train": 63}, {}, r"63 training cells; expected at least 64, .*; lower --cells-per-step, or"),
         (
             {"n_validation": 0},
             {},
-            r"0 cells are kept out of training; .*--validation-filter or raise --validation-share",
+            r"0 validation cells; .*--validation-filter or raise --validation-share",
         ),
         (
             {"labels": {"B": 3}},
             {"label_column": "cell_type"},
-            r"the column cell_type has 1 known values among the cells to learn from; expected at least two",
+            r"the column cell_type has 1 known values among the training cells; expected at least two",
         ),
         ({"domains": {}}, {"domain_column": "donor"}, r"the column donor has 0 known values"),
     ],
@@ -287,7 +287,7 @@ def test_cells_that_do_not_suffice(ask, part, options, message):
         planned(ask(**options), **part)
 
 
-def test_what_workers_are_told(ask, checkpoint, tmp_path, monkeypatch):
+def test_what_workers_get(ask, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
     job = ask(checkpoint=checkpoint.name, label_column="cell_type", domain_column="donor", min_length=100)
     training = planned(job)

@@ -75,7 +75,7 @@ def test_mistakes_are_told(blood, checkpoint, tmp_path):
     with pytest.raises(AtlasError, match="var has no column symbol"):
         scgpt_ray.embed_data(blood, checkpoint, gene_col="symbol", device="cpu")
     (tmp_path / "torn.h5ad").write_bytes(b"no HDF5")
-    with pytest.raises(AtlasError, match=r"torn.h5ad.*expected a whole .h5ad file"):
+    with pytest.raises(AtlasError, match=r"torn.h5ad.*expected a complete .h5ad file"):
         scgpt_ray.embed_data(tmp_path / "torn.h5ad", checkpoint, device="cpu")
 
 
