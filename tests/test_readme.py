@@ -22,6 +22,7 @@ def folder(demo_run):
     return demo_run[0].parent
 
 
+@pytest.mark.timeout(1200)  # all commands of six READMEs, one after the other
 def test_the_commands_and_scripts(folder, monkeypatch, capsys):
     """Block by block: later ones use what earlier ones leave."""
     monkeypatch.chdir(folder)
