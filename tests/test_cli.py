@@ -154,7 +154,7 @@ def altered(blood, tmp_path):
         ({"gene_table": "/nowhere.csv"}, "/nowhere.csv"),
         ({"snapshot": 5}, "--snapshot 5"),
         ({"checkpoint": "/nowhere"}, "/nowhere has no"),
-        ({"precision": "float64"}, "--precision is 'float64'; expected 'float32', 'bfloat16' or 'float16' for"),
+        ({"precision": "float64"}, "--precision is 'float64'; expected 'auto', 'float32', 'bfloat16' or 'float16' for"),
         ({"precision": "float16"}, "float16 was asked for on a CPU"),
         ({"gpus": 1}, "--gpus 1 on a machine without a GPU"),
         ({"gpus": 1, "actors": 2}, "give one of --gpus and --actors"),
