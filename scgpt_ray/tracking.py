@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -162,9 +163,7 @@ class _Run:
         self.send_kind[event.kind](event)
 
     def _start(self, event: Event) -> None:
-        from mlflow import MlflowClient
-
-        self.client = MlflowClient(tracking_uri=self.uri)
+        self.client = _client(self.output, self.uri)
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = _artifacts_beside(self.uri)
@@ -210,6 +209,26 @@ def _default_store(output: Folder) -> str | None:
         return None
     output.path.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{output.path}/{_STORE}"
+
+
+def _client(output: Folder, uri: str) -> Any:
+    """A client of a store, which is made whole or not at all: a process may be killed while MLflow migrates one."""
+    from mlflow import MlflowClient
+
+    if uri == _default_store(output) and not output.has(_STORE):
+        output.write(_STORE, _empty_store())
+    return MlflowClient(tracking_uri=uri)
+
+
+@cache
+def _empty_store() -> bytes:
+    """The file of a new store; migrating one takes one and a half seconds, and each output folder has its own."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / _STORE
+        MlflowClient(tracking_uri=f"sqlite:///{path}")
+        return path.read_bytes()
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,33 +50,6 @@ def _private_home(tmp_path_factory):
     patch.undo()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _stores_are_copies(tmp_path_factory):
-    """MLflow takes one and a half seconds to make a store, and each output folder has its own: copy an empty one."""
-    from functools import cache
-
-    from scgpt_ray import tracking
-
-    @cache
-    def empty_store():
-        from mlflow import MlflowClient
-
-        path = tmp_path_factory.mktemp("store") / "mlflow.db"
-        MlflowClient(tracking_uri=f"sqlite:///{path}")
-        return path.read_bytes()
-
-    def copied(output):
-        uri = default_store(output)
-        if uri and not output.has("mlflow.db"):
-            output.write("mlflow.db", empty_store())
-        return uri
-
-    default_store, patch = tracking._default_store, pytest.MonkeyPatch()
-    patch.setattr(tracking, "_default_store", copied)
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="session")
 def local_ray(_private_home):
     """One local Ray for all tests of a session."""
