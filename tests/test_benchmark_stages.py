@@ -84,16 +84,18 @@ def test_index_from_too_few_embeddings(capsys, make_embeddings, tmp_path):
 @pytest.mark.ray
 def test_flow(capsys, local_ray, monkeypatch):
     """600 cells are three partitions; the actor takes one at a time, and commits what the loop does."""
-    run_flow, receipts, committed = overhead.run_flow, [], []
+    run, receipts, committed = overhead.run, [], []
 
-    def watched(partitions, reading, seconds, output):
-        for receipt in run_flow(partitions, reading, seconds, output):
-            receipts.append(json.loads(receipt["actor"]))
+    def watched(choice, partitions, reading, seconds, output):
+        for receipt in run(choice, partitions, reading, seconds, output):
+            if choice == "ray":
+                receipts.append(receipt)
             yield receipt
-        loop = Folder(output.uri.removesuffix("flow") + "loop")
-        committed.append([(read_part(loop, name), read_part(output.folder(PARTS), name)) for name in loop.names()])
+        if choice == "ray":
+            loop, flow = Folder(output.uri.removesuffix("flow") + "loop").folder(PARTS), output.folder(PARTS)
+            committed.append([(read_part(loop, name), read_part(flow, name)) for name in loop.names()])
 
-    monkeypatch.setattr(overhead, "run_flow", watched)
+    monkeypatch.setattr(overhead, "run", watched)
     found = figures(capsys, "--stage", "flow", "--cells", "600", "--tokens", "20", "--seconds", "0.05")
     (pairs,) = committed
     assert [len(of_loop) for of_loop, _ in pairs] == [200, 200, 200]

@@ -17,6 +17,7 @@ from scgpt_ray.errors import AtlasError, CompletenessError, WorkerError
 from scgpt_ray.execution import cluster
 from scgpt_ray.execution.cluster import connected, require_answer
 from scgpt_ray.execution.ray_executor import RayExecutor
+from scgpt_ray.execution.ray_stream import _quiet_data
 from scgpt_ray.pipelines.executor import Pool
 
 
@@ -98,6 +99,8 @@ def test_behind_two_tasks(local_ray):
 
 @pytest.mark.ray
 def test_behind_ray_data(local_ray):
+    _quiet_data()  # as every stream does
+
     def refuse(batch):
         raise AtlasError("a file", expected="b", remedy="c")
 

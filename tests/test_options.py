@@ -47,7 +47,7 @@ def test_help():
         "--min-coverage X Smallest",
         "--tiledb-config KEY=VALUE [KEY=VALUE ...] TileDB",
         "census:VERSION (human). Required.",
-        "--gpus N Number of GPU actors; 0 forces CPU actors. Default: one per GPU of the cluster. --actors",
+        "--gpus N Number of GPUs to use; 0 forces CPU actors. Default: all of the cluster. --actors-per-gpu",
     ):
         assert shown in flat
 
