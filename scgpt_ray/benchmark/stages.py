@@ -1,4 +1,4 @@
-"""Which stage is measured by what."""
+"""The stages of `scgpt-ray benchmark`."""
 
 from scgpt_ray.benchmark.measurement import Figure
 from scgpt_ray.config import BenchmarkSettings
@@ -12,7 +12,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Figure]:
     Raises:
         InputError: If the checkpoint or the file of lengths cannot be used, or the device is not there.
     """
-    # Imported on need: each stage brings libraries that the others can do without.
+    # Imported here: each stage needs libraries that the others do not.
     seconds = settings.seconds or _SECONDS
     match settings.stage:
         case "model":
