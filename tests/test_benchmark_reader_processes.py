@@ -27,7 +27,7 @@ def test_a_process_that_fails_is_an_error(tmp_path, capfd):
         (tmp_path / "atlas.h5ad").unlink()
         with pytest.raises(EOFError):
             read_at_once(connections, [partitions, ()])
-    assert "is gone" in capfd.readouterr().err
+    assert "does not exist on this machine" in capfd.readouterr().err
 
 
 def test_memory_of_a_child_is_its_own(tmp_path):
