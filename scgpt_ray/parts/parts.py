@@ -115,7 +115,7 @@ def _encoded(table: pa.Table) -> pa.Table:
 
 
 def read_footer(parts: Folder, name: str) -> Part | None:
-    """What a part says of itself; None where the file is torn or is not a part of ours."""
+    """Read the footer of a part; None if the file is torn or not a part."""
     found = read_stamp(parts, name, _FOOTER)
     if found is None:
         return None

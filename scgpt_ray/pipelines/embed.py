@@ -1,4 +1,4 @@
-"""The main flow: atlas -> cells -> tokens -> embedding -> committed parts -> manifest."""
+"""Atlas -> cells -> tokens -> embeddings -> committed parts -> manifest."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Embeddings of the same cells -> integration metrics, batch effects explained, pictures, report. Without Ray."""
+"""Embeddings of the same cells -> integration metrics, effects of factors, pictures, report."""
 
 import logging
 import re

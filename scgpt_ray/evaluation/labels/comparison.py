@@ -1,4 +1,4 @@
-"""A mapping beside its baselines, on the same cells."""
+"""A mapping compared with baselines on the same cells."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -59,7 +59,7 @@ def compare(
 
     Args:
         truth: True label per cell, [n].
-        methods: Name -> what it says, in the order of the table.
+        methods: Name -> its labels and confidences, in the order of the table.
         reference_labels: Labels that could be predicted.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A mapping held against the truth: every figure of it in one place.
+"""Evaluation of a mapping against true labels: all its figures.
 
 Shapes: N query cells.
 """
@@ -23,15 +23,15 @@ METHOD = "scGPT + kNN"
 
 @dataclass(frozen=True, eq=False)
 class LabelEvaluation:
-    """How right the labels are, and how right it was to withhold them."""
+    """How right the labels are, and how right the rejections."""
 
     truth: Labels
     """True label of each cell, [N]."""
     scores: LabelScores
-    """Of what was voted, whether it was rejected or not."""
+    """Of the top labels, rejected or not."""
     rejection: RejectionScores
     comparison: Comparison
-    """With calling every cell by the reference's most frequent label, and with other baselines."""
+    """With the majority class of the reference, and with other baselines."""
     coverage: CoverageCurve
     reliability: dict[str, Reliability]
     """By the meaning of each confidence."""
@@ -53,24 +53,24 @@ def evaluate(
     confidences: Mapping[str, npt.NDArray[np.floating]],
     rejected: npt.NDArray[np.bool_],
     reference_cells: CountOfValue,
-    beside: Mapping[str, Labelling] | None = None,
+    baselines: Mapping[str, Labelling] | None = None,
 ) -> LabelEvaluation:
     """Evaluate a mapping.
 
     Args:
         truth: True label of each cell, [N]; those without one are left out.
-        voted: Predicted label, [N], also where it is rejected.
+        voted: Top label, [N], rejected or not.
         confidences: Meaning -> confidence of each cell, [N]; the last of them ranks the cells.
-        rejected: bool [N], where no label is given.
+        rejected: bool [N], where the label is Unknown.
         reference_cells: Label -> cells of the reference.
-        beside: Name of a baseline -> what it says of the same cells; for the comparison.
+        baselines: Name -> labels and confidences of the same cells.
 
     Raises:
         InputError: If the truth of no cell is known.
     """
     reference_labels = {name for name in reference_cells if name is not None}
     confidence = list(confidences.values())[-1]
-    methods: dict[str, Labelling] = {METHOD: (voted, confidence), **(beside or {})}
+    methods: dict[str, Labelling] = {METHOD: (voted, confidence), **(baselines or {})}
     methods["majority class"] = majority(reference_cells, len(voted))
     scores = score_labels(truth, voted, confidence, reference_labels)
     evaluated = has_truth(truth)

@@ -1,4 +1,4 @@
-"""How well `Unknown` is said: to cells whose label the reference lacks, and not to the others."""
+"""How well cells are rejected: those whose label the reference lacks, and not the others."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -75,7 +75,7 @@ class RejectionScores:
 def score_rejection(
     truth: Labels, predicted: Labels, rejected: npt.NDArray[np.bool_], reference_labels: Collection[str]
 ) -> RejectionScores:
-    """Count who was rejected.
+    """Count the rejected cells.
 
     Args:
         truth: True label per cell, [n]; cells without one are left out.

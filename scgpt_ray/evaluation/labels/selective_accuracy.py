@@ -1,4 +1,4 @@
-"""What rejection buys: accuracy of the surest cells against how many they are.
+"""Accuracy of the surest cells against how many they are, as rejection by confidence would leave them.
 
 Shapes: N cells.
 """
