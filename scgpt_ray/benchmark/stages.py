@@ -12,7 +12,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Figure]:
     Raises:
         InputError: If the checkpoint or the file of lengths cannot be used, or the device is not there.
     """
-    # Imported here: each stage needs libraries that the others do not.
+    # Imported on need: each stage brings libraries that the others can do without.
     seconds = settings.seconds or _SECONDS
     match settings.stage:
         case "model":

@@ -76,8 +76,8 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
     joinids = digest_joinids(table[JOINID].to_numpy())
     if (joinids, table.num_rows) != (partition.digest, partition.n_cells):
         raise CoverageError(
-            f"partition {partition.number} has {table.num_rows} cells ({joinids}), "
-            f"but {partition.n_cells} were planned ({partition.digest})"
+            f"partition {partition.number} came back with {table.num_rows} cells ({joinids}), "
+            f"planned were {partition.n_cells} ({partition.digest})"
         )
     part = Part(
         fingerprint=fingerprint,

@@ -77,7 +77,7 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
 
 
 def run_plan(plan: Plan, job: EmbedJob, executor: Executor, workers: Pool, tracker: Tracker) -> dict[int, Part]:
-    """Run the remaining partitions through the stages; returns all parts.
+    """Stream the partitions that are still to be done through the stages; returns all parts.
 
     Raises:
         RunError: If the work failed.

@@ -28,7 +28,7 @@ _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
 _HOW = frozenset({"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config"})
-"""Settings that do not change the result."""
+"""Settings that change no number."""
 
 _TOLD = {"atlases": "atlas", "snapshots": "snapshot", "weights": "checkpoint", "vocabulary": "vocabulary"}
 """Keys of a request that say what is found where a setting points to, and that setting."""

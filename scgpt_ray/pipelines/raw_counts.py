@@ -41,7 +41,8 @@ class Counts:
 def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source | str:
     """The atlas that was embedded, or the reason why it is not read again.
 
-    A remote atlas is not read again unless --counts names it: reading scattered cells could take hours.
+    An atlas that is far away is not: reading the counts of cells spread over it could take hours. Name it with
+    --counts if that is worth it.
 
     Args:
         plan: Plan of the embeddings.
@@ -67,7 +68,7 @@ def named_atlas(place: str, plan: Plan | None) -> Source:
     """The atlas that --counts names, with the selection of cells of the embeddings.
 
     Raises:
-        InputError: If it does not exist, or lacks the measurement or layer.
+        InputError: If there is none, or it lacks what is needed.
     """
     settings = _cell_settings(plan) if plan else CellSettings()
     if place.endswith(".h5ad"):

@@ -31,7 +31,7 @@ class LabelEvaluation:
     """Of the top labels, rejected or not."""
     rejection: RejectionScores
     comparison: Comparison
-    """With the majority class of the reference, and with other baselines."""
+    """With calling every cell by the reference's most frequent label, and with other baselines."""
     coverage: CoverageCurve
     reliability: dict[str, Reliability]
     """By the meaning of each confidence."""
