@@ -1,9 +1,10 @@
-"""Train the checkpoint that ships with the package, and evaluate it on cells it never saw.
+"""Train the checkpoint that ships with the package, and evaluate it on cells that it was not trained on.
 
 python jobs/demo_model.py --data ../shared/data --output demo-model [--seeds 0 1 2] [--ship scgpt_ray/network/demo]
 
-For each seed: a purely generative network, and the same continued with cell-type labels; beside them principal
-components, and an untrained network of the first seed. Prints a line per figure, and leaves them in `evaluated.json`.
+For each seed, a generative network is trained, and then continued with cell-type labels. They are compared with
+principal components, and with an untrained network of the first seed. Prints one line of JSON per network, seed and
+task, and writes all of them to `evaluated.json`.
 """
 
 import argparse
@@ -55,16 +56,16 @@ MAPPINGS = {
     "pbmc_facs -> pbmc3k": ("pbmc_facs", "pbmc3k", ("T", "B", "NK", "Monocyte")),
     "pbmc3k -> pbmc4k_sub": ("pbmc3k", "pbmc4k_sub", ("T", "B", "NK", "Monocyte", "DC", "Platelet")),
 }
-"""Name -> reference, query, and the types of the query that the reference has."""
+"""Name -> reference, query, and the types of the query cells to map, which the reference has."""
 UNSEEN = "pbmc3k -> pbmc4k_sub"
 
 MIXED = "kang_ctrlstim"
-"""The set whose control and stimulated cells should mix."""
+"""Data set whose control and stimulated cells should mix."""
 LABELS, CONDITION = "cell_type", "condition"
 
 
 def training_files(data: Path, folder: Path) -> list[str]:
-    """The sets to learn from; of kang_ctrl_12k only cells that kang_ctrlstim lacks, by barcode and by content."""
+    """Files to train on; of kang_ctrl_12k only the cells that are not in kang_ctrlstim, by barcode and by counts."""
     folder.mkdir(parents=True, exist_ok=True)
     kang = ad.read_h5ad(data / "kang_ctrl_12k.h5ad")
     rest = folder / "kang_ctrl_rest.h5ad"
@@ -74,7 +75,7 @@ def training_files(data: Path, folder: Path) -> list[str]:
 
 
 def not_in(cells: ad.AnnData, evaluated: ad.AnnData) -> npt.NDArray[np.bool_]:
-    """Which cells do not occur in another set."""
+    """Cells that are not in another data set, bool [n]."""
     genes = [gene for gene in cells.var_names if gene in set(evaluated.var_names)]
     seen_contents = set(contents(evaluated[:, genes]))
     seen_barcodes = {barcode(name) for name in evaluated.obs_names}
@@ -86,17 +87,17 @@ def not_in(cells: ad.AnnData, evaluated: ad.AnnData) -> npt.NDArray[np.bool_]:
 
 
 def contents(cells: ad.AnnData) -> Iterator[bytes]:
-    """The counts of each cell, in the order of the genes given."""
+    """The counts of each cell as bytes."""
     return (row.tobytes() for row in cells.X.toarray())
 
 
 def barcode(name: str) -> str:
-    """The part of a cell's name that the sequencer read."""
+    """The barcode in the name of a cell, without the suffix of its sample."""
     return name.split("-")[0]
 
 
 def train(seed: int, files: list[str], data: Path, output: Path) -> dict[str, Path]:
-    """Both stages of one seed; name -> checkpoint folder."""
+    """Train both networks of a seed; name -> checkpoint folder."""
     generative, supervised = output / f"generative-{seed}", output / f"supervised-{seed}"
     scgpt_ray.pretrain(
         atlas=files,
@@ -128,9 +129,9 @@ def evaluate(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[floa
     found = {name: embedded(place, checkpoint, folder / name, (COARSE,), GENES) for name, place in places.items()}
     scores = {}
     for name, (reference, query, types) in MAPPINGS.items():
-        known, asked = np.isin(found[reference][1], ["unknown", "Other"]), np.isin(found[query][1], types)
+        labelled, mapped = ~np.isin(found[reference][1], ["unknown", "Other"]), np.isin(found[query][1], types)
         pairs = [(vectors[rows], labels[rows]) for (vectors, labels), rows in
-                 ((found[reference], ~known), (found[query], asked))]  # fmt: skip
+                 ((found[reference], labelled), (found[query], mapped))]  # fmt: skip
         scores[name] = knn(*pairs[0], *pairs[1])
     vectors, labels = embedded(blood, checkpoint, folder / "blood", (LABEL,), ("index",))
     is_query = (ad.read_h5ad(blood).obs[SPLIT] == "query").to_numpy()
@@ -156,7 +157,7 @@ def evaluate_integration(folders: dict[str, Path], output: Path, seed: int) -> d
 def embedded(
     place: Path, checkpoint: Path, output: Path, columns: tuple[str, ...], genes: tuple[str, ...]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.object_]]:
-    """Embeddings [n, d] of a file by `scgpt-ray embed`, and the labels in its first column."""
+    """Embed the cells of a file; returns embeddings [n, d], and the labels of the first column [n]."""
     scgpt_ray.embed(
         atlas=str(place), checkpoint=str(checkpoint), output=str(output), obs_columns=columns, gene_columns=genes
     )
@@ -170,30 +171,30 @@ def knn(
     query: npt.NDArray[np.float32],
     truth: npt.NDArray[np.object_],
 ) -> tuple[float, float]:
-    """Accuracy and macro-F1 of a majority vote of the nearest neighbours by cosine."""
+    """Accuracy and macro-F1 of the majority vote of nearest neighbours by cosine similarity."""
     predicted, share = nearest_labels(reference, reference_labels, query, K)
     evaluated = score_labels(truth, predicted, share, set(reference_labels))
     return evaluated.accuracy, evaluated.macro_f1
 
 
 def evaluate_components(data: Path, seed: int) -> dict[str, tuple[float, float]]:
-    """The same of principal components: 30, of log1p counts per 10,000, and as many neighbours."""
+    """Accuracy and macro-F1 of each mapping by 30 principal components of log1p counts per 10,000."""
     scores = {}
     for name, (reference, query, types) in MAPPINGS.items():
-        known, asked = (log1p_cells(data / f"{which}.h5ad") for which in (reference, query))
-        known = known[~known.obs[COARSE].isin(["unknown", "Other"])]
-        asked = asked[asked.obs[COARSE].isin(types)]
-        genes = known.var_names.intersection(asked.var_names)
-        labels = known.obs[COARSE].to_numpy(object)
-        predicted, share = pca_knn(known[:, genes].X, labels, asked[:, genes].X, k=K, seed=seed)
-        truth = asked.obs[COARSE].to_numpy(object)
+        labelled, mapped = (log1p_cells(data / f"{which}.h5ad") for which in (reference, query))
+        labelled = labelled[~labelled.obs[COARSE].isin(["unknown", "Other"])]
+        mapped = mapped[mapped.obs[COARSE].isin(types)]
+        genes = labelled.var_names.intersection(mapped.var_names)
+        labels = labelled.obs[COARSE].to_numpy(object)
+        predicted, share = pca_knn(labelled[:, genes].X, labels, mapped[:, genes].X, k=K, seed=seed)
+        truth = mapped.obs[COARSE].to_numpy(object)
         evaluated = score_labels(truth, predicted, share, set(labels))
         scores[name] = evaluated.accuracy, evaluated.macro_f1
     return scores
 
 
 def log1p_cells(place: Path) -> ad.AnnData:
-    """Cells of a file by current symbols, log1p of counts per 10,000."""
+    """Cells of a file as log1p of counts per 10,000, with current gene symbols."""
     cells = ad.read_h5ad(place)
     current, published = (cells.var[column].astype(object) for column in ("symbol_gencode44", "feature_name"))
     cells.var_names = current.where(current.notna(), published).astype(str)
@@ -209,7 +210,7 @@ def genes_of(checkpoint: Path) -> list[str]:
 
 
 def ship(checkpoint: Path, folder: Path) -> None:
-    """Write a checkpoint in half precision, as the package carries it."""
+    """Write a checkpoint in half precision, as it ships with the package."""
     read = read_checkpoint(checkpoint)
     args = json.loads((checkpoint / ARGS_FILE).read_text())
     halves = {name: tensor.half() for name, tensor in {**read.tensors, **read.heads}.items()}
@@ -218,7 +219,7 @@ def ship(checkpoint: Path, folder: Path) -> None:
 
 
 def figures(seeds: list[int], data: Path, output: Path) -> Iterator[dict[str, Any]]:
-    """Train and evaluate; a line per network, seed and task."""
+    """Train and evaluate; yields a line per network, seed and task."""
     files = training_files(data, output / "cells")
     yield from mapping_lines(COMPONENTS, 0, evaluate_components(data, 0))
     for seed in seeds:
@@ -239,31 +240,31 @@ def mapping_lines(network: str, seed: int, scores: dict[str, tuple[float, float]
         yield {"network": network, "seed": seed, "task": task, "accuracy": accuracy, "macro_f1": macro_f1}
 
 
-def better(told: list[dict[str, Any]], seed: int) -> str:
-    """The network that maps cells better which neither stage has seen."""
-    trained = [line for line in told if line["network"] in ("generative", "supervised")]
+def better(lines: list[dict[str, Any]], seed: int) -> str:
+    """The network with the higher accuracy on cells that neither was trained on."""
+    trained = [line for line in lines if line["network"] in ("generative", "supervised")]
     unseen = [line for line in trained if line["seed"] == seed and line["task"] == UNSEEN]
     return str(max(unseen, key=lambda line: line["accuracy"])["network"])
 
 
 def main() -> None:
-    """Train, evaluate, tell."""
+    """Train, evaluate, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the .h5ad files")
-    parser.add_argument("--output", type=Path, required=True, help="folder for everything")
+    parser.add_argument("--output", type=Path, required=True, help="folder for all results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a network for each [default: 0]")
     parser.add_argument("--ship", type=Path, help="folder for the better network of the first seed, in half precision")
     options = parser.parse_args()
-    told = []
+    lines = []
     with connected():
         for line in figures(options.seeds, options.data, options.output):
-            told.append(line)
+            lines.append(line)
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
-    (options.output / "evaluated.json").write_text(json.dumps(told, indent=1))
+    (options.output / "evaluated.json").write_text(json.dumps(lines, indent=1))
     if options.ship:
         first = options.seeds[0]
-        ship(options.output / f"{better(told, first)}-{first}" / "checkpoint", options.ship)
+        ship(options.output / f"{better(lines, first)}-{first}" / "checkpoint", options.ship)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Zero-shot integration: does an embedding keep cell types apart and bring batch keys together?
+"""Zero-shot integration: does an embedding separate cell types and mix batch keys?
 
 python integration.py --cells F --checkpoint C [C ...] --label-column L --batch-column B --output O [--published covid]
 
 F is an .h5ad file or a SOMA experiment. Several checkpoints, such as whole-human and the continual-pretrained scGPT_CP,
-are evaluated side by side. The same as `scgpt-ray embed` for each of them and `integrate`, with what scGPT's authors
-report beside it; run again, the embeddings are not made again.
+are compared on the same cells. Runs `scgpt-ray embed` for each of them and `integrate`, and prints the results together
+with those that scGPT's authors report. Finished embeddings are reused.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PUBLISHED = {
     "ms": {"whole-human": (0.4525, 0.9129), COMPONENTS: (0.5062, 0.9075)},
     "pancreas": {"scGPT_CP": (0.6348, 0.9236), "whole-human": (0.5299, 0.9012), COMPONENTS: (0.5401, 0.8823)},
 }
-"""Data set -> embedding -> AvgBIO and AvgBATCH that the authors report; of pancreas (scIB) on 1,800 variable genes."""
+"""Data set -> embedding -> AvgBIO and AvgBATCH that the authors report; pancreas (scIB) with 1,800 variable genes."""
 
 
 def integrate_cells(options: argparse.Namespace) -> Integrated:
@@ -50,8 +50,8 @@ def integrate_cells(options: argparse.Namespace) -> Integrated:
     )
 
 
-def told(integrated: Integrated, published: dict[str, tuple[float, float]]) -> str:
-    """The table for a person, and the same as one JSON object in the last line."""
+def summary(integrated: Integrated, published: dict[str, tuple[float, float]]) -> str:
+    """The results as a table, the path of the report, and the results as a line of JSON."""
     n, scores = integrated.integration.n, integrated.integration.scores
     rows = [(each.name, each.avg_bio, each.avg_batch) for each in scores]
     rows += [(f"published, {name}", bio, batch) for name, (bio, batch) in published.items()]
@@ -73,16 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoint folders, or demo")
     parser.add_argument("--label-column", required=True, help="obs column of cell types")
     parser.add_argument("--batch-column", required=True, help="obs column of batch keys")
-    parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument("--gene-columns", nargs="+", help="as of embed")
-    parser.add_argument("--max-length", type=int, default=1200, help="as of embed")
-    parser.add_argument("--published", choices=PUBLISHED, help="data set that these cells are")
+    parser.add_argument("--output", required=True, help="folder for all results")
+    parser.add_argument("--gene-columns", nargs="+", help="see scgpt-ray embed")
+    parser.add_argument("--max-length", type=int, default=1200, help="see scgpt-ray embed")
+    parser.add_argument("--published", choices=PUBLISHED, help="data set of these cells, for the published results")
     options = parser.parse_args(arguments)
     try:
         integrated = integrate_cells(options)
     except InputError as error:
         parser.error(str(error))
-    sys.stdout.write(told(integrated, PUBLISHED.get(options.published, {})) + "\n")
+    sys.stdout.write(summary(integrated, PUBLISHED.get(options.published, {})) + "\n")
 
 
 if __name__ == "__main__":

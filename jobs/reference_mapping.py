@@ -1,9 +1,10 @@
-"""Zero-shot reference mapping: query cells get the labels of their neighbours among reference cells.
+"""Zero-shot reference mapping: query cells get the labels of their nearest reference cells.
 
 python reference_mapping.py --reference R --query Q --checkpoint C --label-column L --output O [--published lung_kim]
 
-R and Q are .h5ad files or SOMA experiments, both with the column L: the labels to transfer, and the truth.
-The same as `scgpt-ray embed`, `index` and `map`, with what scGPT's authors report beside it; run again, it resumes.
+R and Q are .h5ad files or SOMA experiments, both with the column L: the labels to transfer, and the true labels.
+Runs `scgpt-ray embed`, `index` and `map`, and prints the results together with those that scGPT's authors report. Run
+it again to resume.
 """
 
 import argparse
@@ -23,7 +24,7 @@ K = 10
 
 @dataclass(frozen=True)
 class Published:
-    """What the authors report for a data set: exact search, 10 neighbours, majority vote."""
+    """Results that the authors report for a data set, with exact search, 10 neighbours and a majority vote."""
 
     checkpoint: str
     cells: str
@@ -62,8 +63,8 @@ def map_cells(options: argparse.Namespace) -> Mapped:
     )
 
 
-def told(mapped: Mapped, published: Published | None) -> str:
-    """The table for a person, and the same as one JSON object in the last line."""
+def summary(mapped: Mapped, published: Published | None) -> str:
+    """The results as a table, the path of the report, and the results as a line of JSON."""
     assert mapped.evaluation is not None, "a truth column is named"
     n, methods = mapped.evaluation.scores.n, mapped.evaluation.comparison.methods
     rows = [(method.name, method.accuracy, method.macro_f1) for method in methods]
@@ -84,17 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", required=True, help="labelled cells")
     parser.add_argument("--query", required=True, help="cells to label")
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder, or demo")
-    parser.add_argument("--label-column", required=True, help="obs column of both")
-    parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument("--gene-columns", nargs="+", help="as of embed")
-    parser.add_argument("--max-length", type=int, default=1200, help="as of embed")
-    parser.add_argument("--published", choices=PUBLISHED, help="data set that these cells are")
+    parser.add_argument("--label-column", required=True, help="obs column of labels in both")
+    parser.add_argument("--output", required=True, help="folder for all results")
+    parser.add_argument("--gene-columns", nargs="+", help="see scgpt-ray embed")
+    parser.add_argument("--max-length", type=int, default=1200, help="see scgpt-ray embed")
+    parser.add_argument("--published", choices=PUBLISHED, help="data set of these cells, for the published results")
     options = parser.parse_args(arguments)
     try:
         mapped = map_cells(options)
     except InputError as error:
         parser.error(str(error))
-    sys.stdout.write(told(mapped, PUBLISHED.get(options.published)) + "\n")
+    sys.stdout.write(summary(mapped, PUBLISHED.get(options.published)) + "\n")
 
 
 if __name__ == "__main__":

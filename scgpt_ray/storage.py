@@ -1,4 +1,4 @@
-"""A place for files, on a disk or an object store, in which a file is there whole or not at all."""
+"""Folders on a disk or an object store, in which files are written atomically."""
 
 import os
 import shutil
@@ -20,28 +20,28 @@ _COPIED_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder named by a path or a URI (`s3://`, `gs://`); names of files in it are relative, with `/`.
+    """A folder, as a path or a URI (`s3://`, `gs://`); names of files are relative to it, with `/`.
 
-    A local write goes to a temporary name beside its place, is flushed to the disk and renamed; on an object store
-    it is one upload, which is atomic there. The value pickles; connections are made where it is used.
+    A local file is written under a temporary name in the same folder, flushed to the disk and renamed; on an object
+    store it is one upload, which is atomic. Folders pickle; connections are made where they are used.
     """
 
     uri: str
 
     @classmethod
     def at(cls, place: str | os.PathLike[str]) -> "Folder":
-        """Name a folder; a relative path is resolved here, so that other processes mean the same place."""
+        """Make a folder of a path or URI; relative paths are resolved, so that other processes find the same place."""
         text = os.fspath(place)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder is a path of this machine."""
+        """Whether the folder is a path, not a URI."""
         return "://" not in self.uri
 
     @property
     def path(self) -> Path:
-        """The local path; only for local folders."""
+        """The path of a local folder."""
         assert self.is_local, f"{self.uri} has no local path"
         return Path(self.uri)
 
@@ -53,22 +53,22 @@ class Folder:
         return filesystem, root
 
     def folder(self, name: str) -> "Folder":
-        """A folder inside this one."""
+        """A subfolder."""
         return Folder(f"{self.uri}/{name}")
 
     def where(self, name: str) -> str:
-        """The full path or URI of a file, for messages."""
+        """Full path or URI of a file."""
         return f"{self.uri}/{name}"
 
     def has(self, name: str) -> bool:
-        """Whether a file of this name is there."""
+        """Whether a file exists."""
         if self.is_local:
             return (self.path / name).is_file()
         filesystem, root = self._remote
         return bool(filesystem.get_file_info(f"{root}/{name}").type == pafs.FileType.File)
 
     def names(self) -> list[str]:
-        """Sorted names of the files right in this folder; temporary leftovers are not among them."""
+        """Sorted names of the files in this folder, without subfolders and temporary files."""
         if self.is_local:
             found = [entry.name for entry in self.path.iterdir() if entry.is_file()] if self.path.is_dir() else []
         else:
@@ -78,10 +78,10 @@ class Folder:
         return sorted(name for name in found if not name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """Read a file.
 
         Raises:
-            FileNotFoundError: If it is not there.
+            FileNotFoundError: If it does not exist.
         """
         if self.is_local:
             return (self.path / name).read_bytes()
@@ -89,17 +89,17 @@ class Folder:
             return bytes(stream.read())
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file opened for random access, as pyarrow readers take it."""
+        """Open a file for random access with pyarrow."""
         if self.is_local:
             return pa.OSFile(str(self.path / name), "rb")
         filesystem, root = self._remote
         return filesystem.open_input_file(f"{root}/{name}")
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Put a file in its place, whole or not at all, replacing one of that name.
+        """Write a file atomically, replacing an existing one.
 
         Raises:
-            OSError: If the place cannot be written, such as a full disk; nothing is left behind.
+            OSError: If the file cannot be written, such as to a full disk; nothing is left behind.
         """
         if not self.is_local:
             filesystem, root = self._remote
@@ -120,12 +120,12 @@ class Folder:
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
-        """A local path to write a file to that is too large for memory; in its place when the block ends well.
+        """A local path to which the block writes a file too large for memory; the file is committed after the block.
 
-        On an object store the finished file is uploaded, so that it needs room on the local disk for the while.
+        For an object store the file is uploaded then, and needs space on the local disk until it is.
 
         Raises:
-            OSError: As `write`.
+            OSError: If the file cannot be written.
         """
         if not self.is_local:
             with tempfile.TemporaryDirectory() as scratch:
@@ -147,7 +147,7 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
         if self.is_local:
             place = self.path / name
             return place.stat().st_size if place.is_file() else None
@@ -156,10 +156,10 @@ class Folder:
         return int(info.size) if info.type == pafs.FileType.File else None
 
     def fetch(self, name: str, cache: Path) -> Path:
-        """A local path to a file, as a memory map needs: its own, or that of a copy in `cache`.
+        """A local path to a file, as memory maps need it; files of an object store are copied to `cache`.
 
         Raises:
-            FileNotFoundError: If it is not there.
+            FileNotFoundError: If it does not exist.
         """
         if self.is_local:
             return self.path / name
@@ -169,7 +169,7 @@ class Folder:
         return copy
 
     def remove(self, name: str) -> None:
-        """Delete a file that is there."""
+        """Delete a file."""
         if self.is_local:
             (self.path / name).unlink()
         else:
@@ -177,10 +177,10 @@ class Folder:
             filesystem.delete_file(f"{root}/{name}")
 
     def require_writable(self) -> None:
-        """Try that a file can be written here, without leaving a trace.
+        """Check that files can be written, without leaving one behind.
 
         Raises:
-            OutputError: If not.
+            OutputError: If they cannot.
         """
         remedy = "give --output a folder you may write to"
         if not self.is_local:

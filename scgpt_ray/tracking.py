@@ -1,7 +1,7 @@
-"""MLflow runs that can neither fail nor stall the work they describe.
+"""MLflow tracking that can neither fail nor block the work that it tracks.
 
-All calls to MLflow are made by one thread of its own. A store that does not answer costs a few seconds at the end;
-what could not be sent is kept as JSON lines in `tracking.jsonl` of the output folder.
+A separate thread makes all calls to MLflow. A store that does not answer costs a few seconds at the end; events that
+could not be sent are written as JSON lines to `tracking.jsonl` in the output folder.
 """
 
 import json
@@ -34,7 +34,7 @@ _MAX_PARAM = 500
 
 @dataclass(frozen=True)
 class Event:
-    """One thing to tell MLflow: `kind` is start, params, metrics, artifact or end."""
+    """An event to log: `kind` is start, params, metrics, artifact or end."""
 
     kind: str
     time_ms: int
@@ -42,15 +42,15 @@ class Event:
 
 
 class Tracker:
-    """One MLflow run, as a context manager.
+    """An MLflow run, as a context manager.
 
-    The store is `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the output folder. On an object store
-    there is no place for a sqlite file, so without `MLFLOW_TRACKING_URI` the events are only kept in `tracking.jsonl`.
+    The store is `MLFLOW_TRACKING_URI` if set, else `mlflow.db` in the output folder. An object store cannot hold a
+    sqlite file: without `MLFLOW_TRACKING_URI`, events then go to `tracking.jsonl` only.
 
     Args:
         verb: Name of the run.
-        output: Output folder of the run; created if need be.
-        params: What to log as parameters; nested mappings are flattened with dots.
+        output: Output folder of the run; created if it does not exist.
+        params: Parameters to log; nested mappings are flattened with dots.
     """
 
     def __init__(self, verb: str, output: Folder, params: Mapping[str, Any]) -> None:
@@ -60,8 +60,8 @@ class Tracker:
         self._unsent: list[Event] = []
         self._last_metrics = 0.0
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
-        self._tell("start", name=verb)
-        self._tell("params", values=_flatten({**params, "versions": versions()}))
+        self._put("start", name=verb)
+        self._put("params", values=_flatten({**params, "versions": versions()}))
 
     def __enter__(self) -> "Tracker":
         self._thread.start()
@@ -70,33 +70,33 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run as finished or failed, and wait a bounded time for MLflow."""
-        self._tell("end", status="FINISHED" if error is None else "FAILED")
+        """End the run as finished or failed; waits for MLflow for a limited time."""
+        self._put("end", status="FINISHED" if error is None else "FAILED")
         self._thread.join(_PATIENCE_S)
         if self._thread.is_alive():
-            logger.warning("MLflow at %s did not take everything within %.0f s", self.uri, _PATIENCE_S)
+            logger.warning("MLflow at %s did not accept all events within %.0f s", self.uri, _PATIENCE_S)
         self._keep_unsent()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters that became known while running."""
-        self._tell("params", values=_flatten(params))
+        """Log further parameters."""
+        self._put("params", values=_flatten(params))
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0, now: bool = True) -> None:
-        """Log numbers; with now=False at most every ten seconds, for progress."""
+        """Log metrics; with now=False at most every ten seconds."""
         if not now and time.monotonic() - self._last_metrics < _INTERVAL_S:
             return
         self._last_metrics = time.monotonic()
-        self._tell("metrics", values={name: float(value) for name, value in metrics.items()}, step=step)
+        self._put("metrics", values={name: float(value) for name, value in metrics.items()}, step=step)
 
     def log_artifact(self, name: str) -> None:
-        """Attach a file of the output folder."""
-        self._tell("artifact", name=name)
+        """Log a file of the output folder as an artifact."""
+        self._put("artifact", name=name)
 
-    def _tell(self, kind: str, **payload: Any) -> None:
+    def _put(self, kind: str, **payload: Any) -> None:
         self._pending.put(Event(kind, int(time.time() * 1000), payload))
 
     def _send_all(self) -> None:
-        """Body of the thread: send events in order; after the first failure only collect them."""
+        """The function of the thread: send events in order; after the first failure, only collect them."""
         if self.uri is None:
             logger.info(
                 "no MLFLOW_TRACKING_URI and %s is remote: the run is logged to %s only",
@@ -109,7 +109,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow.exceptions import MlflowException  # three seconds that the work need not wait for
+        from mlflow.exceptions import MlflowException  # takes three seconds, in this thread
 
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -145,7 +145,7 @@ class Tracker:
 
 
 class _Run:
-    """The thread's side of a run: turns events into MLflow calls."""
+    """An MLflow run in the thread: turns events into calls of MLflow."""
 
     def __init__(self, output: Folder, uri: str) -> None:
         self.output, self.uri = output, uri
@@ -166,7 +166,7 @@ class _Run:
         self.client = _client(self.output, self.uri)
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            location = _artifacts_beside(self.uri)
+            location = _artifact_location(self.uri)
             experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
@@ -193,13 +193,13 @@ class _Run:
 
 
 def versions() -> dict[str, str]:
-    """Package -> version of what computes here."""
+    """Versions of the main packages, by name."""
     packages = ("ray", "torch", "pyarrow", "numpy", "tiledbsoma")
     return {"scgpt-ray": __version__, **{package: version(package) for package in packages}}
 
 
-def _artifacts_beside(uri: str) -> str | None:
-    """Artifacts lie beside a sqlite file, not in whatever directory the process runs in; a server knows its own."""
+def _artifact_location(uri: str) -> str | None:
+    """Artifacts go to the folder of a sqlite file, not to the working directory; a server has a default."""
     scheme = "sqlite:///"
     return (Path(uri.removeprefix(scheme)).parent / "mlartifacts").as_uri() if uri.startswith(scheme) else None
 

@@ -164,7 +164,7 @@ def test_without_counts_only_the_embedding_is_evaluated():
     assert (effect.kind, effect.no_shift) == (None, "no counts were given")
     assert effect.embeddings[0].is_carried
     told = verdict(effect)
-    assert "cannot be told: no counts were given." in told
+    assert "cannot be determined: no counts were given." in told
     assert told.endswith("this embedding carries it.")
     assert json.loads(json.dumps(effect_dict(effect)))["embeddings"][0]["is_carried"] is True
 

@@ -11,7 +11,7 @@ from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.pipelines.baseline import _Atlas, _reference_counts, _require_variety
-from scgpt_ray.pipelines.stratified_sample import _LOT, _lowest
+from scgpt_ray.pipelines.stratified_sample import _DRAW, _lowest
 from scgpt_ray.schema import JOINID
 
 TOKENS = np.arange(64, dtype=np.int32)[::-1].copy()  # of each var row
@@ -67,13 +67,13 @@ def test_cells_that_do_not_differ_have_no_components(shape):
 def test_the_lowest_lots_of_the_shards_are_those_of_all_cells():
     rng = np.random.default_rng(0)
     kinds = pa.array(rng.choice(["B", "T", "NK", None], 500).tolist())
-    cells = pa.table({JOINID: np.arange(500), "kind": kinds, _LOT: rng.random(500)})
+    cells = pa.table({JOINID: np.arange(500), "kind": kinds, _DRAW: rng.random(500)})
     quotas = {"B": 7, "T": 500, "absent": 3}
     shards = [cells.slice(0, 120), cells.slice(120, 0), cells.slice(120)]
     offered = pa.concat_tables([_lowest(shard, "kind", quotas) for shard in shards])
     drawn = _lowest(offered, "kind", quotas)
     assert sorted(drawn[JOINID].to_pylist()) == sorted(_lowest(cells, "kind", quotas)[JOINID].to_pylist())
-    lots = {kind: cells.filter(pc.equal(kinds, kind))[_LOT].to_pylist() for kind in ("B", "T")}
-    expected = sorted([*sorted(lots["B"])[:7], *lots["T"]])
-    assert sorted(drawn[_LOT].to_pylist()) == expected
-    assert offered.num_rows <= len(lots["T"]) + 2 * 7, "a shard offers no more than could be drawn"
+    draws = {kind: cells.filter(pc.equal(kinds, kind))[_DRAW].to_pylist() for kind in ("B", "T")}
+    expected = sorted([*sorted(draws["B"])[:7], *draws["T"]])
+    assert sorted(drawn[_DRAW].to_pylist()) == expected
+    assert offered.num_rows <= len(draws["T"]) + 2 * 7, "a shard offers no more than could be drawn"

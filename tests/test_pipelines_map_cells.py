@@ -25,7 +25,7 @@ def cells(n, absent=()):
 def test_too_few_cells_are_told():
     pytest.importorskip("umap", reason="needs umap-learn")
     assert drawn_cells(*cells(17, absent=(3, 5))) == (
-        "No cells are drawn: 15 cells for a UMAP; expected at least 16; draw no UMAP of so few."
+        "No cells are drawn: 15 cells for a UMAP; expected at least 16; use more cells."
     )
     assert drawn_cells(*cells(2, absent=(0, 1))) == "No cells are drawn: no query cell has an embedding."
 

@@ -171,7 +171,7 @@ def test_a_sample_with_vectors_and_labels(reference, run, n):
 
 
 def test_what_an_index_cannot_answer(reference):
-    with pytest.raises(ReferenceSetError, match=r"queries of width 8, .* is of width 16"):
+    with pytest.raises(ReferenceSetError, match=r"queries have width 8, .* has width 16"):
         reference.neighbors(QUERIES[:, :8], 3)
     with pytest.raises(ConfigError, match=r"--k 300: .* holds 299 cells"):
         reference.require(300, (), None)

@@ -1,7 +1,7 @@
-"""The stage `index`: an index of many grown embeddings, built and searched, beside upstream's factory string.
+"""The stage `index`: build and search an index of many synthetic embeddings, and compare it with upstream's factory.
 
-The vectors are never all in memory: they are grown block by block into the shards, which keep them in half precision;
-the truth is found in the same pass, and upstream's index is filled from what the shards keep.
+The vectors are never all in memory: they are generated block by block and added to the shards, which store them in
+half precision. The true neighbours are found in the same pass; upstream's index is filled from the stored vectors.
 """
 
 import shutil
@@ -41,16 +41,16 @@ from scgpt_ray.storage import Folder
 VECTORS = 50_000
 TARGET_RECALL = 0.98
 UPSTREAM_FACTORY = "PCA64,IVF{}_HNSW32,PQ16"
-"""scGPT's tutorial of building an atlas index; searched there by L2 with 128 lists."""
+"""Factory of scGPT's tutorial on building an atlas index, which searches by L2 with nprobe 128."""
 
 _UPSTREAM_LISTS, _UPSTREAM_NPROBE = 16_384, 128
-_BASE = 20_000  # cells of the base that are looked at: their neighbourhoods are found by comparing all with all
-_QUERIES, _JUDGED = 10_000, 500
+_BASE = 20_000  # maximum number of base cells, whose neighbourhoods are found by exhaustive search
+_QUERIES, _EVALUATED = 10_000, 500
 _K = 50
 _SAMPLE_BYTES = 1_400_000_000
 _MEASURED = 100_000
 _PROBED = 500
-_MADE_UP = 5_000
+_SYNTHETIC_BASE = 5_000
 _WIDTH, _TYPES, _PLANE = 512, 100, 24
 
 _Search: TypeAlias = Callable[[Float32Matrix, int], Neighbors]
@@ -58,12 +58,12 @@ _Search: TypeAlias = Callable[[Float32Matrix, int], Neighbors]
 
 @dataclass
 class _Clock:
-    """Seconds spent in named pieces of work."""
+    """Seconds spent in named parts of the work."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def timed(self, name: str, blocks: Iterable[Float32Matrix]) -> Iterator[Float32Matrix]:
-        """Count what it takes to make each block."""
+        """Count the time to make each block."""
         iterator = iter(blocks)
         while True:
             started = time.perf_counter()
@@ -74,25 +74,25 @@ class _Clock:
             yield block
 
     def add(self, name: str, started: float) -> None:
-        """Count from `started` until now."""
+        """Count the time since `started`."""
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str | None, naive: bool) -> list[Figure]:
-    """Grow embeddings, index them, and search.
+    """Generate embeddings, index them, and search.
 
     Args:
-        n_vectors: Vectors of the index.
-        threads: Of faiss; None for one, as a task has.
-        embeddings: Output folder of an `embed` to grow from; None for synthetic vectors.
-        naive: Afterwards the same vectors by upstream's factory.
+        n_vectors: Number of vectors of the index.
+        threads: Threads of faiss; None for one, as in a task.
+        embeddings: Output folder of `embed` whose embeddings are the base; None for a synthetic base.
+        naive: Whether to measure upstream's factory on the same vectors as well.
 
     Raises:
-        InputError: If the embeddings are too few or cannot be read, or the disk is too small.
+        InputError: If there are too few embeddings, they cannot be read, or the disk is too small.
     """
     set_threads(threads or 1)
     n = n_vectors or VECTORS
-    base_BD = synthetic_vectors(_MADE_UP) if embeddings is None else base_of(Folder.at(embeddings))
+    base_BD = synthetic_vectors(_SYNTHETIC_BASE) if embeddings is None else base_of(Folder.at(embeddings))
     growth = Growth.of(base_BD)
     setting: dict[str, str | int | float] = {
         "vectors": n, "width": base_BD.shape[1], "base": len(base_BD),
@@ -115,10 +115,10 @@ def _require_room(place: Path, n: int, d: int) -> None:
 
 
 def base_of(folder: Folder) -> Float32Matrix:
-    """Distinct unit vectors of the first cells of an embed, float32 [B, d].
+    """Distinct unit vectors of the first cells of an output folder of `embed`, float32 [B, d].
 
     Raises:
-        InputError: If it is not a finished one, or has too few cells.
+        InputError: If the run is not finished, or has too few cells.
     """
     found: list[Float32Matrix] = []
     for name in require_manifest(folder).parts:
@@ -136,7 +136,7 @@ def base_of(folder: Folder) -> Float32Matrix:
 
 
 def synthetic_vectors(n: int, seed: int = 0) -> Float32Matrix:
-    """Unit vectors of synthetic types, each a cloud in a plane of its own, around a common mean; float32 [n, 512]."""
+    """Synthetic unit vectors, float32 [n, 512]: 100 types, each in a random 24-dimensional subspace, with noise."""
     rng = np.random.default_rng(seed)
     types_TD = rng.standard_normal((_TYPES, _WIDTH), np.float32)
     planes_TPD = rng.standard_normal((_TYPES, _PLANE, _WIDTH), np.float32) / np.float32(np.sqrt(_PLANE))
@@ -160,7 +160,7 @@ def _structure(growth: Growth, n: int, setting: dict[str, str | int | float]) ->
 
 @dataclass
 class _Trial:
-    """Two indexes of the same grown vectors."""
+    """Two indexes of the same generated vectors."""
 
     growth: Growth
     n: int
@@ -170,13 +170,13 @@ class _Trial:
 
     def __post_init__(self) -> None:
         self.queries_QD = np.concatenate(list(self.growth.blocks(min(_QUERIES, self.n), seed=1)))
-        self.truth = no_neighbors(min(_JUDGED, len(self.queries_QD)), _K)
+        self.truth = no_neighbors(min(_EVALUATED, len(self.queries_QD)), _K)
 
     def ours(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
-        """Build as `index` does, choose the params, search."""
+        """Build as `index` does, choose the search parameters, and search."""
         d = self.growth.base_BD.shape[1]
         n_shards = usual_shards(self.n)
-        # Below, `index` is exact, which would be no trial.
+        # For fewer vectors `index` chooses an exact index.
         factory = choose_factory(max(self.n, EXACT_UP_TO + 1), d, None, n_shards, TARGET_RECALL)
         factory = with_lists(factory, self.n)
         self._build(factory, n_shards)
@@ -189,11 +189,11 @@ class _Trial:
         named = {**setting, "factory": factory, "shards": n_shards, "nprobe": chosen.nprobe, "rerank": chosen.rerank}
         yield from self._built("", named, [shard.name for shard in self.shards])
         yield Figure("index", "peak memory", peak_bytes() / 1e9, "GB", named)
-        yield Figure("index", "memory of its own after building", private_bytes() / 1e9, "GB", named)
+        yield Figure("index", "private memory after building", private_bytes() / 1e9, "GB", named)
         yield from self._searched(named, lambda queries, k: searcher.search(queries, k, chosen.params))
 
     def _build(self, factory: str, n_shards: int) -> None:
-        """Train, and fill the shards from one stream, whose making and evaluating do not count."""
+        """Train, and fill the shards from one stream; generating and searching its blocks is not counted."""
         d = self.growth.base_BD.shape[1]
         rows = training_size(factory, self.n, d, _SAMPLE_BYTES)
         sample_ND = np.concatenate(list(self.growth.blocks(rows, seed=0)))
@@ -215,7 +215,7 @@ class _Trial:
         self.clock.seconds["add"] -= self.clock.seconds["grow"]
 
     def _evaluated(self, blocks: Iterable[Float32Matrix], first: int) -> Iterator[Float32Matrix]:
-        """Pass blocks on, looking for the true neighbours of some queries on the way."""
+        """Yield the blocks unchanged, updating the true neighbours of some queries with each."""
         for block_ND in blocks:
             ids = np.arange(first, first + len(block_ND))
             found = exact_search([(ids, block_ND)], self.queries_QD[: len(self.truth[0])], _K)
@@ -224,7 +224,7 @@ class _Trial:
             yield block_ND
 
     def upstream(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
-        """Train and fill upstream's index with the same vectors, as one piece, and search it."""
+        """Build upstream's index of the same vectors, in one piece, and search it."""
         d = self.growth.base_BD.shape[1]
         factory = with_lists(UPSTREAM_FACTORY.format(_UPSTREAM_LISTS), self.n)
         rows = training_size(factory, self.n, d, _SAMPLE_BYTES)
@@ -241,7 +241,7 @@ class _Trial:
             for start in range(0, len(shard.ids_N), 16_384)
         )
         name = "upstream.faiss"
-        # Without vectors beside it, as upstream has none.
+        # Without stored vectors, as upstream.
         whole = ShardDescription(name, self.n, "", "upstream-ids.npy", None)
         started = time.perf_counter()
         build_shard(template, _numbered(self.clock.timed("read", blocks)), self.folder, whole, np.zeros(d, np.float32))

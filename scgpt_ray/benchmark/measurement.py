@@ -1,4 +1,4 @@
-"""What a benchmark leaves: figures, each with what it was measured with, and the clock they are read from."""
+"""Figures of benchmarks with their settings, and measurement of time and memory."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LEAST_RUNS = 3
-"""Runs whose median is taken, even if they take longer than was granted."""
+"""Minimum number of runs of a median, even if they take longer than the given time."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Figure:
     """One measured number.
 
     Attributes:
-        stage: What was measured.
-        name: Which of its numbers.
-        value: The number.
-        unit: Its unit; empty for a ratio.
-        setting: What it was measured with.
+        stage: Stage of the benchmark.
+        name: Name of the figure.
+        value: Measured value.
+        unit: Unit; empty for a ratio.
+        setting: Settings of the measurement.
     """
 
     stage: str
@@ -33,11 +33,11 @@ class Figure:
     setting: dict[str, str | int | float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """The figure, to five digits."""
+        """The figure for JSON, with five significant digits."""
         return {**asdict(self), "value": float(f"{self.value:.5g}")}
 
     def to_json(self) -> str:
-        """One line."""
+        """The figure as one line of JSON."""
         return json.dumps(self.to_dict())
 
 
@@ -54,7 +54,7 @@ class Figures(list[Figure]):
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Figures for people: one line each, under a line for each setting."""
+    """Figures as text: one line each, below a line for each setting."""
     width = max((len(figure.name) for figure in figures), default=0)
     lines: list[str] = []
     setting = None
@@ -67,12 +67,12 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def median_seconds(work: Callable[[], object], seconds: float, least_runs: int = LEAST_RUNS) -> float:
-    """Median wall time of a piece of work, after one run that does not count.
+    """Median wall time of repeated runs, after a warm-up run.
 
     Args:
-        work: What to do; returns when it is done.
-        seconds: Time for all counted runs, unless least_runs take longer.
-        least_runs: Runs at least.
+        work: The work to measure; returns when it is finished.
+        seconds: Time for all measured runs, unless least_runs take longer.
+        least_runs: Minimum number of runs.
     """
     work()
     runs: list[float] = []
@@ -82,29 +82,29 @@ def median_seconds(work: Callable[[], object], seconds: float, least_runs: int =
 
 
 def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of one run by a clock, of the wall unless told otherwise."""
+    """Time of one run by a clock, by default wall time."""
     started = clock()
     work()
     return clock() - started
 
 
 def private_bytes() -> int:
-    """Memory of this process alone, in bytes; where the system does not tell (it does on Linux), the most it has had.
+    """Private memory of this process in bytes (on Linux; elsewhere peak memory).
 
-    Ray's object store is shared memory: a worker seems to grow while it merely touches more of it.
+    Shared memory is excluded, since a worker would seem to grow when it touches more of Ray's object store.
     """
     return _status_bytes("RssAnon") or peak_bytes()
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has had since it began to run its program, in bytes."""
-    # What getrusage tells begins with the memory of the process that started this one, which Linux counts too.
+    """Peak memory of this process in bytes."""
+    # On Linux the peak of getrusage includes the memory of the process that started this one.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _status_bytes("VmHWM") or (peak if sys.platform == "darwin" else 1024 * peak)
 
 
 def _status_bytes(name: str) -> int | None:
-    """What Linux tells about the memory of this process under a name."""
+    """A field of /proc/self/status in bytes; None if the system is not Linux."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None

@@ -1,6 +1,6 @@
 """The stage `model`: cells/s of the network, from TOKENS in Arrow to EMBEDDINGS in Arrow.
 
-Also a program of its own, for a bare GPU machine that has torch, numpy and pyarrow:
+Also a program for a bare GPU machine that has only torch, numpy and pyarrow:
 `python -m scgpt_ray.benchmark.model --device cuda --precision float16 --tokens 1200`.
 """
 
@@ -50,15 +50,15 @@ class ModelRequest:
 
     Args:
         device: cpu or cuda.
-        precision: Of the network.
-        tokens: Per cell, <cls> included: a number or `ragged`.
-        cells: Cells of one run; None for what suits the device.
-        lengths_from: An .h5ad file whose cell lengths are used in place of `tokens`.
-        checkpoint: Folder; None for random weights of whole-human's size.
-        against: `naive` to measure the padded way too.
+        precision: Precision of the network.
+        tokens: Tokens per cell, including <cls>: a number or `ragged`.
+        cells: Number of cells of one run; None for the default of the device.
+        lengths_from: An .h5ad file whose cell lengths are used instead of `tokens`.
+        checkpoint: Checkpoint folder; None for random weights of the size of whole-human.
+        against: `naive` to measure the padded reference as well.
         threads: CPU threads; None for torch's default.
-        seconds: For the runs of one figure.
-        attention: The way to attend.
+        seconds: Time for the runs of one figure.
+        attention: Implementation of attention.
     """
 
     device: str = "cpu"
@@ -78,7 +78,7 @@ def benchmark_model(request: ModelRequest, architecture: Architecture = WHOLE_HU
 
     Args:
         request: What to measure.
-        architecture: Of random weights.
+        architecture: Architecture of random weights.
     """
     if request.threads:
         set_threads(request.threads)
@@ -123,7 +123,7 @@ def benchmark_model(request: ModelRequest, architecture: Architecture = WHOLE_HU
 
 
 def lengths_of(request: ModelRequest) -> Int64Array:
-    """Tokens of each cell."""
+    """Number of tokens of each cell."""
     n_cells = request.cells or (CPU_CELLS if torch.device(request.device).type == "cpu" else CUDA_CELLS)
     if request.lengths_from:
         return lengths_of_file(Path(request.lengths_from), n_cells)
@@ -131,16 +131,16 @@ def lengths_of(request: ModelRequest) -> Int64Array:
 
 
 def random_checkpoint_of(architecture: Architecture) -> Checkpoint:
-    """Untrained weights in memory."""
+    """A checkpoint of random weights, in memory."""
     n_genes = architecture.n_tokens - len(SPECIALS)
     vocabulary = Vocabulary({f"GENE{number}": number for number in range(n_genes)})
     return Checkpoint("random weights", architecture, vocabulary, random_tensors(architecture, seed=0), "")
 
 
 def nominal_flops(lengths: Int64Array, architecture: Architecture) -> float:
-    """FLOPs of all layers in full, for real tokens only: what is saved by algebra counts as done.
+    """FLOPs of all layers without algebraic savings, for real tokens only.
 
-    A token and layer take 2 (4 d^2 + 2 d F) FLOPs in linear layers and 4 d L in attention among L tokens.
+    Per token and layer: 2 (4 d^2 + 2 d F) FLOPs in linear layers, and 4 d L in attention among L tokens.
     """
     d, hidden = architecture.embsize, architecture.d_hid
     tokens = lengths.astype(np.float64)
@@ -149,7 +149,7 @@ def nominal_flops(lengths: Int64Array, architecture: Architecture) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """FLOP/s of a large square product: the ceiling that MFU is measured against."""
+    """FLOP/s of a large square matrix product, the peak that MFU refers to."""
     n = _MATMUL_SIZE[device.type]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
 
@@ -164,16 +164,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> flo
 def against_naive(
     checkpoint: Checkpoint, tokens: pa.Table, seconds: float, request: ModelRequest
 ) -> list[tuple[str, float, str]]:
-    """One run of the padded way over the same cells, and its ratio to ours.
+    """Run the padded reference once over the same cells, and compare.
 
     Args:
-        checkpoint: Of both.
-        tokens: TOKENS that both networks get.
-        seconds: What our network took for them.
-        request: What is measured.
+        checkpoint: Checkpoint of both networks.
+        tokens: TOKENS for both networks.
+        seconds: Time of our network.
+        request: What to measure.
 
     Returns:
-        Name, value and unit: of the networks alone; and of tokens and network together, where numba is installed.
+        Names, values and units of the figures: for the networks alone and, if numba is installed, for tokens and
+        network together.
     """
     device = torch.device(request.device)
     padded = same_tokens(tokens, checkpoint.architecture.pad_value)
@@ -204,7 +205,7 @@ def against_naive(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the command line asks for; the table goes to stderr, one JSON line per figure to stdout."""
+    """Run the command line: a table goes to stderr, one line of JSON per figure to stdout."""
     parser = argparse.ArgumentParser(
         prog="python -m scgpt_ray.benchmark.model", description=(__doc__ or "").partition("\n")[0]
     )
@@ -214,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", type=int)
     parser.add_argument("--lengths-from", metavar="FILE.h5ad", help="needs all of scgpt_ray installed")
     parser.add_argument("--checkpoint", metavar="FOLDER")
-    parser.add_argument("--against", choices=["naive"], help="compare with the padded way")
+    parser.add_argument("--against", choices=["naive"], help="compare with the padded reference")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--attention", default="auto", choices=get_args(Kind))

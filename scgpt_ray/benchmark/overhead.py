@@ -1,7 +1,7 @@
-"""The stage `flow` of the benchmark: what Ray adds to the serial executor on the same partitions.
+"""The stage `flow`: overhead of Ray over the serial executor, on the same partitions.
 
-Both make tokens, spend a fixed time where the network would be, and commit parts. The time is slept, so that
-nothing else on the machine changes it, and by one call at a time, as a device computes.
+Both make tokens, spend a fixed time in place of the network, and commit parts. The time is slept, so that the load of
+the machine does not change it, and one call sleeps at a time, as on a device.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ from scgpt_ray.storage import Folder
 CELLS_PER_PARTITION = 256
 PARTITIONS = 24
 SECONDS = 0.5
-"""That the stand-in takes for a partition unless told otherwise."""
+"""Default time of the stand-in for one partition."""
 
 WIDTH = 512
 _RUN = "0" * 64  # in place of a fingerprint
@@ -39,13 +39,13 @@ class SyntheticReading:
     """Partition -> synthetic TOKENS.
 
     Attributes:
-        tokens: Of each cell: a number or `ragged`.
+        tokens: Tokens per cell: a number or `ragged`.
     """
 
     tokens: str
 
     def __call__(self, partition: Partition) -> pa.Table:
-        """TOKENS of a partition."""
+        """Make the TOKENS of a partition."""
         lengths = cell_lengths(self.tokens, partition.n_cells, seed=partition.number)
         tokens = synthetic_tokens(lengths, WHOLE_HUMAN_TOKENS, WHOLE_HUMAN_TOKENS - 1, seed=partition.number)
         joinids = pa.array(np.arange(partition.first, partition.last + 1))
@@ -53,10 +53,10 @@ class SyntheticReading:
 
 
 class StandIn:
-    """An embedder of fixed cost.
+    """A stand-in for the embedder, which takes a fixed time.
 
     Args:
-        seconds: That a partition takes.
+        seconds: Time per partition.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -64,7 +64,7 @@ class StandIn:
         self._turn = threading.Lock()
 
     def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
-        """Constant unit vectors, and the clock and memory of the call."""
+        """Return constant unit vectors, and the times and memory of the call."""
         began = time.time()
         with self._turn:
             time.sleep(self._seconds)
@@ -76,7 +76,7 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the actor, by its own clock, and the memory of driver and actor after it."""
+    """Times of one call by the clock of the actor, and the memory of driver and actor after it."""
 
     began_s: float
     ended_s: float
@@ -85,17 +85,17 @@ class Call:
 
     @classmethod
     def of(cls, receipt: dict[str, Any]) -> "Call":
-        """What a receipt says, as it arrives."""
+        """Read a receipt, and measure the memory of the driver."""
         return cls(receipt["began_s"], receipt["ended_s"], receipt["private_bytes"], private_bytes())
 
 
 def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -> list[Figure]:
-    """Measure the flow against a loop.
+    """Measure the overhead of Ray.
 
     Args:
-        tokens: Of a cell: a number or `ragged`.
-        n_cells: In all.
-        seconds: That the stand-in takes for a partition.
+        tokens: Tokens per cell: a number or `ragged`.
+        n_cells: Total number of cells.
+        seconds: Time of the stand-in per partition.
     """
     n_cells = n_cells or PARTITIONS * CELLS_PER_PARTITION
     partitions = cut(np.arange(n_cells), CELLS_PER_PARTITION)
@@ -105,7 +105,7 @@ def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -
         loop_s = seconds_of(lambda: list(run("serial", partitions, reading, seconds, loop)))
         started = time.time()
         calls = [Call.of(receipt) for receipt in run("ray", partitions, reading, seconds, flow)]
-    # Receipts arrive in bursts: only the actor's own clock tells how long partitions took.
+    # Receipts arrive in bursts, so that the clock of the actor is used.
     flow_s = max(call.ended_s for call in calls) - min(call.began_s for call in calls)
     tenth, last = calls[len(calls) // 10], calls[-1]
     setting: dict[str, str | int | float] = {
@@ -134,7 +134,7 @@ def run(
     seconds: float,
     output: Folder,
 ) -> Iterator[dict[str, Any]]:
-    """The stream of `embed` with the stand-in for the network; a receipt per part."""
+    """Run the stream of `embed` with the stand-in for the network; yields a receipt per part."""
     stages = Stages(reading, StandIn, (seconds,), CommitPartition(output, _RUN))
     with LocalOrRay(choice).open(sum(partition.n_cells for partition in partitions)) as executor:
         yield from executor.stream(partitions, stages, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1))

@@ -1,7 +1,7 @@
-"""The way people embed cells today, to compare with: one cell after the other, padded, in plain torch.
+"""The padded reference, as upstream embeds cells: tokenised one by one, padded, in plain torch.
 
-Cells are binned by `np.quantile` and `np.digitize` with random ties, 64 of them are padded to the longest, and
-`nn.TransformerEncoder` computes every token of every layer. On CUDA it runs under autocast to float16.
+Cells are binned by `np.quantile` and `np.digitize` with random ties, boxes of 64 cells are padded to the longest, and
+`nn.TransformerEncoder` computes every token in every layer. On CUDA it runs under autocast to float16.
 """
 
 import warnings
@@ -20,13 +20,13 @@ from scgpt_ray.network.checkpoint import Architecture
 from scgpt_ray.schema import BIN, COUNT, GENE, Int64Array, ragged
 
 BOX_CELLS = 64
-"""Cells that are padded to the longest of them: the default of upstream."""
+"""Number of cells that are padded to the longest of them; upstream's default."""
 
 N_EDGES = 50
 
 
 class NaiveCell(NamedTuple):
-    """<cls> and the genes of one cell, with the value of each: a bin, or the pad value for <cls>."""
+    """<cls> and the genes of a cell, with their values: bins, and the pad value for <cls>."""
 
     genes: npt.NDArray[np.int64]
     values: npt.NDArray[np.float32]
@@ -49,14 +49,14 @@ def naive_tokens(
 
 
 def naive_bins(values: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Bins of the positive values of one cell; a tie gets any of the bins it spans."""
+    """Bins of the positive values of a cell; a tie gets a random one of the bins that it spans."""
     edges = np.quantile(values, np.linspace(0, 1, N_EDGES))
     left, right = np.digitize(values, edges), np.digitize(values, edges, right=True)
     return np.asarray(np.ceil(left - rng.random(len(values)) * (left - right)))
 
 
 def same_tokens(tokens: pa.Table, pad_value: float) -> list[NaiveCell]:
-    """TOKENS in the form of this way, without drawing anything again."""
+    """Convert TOKENS to the cells of this module, without drawing again."""
     offsets, gene = ragged(tokens[GENE])
     _, bins = ragged(tokens[BIN])
     cells = []
@@ -68,19 +68,19 @@ def same_tokens(tokens: pa.Table, pad_value: float) -> list[NaiveCell]:
 
 
 def padding_waste(lengths: Int64Array) -> float:
-    """Padding over real tokens where boxes of cells are filled in order: 1.0 means that half of the work is padding."""
+    """Padding relative to real tokens, for boxes of cells in order: 1.0 means that half of the work is padding."""
     boxes = [lengths[i : i + BOX_CELLS] for i in range(0, len(lengths), BOX_CELLS)]
     return float(sum(box.max() * len(box) for box in boxes) / lengths.sum() - 1)
 
 
 class NaiveNetwork:
-    """scGPT's encoder as torch's own modules compute it, nothing folded.
+    """scGPT's encoder in torch's modules, with nothing folded.
 
     Args:
-        architecture: Sizes.
+        architecture: Sizes of the network.
         tensors: Weights under canonical names.
-        device: Where it computes.
-        nested: Whether torch may drop the padding inside (its own default; it does so on a CPU, not under autocast).
+        device: Device of the network.
+        nested: Whether torch may skip padding (torch's default; effective on a CPU, not under autocast).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The stage `read`: cells/s from a SOMA experiment in the Census' layout and from an .h5ad file, and memory.
+"""The stage `read`: cells/s and memory of reading a SOMA experiment in the Census' layout, and an .h5ad file.
 
-Both are synthetic in a temporary folder, so the disk's cache is warm: this is the CPU's share of reading.
+Both are synthetic, in a temporary folder and in the page cache: this measures the CPU time of reading.
 """
 
 import tempfile
@@ -27,14 +27,14 @@ from scgpt_ray.schema import COUNT, GENE, Int64Array, ragged
 
 CELLS = 8192
 GENES = "2100"
-"""Genes of a cell unless told otherwise."""
+"""Default number of genes per cell."""
 
 CELLS_PER_PARTITION = 2048
 LARGE_PARTITION = 8192
-"""Cells of a partition for a GPU, with which memory is measured."""
+"""Cells of a partition for a GPU, used to measure memory."""
 
 PASSES = 3
-"""Over the whole atlas, of which the fastest counts: the first ones fill the heap."""
+"""Passes over the whole atlas, of which the fastest counts, since the first ones fill the heap."""
 
 Setting: TypeAlias = dict[str, str | int | float]
 
@@ -43,9 +43,9 @@ def benchmark_read(tokens: str | None, n_cells: int | None, n_readers: int | Non
     """Measure reading alone, reading with tokenising, its memory, and several processes at once.
 
     Args:
-        tokens: Genes of a cell: a number or `ragged`; None for 2,100.
-        n_cells: Cells of the atlas.
-        n_readers: Processes; None for no figures of several.
+        tokens: Genes per cell: a number or `ragged`; None for 2,100.
+        n_cells: Number of cells of the atlas.
+        n_readers: Number of processes; None to measure a single process only.
     """
     lengths = cell_lengths(tokens or GENES, n_cells or CELLS)
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as folder:
@@ -61,10 +61,10 @@ def benchmark_read(tokens: str | None, n_cells: int | None, n_readers: int | Non
 
 
 def synthetic_atlas(n_genes: Int64Array) -> AnnData:
-    """Cells x 60,694 genes as CSR."""
+    """A synthetic AnnData of cells x 60,694 genes, in CSR."""
     cells = synthetic_cells(n_genes, WHOLE_HUMAN_TOKENS)
     offsets, gene = ragged(cells[GENE])
-    # Copies, for Arrow's memory is read-only.
+    # Copies, since Arrow's memory is read-only.
     parts = (ragged(cells[COUNT])[1].copy(), gene.copy(), offsets)
     counts = scipy.sparse.csr_matrix(parts, shape=(len(n_genes), N_GENES))
     counts.sort_indices()
@@ -81,7 +81,7 @@ def _figures(source: Source, setting: Setting, n_readers: int | None) -> list[Fi
     figures = _speed(source, cut(joinids, CELLS_PER_PARTITION), setting)
     figures.append(_memory(source, cut(joinids, LARGE_PARTITION), {**setting, "cells_per_partition": LARGE_PARTITION}))
     if n_readers is not None:
-        # Small enough for each of them to get as many, where the cells do not fill whole tiles.
+        # Small enough for all readers to get as many, even if the cells do not fill whole tiles.
         size = min(CELLS_PER_PARTITION, -(-len(joinids) // n_readers))
         figures += _scaling(source, cut(joinids, size), n_readers, {**setting, "cells_per_partition": size})
     return figures
@@ -89,11 +89,11 @@ def _figures(source: Source, setting: Setting, n_readers: int | None) -> list[Fi
 
 def _speed(source: Source, partitions: tuple[Partition, ...], setting: Setting) -> list[Figure]:
     """Cells/s of this process."""
-    read_tokens(source, partitions[:1])  # opens the place and compiles the kernels
+    read_tokens(source, partitions[:1])  # opens the source and compiles the kernels
     n_cells, figures = _n_cells(partitions), []
     for name, read in (("read", _read), ("read and tokens", read_tokens)):
         work = partial(read, source, partitions)
-        # Of the process: the share of a core that other programs take does not count.
+        # CPU time does not depend on other programs.
         for clock, unit in ((time.process_time, "cells per CPU second"), (time.perf_counter, "cells/s")):
             seconds = min(seconds_of(work, clock) for _ in range(PASSES))
             figures.append(Figure("read", name, n_cells / seconds, unit, setting))
@@ -107,20 +107,20 @@ def _read(source: Source, partitions: Sequence[Partition]) -> None:
 
 
 def _memory(source: Source, partitions: tuple[Partition, ...], setting: Setting) -> Figure:
-    """The most memory of a process that reads and makes tokens, and does nothing else."""
+    """Peak memory of a process that only reads and makes tokens."""
     with readers(1, source) as connections:
         [peak] = max(read_at_once(connections, [partitions]) for _ in range(PASSES))
     return Figure("read", "peak memory of a reader", peak / 1e6, "MB", setting)
 
 
 def _scaling(source: Source, partitions: tuple[Partition, ...], n_readers: int, setting: Setting) -> list[Figure]:
-    """Cells/s by the clock on the wall, of one process and of several that share the work."""
+    """Cells/s in wall time, of one process and of several that share the work."""
     n_cells = _n_cells(partitions)
     alone = [partitions, *[()] * (n_readers - 1)]
     together = [partitions[reader::n_readers] for reader in range(n_readers)]
     with readers(n_readers, source) as connections:
-        read_at_once(connections, [partitions[:1]] * n_readers)  # opens the place and compiles the kernels
-        # In turns, so that what else the machine does meets both.
+        read_at_once(connections, [partitions[:1]] * n_readers)  # opens the source and compiles the kernels
+        # In turns, so that other load of the machine affects both alike.
         seconds = [
             [seconds_of(partial(read_at_once, connections, shares)) for shares in (alone, together)]
             for _ in range(PASSES)

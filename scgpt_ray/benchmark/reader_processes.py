@@ -1,6 +1,6 @@
-"""Processes that read and make tokens as a run's read tasks do, and do so when they are told to.
+"""Processes that read and make tokens on request, as the read tasks of a run.
 
-Each is started anew, so that its memory is that of reading alone.
+They are spawned, not forked, so that their memory is that of reading alone.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ N_GENES = WHOLE_HUMAN_TOKENS - len(SPECIALS)
 
 
 def read_tokens(source: Source, partitions: Sequence[Partition]) -> None:
-    """Read partitions of N_GENES genes, and make tokens of whole-human's size, which are dropped."""
+    """Read partitions of N_GENES genes and make tokens for the vocabulary of whole-human, which are dropped."""
     genes = np.arange(N_GENES, dtype=np.int32)
     tokenized = partial(tokenize, vocabulary=_vocabulary(), rules=TokenRules())
     for partition in partitions:
@@ -40,12 +40,12 @@ def readers(n: int, source: Source) -> Iterator[list[Connection]]:
     """Start processes that read.
 
     Args:
-        n: How many.
-        source: What they read from.
+        n: Number of processes.
+        source: Source of the cells.
 
     Yields:
-        A connection to each. For every tuple of partitions sent, it reads them and sends the most bytes of memory it
-        has had so far.
+        A connection to each process. It reads every tuple of partitions that it receives, and returns its peak memory
+        so far, in bytes.
     """
     spawning = multiprocessing.get_context("spawn")
     pairs = [spawning.Pipe() for _ in range(n)]
@@ -53,7 +53,7 @@ def readers(n: int, source: Source) -> Iterator[list[Connection]]:
     for process in processes:
         process.start()
     for _, theirs in pairs:
-        theirs.close()  # so that receiving from a process that died is an error
+        theirs.close()  # so that receiving from a dead process is an error
     try:
         yield [ours for ours, _ in pairs]
     finally:
@@ -64,13 +64,13 @@ def readers(n: int, source: Source) -> Iterator[list[Connection]]:
 
 
 def read_at_once(connections: Sequence[Connection], shares: Sequence[tuple[Partition, ...]]) -> list[int]:
-    """Let each process read its share, all at the same time; returns when the last is done.
+    """Let all processes read their shares at the same time; returns when the last is done.
 
     Raises:
-        EOFError: If one of them failed, for the reason it printed.
+        EOFError: If a process failed; it has printed the reason.
 
     Returns:
-        The most memory that each has had so far, in bytes.
+        Peak memory of each process so far, in bytes.
     """
     for connection, share in zip(connections, shares, strict=True):
         connection.send(share)

@@ -1,4 +1,4 @@
-"""Which stage is measured by what."""
+"""The stages of `scgpt-ray benchmark`."""
 
 from scgpt_ray.benchmark.measurement import Figure, Figures
 from scgpt_ray.config import BenchmarkSettings

@@ -1,4 +1,4 @@
-"""Synthetic cells: as long as real ones, with genes and counts from a seed."""
+"""Synthetic cells with realistic numbers of genes, and random genes and counts."""
 
 from itertools import chain
 from pathlib import Path
@@ -10,21 +10,21 @@ import pyarrow as pa
 from scgpt_ray.schema import BIN, COUNT, GENE, JOINID, N_GENES, Int64Array, ragged, ragged_array
 
 RAGGED = "ragged"
-"""In place of a number of tokens: 250 to 1,200 of them, 600 on average, as in many real atlases."""
+"""Instead of a number of tokens: 250 to 1,200 tokens, 600 on average, as in many atlases."""
 
 WHOLE_HUMAN_TOKENS = 60_697
 LAST_BIN = 50
-_STRIDE = 7_919  # a prime: steps of it meet every token of a smaller or larger vocabulary once
+_STRIDE = 7_919  # a prime, so that steps modulo the number of genes reach every gene once
 _LENGTHS_AT_ONCE = 4096
 
 
 def cell_lengths(tokens: str, n_cells: int, seed: int = 0) -> Int64Array:
-    """Tokens of each cell, <cls> included.
+    """Number of tokens of each cell, including <cls>, int64 [n_cells].
 
     Args:
-        tokens: A number, which every cell has, or RAGGED.
-        n_cells: Cells.
-        seed: Of the ragged lengths.
+        tokens: The number for every cell, or RAGGED.
+        n_cells: Number of cells.
+        seed: Seed of ragged lengths.
     """
     if tokens != RAGGED:
         return np.full(n_cells, int(tokens), np.int64)
@@ -33,7 +33,7 @@ def cell_lengths(tokens: str, n_cells: int, seed: int = 0) -> Int64Array:
 
 
 def lengths_of_file(path: Path, n_cells: int, max_length: int = 1200) -> Int64Array:
-    """Tokens of the first cells of an .h5ad file, as if all of its genes were in the vocabulary."""
+    """Number of tokens of the first cells of an .h5ad file, as if all genes were in the vocabulary."""
     # Imported here: the model stage runs on machines that have no anndata.
     from scgpt_ray.atlas.plan import cut
     from scgpt_ray.atlas.source import locate
@@ -48,13 +48,13 @@ def lengths_of_file(path: Path, n_cells: int, max_length: int = 1200) -> Int64Ar
 
 
 def synthetic_cells(n_genes: Int64Array, vocabulary_size: int, seed: int = 0, *, log1p: bool = False) -> pa.Table:
-    """CELLS with distinct genes and counts of which most are one, as UMI counts are.
+    """Make CELLS with distinct genes, and counts that are mostly one, like UMI counts.
 
     Args:
-        n_genes: Genes of each cell, below vocabulary_size - 3.
-        vocabulary_size: Tokens, special ones included.
-        seed: Of genes and counts.
-        log1p: Whether values are log1p of counts scaled to 10,000 a cell.
+        n_genes: Number of genes of each cell, < vocabulary_size - 3.
+        vocabulary_size: Number of tokens, including special tokens.
+        seed: Seed of genes and counts.
+        log1p: Whether values are log1p of counts scaled to 10,000 per cell.
     """
     rng = np.random.default_rng(seed)
     offsets = np.append(0, np.cumsum(n_genes))
@@ -73,7 +73,7 @@ def synthetic_cells(n_genes: Int64Array, vocabulary_size: int, seed: int = 0, *,
 
 
 def synthetic_tokens(lengths: Int64Array, vocabulary_size: int, cls_token: int, seed: int = 0) -> pa.Table:
-    """TOKENS with distinct genes and any bins; needs no tokeniser."""
+    """Make TOKENS with distinct genes and random bins, without the tokeniser."""
     rng = np.random.default_rng(seed)
     offsets = np.append(0, np.cumsum(lengths))
     gene = _genes(lengths, vocabulary_size - 3, rng).astype(np.uint16 if vocabulary_size <= 2**16 else np.int32)
@@ -90,7 +90,7 @@ def synthetic_tokens(lengths: Int64Array, vocabulary_size: int, cls_token: int, 
 
 
 def _genes(lengths: Int64Array, n_genes: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Distinct genes in each cell, ascending: from a random one on, in long steps around the vocabulary."""
+    """Distinct ascending genes of each cell: a random first gene, then steps of _STRIDE around the vocabulary."""
     assert lengths.max(initial=0) <= n_genes, "a cell has distinct genes"
     assert n_genes % _STRIDE, "steps around the vocabulary meet every gene"
     ends = np.cumsum(lengths)

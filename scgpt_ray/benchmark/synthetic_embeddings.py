@@ -1,16 +1,16 @@
-"""Many embeddings from few, of which each has the neighbourhood of a real one.
+"""Synthetic embeddings with the local structure of real ones.
 
-A new vector is a cell of the base, plus a random step within the space that its nearest neighbours span, plus noise of
-the size of what they do not explain:
+A new vector is a cell of the base, plus a random step in the space spanned by its nearest neighbours, plus noise of
+the size of the residual that they leave:
 
     new = cell + sum_j g_j (neighbour_j - their mean) / sqrt(k) + noise,    g_j ~ N(0, 1), j = 1..k
 
-so a cell's descendants have the covariance of its neighbourhood (a kernel density estimate with local kernels, as
-Vincent and Bengio's manifold Parzen windows), then unit length. The noise is isotropic; its variance is that of the
-cell around its projection onto the plane of its neighbours, d values that k directions leave over. Plain Gaussian noise
-would instead put every cell at the same distance from all others of its type, where no index finds anything.
+normalised to unit length. The new vectors of a cell have the covariance of its neighbourhood (a kernel density estimate
+with local kernels, as manifold Parzen windows of Vincent and Bengio). The noise is isotropic; its variance is that of
+the residual of the cell after projection onto the space of its neighbours. Plain Gaussian noise would instead put every
+cell at the same distance from all others of its type, where no index works.
 
-How well that keeps the structure is measured, not promised: `intrinsic_dimension` and `contrast` of base and grown.
+`intrinsic_dimension` and `contrast` of base and new vectors measure how well the structure is preserved.
 
 Shapes: B cells of the base, D width, K neighbours, C children of a cell in one round.
 """
@@ -24,7 +24,7 @@ from scgpt_ray.index.search import exact_search
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 NEIGHBOURHOOD = 16
-"""Neighbours that span the steps of a cell."""
+"""Number of neighbours that span the steps of a cell."""
 
 _DIMENSION_K = 20
 _CHILDREN = 8
@@ -33,12 +33,12 @@ _PARENTS = 2048
 
 @dataclass(frozen=True)
 class Growth:
-    """A base and what its descendants inherit.
+    """A generator of new vectors around those of a base.
 
     Attributes:
         base_BD: float32 [B, d], unit vectors.
-        neighbours_BK: int64 [B, K], rows of the base; a cell is none of its own.
-        noise_B: float32 [B], standard deviation of each coordinate's noise.
+        neighbours_BK: int64 [B, K], rows of the neighbours of each cell, without the cell itself.
+        noise_B: float32 [B], standard deviation of the noise of each coordinate.
     """
 
     base_BD: Float32Matrix
@@ -47,7 +47,7 @@ class Growth:
 
     @classmethod
     def of(cls, base_BD: Float32Matrix) -> "Growth":
-        """Look at the neighbourhood of every cell of a base.
+        """Determine the neighbourhood of every cell of a base.
 
         Args:
             base_BD: float32 [B, d], unit vectors, more than `NEIGHBOURHOOD` of them and distinct.
@@ -59,7 +59,7 @@ class Growth:
         return cls(base_BD, neighbours_BK, np.concatenate(noise))
 
     def blocks(self, n: int, seed: int) -> Iterator[Float32Matrix]:
-        """Unit vectors float32 [some, d], n in all, the same for a seed; every part of the base is in every block."""
+        """Generate n unit vectors in blocks float32 [.., d], the same for a seed, each from all over the base."""
         rng = np.random.default_rng(seed)
         while n > 0:
             for parents in np.array_split(rng.permutation(len(self.base_BD)), -(-len(self.base_BD) // _PARENTS)):
@@ -70,7 +70,7 @@ class Growth:
                     return
 
     def _children(self, parents_P: Int64Array, rng: np.random.Generator) -> Float32Matrix:
-        """Some children of each parent, [C * P, d], neighbours in a list far apart."""
+        """New vectors of each parent, [C * P, d]; those of the same parent are far apart in the list."""
         near_PKD = self.base_BD[self.neighbours_BK[parents_P]]
         near_PKD -= near_PKD.mean(axis=1, keepdims=True)
         k, d = near_PKD.shape[1:]
@@ -84,7 +84,7 @@ class Growth:
 
 
 def _residual(base_BD: Float32Matrix, neighbours_BK: Int64Array, rows: slice) -> Float32Matrix:
-    """Deviation per coordinate of cells from the plane through their neighbours, float32 [rows]."""
+    """Deviation per coordinate of cells from the space of their neighbours, float32 [rows]."""
     near_PKD = base_BD[neighbours_BK[rows]].astype(np.float64)
     centre_PD = near_PKD.mean(axis=1)
     near_PKD -= centre_PD[:, None]
@@ -113,7 +113,7 @@ def intrinsic_dimension(vectors_ND: Float32Matrix, rows_Q: Int64Array) -> float:
 
 
 def contrast(vectors_ND: Float32Matrix, rows_Q: Int64Array) -> float:
-    """Median distance of the tenth neighbour over that of a random cell; near one, neighbours mean nothing."""
+    """Median distance of the tenth neighbour relative to that of a random cell; near 1 without structure."""
     _, scores_QK = _others(vectors_ND, rows_Q, 10)
     random_Q = np.random.default_rng(0).integers(0, len(vectors_ND), len(rows_Q))
     far_Q = np.einsum("qd,qd->q", vectors_ND[rows_Q], vectors_ND[random_Q])

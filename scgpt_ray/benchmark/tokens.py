@@ -12,17 +12,17 @@ from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 
 CELLS = 4096
 GENES = "2000"
-"""Genes of a cell unless told otherwise: more than 1,200, so that cells are sampled."""
+"""Default number of genes per cell: more than 1,200, so that genes are sampled."""
 
 
 def benchmark_tokens(tokens: str | None, n_cells: int | None, seconds: float, against_naive: bool) -> list[Figure]:
     """Measure the tokeniser.
 
     Args:
-        tokens: Tokens of a cell before sampling: a number or `ragged`; None for 2,000.
-        n_cells: Cells of one run.
-        seconds: For the runs of one figure.
-        against_naive: Whether to measure the cell-by-cell way too.
+        tokens: Tokens per cell before sampling: a number or `ragged`; None for 2,000.
+        n_cells: Number of cells of one run.
+        seconds: Time for the runs of one figure.
+        against_naive: Whether to measure the padded reference as well.
     """
     vocabulary = Vocabulary({f"GENE{n}": n for n in range(WHOLE_HUMAN_TOKENS - len(SPECIALS))})
     rules = TokenRules()

@@ -1,1 +1,1 @@
-"""What a run is worth: metrics, plots, and the HTML report."""
+"""Evaluation of labels and embeddings: metrics, effects of factors, plots, and HTML reports."""

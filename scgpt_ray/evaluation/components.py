@@ -12,10 +12,10 @@ from scgpt_ray.errors import InputError
 from scgpt_ray.schema import Float32Matrix
 
 N_GENES = 2000
-"""Highly variable genes; all genes where there are no more."""
+"""Number of highly variable genes; all genes if there are no more."""
 
 N_COMPONENTS = 40
-"""Principal components, as many as scGPT's authors give their baseline."""
+"""Number of principal components, as in the baseline of scGPT's authors."""
 
 _COUNTS_PER_CELL = 1e4
 
@@ -48,12 +48,12 @@ def fit_components(
 def hvg_pca(counts_NG: sparse.csr_matrix, *, seed: int) -> Float32Matrix:
     """Embed cells by 40 principal components of 2,000 highly variable genes.
 
-    Counts are scaled to 10,000 per cell, log1p, and the genes chosen by normalised dispersion (scanpy's `seurat`
-    flavour) over all cells alike, without regard to batch keys.
+    Counts are scaled to 10,000 per cell and log1p-transformed; genes are selected by normalised dispersion (scanpy's
+    flavor `seurat`) over all cells, regardless of batch keys.
 
     Args:
         counts_NG: Counts [n, genes], CSR.
-        seed: Of the decomposition.
+        seed: Seed of the decomposition.
 
     Returns:
         float32 [n, min(40, n - 1, genes - 1)].
@@ -78,7 +78,7 @@ def _variable_genes(logs_NG: sparse.csr_matrix) -> npt.NDArray[np.bool_]:
 
 
 def require_whole(values: npt.NDArray[np.floating]) -> None:
-    """Require counts.
+    """Require raw counts.
 
     Raises:
         InputError: If a value is not a whole number >= 0.
@@ -93,16 +93,16 @@ def require_whole(values: npt.NDArray[np.floating]) -> None:
 
 
 def require_counts(counts_NG: sparse.csr_matrix) -> None:
-    """Require counts of every cell.
+    """Require raw counts, and at least one per cell.
 
     Raises:
-        InputError: If a value is not a whole number >= 0, or a cell has none.
+        InputError: If a value is not a whole number >= 0, or a cell has no counts.
     """
     require_whole(counts_NG.data)
     n_empty = int((np.asarray(counts_NG.sum(axis=1)).ravel() == 0).sum())
     if n_empty:
         raise InputError(
-            f"{n_empty:,} of {counts_NG.shape[0]:,} cells have no counts at all",
+            f"{n_empty:,} of {counts_NG.shape[0]:,} cells have no counts",
             expected="the counts that the cells were embedded from",
-            remedy="give the atlas that was embedded with --counts",
+            remedy="name the atlas that was embedded with --counts",
         )

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of evaluated cells, among all of them or within groups.
+"""Exact nearest neighbours of evaluated cells, and groups of cells.
 
 Shape suffixes: N cells, D dimensions, K neighbours.
 """
@@ -11,14 +11,14 @@ from scgpt_ray.schema import Float32Matrix, Int64Array
 
 
 def nearest(vectors_ND: Float32Matrix, k: int) -> tuple[Int64Array, npt.NDArray[np.float32]]:
-    """The k nearest other cells of each cell by Euclidean distance, searched exhaustively.
+    """The k nearest other cells of each cell by Euclidean distance, by exhaustive search.
 
     Args:
         vectors_ND: float32 [n, d].
-        k: Neighbours, below n.
+        k: Number of neighbours, < n.
 
     Returns:
-        Places int64 [n, k] and distances float32 [n, k], the nearest first; a cell is not its own neighbour.
+        Positions int64 [n, k] and distances float32 [n, k], nearest first; a cell is not its own neighbour.
     """
     assert 0 < k < len(vectors_ND), f"{k} neighbours among {len(vectors_ND)} cells"
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(vectors_ND)
@@ -29,12 +29,12 @@ def nearest(vectors_ND: Float32Matrix, k: int) -> tuple[Int64Array, npt.NDArray[
 def with_self(
     places_NK: Int64Array, distances_NK: npt.NDArray[np.float32]
 ) -> tuple[Int64Array, npt.NDArray[np.float32]]:
-    """The same with each cell in front as its own nearest neighbour, as scib-metrics and scanpy count them."""
+    """Prepend each cell as its own nearest neighbour, which scib-metrics and scanpy expect."""
     own = np.arange(len(places_NK))[:, None]
     return np.hstack([own, places_NK]), np.hstack([np.zeros(own.shape, np.float32), distances_NK])
 
 
 def groups_of(codes_N: Int64Array) -> list[Int64Array]:
-    """The cells of each group, int64 places in ascending order; groups by number, none of them empty."""
+    """Positions of the cells of each group (int64, ascending), in order of the codes; no group is empty."""
     order = np.argsort(codes_N, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes_N[order])) + 1)

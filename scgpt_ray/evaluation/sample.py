@@ -1,4 +1,4 @@
-"""Which cells are evaluated: those with a label, a batch key and an embedding, or a stratified sample of them."""
+"""The cells to evaluate: those with a label, a batch key and an embedding, or a stratified sample of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,24 +11,24 @@ from scgpt_ray.evaluation.labels.metrics import Labels, has_truth
 from scgpt_ray.schema import Int64Array
 
 MAX_CELLS = 20_000
-"""Cells that metrics are computed on by default: their cost grows with the square of it."""
+"""Default number of cells for metrics, whose cost grows with its square."""
 
 MIN_CELLS = 16
-"""Below this there are no neighbourhoods: graphs have 15 neighbours."""
+"""Minimum number of cells, for graphs of 15 neighbours."""
 
 _LEAST_PER_STRATUM = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The cells that are evaluated, and what became of the others.
+    """The cells to evaluate, and the numbers of those left out.
 
     Attributes:
-        rows: int64 [n], ascending places of the evaluated cells among all of them.
-        n_cells: All cells.
-        n_without_embedding: Cells that have none; these are in no other count.
+        rows: int64 [n], ascending positions of the cells among all cells.
+        n_cells: Number of all cells.
+        n_without_embedding: Cells without an embedding; they are in no other count.
         n_without_label: Cells left out because their label is null, empty, `unknown` or `nan`.
-        n_without_batch_key: Cells with a label, left out because their batch key is such.
+        n_without_batch_key: Labelled cells left out because their batch key is null, empty, `unknown` or `nan`.
         seed: Seed of the sample.
     """
 
@@ -41,12 +41,12 @@ class Selection:
 
     @property
     def n_evaluated(self) -> int:
-        """Cells that are evaluated."""
+        """Number of cells to evaluate."""
         return len(self.rows)
 
     @property
     def n_eligible(self) -> int:
-        """Cells that could be."""
+        """Number of cells with an embedding, a label and a batch key."""
         return self.n_cells - self.n_without_embedding - self.n_without_label - self.n_without_batch_key
 
     @property
@@ -55,22 +55,22 @@ class Selection:
         return self.n_evaluated < self.n_eligible
 
     def text(self) -> str:
-        """What is evaluated, as a sentence for a person."""
+        """The selection as a sentence."""
         left_out = {
             "without an embedding": self.n_without_embedding,
             "without a label": self.n_without_label,
             "without a batch key": self.n_without_batch_key,
         }
-        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+        reasons = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
         evaluated = f"{self.n_evaluated:,} of {self.n_cells:,} cells are evaluated"
         if self.is_sample:
             evaluated += (
                 f", a sample of the {self.n_eligible:,} eligible ones by label and batch key (seed {self.seed})"
             )
-        return evaluated + (f"; left out: {told}." if told else ".")
+        return evaluated + (f"; left out: {reasons}." if reasons else ".")
 
     def to_dict(self) -> dict[str, Any]:
-        """All counts for JSON, without the rows."""
+        """The counts as plain values for JSON."""
         counts = {name: value for name, value in vars(self).items() if name != "rows"}
         return counts | {"n_eligible": self.n_eligible, "n_evaluated": self.n_evaluated, "is_sample": self.is_sample}
 
@@ -86,11 +86,11 @@ def select_cells(
     """Choose the cells to evaluate.
 
     Args:
-        present: Which cells have an embedding, bool [n].
-        labels: [n]; null, empty, `unknown` and `nan` are none. None where there are no labels at all.
-        batch_keys: [n], likewise.
-        max_cells: Above this many, a sample stratified by label and batch key is drawn.
-        seed: Of the sample.
+        present: bool [n], cells that have an embedding.
+        labels: Label of each cell, [n]; null, empty, `unknown` and `nan` are missing. None without labels.
+        batch_keys: Batch key of each cell, [n]; missing in the same cases.
+        max_cells: Size of the sample, stratified by label and batch key, that is drawn if there are more cells.
+        seed: Seed of the sample.
 
     Raises:
         InputError: If fewer than MIN_CELLS remain.
@@ -128,45 +128,45 @@ def strata_of(*columns: npt.NDArray[np.generic]) -> Int64Array:
 
 
 def stratified_sample(strata: Int64Array, size: int, *, seed: int) -> Int64Array:
-    """Draw cells without replacement: ten of each stratum, so that no rare label vanishes, the rest in proportion.
+    """Draw cells without replacement: ten of each stratum, which keeps rare labels, and the rest in proportion.
 
-    A stratum with fewer than ten gives all that it has, and all give fewer where there is no room for ten of each.
-    The rest is shared out in proportion to the cells still there, by largest remainders.
+    Strata of fewer than ten cells are taken whole; if `size` is too small for ten of each, all get fewer. The rest is
+    allocated in proportion to the remaining cells, by largest remainders.
 
     Args:
         strata: Stratum of each cell, int64 [n], numbered from 0.
-        size: Cells to draw; all are taken where there are no more.
-        seed: Of the draw.
+        size: Number of cells to draw; all cells if there are no more.
+        seed: Seed of the draw.
 
     Returns:
         int64 [min(n, size)], ascending.
     """
     if len(strata) <= size:
         return np.arange(len(strata))
-    stock = np.bincount(strata)
+    available = np.bincount(strata)
     shuffled = np.random.default_rng(seed).permutation(len(strata))
     by_stratum = shuffled[np.argsort(strata[shuffled], kind="stable")]
-    starts = np.cumsum(stock) - stock
+    starts = np.cumsum(available) - available
     chosen = [
-        by_stratum[start : start + count] for start, count in zip(starts, stratum_quotas(stock, size), strict=True)
+        by_stratum[start : start + count] for start, count in zip(starts, stratum_quotas(available, size), strict=True)
     ]
     return np.sort(np.concatenate(chosen))
 
 
-def stratum_quotas(stock: Int64Array, size: int) -> Int64Array:
-    """Cells that `stratified_sample` draws of each stratum.
+def stratum_quotas(available: Int64Array, size: int) -> Int64Array:
+    """Number of cells that `stratified_sample` draws of each stratum.
 
     Args:
-        stock: Cells of each stratum, int64 [strata].
-        size: Cells to draw of all of them.
+        available: Cells of each stratum, int64 [strata].
+        size: Total number of cells to draw.
 
     Returns:
-        int64 [strata], together `size`, or all cells where there are no more.
+        int64 [strata] with the sum `size`, or all cells if there are no more.
     """
-    if stock.sum() <= size:
-        return stock
-    floor = np.minimum(stock, min(_LEAST_PER_STRATUM, size // len(stock)))
-    share = (size - floor.sum()) * (stock - floor) / (stock - floor).sum()
+    if available.sum() <= size:
+        return available
+    floor = np.minimum(available, min(_LEAST_PER_STRATUM, size // len(available)))
+    share = (size - floor.sum()) * (available - floor) / (available - floor).sum()
     quota: Int64Array = floor + share.astype(np.int64)
     by_remainder = np.argsort(-(share % 1), kind="stable")
     quota[by_remainder[: size - quota.sum()]] += 1

@@ -1,4 +1,4 @@
-"""Two-dimensional coordinates of embeddings, for pictures only."""
+"""UMAP coordinates of embeddings, for pictures."""
 
 import warnings
 
@@ -9,17 +9,17 @@ from scgpt_ray.errors import ConfigError, InputError
 from scgpt_ray.schema import Float32Matrix
 
 MIN_CELLS = 16
-"""Below this there are no neighbourhoods to draw."""
+"""Minimum number of cells, for graphs of 15 neighbours."""
 
 _N_NEIGHBORS = 15
 
 
 def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.float32]:
-    """Lay vectors out in the plane by UMAP (McInnes 2018, arXiv:1802.03426) with the cosine distance.
+    """Compute two-dimensional UMAP coordinates (McInnes 2018, arXiv:1802.03426) with the cosine distance.
 
     Args:
         vectors_ND: float32 [n, d], n at least MIN_CELLS.
-        seed: Makes the layout repeatable on one machine; costs UMAP its threads.
+        seed: Makes the result reproducible on one machine, for which UMAP uses a single thread.
 
     Returns:
         float32 [n, 2].
@@ -30,7 +30,7 @@ def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # that it lacks TensorFlow, which is not needed here
+            warnings.simplefilter("ignore", ImportWarning)  # about TensorFlow, which is not needed here
             import umap  # optional, and slow to import: it compiles
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -42,8 +42,8 @@ def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.
         raise InputError(
             f"{len(vectors_ND)} cells for a UMAP",
             expected=f"at least {MIN_CELLS}",
-            remedy="draw no UMAP of so few",
+            remedy="use more cells",
         )
-    # n_jobs=1 is what a seed implies; saying so spares a warning.
+    # A seed implies n_jobs=1; passing it avoids a warning.
     layout = umap.UMAP(n_neighbors=_N_NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
     return np.asarray(layout.fit_transform(vectors_ND), np.float32)

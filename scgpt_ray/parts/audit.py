@@ -1,4 +1,4 @@
-"""The audit: an output folder is opened again by code that did not write it."""
+"""Audit of an embeddings folder, without the code that wrote it."""
 
 from collections.abc import Iterator
 
@@ -20,15 +20,15 @@ _NORM_TOLERANCE = 1e-5  # float32 rounding of a unit vector of 512 numbers
 def audit_embeddings(folder: Folder) -> list[str]:
     """Check an output folder of `embed`.
 
-    Every planned cell is in exactly one part, rows are in order, embeddings are finite unit vectors, absent ones are
-    those of cells without tokens, and one fingerprint holds throughout.
+    Every planned cell must be in exactly one part, rows in order, embeddings finite unit vectors (missing only for
+    cells without tokens), and the fingerprint the same throughout.
 
     Returns:
-        What is wrong, a line each; empty when all is well.
+        Problems, one per line; empty if there are none.
 
     Raises:
         ReferenceSetError: If the folder is not that of a finished run.
-        OutputError: If parts of two fingerprints lie together.
+        OutputError: If parts have different fingerprints.
     """
     manifest = require_manifest(folder)
     plan = Plan.read(folder)

@@ -1,4 +1,4 @@
-"""Embeddings as one file that other tools open."""
+"""Export of embeddings to one table or file."""
 
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from scgpt_ray.storage import Folder
 
 
 def read_embeddings(folder: Folder) -> pa.Table:
-    """All parts of a finished run as one table, in order of joinid.
+    """Read all parts of a finished run as one table, sorted by joinid.
 
     Args:
         folder: Output folder of `embed`.
@@ -28,9 +28,9 @@ def read_embeddings(folder: Folder) -> pa.Table:
 
 
 def export_h5ad(folder: Folder, file: str) -> int:
-    """Write obsm["X_scGPT"] and the carried obs columns; cells without an embedding get NaN rows.
+    """Write an .h5ad file with obsm["X_scGPT"] and the carried obs columns; cells without an embedding get NaN rows.
 
-    The whole set is in memory while it is written, a few times: 4 x d bytes per cell each.
+    Holds a few copies of all embeddings in memory, of 4 x d bytes per cell each.
 
     Args:
         folder: Output folder of `embed`.
@@ -41,19 +41,19 @@ def export_h5ad(folder: Folder, file: str) -> int:
 
     Raises:
         ReferenceSetError: If the folder is not that of a finished run.
-        OutputError: If the place cannot be written.
+        OutputError: If the file cannot be written.
     """
     place = Folder.at(str(PurePosixPath(file).parent) if "://" not in file else file.rpartition("/")[0])
     place.require_writable()
     if place.is_local and (place.path / PurePosixPath(file).name).is_dir():
-        raise OutputError(f"{file} is a folder", expected="the name of a file", remedy="give --output such as x.h5ad")
+        raise OutputError(f"{file} is a folder", expected="the name of a file", remedy="name a file, such as x.h5ad")
     embeddings = read_embeddings(folder)
     write_h5ad(place, PurePosixPath(file).name, embeddings)
     return int(embeddings.num_rows)
 
 
 def write_h5ad(place: Folder, name: str, embeddings: pa.Table) -> None:
-    """Put an AnnData file of EMBEDDINGS in its place, whole or not at all."""
+    """Write EMBEDDINGS as an .h5ad file, atomically."""
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-") as scratch:
         written = Path(scratch) / name
         write_embedding_h5ad(written, embeddings)

@@ -1,4 +1,4 @@
-"""What a Parquet file says about itself in its footer: a JSON object that makes other records needless."""
+"""A JSON object in the footer of a Parquet file, which describes the file without other records."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,16 +12,16 @@ from scgpt_ray.storage import Folder
 
 _READERS = 16
 
-Said = TypeVar("Said")
+Record = TypeVar("Record")
 
 
 def stamped(table: pa.Table, key: bytes, values: dict[str, Any]) -> pa.Table:
-    """The table with `values` as all of its metadata."""
+    """The table with `values` as its only metadata."""
     return table.replace_schema_metadata({key: json.dumps(values)})
 
 
 def read_stamp(folder: Folder, name: str, key: bytes) -> tuple[dict[str, Any], int] | None:
-    """What a file says of itself and its rows; None where it is torn or says nothing under this key."""
+    """The JSON object in the footer of a file, and its number of rows; None if it is torn or lacks the key."""
     try:
         with folder.open(name) as stream:
             metadata = pq.read_metadata(stream)
@@ -31,7 +31,7 @@ def read_stamp(folder: Folder, name: str, key: bytes) -> tuple[dict[str, Any], i
     return None if stamp is None else (json.loads(stamp), metadata.num_rows)
 
 
-def read_all(read: Callable[[str], Said | None], names: Iterable[str]) -> list[Said]:
-    """What several files say, in their order; on an object store each is a round trip, so many at a time."""
+def read_all(read: Callable[[str], Record | None], names: Iterable[str]) -> list[Record]:
+    """Read several files in order, in parallel because each is a round trip to an object store; skips None."""
     with ThreadPoolExecutor(_READERS) as pool:
-        return [said for said in pool.map(read, names) if said is not None]
+        return [record for record in pool.map(read, names) if record is not None]

@@ -1,10 +1,10 @@
-"""Parts: the Parquet file of one partition, named by it, whole or absent, and self-describing.
+"""Parts: one Parquet file per partition, named by its number, written atomically and self-describing.
 
-The footer of a part carries the fingerprint and the digest of its joinids, so a folder of parts can be trusted
-without any other record: what is committed is what a footer says, and resume is a listing.
+The footer of a part holds the fingerprint and the digest of its joinids. A folder of parts therefore needs no other
+record: a file with a valid footer is committed, and to resume is to list the folder.
 
-In the file `embedding` is `list<float>`: pyarrow 25 writes null values of a fixed_size_list and cannot read them back
-(Arrow issue 35692). Here, in memory, it is `fixed_size_list<float>[d]`; the two casts copy nothing.
+In the file `embedding` is `list<float>`, since pyarrow 25 writes nulls of a fixed_size_list but cannot read them back
+(Arrow issue 35692). In memory it is `fixed_size_list<float>[d]`; the two casts copy nothing.
 """
 
 import json
@@ -28,15 +28,15 @@ _STORED = pa.list_(pa.field("element", pa.float32()))
 
 @dataclass(frozen=True)
 class Part:
-    """What the footer of a part says.
+    """The footer of a part.
 
     Attributes:
         fingerprint: Digest of the run's fingerprint.
-        partition: Number of the partition it holds.
-        joinids: Digest of the joinids it holds.
-        n_cells: Rows.
-        n_empty: Rows without an embedding, because the cell has no count of a gene in the vocabulary.
-        n_tokens: Tokens that went through the network.
+        partition: Number of the partition.
+        joinids: Digest of the joinids.
+        n_cells: Number of rows.
+        n_empty: Rows without an embedding, of cells without counts of genes in the vocabulary.
+        n_tokens: Number of tokens embedded.
         dimension: Width of the embedding.
     """
 
@@ -50,7 +50,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """File name, from the partition alone."""
+        """Name of the file, which depends on the partition alone."""
         return part_name(self.partition)
 
 
@@ -63,11 +63,11 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
     """Commit one partition.
 
     Args:
-        parts: The folder of parts.
+        parts: Folder of the parts.
         table: EMBEDDINGS of the partition, in order of joinid.
-        partition: What was planned.
+        partition: The planned partition.
         fingerprint: Digest of the run's fingerprint.
-        n_tokens: Tokens that went through the network.
+        n_tokens: Number of tokens embedded.
 
     Raises:
         CompletenessError: If the table does not hold exactly the planned cells.
@@ -90,7 +90,7 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
     )
     encoded = stamped(_encoded(table), _FOOTER, asdict(part))
     sink = pa.BufferOutputStream()
-    # Floats of a unit vector do not compress; ids and dictionaries do.
+    # Embeddings do not compress; ids and dictionaries do.
     compression = {name: "none" if name == EMBEDDING else "zstd" for name in encoded.column_names}
     pq.write_table(
         encoded,
@@ -103,7 +103,7 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
 
 
 def _encoded(table: pa.Table) -> pa.Table:
-    """Dictionary-encode the carried text columns, and make the embedding what pyarrow can read."""
+    """Dictionary-encode the carried text columns, and cast the embedding to what pyarrow can read back."""
     place = table.schema.get_field_index(EMBEDDING)
     table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(_STORED))
     for position, field in enumerate(table.schema):
@@ -115,7 +115,7 @@ def _encoded(table: pa.Table) -> pa.Table:
 
 
 def read_footer(parts: Folder, name: str) -> Part | None:
-    """What a part says of itself; None where the file is torn or is not a part of ours."""
+    """Read the footer of a part; None if the file is torn or not a part."""
     found = read_stamp(parts, name, _FOOTER)
     if found is None:
         return None
@@ -124,13 +124,13 @@ def read_footer(parts: Folder, name: str) -> Part | None:
 
 
 def committed(parts: Folder) -> dict[int, Part]:
-    """The parts that are there, by partition; torn files are not."""
+    """The committed parts, by partition; torn files are ignored."""
     names = [name for name in parts.names() if name.startswith("part-")]
     return {part.partition: part for part in read_all(lambda name: read_footer(parts, name), names)}
 
 
 def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
-    """The table of a part, or some of its columns."""
+    """Read a part, or some of its columns."""
     with parts.open(name) as stream:
         file = pq.ParquetFile(stream)
         table = file.read(columns)
@@ -142,18 +142,18 @@ def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.
 
 
 def read_vectors(parts: Folder, name: str) -> tuple[Int64Array, Float32Matrix]:
-    """Ids [n] and unit vectors [n, d] of the cells of a part that have an embedding."""
+    """Read the ids [n] and unit vectors [n, d] of those cells of a part that have an embedding."""
     table = read_part(parts, name, [JOINID, EMBEDDING])
     return vectors_of(table)
 
 
 def vectors_of(table: pa.Table) -> tuple[Int64Array, Float32Matrix]:
-    """Ids [n] and unit vectors [n, d] of the cells of a table that have an embedding."""
+    """Ids [n] and unit vectors [n, d] of those cells of a table that have an embedding."""
     present = table.filter(table[EMBEDDING].is_valid())
     return present[JOINID].to_numpy(), np.asarray(matrix(present[EMBEDDING]), np.float32)
 
 
 def iterate_parts(parts: Folder, names: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The tables of parts, one after the other, never all at once."""
+    """Read parts one after the other."""
     for name in names:
         yield read_part(parts, name, columns)

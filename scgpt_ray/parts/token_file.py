@@ -1,6 +1,6 @@
-"""Tokens kept for training: a Parquet file per partition, whole or absent.
+"""Token files for training: one Parquet file per partition, written atomically.
 
-Its first row group has the cells to learn from, its second those kept out, so that either is read alone.
+The first row group has the training cells, the second the validation cells, so that either can be read alone.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,17 +22,17 @@ _FOOTER = b"scgpt_ray.tokens"
 
 @dataclass(frozen=True)
 class TokenPart:
-    """What the footer of a file of tokens says.
+    """The footer of a token file.
 
     Attributes:
-        fingerprint: Digest of what made the tokens.
+        fingerprint: Digest of what determines the tokens.
         partition: Number of the partition.
         joinids: Digest of the planned joinids.
-        n_train: Cells to learn from.
-        n_validation: Cells kept out.
-        n_tokens: Of all of them.
-        labels: Label -> cells to learn from that have it.
-        domains: Likewise.
+        n_train: Number of training cells.
+        n_validation: Number of validation cells.
+        n_tokens: Number of tokens of all cells.
+        labels: Label -> number of training cells.
+        domains: Domain -> number of training cells.
     """
 
     fingerprint: str
@@ -46,7 +46,7 @@ class TokenPart:
 
     @property
     def name(self) -> str:
-        """File name, from the partition alone."""
+        """Name of the file, which depends on the partition alone."""
         return part_name(self.partition)
 
 
@@ -60,41 +60,41 @@ def write_tokens(
     label_column: str | None,
     domain_column: str | None,
 ) -> TokenPart:
-    """Commit the tokens of one partition; cells without any are left away.
+    """Commit the tokens of one partition; cells without tokens are omitted.
 
     Args:
-        folder: Where to.
+        folder: Folder of the file.
         tokens: TOKENS of the partition.
-        partition: What was planned.
-        validation: bool [n], cells that are not to be learnt from.
-        fingerprint: Digest of what made the tokens.
-        label_column: Name of the obs column of labels, if there is one.
-        domain_column: Name of the obs column of domains, if there is one.
+        partition: The planned partition.
+        validation: bool [n], True for validation cells.
+        fingerprint: Digest of what determines the tokens.
+        label_column: Name of the obs column of labels, or None.
+        domain_column: Name of the obs column of domains, or None.
     """
     offsets, _ = ragged(tokens[BIN])
-    shown = np.diff(offsets) > 0
-    of_training, of_validation = np.flatnonzero(shown & ~validation), np.flatnonzero(shown & validation)
-    to_learn, to_evaluate = (tokens.take(pa.array(rows)) for rows in (of_training, of_validation))
+    has_tokens = np.diff(offsets) > 0
+    rows = np.flatnonzero(has_tokens & ~validation), np.flatnonzero(has_tokens & validation)
+    train_cells, validation_cells = (tokens.take(pa.array(of_split)) for of_split in rows)
     part = TokenPart(
         fingerprint=fingerprint,
         partition=partition.number,
         joinids=partition.digest,
-        n_train=len(of_training),
-        n_validation=len(of_validation),
+        n_train=len(train_cells),
+        n_validation=len(validation_cells),
         n_tokens=int(offsets[-1]),
-        labels=tally(to_learn, label_column),
-        domains=tally(to_learn, domain_column),
+        labels=tally(train_cells, label_column),
+        domains=tally(train_cells, domain_column),
     )
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, stamped(to_learn, _FOOTER, asdict(part)).schema, compression="zstd") as writer:
-        for cells in (to_learn, to_evaluate):
+    with pq.ParquetWriter(sink, stamped(train_cells, _FOOTER, asdict(part)).schema, compression="zstd") as writer:
+        for cells in (train_cells, validation_cells):
             writer.write_table(cells, row_group_size=max(1, cells.num_rows))
     folder.write(part.name, sink.getvalue())
     return part
 
 
 def tally(table: pa.Table, column: str | None) -> dict[str, int]:
-    """Cells by what a column says of them; without those of which it says nothing."""
+    """Number of cells per value of a column; cells of unknown value are not counted."""
     if column is None:
         return {}
     counted = pc.value_counts(known(table[column]).drop_null())
@@ -102,20 +102,20 @@ def tally(table: pa.Table, column: str | None) -> dict[str, int]:
 
 
 def known(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values as text, null where they say nothing."""
+    """Values as text, null for unknown ones (see `NO_LABEL`)."""
     texts = values.cast(pa.string())
     unknown = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(texts)), value_set=pa.array(sorted(NO_LABEL)))
     return pc.if_else(unknown, pa.scalar(None, pa.string()), texts)
 
 
 def read_tokens(folder: Folder, part: TokenPart, *, validation: bool) -> pa.Table:
-    """The cells of a part to learn from, or those kept out."""
+    """Read the training cells of a token file, or its validation cells."""
     with folder.open(part.name) as stream:
         return pq.ParquetFile(stream).read_row_group(int(validation))
 
 
 def committed_tokens(folder: Folder, fingerprint: str) -> dict[int, TokenPart]:
-    """The files there are of this fingerprint, by partition; torn files and those of another are not."""
+    """The committed files with this fingerprint, by partition; torn files are ignored."""
 
     def read(name: str) -> TokenPart | None:
         found = read_stamp(folder, name, _FOOTER)

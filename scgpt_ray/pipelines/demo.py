@@ -1,4 +1,4 @@
-"""The whole chain on real cells in two minutes: atlas -> embeddings -> index -> labels -> picture."""
+"""All steps on real cells in two minutes: atlas -> embeddings -> index -> labels -> picture."""
 
 import logging
 import os
@@ -39,13 +39,13 @@ UMAP = "umap.png"
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found.
+    """The results of the demo.
 
     Attributes:
-        output: Folder of everything.
-        scores: Of the mapping.
-        untrained: Of a network of the same size that was never trained, on the same split.
-        baseline: Of PCA and nearest neighbours on the same split.
+        output: Folder of all files.
+        scores: Scores of the mapping.
+        untrained: Scores of an untrained network of the same size, on the same split.
+        baseline: Scores of PCA and nearest neighbours, on the same split.
     """
 
     output: Folder
@@ -54,7 +54,7 @@ class Demo:
     baseline: LabelScores
 
     def text(self) -> str:
-        """The table and where everything lies."""
+        """The scores as a table, and the places of the files."""
         evaluated = {"scGPT": self.scores, "scGPT, untrained": self.untrained, "PCA + kNN": self.baseline}
         rows: list[tuple[str, float, float | None]] = [
             (name, scores.accuracy, scores.macro_f1) for name, scores in evaluated.items()
@@ -76,7 +76,7 @@ class Demo:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a program."""
+        """The scores as plain values for JSON."""
         return {
             "output": self.output.uri,
             "accuracy": self.scores.accuracy,
@@ -90,7 +90,7 @@ class Demo:
 
 
 def demo(settings: DemoSettings, engine: Engine) -> Demo:
-    """Run the whole chain on the 700 real blood cells that ship inside scanpy.
+    """Run all steps on the 700 blood cells that ship with scanpy.
 
     Raises:
         InputError: If the output cannot be written or the checkpoint cannot be used.
@@ -138,7 +138,7 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
 
 @contextmanager
 def _one_store(output: Folder) -> Iterator[None]:
-    """Log all runs of the demo to one MLflow store, unless there is a server."""
+    """Log all runs of the demo to one MLflow store, unless MLFLOW_TRACKING_URI is set."""
     if "MLFLOW_TRACKING_URI" in os.environ:
         yield
         return
@@ -150,7 +150,7 @@ def _one_store(output: Folder) -> Iterator[None]:
 
 
 def _draw_umap(output: Folder) -> None:
-    """Reference and query in one picture."""
+    """Draw a UMAP of reference and query."""
     tables = [read_embeddings(output.folder(name)) for name in ("reference", "mapped/embeddings")]
     vectors = np.concatenate([vectors_of(table)[1] for table in tables])
     labels = [label for table in tables for label in table[LABEL].to_pylist()]
@@ -159,7 +159,7 @@ def _draw_umap(output: Folder) -> None:
 
 
 def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder, engine: Engine) -> LabelScores:
-    """A network of the same size with random weights: what its form alone is worth."""
+    """Scores of a network of the same size with random weights."""
     size = read_checkpoint(checkpoint).architecture
     weights = output.path / "checkpoint"
     random_checkpoint(
@@ -190,7 +190,7 @@ def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder, e
 
 
 def _baseline(cells: Any) -> LabelScores:
-    """PCA and nearest neighbours on the same split."""
+    """Scores of PCA and nearest neighbours on the same split."""
     is_query = (cells.obs[SPLIT] == "query").to_numpy()
     labels = cells.obs[LABEL].to_numpy(object)
     predicted, share = pca_knn(cells.X[~is_query], labels[~is_query], cells.X[is_query], k=_K, seed=_SEED)

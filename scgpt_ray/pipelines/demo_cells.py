@@ -1,4 +1,4 @@
-"""The real cells of the demo: 700 blood cells that ship inside scanpy."""
+"""The cells of the demo: 700 blood cells that ship with scanpy."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def blood_cells(seed: int) -> Any:
         AnnData, 700 cells x 765 genes: X holds log1p values of library-normalised counts, which bin like counts;
         obs has `cell_type` and `split` (reference or query); var is indexed by gene symbols.
     """
-    import scanpy as sc  # seconds to import, and only the demo needs it
+    import scanpy as sc  # takes seconds to import, and only the demo needs it
 
     cells = sc.datasets.pbmc68k_reduced().raw.to_adata()
     cells.obs = cells.obs[["bulk_labels"]].rename(columns={"bulk_labels": LABEL}).astype(str)

@@ -1,4 +1,4 @@
-"""The main flow: atlas -> cells -> tokens -> embedding -> committed parts -> manifest."""
+"""Atlas -> cells -> tokens -> embeddings -> committed parts -> manifest."""
 
 import json
 import logging
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 def embed(settings: EmbedSettings, engine: Engine) -> Manifest:
-    """Embed every selected cell of an atlas; finish what an earlier run began.
+    """Embed the selected cells of an atlas, or finish an earlier run.
 
-    Nothing is written and no cluster is asked for before all of the input is known to be good.
+    The whole input is checked before anything is written or started.
 
     Args:
         settings: The request.
-        engine: Where it runs.
+        engine: Opens the executor.
 
     Raises:
-        InputError: If anything in the input is wrong; see `scgpt_ray.errors`.
-        RunError: If the work failed; what is committed stays, and the same command resumes.
+        InputError: If anything in the input is invalid; see `scgpt_ray.errors`.
+        RunError: If the work failed; committed parts are kept, and the same command resumes.
     """
     job = check(settings, count_gpus=engine.gpus)
     if job.done is not None:
@@ -55,7 +55,7 @@ def embed(settings: EmbedSettings, engine: Engine) -> Manifest:
 
 
 def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
-    """Do what is still to be done of a checked request."""
+    """Run the remaining work of a checked request."""
     workers = executor.pool(job.settings)
     require_precision(workers.device, job.settings.precision)
     plan = make_plan(job, workers) if job.began is None else job.began
@@ -64,7 +64,7 @@ def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
 
 
 def make_plan(job: EmbedJob, workers: Pool) -> Plan:
-    """Number the partitions and write the plan, before any cell is read for real."""
+    """Divide the cells into partitions, and write the plan."""
     assert job.selection is not None, "cells are selected where no plan has fixed them"
     joinids, coverage = job.selection
     plan = Plan(
@@ -113,7 +113,7 @@ def run_plan(
 
 
 def stages_of(job: EmbedJob, workers: Pool) -> Stages:
-    """Reading, embedding and committing of a job."""
+    """The stages of a job: read, embed, commit."""
     checkpoint, precision = job.checkpoint.folder, job.settings.precision
     share = workers.num_gpus or 1.0
     vocabulary = job.checkpoint.vocabulary.sha256

@@ -1,4 +1,4 @@
-"""Embeddings -> one trained template -> one shard per group of parts -> the params that finds enough of the truth."""
+"""Embeddings -> a trained template -> one shard per group of parts -> search parameters for the target recall."""
 
 import logging
 from typing import Any
@@ -43,10 +43,10 @@ _RECALL_QUERIES = 256
 
 
 def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
-    """Build the index of a finished set of embeddings, or add to it the cells that it lacks.
+    """Build the index of a finished set of embeddings, or add the cells that it lacks.
 
-    A finished index of the same request is left alone. An unfinished one is taken up: its template and its shards are
-    kept where they were committed for this request.
+    A finished index of the same request is returned as it is. For an unfinished one, the template and the shards that
+    were committed for this request are reused.
 
     Raises:
         InputError: If the embeddings, the factory or the output cannot be used.
@@ -64,12 +64,12 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
     output.require_writable()
     params = {"config": settings.model_dump(), "request": request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
-        recipe = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
-        template = train_template(executor, source, manifest, recipe, output)
+        spec = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
+        template = train_template(executor, source, manifest, spec, output)
         groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
         labels = tuple(request["labels"])
-        stocks = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
-        shards = build_shards(executor, stocks, 0, template, output)
+        inputs = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
+        shards = build_shards(executor, inputs, 0, template, output)
         described = IndexDescription(
             request=request,
             factory=request["factory"],
@@ -90,10 +90,10 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
 def append(
     settings: IndexSettings, source: Folder, manifest: Manifest, output: Folder, engine: Engine
 ) -> IndexDescription:
-    """Add the cells of some embeddings that an index lacks, as new shards of its template.
+    """Add the cells of embeddings that an index lacks, as new shards of its template.
 
-    The embeddings may be those of the index, grown; or others of the same checkpoint and atlas. Cells are known by
-    their soma_joinid. The params is chosen anew, for the cells of these embeddings.
+    The embeddings may be a larger version of those of the index, or others of the same checkpoint and atlas. Cells are
+    identified by soma_joinid. The search parameters are chosen again, with cells of these embeddings.
 
     Raises:
         InputError: If there is no index, or the cells do not belong to it.
@@ -110,11 +110,11 @@ def append(
         parts = np.array(names)[fresh > 0]
         n_shards = min(settings.shards or usual_shards(int(fresh.sum())), len(parts))
         digest, labels = manifest.fingerprint.digest, there.label_columns
-        stocks = [
+        inputs = [
             ShardInput(source, digest, tuple(group.tolist()), labels, there.shards)
             for group in np.array_split(parts, n_shards)
         ]
-        added = build_shards(executor, stocks, len(there.shards), _template_of(output), output)
+        added = build_shards(executor, inputs, len(there.shards), _template_of(output), output)
         known = dict.fromkeys((there.embeddings, *there.appended, source.uri))
         described = there.replace(
             n_cells=there.n_cells + sum(shard.n_cells for shard in added),
@@ -125,12 +125,12 @@ def append(
 
 
 def _template_of(output: Folder) -> str:
-    """Digest of the template that an index was built with."""
+    """Digest of the template of an index."""
     template = committed_template(output)
     if template is None:
         raise ReferenceSetError(
-            f"the template of {output.uri} is not what the index was built with",
-            expected="template.faiss, centre.npy and template.json as index left them",
+            f"the template of {output.uri} is not the one that the index was built with",
+            expected="template.faiss, centre.npy and template.json as `index` wrote them",
             remedy="build the index again; see scgpt-ray validate",
         )
     return str(template["content"])
@@ -155,10 +155,10 @@ def _require_belongs(there: IndexDescription, manifest: Manifest, source: Folder
 
 
 def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
-    """What is asked for, with the defaults filled in; equal requests give equal indexes.
+    """Fill in the defaults of a request; equal requests give equal indexes.
 
     Raises:
-        InputError: If it cannot be had of these embeddings.
+        InputError: If the request does not fit the embeddings.
     """
     labels = list(dict.fromkeys(settings.label_columns or manifest.obs_columns))
     lacking = [name for name in labels if name not in manifest.obs_columns]
@@ -200,7 +200,7 @@ def _finish(
     executor: Executor,
     tracker: Tracker,
 ) -> IndexDescription:
-    """Examine the index, choose its params, and commit it by its description."""
+    """Measure recall, choose the search parameters, and commit the index by writing its description."""
     reference = Reference(output, described, executor)
     target = described.request["target_recall"]
     recall_sample = _recall_sample(reference, executor, source, manifest)
@@ -233,9 +233,9 @@ def _finish(
 
 
 def _recall_sample(reference: Reference, executor: Executor, source: Folder, manifest: Manifest) -> RecallSample:
-    """A sample of the cells of some embeddings and their true neighbours in the index.
+    """Sample cells of the embeddings, and find their true neighbours in the index.
 
-    The truth is exact search over those embeddings; cells that the index had before count as it keeps them.
+    The truth is exact search over the embeddings; for an index with appended cells, over the vectors that it stores.
     """
     index = reference.index
     ids_Q, queries_QD = sample_of(executor, source, manifest, _RECALL_QUERIES, index.request["seed"] + 1)

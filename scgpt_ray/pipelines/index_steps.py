@@ -1,4 +1,4 @@
-"""The steps that build an index straight from parts: one trains, one fills each shard; none passes a vector on."""
+"""The steps that build an index from parts: one trains the template, one fills each shard; no vectors are passed on."""
 
 import hashlib
 import io
@@ -26,19 +26,21 @@ from scgpt_ray.records import Manifest, ShardDescription
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
-TEMPLATE_SEAL = "template.json"
+TEMPLATE_MARKER = "template.json"
+"""Commit marker of the template, written last."""
+
 _LISTS_PER_THREAD = 4096  # the work of k-means grows with the square of its lists
 
 
 @dataclass(frozen=True)
 class TemplateSpec:
-    """What makes the template: equal recipes give equal bytes.
+    """What determines the template; equal specs give equal bytes.
 
     Attributes:
         embeddings: Digest of the fingerprint of the embeddings.
         factory: faiss factory string.
-        rows: Rows of the sample.
-        seed: Of the sample and of k-means.
+        rows: Rows of the training sample.
+        seed: Seed of the sample and of k-means.
     """
 
     embeddings: str
@@ -48,20 +50,20 @@ class TemplateSpec:
 
     @property
     def digest(self) -> str:
-        """Sha256 (hex)."""
+        """SHA-256 (hex)."""
         return digest_of(vars(self))
 
 
 @dataclass(frozen=True)
 class ShardInput:
-    """The cells that a shard takes.
+    """The cells of a shard.
 
     Attributes:
         source: Embeddings folder.
         fingerprint: Digest of its fingerprint.
-        parts: Names of its parts, in order.
-        labels: Columns to keep beside the vectors.
-        known: Shards whose cells are left out: those that an index had before.
+        parts: Names of the parts, in order.
+        labels: Label columns to store with the vectors.
+        known: Existing shards of the index, whose cells are skipped.
     """
 
     source: Folder
@@ -71,66 +73,66 @@ class ShardInput:
     known: tuple[ShardDescription, ...] = ()
 
     def digest(self, template: str) -> str:
-        """Sha256 (hex) of what decides a shard: the template, and the cells and labels that it takes."""
+        """SHA-256 (hex) of what determines a shard: the template, and its cells and labels."""
         known = [shard.name for shard in self.known]
         return digest_of([template, self.fingerprint, self.parts, self.labels, known])
 
 
-def train_template(executor: Executor, source: Folder, manifest: Manifest, recipe: TemplateSpec, output: Folder) -> str:
-    """Train in one task that reads its sample itself, unless the template of this recipe is committed.
+def train_template(executor: Executor, source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folder) -> str:
+    """Train the template in a task that reads its sample, unless the template of this spec is committed.
 
     Returns:
-        Digest of template and centre, which the shards belong to.
+        Digest of template and centre, to which the shards refer.
     """
-    there = committed_template(output)
-    if there is not None and there["recipe"] == recipe.digest:
-        return str(there["content"])
-    nlist = n_lists(empty_index(recipe.factory, manifest.dimension))
+    committed = committed_template(output)
+    if committed is not None and committed["spec"] == spec.digest:
+        return str(committed["content"])
+    nlist = n_lists(empty_index(spec.factory, manifest.dimension))
     threads = min(max(executor.nodes), -(-nlist // _LISTS_PER_THREAD))
-    call = (source, manifest, recipe, output, threads)
+    call = (source, manifest, spec, output, threads)
     [trained] = executor.tasks(_train, [call], cpus=threads, gpus=1)
     return str(trained)
 
 
 def committed_template(output: Folder) -> dict[str, Any] | None:
-    """The seal of the template, where template and centre are those that it was put on; else None."""
-    if not all(output.has(name) for name in (TEMPLATE_SEAL, TEMPLATE, CENTRE)):
+    """The commit marker of the template, if it fits template and centre; else None."""
+    if not all(output.has(name) for name in (TEMPLATE_MARKER, TEMPLATE, CENTRE)):
         return None
     try:
-        there: dict[str, Any] = json.loads(output.read(TEMPLATE_SEAL))
-    except ValueError:  # not a seal of ours: trained again
+        marker: dict[str, Any] = json.loads(output.read(TEMPLATE_MARKER))
+    except ValueError:  # an invalid marker: train again
         return None
-    return there if there.get("content") == _content(output) else None
+    return marker if marker.get("content") == _content(output) else None
 
 
 def _content(output: Folder) -> str:
     return hashlib.sha256(output.read(TEMPLATE) + output.read(CENTRE)).hexdigest()
 
 
-def _train(source: Folder, manifest: Manifest, recipe: TemplateSpec, output: Folder, threads: int) -> str:
+def _train(source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folder, threads: int) -> str:
     set_threads(threads)
-    _, sample_ND = sample(source, manifest, recipe.rows, recipe.seed)
-    template = train(sample_ND, recipe.factory, seed=recipe.seed, place=gpus())
+    _, sample_ND = sample(source, manifest, spec.rows, spec.seed)
+    template = train(sample_ND, spec.factory, seed=spec.seed, place=gpus())
     centre = io.BytesIO()
     np.save(centre, centre_of(sample_ND))
-    values = {"recipe": recipe.digest, "is_exact": recipe.factory == EXACT}
+    values = {"spec": spec.digest, "is_exact": spec.factory == EXACT}
     output.write(TEMPLATE, template)
     output.write(CENTRE, centre.getvalue())
     content = hashlib.sha256(template + centre.getvalue()).hexdigest()
-    output.write(TEMPLATE_SEAL, json.dumps({**values, "content": content}).encode())
+    output.write(TEMPLATE_MARKER, json.dumps({**values, "content": content}).encode())
     return content
 
 
 def sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
-    """Ids [n] and vectors [n, d] of n cells drawn evenly (all, where there are fewer), the same for a seed.
+    """Draw n cells uniformly (all, if there are fewer), the same for a seed: ids [n] and vectors [n, d].
 
-    Reads one part at a time; holds the sample and that part.
+    Reads one part at a time; the sample and one part are in memory.
     """
     rows = np.fromiter(manifest.parts.values(), np.int64)
     ends = np.cumsum(rows)
     random = np.random.default_rng(seed)
-    # Cells without an embedding fall out when they are read: draw more, and thin afterwards. Six standard deviations
-    # above what is needed on average, n of those drawn have one but for a chance of 1e-9.
+    # Cells without an embedding are dropped when they are read: draw more, and thin afterwards. With six standard
+    # deviations more than needed on average, fewer than n have an embedding with probability 1e-9.
     share = 1 - manifest.n_empty / manifest.n_cells
     n_drawn = int(min(n + manifest.n_empty, ends[-1], (n + 6 * math.sqrt(n) + 36) / share)) if n else 0
     drawn = np.sort(random.choice(ends[-1], n_drawn, replace=False, shuffle=False))
@@ -139,11 +141,11 @@ def sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64
     vectors = np.empty((n_drawn, manifest.dimension), np.float32)
     filled = 0
     for number, name in enumerate(manifest.parts):
-        wanted = drawn[part_of == number] - (ends - rows)[number]
-        if not len(wanted):
+        drawn_here = drawn[part_of == number] - (ends - rows)[number]
+        if not len(drawn_here):
             continue
         table = read_part(source.folder(PARTS), name, [JOINID, EMBEDDING])
-        taken_ids, taken = vectors_of(table.take(pa.array(wanted)))
+        taken_ids, taken = vectors_of(table.take(pa.array(drawn_here)))
         ids[filled : filled + len(taken)], vectors[filled : filled + len(taken)] = taken_ids, taken
         filled += len(taken)
     if filled <= n:
@@ -153,37 +155,37 @@ def sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64
 
 
 def build_shards(
-    executor: Executor, stocks: Sequence[ShardInput], first: int, template: str, output: Folder
+    executor: Executor, inputs: Sequence[ShardInput], first: int, template: str, output: Folder
 ) -> list[ShardDescription]:
-    """One task per shard that is not committed yet, each taking a stock.
+    """Build the shards that are not committed yet, one task each.
 
     Args:
         executor: Runs the tasks.
-        stocks: What the shards take.
+        inputs: Cells of each shard.
         first: Number of the first shard.
         template: Digest of the template, as `train_template` returns it.
         output: The index folder.
     """
-    requests = [stock.digest(template) for stock in stocks]
-    there = [sealed(output, first + place, request) for place, request in enumerate(requests)]
-    places = [place for place, shard in enumerate(there) if shard is None]
-    calls = [(stocks[place], first + place, requests[place], output) for place in places]
+    requests = [shard_input.digest(template) for shard_input in inputs]
+    committed = [sealed(output, first + place, request) for place, request in enumerate(requests)]
+    places = [place for place, shard in enumerate(committed) if shard is None]
+    calls = [(inputs[place], first + place, requests[place], output) for place in places]
     built = dict(zip(places, executor.tasks(_add_shard, calls, gpus=1), strict=True))
-    return [shard or built[place] for place, shard in enumerate(there)]
+    return [shard or built[place] for place, shard in enumerate(committed)]
 
 
-def _add_shard(stock: ShardInput, number: int, request: str, output: Folder) -> ShardDescription:
-    """Fill one shard and write it, with its labels beside it; the seal is last."""
+def _add_shard(shard_input: ShardInput, number: int, request: str, output: Folder) -> ShardDescription:
+    """Fill one shard and write it with its labels; the commit marker is written last."""
     set_threads(1)
     template = output.read(TEMPLATE)
     centre_D = np.load(io.BytesIO(output.read(CENTRE)), allow_pickle=False)
-    known_N = known_ids(output, stock.known)
-    is_exact = json.loads(output.read(TEMPLATE_SEAL))["is_exact"]
+    known_N = known_ids(output, shard_input.known)
+    is_exact = json.loads(output.read(TEMPLATE_MARKER))["is_exact"]
     shard = ShardDescription.of(number, 0, is_exact=is_exact)
-    parts = stock.source.folder(PARTS)
-    blocks = (_new(*read_vectors(parts, part), known_N) for part in stock.parts)
+    parts = shard_input.source.folder(PARTS)
+    blocks = (_new(*read_vectors(parts, part), known_N) for part in shard_input.parts)
     n_cells = build_shard(template, blocks, output, shard, centre_D, place=gpus())
-    kept = pa.concat_tables(_label_tables(stock, known_N))
+    kept = pa.concat_tables(_label_tables(shard_input, known_N))
     assert kept.num_rows == n_cells, "a cell has an embedding where it has genes"
     with output.staged(shard.labels) as path:
         pq.write_table(kept.replace_schema_metadata(None), path, compression="zstd")
@@ -193,13 +195,13 @@ def _add_shard(stock: ShardInput, number: int, request: str, output: Folder) -> 
 
 
 def known_ids(output: Folder, shards: Sequence[ShardDescription]) -> Int64Array:
-    """Sorted soma_joinids that some shards hold."""
+    """Sorted soma_joinids of the cells of some shards."""
     ids = [np.load(io.BytesIO(output.read(shard.ids)), allow_pickle=False) for shard in shards]
     return np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
 
 
 def is_new(ids_N: Int64Array, known_N: Int64Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which ids are not among sorted ones, bool [n]."""
+    """Ids that are not among the sorted `known_N`, bool [n]."""
     place_N = np.searchsorted(known_N, ids_N)
     found_N = place_N < len(known_N)
     found_N[found_N] = known_N[place_N[found_N]] == ids_N[found_N]
@@ -211,18 +213,19 @@ def _new(ids_N: Int64Array, vectors_ND: Float32Matrix, known_N: Int64Array) -> t
     return (ids_N, vectors_ND) if new_N.all() else (ids_N[new_N], vectors_ND[new_N])
 
 
-def _label_tables(stock: ShardInput, known_N: Int64Array) -> Iterator[pa.Table]:
-    """Labels of the cells that have an embedding, part by part; the vectors need not be read again."""
-    for table in iterate_parts(stock.source.folder(PARTS), list(stock.parts), [JOINID, N_GENES, *stock.labels]):
+def _label_tables(shard_input: ShardInput, known_N: Int64Array) -> Iterator[pa.Table]:
+    """Labels of the cells that have an embedding, part by part, without reading the vectors."""
+    parts, labels = shard_input.source.folder(PARTS), shard_input.labels
+    for table in iterate_parts(parts, list(shard_input.parts), [JOINID, N_GENES, *labels]):
         embedded = table.filter(pc.field(N_GENES) > 0)
         new = embedded.filter(pa.array(is_new(embedded[JOINID].to_numpy(), known_N)))
-        yield new.select([JOINID, *stock.labels]).unify_dictionaries()
+        yield new.select([JOINID, *labels]).unify_dictionaries()
 
 
 def sample_of(
     executor: Executor, source: Folder, manifest: Manifest, n: int, seed: int
 ) -> tuple[Int64Array, Float32Matrix]:
-    """`sample`, read by a task: for few cells."""
+    """Call `sample` in a task; for few cells."""
     [(ids_N, vectors_ND)] = executor.tasks(sample, [(source, manifest, n, seed)])
     return ids_N, vectors_ND
 
@@ -239,6 +242,6 @@ def _new_cells(parts: Folder, names: Sequence[str], output: Folder, known: Seque
 def new_cells(
     executor: Executor, source: Folder, names: Sequence[str], output: Folder, known: Sequence[ShardDescription]
 ) -> list[int]:
-    """Cells of each part that have an embedding and are in none of the shards."""
+    """Number of cells of each part that have an embedding and are in none of the shards."""
     [counts] = executor.tasks(_new_cells, [(source.folder(PARTS), names, output, known)], cpus=0.5)
     return list(counts)

@@ -1,4 +1,4 @@
-"""Embeddings of the same cells -> integration metrics, batch effects explained, pictures, report. Without Ray."""
+"""Embeddings of the same cells -> integration metrics, effects of factors, pictures, report."""
 
 import logging
 import re
@@ -28,11 +28,11 @@ _NO_LABEL = "all cells"
 
 
 def integrate(settings: IntegrateSettings) -> Integrated:
-    """Evaluate how well embeddings keep labels apart and bring batch keys together, and why.
+    """Evaluate how well embeddings separate labels and mix batch keys, and which factors have effects.
 
     Raises:
-        InputError: If the embeddings are not of the same cells or not finite, a column is missing, there is one batch
-            key only, or the output cannot be written.
+        InputError: If the embeddings are not finite or not of the same cells, a column is missing, there is only one
+            batch key, or the output cannot be written.
     """
     output = Folder.at(settings.output)
     wanted = [settings.label_column, settings.batch_column, *settings.factor_columns]
@@ -65,8 +65,8 @@ def integrate(settings: IntegrateSettings) -> Integrated:
         )
         strata = strata_of(label_N, np.unique(batch_keys, return_inverse=True)[1])
         named = [column for column in cells.columns.column_names if column != JOINID]
-        told = {column: cells.values(column, selection.rows) for column in named}
-        write_integrated(integrated, settings, embeddings, told, strata)
+        values = {column: cells.values(column, selection.rows) for column in named}
+        write_integrated(integrated, settings, embeddings, values, strata)
         tracker.log_metrics(_logged(integration))
         for name in (METRICS, UMAP, UMAP_BATCH, REPORT):
             tracker.log_artifact(name)
@@ -74,7 +74,7 @@ def integrate(settings: IntegrateSettings) -> Integrated:
 
 
 def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Selection, list[str], list[Factor]]:
-    """Which cells are evaluated, their labels, and the factors; that of the batch column is first."""
+    """The cells to evaluate, their labels, and the factors, of which the batch column is the first."""
     labels = cells.values(settings.label_column) if settings.label_column else None
     selection = select_cells(
         cells.present,
@@ -112,7 +112,7 @@ def _counts(settings: IntegrateSettings, cells: ComparedCells, selection: Select
 
 
 def _logged(integration: Integration) -> dict[str, float]:
-    """Metrics under names that MLflow takes."""
+    """Metrics with names that MLflow accepts."""
     return {
         f"{re.sub(r'[^0-9A-Za-z_. /-]', '-', scores['name'])}/{metric}": value
         for scores in integration.to_dict()["scores"]

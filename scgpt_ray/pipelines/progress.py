@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, periodic log lines otherwise."""
 
 import logging
 import sys
@@ -13,11 +13,11 @@ _LINE_EVERY_S = 30.0
 
 
 class Progress:
-    """Cells done, with rates and the time that is left; a context manager.
+    """Cells done, rates and remaining time, as a context manager.
 
     Args:
-        total: Cells planned.
-        done: Cells that an earlier run committed.
+        total: Number of planned cells.
+        done: Number of cells committed by an earlier run.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -46,9 +46,9 @@ class Progress:
         """Count one committed part.
 
         Args:
-            n_cells: Its cells.
-            n_tokens: Its tokens.
-            busy_s: Seconds its actor worked on it.
+            n_cells: Number of its cells.
+            n_tokens: Number of its tokens.
+            busy_s: Seconds that an actor computed it.
         """
         self._cells += n_cells
         self._tokens += n_tokens
@@ -63,7 +63,7 @@ class Progress:
                         self._done + self._cells, self._total, rate, left / rate)  # fmt: skip
 
     def metrics(self, actors: int) -> dict[str, float]:
-        """Rates so far: cells/s, tokens/s, and the share of its time that an actor computed."""
+        """Rates so far: cells/s, tokens/s, and the share of the time in which an actor computes."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
         return {
             "cells": float(self._done + self._cells),

@@ -1,4 +1,4 @@
-"""The counts of evaluated cells, read again from the atlas that they were embedded from."""
+"""Raw counts of evaluated cells, read again from the atlas that was embedded."""
 
 import logging
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Counts:
     """Counts of cells.
 
     Attributes:
-        uri: The atlas.
+        uri: Path or URI of the atlas.
         counts_NG: float32 [n, genes], CSR.
         genes_G: Name of each gene, str [genes].
     """
@@ -41,19 +41,19 @@ class Counts:
 
 
 def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source | str:
-    """The atlas that was embedded, or why it is not read again.
+    """The atlas that was embedded, or the reason why it is not read again.
 
     A remote atlas is read only where --counts names it: reading the counts of cells spread over it can take hours.
 
     Args:
-        plan: Of the embeddings.
-        option: By which the user may name the atlas all the same, if there is one.
+        plan: Plan of the embeddings.
+        option: Option that names the atlas, for messages; None without one.
     """
     if plan is None:
         return "plan.json, which names the atlas, is missing"
     place = str(plan.settings["atlas"])
     if "://" in place or place.startswith("census:"):
-        return f"{place} is remote" + (f", and is read only where {option} names it" if option else "")
+        return f"{place} is remote" + (f", and is only read if {option} names it" if option else "")
     try:
         source = locate(place, _cell_settings(plan))
     except AtlasError as error:
@@ -66,7 +66,7 @@ def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source
 
 
 def named_atlas(place: str, plan: Plan | None) -> Source:
-    """The atlas that --counts names, its cells selected as when they were embedded.
+    """The atlas that --counts names, with the selection of cells of the embeddings.
 
     Raises:
         InputError: If it is absent, or lacks what is needed.
@@ -78,7 +78,7 @@ def named_atlas(place: str, plan: Plan | None) -> Source:
 
 
 def _cell_settings(plan: Plan) -> CellSettings:
-    """How the embedded cells were selected and read, without the columns that were carried along."""
+    """Settings by which the embedded cells were selected and read, without carried obs columns."""
     asked = {name: plan.settings[name] for name in CellSettings.model_fields if name in plan.settings}
     return CellSettings.of(asked | {"obs_columns": (), "snapshot": plan.fingerprint.cells.get("snapshot")})
 
@@ -87,12 +87,12 @@ def read_counts(source: Source, joinids: Int64Array, names: list[str] | None) ->
     """Read the counts of some cells, a block of rows at a time.
 
     Args:
-        source: Where they are.
+        source: Source of the cells.
         joinids: int64 [n], ascending.
-        names: obs_id of each cell, where embeddings have it: those of an atlas that has them must agree.
+        names: obs_id of each cell if the embeddings have it: must be the same in an atlas that has it.
 
     Raises:
-        AtlasError: If the atlas lacks one of the cells, or calls one by another name.
+        AtlasError: If the atlas lacks a cell, or has it under another obs_id.
     """
     var = source.var()
     columns = np.asarray(var[VAR_JOINID] if VAR_JOINID in var else range(len(var)), np.int64)
@@ -104,28 +104,28 @@ def read_counts(source: Source, joinids: Int64Array, names: list[str] | None) ->
 
 
 def counted_cells(source: Source, joinids: Int64Array, places: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
-    """Read some cells again: CELLS in order of joinid, a block of at most 2,048 of them at a time.
+    """Read some cells again as CELLS, in order of joinid, in blocks of at most 2,048.
 
     Args:
-        source: Where they are.
+        source: Source of the cells.
         joinids: int64 [n], ascending, at least one.
-        places: What `gene` shall say for each var joinid, int32; -1 for genes that are left out.
+        places: Value of `gene` for each var joinid, int32; -1 to omit a gene.
 
     Raises:
-        AtlasError: If the atlas lacks one of the cells.
+        AtlasError: If the atlas lacks a cell.
     """
-    there = source.joinids()
-    if not np.isin(joinids, there).all():
+    available = source.joinids()
+    if not np.isin(joinids, available).all():
         raise _other_cells(source.uri)
-    for partition in cut(there, _CELLS_AT_ONCE):
+    for partition in cut(available, _CELLS_AT_ONCE):
         first, last = np.searchsorted(joinids, (partition.first, partition.last + 1))
         if first < last:
             for block in source.read(partition, places):
-                yield _evaluated(block, joinids[first:last])
+                yield block.filter(pc.is_in(block[JOINID], value_set=pa.array(joinids[first:last])))
 
 
 def counts_matrix(cells: pa.Table, n_places: int) -> sparse.csr_matrix:
-    """The counts of CELLS by `gene`, float32 [n, n_places], CSR; counts of one place are added up."""
+    """Counts of CELLS by `gene`, float32 [n, n_places], CSR; counts of the same place are summed."""
     offsets, places = ragged(cells[GENE])
     values = ragged(cells[COUNT])[1].copy(), places.copy(), offsets  # Arrow's memory is read-only
     counts_NG = sparse.csr_matrix(values, shape=(len(cells), n_places))
@@ -133,19 +133,15 @@ def counts_matrix(cells: pa.Table, n_places: int) -> sparse.csr_matrix:
     return counts_NG
 
 
-def _evaluated(block: pa.Table, joinids: Int64Array) -> pa.Table:
-    return block.filter(pc.is_in(block[JOINID], value_set=pa.array(joinids)))
-
-
 def _other_cells(uri: str) -> AtlasError:
     return AtlasError(
         f"{uri} has other cells than the embeddings",
         expected="the atlas that was embedded, or a copy of it",
-        remedy="give --counts that one",
+        remedy="name that atlas with --counts",
     )
 
 
 def _gene_names(var: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """Names for people: the first of the usual columns that var has."""
+    """Gene names for reports: the first of the usual columns that var has."""
     column = next((name for name in CellSettings().gene_columns if name in var), None)
     return np.asarray(var.index if column is None else var[column], object).astype(str).astype(object)

@@ -1,11 +1,11 @@
-"""The recall report of an index: `recall.json`, for the report's picture and for whoever asks what to believe.
+"""The recall report of an index, `recall.json`.
 
-queries, truth          how it was measured
-recall                  {"1": .., "10": .., "50": ..} at the chosen params
-curve                   nprobe, rerank, recall_at_1, recall_at_10 and cost of every params that was tried
-labels                  column -> agreement of the majority of ten found neighbours with that of the true ten,
-overall and by label, rarest first
-speed, bytes_per_cell   of this machine, as it was
+queries, truth          how recall was measured
+recall                  {"1": .., "10": .., "50": ..} at the chosen search parameters
+curve                   nprobe, rerank, recall_at_1, recall_at_10 and cost of all search parameters tried
+labels                  column -> agreement of the majority label of ten found neighbours with that of the ten true
+                        ones, overall and by label, rarest first
+speed, bytes_per_cell   measured on this machine
 """
 
 import json
@@ -36,12 +36,12 @@ def write_report(
     curve: list[Point],
     labels: Labels,
 ) -> None:
-    """Measure what is worth knowing at the chosen params and write recall.json."""
+    """Measure recall, label agreement, speed and memory at the chosen search parameters, and write recall.json."""
     params = SearchParams(index.nprobe, index.rerank)
     recall = {str(k): recall_sample.recall(recall_sample.found(search, k, params)[0], k) for k in RECALL_K}
     report = {
         "queries": len(recall_sample.ids_Q),
-        "truth": "exact search over the embeddings in float32, the query itself left out",
+        "truth": "exact search over the embeddings in float32, without the query itself",
         "target_recall": index.request["target_recall"],
         "nprobe": params.nprobe,
         "rerank": params.rerank,
@@ -57,17 +57,17 @@ def write_report(
 def agreement(
     recall_sample: RecallSample, search: Search, params: SearchParams, labels: Labels, columns: Sequence[str]
 ) -> dict[str, Any]:
-    """How often the majority of ten found neighbours says what that of the true ten says.
+    """How often the majority label of ten found neighbours agrees with that of the ten true ones.
 
     Returns:
-        For each column the share of the queries, overall and for each label that the truth says, rarest first.
+        Column -> share of the queries that agree, overall and by true majority label, rarest first.
     """
     if not columns:
         return {}
     truth_QK, truth_scores_QK = recall_sample.truth_QK[:, :CHOSEN_K], recall_sample.scores_QK[:, :CHOSEN_K]
     found_QK, found_scores_QK = recall_sample.found(search, CHOSEN_K, params)
     known = labels(np.concatenate([truth_QK.ravel(), found_QK.ravel()]), columns)
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for column in columns:
         expected, said = (
             label_votes(ids_QK, scores_QK, known, column, VoteRules(), {}).top_labels
@@ -75,11 +75,11 @@ def agreement(
         )
         agrees = expected == said
         names, counts = np.unique([name for name in expected if name is not None], return_counts=True)
-        told[column] = {
+        report[column] = {
             "agreement": float(agrees.mean()) if len(agrees) else 1.0,
             "by_label": [
                 {"label": str(name), "n": int(n), "agreement": float(agrees[expected == name].mean())}
                 for n, name in sorted(zip(counts, names, strict=True))
             ],
         }
-    return told
+    return report

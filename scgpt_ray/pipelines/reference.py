@@ -1,7 +1,7 @@
-"""A reference: an index that is searched, on one machine in this process, on a cluster by actors that hold shards.
+"""A reference: an index that is searched in this process, or on a cluster by actors that hold shards.
 
-Both ask `index.searcher` for the same blocks of queries and merge by score and id, so the answers are the same. The
-exact twin compares with the embeddings themselves, a task for some of the parts.
+Both search the same blocks of queries with `index.searcher` and merge by score and id, so that results are the same.
+Exact search compares queries with the embeddings themselves, in one task per group of parts.
 """
 
 from collections import Counter
@@ -28,16 +28,16 @@ from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
 _QUERIES_AT_ONCE = 2048
-_TASKS_PER_CPU = 4  # of a search through parts: few enough to merge, enough to even out
-_WIDER = 4  # lists of a search for neighbours that are missing, against the search before
+_TASKS_PER_CPU = 4  # of exact search: few enough to merge, enough to balance the load
+_WIDER = 4  # factor by which nprobe grows when neighbours are missing
 
 
 def exact_neighbors(
     executor: Executor, parts: Folder, names: Sequence[str], queries_QD: Float32Matrix, k: int
 ) -> Neighbors:
-    """The k nearest by comparing with every vector of the parts: ids int64 [Q, k] and scores float32 [Q, k].
+    """Exact search over all vectors of the parts: ids int64 [Q, k] and scores float32 [Q, k].
 
-    A task looks through several parts, so that what comes back does not grow with their number.
+    Each task searches several parts, so that the number of results to merge does not grow with the number of parts.
     """
     queries = executor.share(queries_QD)
     n_tasks = min(len(names), _TASKS_PER_CPU * sum(executor.nodes))
@@ -55,10 +55,10 @@ class Reference:
     """A finished index that queries are mapped onto.
 
     Attributes:
-        folder: Where it is.
-        index: What it says about itself.
-        executor: Where it is searched; None before that is known.
-        actors: Processes that hold the shards; 0 for this process alone, None for one per node where there are several.
+        folder: Folder of the index.
+        index: Description of the index.
+        executor: Executor of searches; None before one is open.
+        actors: Number of actors that hold the shards. 0: this process; None: one per node if there are several nodes.
     """
 
     folder: Folder
@@ -68,16 +68,16 @@ class Reference:
 
     @classmethod
     def at(cls, place: str) -> "Reference":
-        """Name the output folder of a finished `index`.
+        """Make a reference of the output folder of a finished `index`.
 
         Raises:
-            ReferenceSetError: If it is none.
+            ReferenceSetError: If the folder is not that of a finished index.
         """
         folder = Folder.at(place)
         return cls(folder, require_index(folder))
 
     def on(self, executor: Executor) -> "Reference":
-        """The same, searched by an executor."""
+        """The same reference, searched by an executor."""
         return replace(self, executor=executor)
 
     @property
@@ -87,19 +87,19 @@ class Reference:
 
     @property
     def params(self) -> SearchParams:
-        """How far a search looks: what the recall report chose."""
+        """Default search parameters, which reach the target recall."""
         return SearchParams(self.index.nprobe, self.index.rerank)
 
     def require(self, k: int, columns: Sequence[str], condition: str | None) -> None:
-        """Refuse what this index cannot answer.
+        """Check a request against this index.
 
         Raises:
-            ConfigError: If it holds fewer than k cells, or keeps no such label column.
+            ConfigError: If the index has fewer than k cells, or lacks a label column.
         """
         if k > self.index.n_cells:
             raise ConfigError(
                 f"--k {k}: {self.folder.uri} holds {self.index.n_cells} cells",
-                expected="at most as many neighbours as there are cells",
+                expected=f"at most {self.index.n_cells}",
                 remedy="lower --k",
             )
         lacking = [name for name in columns if name not in self.index.label_columns]
@@ -120,19 +120,19 @@ class Reference:
 
         Args:
             queries_QD: float32 [Q, d], L2-normalised.
-            k: Neighbours wanted.
+            k: Number of neighbours.
             allowed: Cells that each query may find; None for all.
-            params: How far to look first; it is widened for queries that find fewer than k, up to all lists.
+            params: Initial search parameters. For queries with fewer than k results nprobe grows, up to all lists.
 
         Returns:
-            ids int64 [Q, k], -1 where the index has no more that are allowed; scores float32 [Q, k], -inf there.
+            ids int64 [Q, k], -1 where fewer than k cells are allowed; scores float32 [Q, k], -inf there.
 
         Raises:
-            ReferenceSetError: If the queries are of another width.
+            ReferenceSetError: If the queries have another width than the index.
         """
         if queries_QD.shape[1] != self.index.d:
             raise ReferenceSetError(
-                f"queries of width {queries_QD.shape[1]}, {self.folder.uri} is of width {self.index.d}",
+                f"queries have width {queries_QD.shape[1]}, {self.folder.uri} has width {self.index.d}",
                 expected="embeddings of the same checkpoint",
                 remedy="embed the query with the checkpoint of the index",
             )
@@ -145,7 +145,7 @@ class Reference:
     def _complete(
         self, queries_QD: Float32Matrix, rows: Int64Array, k: int, allowed: Allowed | None, params: SearchParams
     ) -> Neighbors:
-        """Neighbours of some queries; those whose lists hold too few look into more."""
+        """Neighbours of some queries; more lists are searched for those with too few results."""
         ids_QK, scores_QK = no_neighbors(len(rows), k)
         short = np.arange(len(rows))
         while len(short):
@@ -171,37 +171,37 @@ class Reference:
 
     @cached_property
     def _searchers(self) -> Searcher | list[Callable[..., Any]]:
-        """The shards, opened here; or the actors that have opened them, which end with this object."""
+        """The opened shards, or actors that have opened them and end with this object."""
         nodes = self._executor.nodes
         n_actors = self.actors if self.actors is not None else len(nodes) if len(nodes) > 1 else 0
         if n_actors == 0:
             return Searcher(self.folder, self.index.shards)
         groups = np.array_split(np.arange(len(self.index.shards)), min(n_actors, len(self.index.shards)))
-        threads = max(1, sum(nodes) // len(groups) // 2)  # the other half of the cores is left to others' tasks
+        threads = max(1, sum(nodes) // len(groups) // 2)  # half of the cores is left to other tasks
         held = [tuple(self.index.shards[place] for place in group) for group in groups]
         calls = [(self.folder, shards, threads) for shards in held]
         return self._executor.actors(_Group, calls, cpus=min(threads, max(nodes)))
 
     def exact(self, queries_QD: Float32Matrix, k: int) -> Neighbors:
-        """The k nearest by comparing with every vector that the index keeps."""
+        """Exact search over the vectors that the index stores."""
         queries = self._executor.share(queries_QD)
         calls = [(self.folder, shard, queries, k) for shard in self.index.shards]
         return merge(self._executor.tasks(_search_exactly, calls), k)
 
     def labels(self, neighbor_ids_QK: Int64Array, columns: Sequence[str]) -> pa.Table:
-        """soma_joinid and label columns of the cells that are somebody's neighbour."""
+        """soma_joinid and label columns of all neighbours."""
         ids = np.unique(neighbor_ids_QK)
-        asked = self._executor.share(ids[ids != NONE])
-        calls = [(self.folder, shard.labels, asked, list(columns)) for shard in self.index.shards]
+        neighbors = self._executor.share(ids[ids != NONE])
+        calls = [(self.folder, shard.labels, neighbors, list(columns)) for shard in self.index.shards]
         tables = self._executor.tasks(_read_labels, calls, cpus=0.5)
         return pa.concat_tables([table.unify_dictionaries() for table in tables])
 
     def cell_counts(self, column: str, condition: str | None = None) -> dict[str | None, int]:
-        """Cells that have each value of a label column, by its text, None for null; of those that meet a condition.
+        """Number of cells per value of a label column: text of the value, or None for null -> cells.
 
         Args:
             column: Label column.
-            condition: On the label columns, as `require` allows it; None for all cells.
+            condition: Filter on the label columns, as checked by `require`; None for all cells.
         """
         calls = [(self.folder, shard.labels, column, condition) for shard in self.index.shards]
         counts: Counter[str | None] = Counter()
@@ -210,16 +210,16 @@ class Reference:
         return dict(counts)
 
     def sample(self, n: int, seed: int, columns: Sequence[str]) -> tuple[Int64Array, Float32Matrix, pa.Table]:
-        """Cells of the reference drawn evenly, the same for a seed, in the order of shards and rows.
+        """Draw cells uniformly, the same for a seed, in the order of shards and rows.
 
         Args:
-            n: Cells; all, where there are fewer.
-            seed: Of the draw.
+            n: Number of cells; all, if there are fewer.
+            seed: Seed of the draw.
             columns: Label columns.
 
         Returns:
-            ids int64 [n]; vectors float32 [n, d], of unit length, as exact as the index keeps them; and soma_joinid
-            with the label columns, a row for each.
+            ids int64 [n]; vectors float32 [n, d], of unit length, as precise as the index stores them; and a table of
+            soma_joinid and the label columns.
         """
         drawn = np.sort(
             np.random.default_rng(seed).choice(self.index.n_cells, min(n, self.index.n_cells), replace=False)
@@ -236,7 +236,7 @@ class Reference:
 
 
 class _Group:
-    """An actor that holds some shards open; its state is files, so that it may be started again."""
+    """An actor that holds some shards open; its state is in files, so that it can be restarted."""
 
     def __init__(self, folder: Folder, shards: tuple[ShardDescription, ...], threads: int) -> None:
         set_threads(threads)
@@ -260,9 +260,9 @@ def _take(
     return np.asarray(opened.ids_N)[rows], vectors_ND, opened.labels([JOINID, *columns]).take(pa.array(rows))
 
 
-def _read_labels(folder: Folder, name: str, asked: Int64Array, columns: list[str]) -> pa.Table:
+def _read_labels(folder: Folder, name: str, joinids: Int64Array, columns: list[str]) -> pa.Table:
     with folder.open(name) as stream:
-        return pq.read_table(stream, columns=[JOINID, *columns], filters=pc.field(JOINID).isin(pa.array(asked)))
+        return pq.read_table(stream, columns=[JOINID, *columns], filters=pc.field(JOINID).isin(pa.array(joinids)))
 
 
 def _count(folder: Folder, name: str, column: str, condition: str | None) -> dict[str | None, int]:
@@ -271,7 +271,7 @@ def _count(folder: Folder, name: str, column: str, condition: str | None) -> dic
 
 
 def labels_that_meet(folder: Folder, name: str, columns: Sequence[str], condition: str | None) -> pa.Table:
-    """Columns of a label table, of the cells that meet a condition as `Reference.require` allows it."""
+    """Read columns of a label table, for cells that meet a condition as checked by `Reference.require`."""
     with folder.open(name) as stream:
         opened = pq.ParquetFile(stream)
         met = condition_of(condition, opened.schema_arrow)

@@ -1,1 +1,1 @@
-"""Batch effects: what each factor does to counts and embeddings, type I and type II."""
+"""Batch effects of type I and type II: how factors change counts and embeddings."""

@@ -1,4 +1,4 @@
-"""Differences between a factor's levels, within labels and pooled over them.
+"""Differences between the levels of a factor, within labels and pooled over labels.
 
 Shape suffixes: N cells, G genes, L levels.
 """
@@ -17,13 +17,13 @@ Float64Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Each level against the other levels of its labels, per gene; NaN for a level that has none beside it.
+    """Each level against the other levels of the same labels, per gene; NaN if its labels have no other level.
 
     Attributes:
-        level_LG: Mean of the level, float64 [levels, genes]; labels weigh n1 n2 / (n1 + n2).
-        others_LG: Mean of the other levels, likewise.
-        effect_LG: Difference of the two in standard deviations within labels.
-        z_LG: The same in standard errors: normal where nothing differs.
+        level_LG: Mean of the level, float64 [levels, genes]; the weight of a label is n1 n2 / (n1 + n2).
+        others_LG: Mean of the other levels, float64 [levels, genes].
+        effect_LG: Difference of the means, in standard deviations within labels.
+        z_LG: Difference of the means, in standard errors: standard normal without an effect.
     """
 
     level_LG: Float64Matrix
@@ -33,7 +33,7 @@ class Contrast:
 
 
 def level_contrasts(values_NG: sparse.csr_matrix, label_N: Int64Array, level_N: Int64Array, n_levels: int) -> Contrast:
-    """Compare each level with the others within every label, and pool the labels.
+    """Compare each level with the others within every label, and pool over labels.
 
     Args:
         values_NG: [n, genes], CSR.
@@ -47,19 +47,19 @@ def level_contrasts(values_NG: sparse.csr_matrix, label_N: Int64Array, level_N: 
     for cells in groups_of(label_N):
         rows_NG, level = values_NG[cells], level_N[cells]
         n_L = np.bincount(level, minlength=n_levels)
-        there = np.flatnonzero((n_L > 0) & (n_L < len(cells)))
-        if not len(there):
+        compared = np.flatnonzero((n_L > 0) & (n_L < len(cells)))
+        if not len(compared):
             continue
         sum_LG = level_sums(rows_NG, level, n_levels)
         total_G = sum_LG.sum(axis=0)
         square_G = np.asarray(rows_NG.multiply(rows_NG).sum(axis=0), np.float64).ravel()
         variance_G = np.maximum(0, square_G - total_G**2 / len(cells)) / (len(cells) - 1)
-        n, rest = n_L[there], len(cells) - n_L[there]
+        n, rest = n_L[compared], len(cells) - n_L[compared]
         weight = n * rest / len(cells)
-        own_LG[there] += (weight / n)[:, None] * sum_LG[there]
-        others_LG[there] += (weight / rest)[:, None] * (total_G - sum_LG[there])
-        spread_LG[there] += weight[:, None] * variance_G
-        weight_L[there] += weight
+        own_LG[compared] += (weight / n)[:, None] * sum_LG[compared]
+        others_LG[compared] += (weight / rest)[:, None] * (total_G - sum_LG[compared])
+        spread_LG[compared] += weight[:, None] * variance_G
+        weight_L[compared] += weight
     with np.errstate(divide="ignore", invalid="ignore"):
         own_LG, others_LG = own_LG / weight_L[:, None], others_LG / weight_L[:, None]
         deviation_LG = np.sqrt(spread_LG / weight_L[:, None])

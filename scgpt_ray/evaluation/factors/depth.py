@@ -1,9 +1,9 @@
-"""Sequencing depth of cells, told by the genes that do not change, and thinning to equal depth.
+"""Sequencing depth of cells, estimated from the genes that do not change, and thinning to equal depth.
 
-The depth of a cell is not the plain sum of its counts, which a few strong genes could move: it is that sum times the
-median, over well expressed genes, of the level's share of the counts against the mean share of the label's levels (the
-size factors of Anders and Huber 2010, doi:10.1186/gb-2010-11-10-r106, on sums over cells). It stays what the unchanged
-genes say as long as fewer than half of the genes change.
+The plain sum of the counts of a cell would depend on a few highly expressed genes. The depth is that sum times the
+median, over well expressed genes, of the level's share of the counts relative to the mean share over the levels of the
+label (the size factors of Anders and Huber 2010, doi:10.1186/gb-2010-11-10-r106, on sums over cells). It is robust as
+long as fewer than half of the genes change.
 """
 
 import numpy as np
@@ -30,8 +30,9 @@ def robust_depth(counts_NG: sparse.csr_matrix, label_N: Int64Array, level_N: Int
         level_N: int64 [n], numbered from 0.
 
     Returns:
-        float64 [n], in counts; NaN for cells that are left out: of levels with fewer than 20 cells in their label, and
-        of labels where fewer than two levels or fewer than 30 genes with 20 counts expected in each level remain.
+        float64 [n], in counts; NaN for cells that are left out: those of levels with fewer than 20 cells in their
+        label, and those of labels with fewer than two remaining levels, or with fewer than 30 genes of which at least
+        20 counts are expected in each level.
     """
     total_N = np.asarray(counts_NG.sum(axis=1), np.float64).ravel()
     depth_N = np.full(len(total_N), np.nan)
@@ -55,9 +56,9 @@ def robust_depth(counts_NG: sparse.csr_matrix, label_N: Int64Array, level_N: Int
 def matched_depth(
     depth_N: npt.NDArray[np.float64], label_N: Int64Array, level_N: Int64Array
 ) -> npt.NDArray[np.float64]:
-    """Depth that each cell is thinned to, so that all levels of a label have the same distribution of depths.
+    """Target depth of each cell, with which all levels of a label have the same distribution of depths.
 
-    A cell keeps its quantile in its level; its depth becomes the smallest that any level has at that quantile.
+    A cell keeps its quantile in its level; its target is the smallest depth over the levels at that quantile.
 
     Returns:
         float64 [n], at most `depth_N`.
@@ -69,23 +70,23 @@ def matched_depth(
             quantile = np.empty(len(mine))
             quantile[np.argsort(depth_N[mine], kind="stable")] = _quantiles(len(mine))
             for other in of_level:
-                there = np.interp(quantile, _quantiles(len(other)), np.sort(depth_N[other]))
-                target_N[mine] = np.minimum(target_N[mine], there)
+                depth_of_other = np.interp(quantile, _quantiles(len(other)), np.sort(depth_N[other]))
+                target_N[mine] = np.minimum(target_N[mine], depth_of_other)
     return target_N
 
 
 def thinned(counts_NG: sparse.csr_matrix, kept_N: npt.NDArray[np.float64], *, seed: int) -> sparse.csr_matrix:
-    """Keep each count with a probability of its cell, independently: what a shallower sample would have seen.
+    """Binomial thinning, which simulates sequencing at lower depth.
 
     Args:
         counts_NG: Counts [n, genes], CSR, whole numbers.
-        kept_N: float64 [n], 0 to 1.
-        seed: Of the draw.
+        kept_N: Probability with which each count of a cell is kept, float64 [n].
+        seed: Seed of the draw.
     """
     probability = np.repeat(kept_N, np.diff(counts_NG.indptr))
     drawn = np.random.default_rng(seed).binomial(counts_NG.data.astype(np.int64), probability)
     fewer_NG = sparse.csr_matrix((drawn.astype(np.float64), counts_NG.indices, counts_NG.indptr), counts_NG.shape)
-    fewer_NG = fewer_NG.copy()  # the indices are the caller's
+    fewer_NG = fewer_NG.copy()  # eliminate_zeros would change the indices of the caller
     fewer_NG.eliminate_zeros()
     return fewer_NG
 

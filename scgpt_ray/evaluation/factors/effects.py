@@ -1,7 +1,7 @@
-"""Batch effects explained: what each factor does to the counts, and how much of it an embedding carries.
+"""Batch effects: how each factor changes the counts, and how much of it an embedding carries.
 
-scGPT's authors tell type I effects, which are global (sequencing depth, time of capture), from type II effects, which
-are gene-specific (protocol, platform). Pretraining may average the former out and learns the latter as signal.
+scGPT's authors distinguish type I effects, which are global (sequencing depth, time of capture), from type II effects,
+which are gene-specific (protocol, platform). Pretraining may average out the former, and learns the latter as signal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ from scgpt_ray.evaluation.labels.metrics import has_truth
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 MAX_LEVELS = 500
-"""A text column with more values names cells rather than groups of them."""
+"""A text column with more values identifies cells rather than groups of cells."""
 
 DEPTH = "counts per cell (log10)"
-"""Name of the factor that is added where counts are given."""
+"""Name of the factor that is added if counts are given."""
 
 _CARRIED_LEAST, _CARRIED_ERRORS = 0.05, 3
 _NUMERIC_FROM = 11
@@ -33,13 +33,13 @@ _QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quart
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """An obs column whose effect is asked for.
+    """An obs column whose effect is evaluated.
 
     Attributes:
-        name: Of the column.
-        levels: Names of its values, or of the quarters of a number.
-        level_N: int64 [n], numbered from 0; -1 where the value is missing.
-        number_N: float64 [n] where the column is numeric with more than ten values; NaN where it is missing.
+        name: Name of the column.
+        levels: Names of its values, or of the quarters of a numeric column.
+        level_N: int64 [n], numbered from 0; -1 for a missing value.
+        number_N: float64 [n] for a numeric column with more than ten values, NaN for a missing value; else None.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Factor:
 
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> "Factor":
-        """Read a column.
+        """Make a factor of a column.
 
         Args:
-            name: Of the column.
+            name: Name of the column.
             values: One per cell; null, empty, `unknown` and `nan` are missing.
 
         Raises:
-            InputError: If all cells have the same value, or nearly every cell its own.
+            InputError: If all cells have the same value, or there are more than MAX_LEVELS values of text.
         """
         known = has_truth(np.asarray(values, object))
         present = np.asarray(values, object)[known]
@@ -70,7 +70,7 @@ class Factor:
                 if distinct > 1
                 else f"all {len(known):,} cells have the same {name}, or none",
                 expected=f"2 to {MAX_LEVELS} values",
-                remedy="leave that column out, or name one that groups the cells",
+                remedy="omit that column, or name one that groups the cells",
             )
         levels, codes = np.unique(present.astype(str), return_inverse=True)
         level_N = np.full(len(known), -1, np.int64)
@@ -79,7 +79,7 @@ class Factor:
 
 
 def _numeric(name: str, known: npt.NDArray[np.bool_], numbers: npt.NDArray[np.float64]) -> Factor:
-    """A number, and its quarters as levels; ties may leave a quarter without cells."""
+    """A numeric factor, with quarters as levels; ties may leave a quarter without cells."""
     number_N, level_N = np.full(len(known), np.nan), np.full(len(known), -1, np.int64)
     number_N[known] = numbers
     level_N[known] = np.searchsorted(np.quantile(numbers, (0.25, 0.5, 0.75)), numbers)
@@ -88,13 +88,13 @@ def _numeric(name: str, known: npt.NDArray[np.bool_], numbers: npt.NDArray[np.fl
 
 @dataclass(frozen=True)
 class FactorInEmbedding:
-    """How much of a factor one embedding carries beside the label.
+    """How much of a factor an embedding carries in addition to the label.
 
     Attributes:
-        embedding: Its name.
+        embedding: Name of the embedding.
         variance: Shares of the embedding's variance.
-        probe: Held-out linear probe within labels; None where no label has enough cells of two levels.
-        purity: Of neighbours within labels; None likewise.
+        probe: Held-out linear probe within labels; None if no label has enough cells of two levels.
+        purity: Purity of neighbours within labels; None in the same case.
     """
 
     embedding: str
@@ -110,7 +110,7 @@ class FactorInEmbedding:
         return self.probe.score - self.probe.chance > max(_CARRIED_LEAST, _CARRIED_ERRORS * self.probe.error)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
+        """All fields as plain values for JSON."""
         return {
             "embedding": self.embedding,
             "variance": vars(self.variance),
@@ -122,15 +122,15 @@ class FactorInEmbedding:
 
 @dataclass(frozen=True)
 class FactorEffect:
-    """What a factor does.
+    """The effect of a factor.
 
     Attributes:
-        name: Of the factor.
-        levels: Level -> cells.
+        name: Name of the factor.
+        levels: Level -> number of cells.
         n_missing: Cells without a value, which are left out.
-        shift: What differs in the counts; None where that cannot be told.
-        no_shift: Why it cannot.
-        embeddings: What each embedding carries of it.
+        shift: Differences in the counts; None if they cannot be determined.
+        no_shift: Why they cannot be determined.
+        embeddings: How much of the factor each embedding carries.
     """
 
     name: str
@@ -142,7 +142,7 @@ class FactorEffect:
 
     @property
     def kind(self) -> str | None:
-        """`type I` (global), `type II` (gene-specific), `both` or `none`; None where it cannot be told."""
+        """`type I` (global), `type II` (gene-specific), `both` or `none`; None if it cannot be determined."""
         if self.shift is None:
             return None
         kinds = {(True, False): "type I", (False, True): "type II", (True, True): "both", (False, False): "none"}
@@ -159,19 +159,19 @@ def explain_factors(
     groups: Factor | None,
     seed: int,
 ) -> tuple[FactorEffect, ...]:
-    """Explain what factors do within labels.
+    """Determine the effects of factors within labels.
 
     Args:
         factors: Columns of the evaluated cells.
         embeddings: Name -> float32 [n, d].
-        label_N: int64 [n], numbered from 0; all 0 where there are no labels.
-        counts_NG: Counts [n, genes], CSR, whole numbers, whose sum per cell is one more factor; None: no counts.
-        genes_G: Name of each gene, with counts_NG.
-        groups: Factor whose levels a probe of another factor holds out as a whole where it can, such as the donor.
-        seed: Of folds and thinning.
+        label_N: int64 [n], numbered from 0; all 0 without labels.
+        counts_NG: Counts [n, genes], CSR, whole numbers, or None. Their sum per cell becomes one more factor.
+        genes_G: Name of each gene of `counts_NG`.
+        groups: Factor, such as the donor, whose levels are held out as a whole by probes of other factors if possible.
+        seed: Seed of folds and thinning.
 
     Raises:
-        InputError: If the counts are not whole numbers, or a cell has none.
+        InputError: If the counts are not whole numbers, or a cell has no counts.
     """
     depth = []
     if counts_NG is not None:

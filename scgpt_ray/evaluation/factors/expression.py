@@ -1,8 +1,8 @@
-"""What a factor does to the counts: a change of depth that all genes share, or changes of single genes.
+"""How a factor changes the counts: a change of depth that all genes share, or changes of single genes.
 
-Everything is compared within labels, a level against the others, and pooled over labels. Before genes are compared,
-cells are thinned binomially until depths are distributed alike in all levels of a label: thinned counts are what a
-shallower sample would have been, so a mere change of depth leaves no trace in any gene.
+Each level is compared with the others within labels, pooled over labels. Before genes are compared, cells are thinned
+binomially to the same distribution of depths in all levels of a label. Thinned counts are distributed like counts at
+lower depth, so that a change of depth alone changes no gene.
 
 Shape suffixes: N cells, G genes, T tested genes, L levels.
 """
@@ -23,13 +23,13 @@ GLOBAL_FOLD = 1.2
 """Change of depth from which an effect is called global."""
 
 GENE_EFFECT = 0.2
-"""Standardised difference (Cohen's d) from which a gene counts as driven: what Cohen calls small."""
+"""Standardised difference (Cohen's d) from which a gene counts as driven: a small effect, by Cohen's convention."""
 
 DRIVEN_SHARE, DRIVEN_LEAST = 0.01, 5
 """Share of the tested genes, and number of genes, from which an effect is called gene-specific."""
 
 SIGNIFICANCE = 0.01
-"""Of the change of depth, and false discovery rate of the genes."""
+"""Significance level of the change of depth, and false discovery rate of the genes."""
 
 _SHOWN = 20
 _DETECTED_SHARE, _DETECTED_CELLS = 0.05, 10
@@ -42,11 +42,11 @@ class DrivenGene:
     """A gene that differs between a level and the others of the same label, at equal depth.
 
     Attributes:
-        gene: Its name.
+        gene: Name of the gene.
         level: The level.
-        effect: Difference of mean log1p expression in standard deviations within labels; above 0: more in the level.
+        effect: Difference of mean log1p expression in standard deviations within labels; > 0 if higher in the level.
         log2_fold: Log2 of the ratio of mean expression.
-        fdr: False discovery rate at which it is found (Benjamini and Hochberg).
+        fdr: Smallest false discovery rate at which the gene is found (Benjamini and Hochberg).
     """
 
     gene: str
@@ -58,17 +58,17 @@ class DrivenGene:
 
 @dataclass(frozen=True)
 class ExpressionShift:
-    """What differs in the counts between the levels of a factor, within labels.
+    """Differences in the counts between the levels of a factor, within labels.
 
     Attributes:
-        n_cells: Cells compared.
-        n_labels: Labels they are of.
+        n_cells: Number of cells compared.
+        n_labels: Number of their labels.
         level: The level whose depth differs most from the others of its labels.
         depth_fold: Ratio of its geometric mean depth to that of the others.
-        depth_effect: The difference of log depth in standard deviations within labels.
-        depth_p: Of that difference, times the number of levels compared (Bonferroni).
-        n_tested: Genes detected in enough cells.
-        n_driven: Genes that differ.
+        depth_effect: Difference of log depth in standard deviations within labels.
+        depth_p: P-value of that difference, times the number of levels compared (Bonferroni).
+        n_tested: Number of genes tested, those detected in enough cells.
+        n_driven: Number of genes that differ.
         driven: The strongest of them by absolute effect, at most twenty.
     """
 
@@ -84,16 +84,16 @@ class ExpressionShift:
 
     @property
     def is_global(self) -> bool:
-        """Whether depth changes: type I."""
+        """Whether the depth differs: type I."""
         return bool(abs(np.log(self.depth_fold)) >= np.log(GLOBAL_FOLD)) and self.depth_p < SIGNIFICANCE
 
     @property
     def is_gene_specific(self) -> bool:
-        """Whether single genes change: type II."""
+        """Whether single genes differ: type II."""
         return self.n_driven >= max(DRIVEN_LEAST, DRIVEN_SHARE * self.n_tested)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
+        """All fields as plain values for JSON."""
         return {**vars(self), "driven": [vars(gene) for gene in self.driven]}
 
 
@@ -114,10 +114,10 @@ def expression_shift(
         label_N: int64 [n].
         level_N: int64 [n], numbered from 0.
         levels: Name of each level.
-        seed: Of the thinning.
+        seed: Seed of the thinning.
 
     Returns:
-        None where no label has two levels with enough cells and counts (see `robust_depth`).
+        None if no label has two levels with enough cells and counts (see `robust_depth`).
     """
     depth_N = robust_depth(counts_NG, label_N, level_N)
     kept = np.flatnonzero(np.isfinite(depth_N))
@@ -127,7 +127,7 @@ def expression_shift(
     depth = level_contrasts(sparse.csr_matrix(np.log(depth_N)[:, None]), label_N, level_N, len(levels))
     effect_L, z_L = depth.effect_LG[:, 0], depth.z_LG[:, 0]
     compared = np.flatnonzero(np.isfinite(z_L))
-    if len(compared) == 2:  # noqa: PLR2004 - two levels mirror each other: one contrast says all
+    if len(compared) == 2:  # noqa: PLR2004 - of two levels, one contrast is the negative of the other
         compared = compared[1:]
     most = int(compared[np.argmax(np.abs(effect_L[compared]))])
     n_tested, driven = _driven_genes(counts_NG, genes_G, depth_N, label_N, level_N, levels, compared, seed)
@@ -154,7 +154,7 @@ def _driven_genes(
     compared: npt.NDArray[np.integer],
     seed: int,
 ) -> tuple[int, list[DrivenGene]]:
-    """Number of genes tested, and those that differ at equal depth, the strongest first."""
+    """Number of genes tested, and the genes that differ at equal depth, strongest first."""
     target_N = matched_depth(depth_N, label_N, level_N)
     fewer_NG = thinned(counts_NG, target_N / depth_N, seed=seed)
     tested_T = _detected(fewer_NG, label_N)
@@ -181,7 +181,7 @@ def _driven_genes(
 
 
 def _detected(counts_NG: sparse.csr_matrix, label_N: Int64Array) -> Int64Array:
-    """Genes with counts in ten cells or more, and in 5 % of the cells of some label."""
+    """Genes detected in at least ten cells, and in at least 5 % of the cells of some label."""
     detected = np.zeros(counts_NG.shape[1], bool)
     for cells in groups_of(label_N):
         detected |= counts_NG[cells].getnnz(axis=0) >= _DETECTED_SHARE * len(cells)

@@ -1,6 +1,6 @@
-"""How well a factor can be read off an embedding within a label: a held-out linear probe, and the neighbours.
+"""How well a factor can be predicted from an embedding: a held-out linear probe, and nearest neighbours.
 
-Both look only within labels: what cell types differ in is no effect of the factor.
+Both work within labels, so that differences between cell types are not taken for effects of the factor.
 """
 
 from collections.abc import Iterator
@@ -27,16 +27,16 @@ _NEIGHBORS = 15
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe's success on cells it has not seen, mean over labels by their cells.
+    """Scores of a linear probe on held-out cells; means over labels, weighted by cells.
 
     Attributes:
-        measure: `balanced accuracy`, or `R2` for a number.
-        score: What it reaches.
-        chance: What guessing reaches.
-        error: Standard error of `score` by chance.
-        held_out: What a fold leaves out: `cells`, whole `groups` of them, or `groups where possible`: in some labels.
-        n_cells: Cells it was tried on.
-        n_labels: Labels they are of.
+        measure: `balanced accuracy`, or `R2` for a numeric factor.
+        score: Score of the probe.
+        chance: Expected score by chance.
+        error: Standard error of the score by chance.
+        held_out: What a fold holds out: `cells`, whole `groups` of cells, or `groups where possible` (in some labels).
+        n_cells: Number of cells predicted.
+        n_labels: Number of their labels.
     """
 
     measure: str
@@ -50,12 +50,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Purity:
-    """Of a cell's 15 nearest neighbours with its label, the share with its level; mean over cells.
+    """Share of a cell's 15 nearest neighbours within its label that have its level; mean over cells.
 
     Attributes:
-        share: What is found.
-        expected: What neighbours drawn from the label at random would give.
-        n_cells: Cells it was found for.
+        share: Observed share.
+        expected: Expected share for neighbours drawn at random within the label.
+        n_cells: Number of cells.
     """
 
     share: float
@@ -73,17 +73,17 @@ def probe_levels(
 ) -> Probe | None:
     """Predict a factor's level from the embedding within each label, by five-fold cross-validation.
 
-    A ridge classifier on standardised dimensions, levels weighted equally.
+    The probe is a ridge classifier on standardised dimensions, with equal weights of the levels.
 
     Args:
         vectors_ND: float32 [n, d].
         label_N: int64 [n].
         level_N: int64 [n], levels numbered from 0.
-        group_N: int64 [n], such as donors: held out as a whole where that leaves every level in every training fold.
-        seed: Of the folds.
+        group_N: int64 [n], groups such as donors: held out as a whole if every training fold then has every level.
+        seed: Seed of the folds.
 
     Returns:
-        None where no label has two levels with at least ten cells each.
+        None if no label has two levels with at least ten cells each.
     """
     parts: list[tuple[int, float, float, float]] = []
     grouped = []
@@ -115,10 +115,10 @@ def probe_levels(
 def probe_number(
     vectors_ND: Float32Matrix, label_N: Int64Array, number_N: npt.NDArray[np.float64], *, seed: int
 ) -> Probe | None:
-    """Predict a number from the embedding within each label, by ridge regression and five-fold cross-validation.
+    """Predict a numeric factor from the embedding within each label, by ridge regression in five folds.
 
     Returns:
-        None where the number varies in no label of at least fifty cells.
+        None if the number varies in no label of at least fifty cells.
     """
     parts: list[tuple[int, float]] = []
     for cells in groups_of(label_N):
@@ -144,10 +144,10 @@ def probe_number(
 
 
 def neighbour_purity(vectors_ND: Float32Matrix, label_N: Int64Array, level_N: Int64Array) -> Purity | None:
-    """Whether neighbours with the same label also share the level.
+    """How often neighbours with the same label also have the same level.
 
     Returns:
-        None where no label has two levels with at least ten cells each.
+        None if no label has two levels with at least ten cells each.
     """
     found, expected = [], []
     for cells in _probed_labels(label_N, level_N):
@@ -162,7 +162,7 @@ def neighbour_purity(vectors_ND: Float32Matrix, label_N: Int64Array, level_N: In
 
 
 def _probed_labels(label_N: Int64Array, level_N: Int64Array) -> Iterator[Int64Array]:
-    """Cells of each label that has two levels or more with enough cells, those of other levels left out."""
+    """Cells of each label that has at least two levels with enough cells, without the cells of other levels."""
     for cells in groups_of(label_N):
         enough = np.bincount(level_N[cells]) >= MIN_CELLS_PER_LEVEL
         if enough.sum() > 1:
@@ -172,7 +172,7 @@ def _probed_labels(label_N: Int64Array, level_N: Int64Array) -> Iterator[Int64Ar
 def _group_splits(
     level: Int64Array, group: Int64Array, seed: int
 ) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]] | None:
-    """Folds that hold out whole groups; None where a level would be missing from a training fold."""
+    """Folds that hold out whole groups; None if a training fold would lack a level."""
     groups_per_level = [len(np.unique(group[level == one])) for one in np.unique(level)]
     n_folds = min(_FOLDS, *groups_per_level)
     if n_folds < 2:  # noqa: PLR2004 - a level of one group cannot be held out

@@ -1,8 +1,8 @@
-"""How much of an embedding's variance a factor explains beside the label.
+"""How much of an embedding's variance a factor explains in addition to the label.
 
-A linear model with several responses, fitted in steps: label, then factor, then their interaction. The share of a step
-is what it adds to the explained sum of squares over all dimensions (sequential, type I), less what as many columns of
-noise would add (Ezekiel's adjustment), so that a factor without effect has a share near 0 however many levels it has.
+A multivariate linear model is fitted in steps: label, then factor, then their interaction. The share of a step is the
+increase of the explained sum of squares over all dimensions (sequential, type I), less the increase by as many columns
+of noise (Ezekiel's adjustment), so that a factor without effect has a share near 0 whatever its number of levels.
 
 Shape suffixes: N cells, D dimensions, P columns of a design.
 """
@@ -23,13 +23,13 @@ _SINGULAR = 1e-9
 
 @dataclass(frozen=True)
 class VarianceShares:
-    """Shares of the total variance, adjusted for the columns that each step takes; 0 to 1.
+    """Shares of the total variance, adjusted for the number of columns of each step; 0 to 1.
 
     Attributes:
-        label: Explained by the label.
-        factor: Added by the factor.
-        interaction: Added by a factor whose effect differs between labels.
-        partial: `factor` as a share of what the label leaves unexplained: the adjusted partial R2.
+        label: Share of the label.
+        factor: Share that the factor adds.
+        interaction: Share added by effects of the factor that differ between labels.
+        partial: `factor` relative to the variance that the label leaves unexplained: the adjusted partial R2.
     """
 
     label: float
@@ -46,8 +46,8 @@ def explained_variance(
     Args:
         vectors_ND: float32 [n, d].
         label_N: int64 [n], numbered from 0.
-        level_N: int64 [n], the factor's levels, numbered from 0.
-        number_N: float64 [n], not constant: a factor that is a number, whose linear effect is asked for instead.
+        level_N: int64 [n], levels of the factor, numbered from 0.
+        number_N: float64 [n], not constant, of a numeric factor: its linear effect is used instead of the levels.
     """
     centred_ND = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0, dtype=np.float64)
     total = float((centred_ND**2).sum())
@@ -74,7 +74,7 @@ def _one_hot(codes_N: Int64Array) -> sparse.csr_matrix:
 
 
 def _fit_groups(codes_N: Int64Array, centred_ND: npt.NDArray[np.float64]) -> tuple[float, int]:
-    """Sum of squares that the means of groups explain, and their number."""
+    """Sum of squares that group means explain, and the number of groups."""
     groups = groups_of(codes_N)
     return float(sum((centred_ND[cells].sum(axis=0) ** 2).sum() / len(cells) for cells in groups)), len(groups)
 

@@ -1,4 +1,4 @@
-"""Verdicts on factors in plain language, with the numbers they rest on."""
+"""Verdicts on factors as sentences, with the numbers behind them."""
 
 from typing import Any
 
@@ -15,23 +15,23 @@ _KINDS = {
 
 
 def verdict(effect: FactorEffect) -> str:
-    """What a factor does, and which embedding carries it, in a few sentences."""
+    """The effect of a factor, and which embeddings carry it, in a few sentences."""
     return " ".join(sentences(effect))
 
 
 def sentences(effect: FactorEffect) -> list[str]:
-    """The verdict: first what the factor does to the counts, then a sentence for each embedding."""
+    """The sentences of the verdict: first the effect on the counts, then one for each embedding."""
     if effect.name == DEPTH:
         first = f"{effect.name}: the depth itself, which every type I effect changes."
     elif effect.shift is None or effect.kind is None:
-        first = f"{effect.name}: whether its effect is type I or type II cannot be told: {effect.no_shift}."
+        first = f"{effect.name}: whether its effect is type I or type II cannot be determined: {effect.no_shift}."
     else:
         first = f"{effect.name}: {_KINDS[effect.kind]}. {_counts(effect.shift)}"
     return [first, *(_embedding(carried) for carried in effect.embeddings)]
 
 
 def effect_dict(effect: FactorEffect) -> dict[str, Any]:
-    """Everything on a factor as plain values for JSON, with its kind and verdict."""
+    """The effect of a factor as plain values for JSON, with kind and verdict."""
     return {
         "name": effect.name,
         "kind": effect.kind,
@@ -59,8 +59,8 @@ def _direction(effect: float) -> str:
 
 def _embedding(carried: FactorInEmbedding) -> str:
     variance = carried.variance
-    told = [
-        f"explains {variance.factor:.1%} of the variance beside the label's {variance.label:.1%}, "
+    clauses = [
+        f"explains {variance.factor:.1%} of the variance in addition to the label's {variance.label:.1%}, "
         f"and {variance.interaction:.1%} by effects that differ between labels"
     ]
     probe, purity = carried.probe, carried.purity
@@ -68,12 +68,12 @@ def _embedding(carried: FactorInEmbedding) -> str:
         held_out = {"cells": "held-out cells", "groups": "held-out batch keys"}.get(
             probe.held_out, "held-out cells or batch keys"
         )
-        told.append(
-            f"a linear probe reads it from {held_out} with {probe.measure} {probe.score:.2f} "
+        clauses.append(
+            f"a linear probe predicts it for {held_out} with {probe.measure} {probe.score:.2f} "
             f"(chance {probe.chance:.2f})"
         )
     if purity is not None:
-        told.append(
+        clauses.append(
             f"{purity.share:.0%} of a cell's neighbours of its label share it (by chance {purity.expected:.0%})"
         )
     ends = {
@@ -81,4 +81,4 @@ def _embedding(carried: FactorInEmbedding) -> str:
         False: "this embedding hardly carries it",
         None: "no label has enough cells of two levels for a probe",
     }
-    return f"In {carried.embedding} it {'; '.join(told)}: {ends[carried.is_carried]}."
+    return f"In {carried.embedding} it {'; '.join(clauses)}: {ends[carried.is_carried]}."

@@ -1,4 +1,4 @@
-"""Integration metrics: does an embedding keep cell types apart and bring batch keys together?
+"""Integration metrics: does an embedding separate cell types and mix batch keys?
 
 Computed by scib-metrics, after Luecken et al. 2022 (doi:10.1038/s41592-021-01336-8). AvgBIO and AvgBATCH are the means
 that scGPT's authors report (Cui et al. 2024, doi:10.1038/s41592-024-02201-0).
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.integration.scib import JudgedCells, score_cells
+from scgpt_ray.evaluation.integration.scib import EvaluatedCells, score_cells
 from scgpt_ray.evaluation.sample import MIN_CELLS
 from scgpt_ray.schema import Float32Matrix
 
@@ -31,7 +31,7 @@ METRICS = {
     "pcr": "PCR",
     "pcr_comparison": "PCR comp.",
 }
-"""Field of the metric -> its name for people."""
+"""Field of the metric -> its name in tables."""
 
 AVERAGES = {"avg_bio": ("nmi", "ari", "asw_label"), "avg_batch": ("graph_connectivity", "asw_batch")}
 """Average -> the metrics it is the mean of."""
@@ -39,10 +39,10 @@ AVERAGES = {"avg_bio": ("nmi", "ari", "asw_label"), "avg_batch": ("graph_connect
 
 @dataclass(frozen=True)
 class IntegrationScores:
-    """Metrics of one embedding, 0 to 1, larger is better except for `pcr`; None where one is not defined.
+    """Metrics of one embedding, from 0 to 1; larger is better except for `pcr`; None if undefined.
 
     Attributes:
-        name: Of the embedding.
+        name: Name of the embedding.
         nmi: Normalised mutual information of labels and the best of ten Leiden clusterings.
         ari: Adjusted Rand index of the same clustering.
         asw_label: Silhouette of the labels, scaled to 0..1.
@@ -53,7 +53,7 @@ class IntegrationScores:
         kbet: Share of a label's cells whose neighbours within the label have its batch keys in proportion (chi
             squared, 5 %), mean over labels. Neighbours are those of the embedding; scIB takes those of a diffusion map.
         pcr: Share of the embedding's variance that the batch keys explain; smaller is better.
-        pcr_comparison: 1 - pcr / pcr of the baseline, not below 0.
+        pcr_comparison: 1 - pcr / pcr of the baseline, at least 0.
         undefined: Metric -> why it is None.
     """
 
@@ -85,20 +85,20 @@ class IntegrationScores:
         return None if None in values else float(np.mean(values))
 
     def to_dict(self) -> dict[str, Any]:
-        """All metrics for JSON, averages first."""
+        """All metrics as plain values for JSON, averages first."""
         values = {name: getattr(self, name) for name in METRICS}
         return {"name": self.name, **values, "undefined": dict(self.undefined)}
 
 
 @dataclass(frozen=True)
 class Integration:
-    """Embeddings of the same cells, side by side.
+    """Metrics of several embeddings of the same cells.
 
     Attributes:
-        n: Cells evaluated.
-        labels: Label -> cells.
-        batch_keys: Batch key -> cells.
-        scores: One per embedding.
+        n: Number of evaluated cells.
+        labels: Label -> number of cells.
+        batch_keys: Batch key -> number of cells.
+        scores: Metrics of each embedding.
     """
 
     n: int
@@ -133,13 +133,13 @@ def compare_embeddings(
 
     Args:
         embeddings: Name -> float32 [n, d]; d may differ.
-        labels: Label of each cell, [n]; one and the same where there are none.
+        labels: Label of each cell, [n]; a constant without labels.
         batch_keys: Batch key of each cell, [n].
-        seed: Of the clusterings.
-        baseline: Name of the embedding that stands for the data before integration in `pcr_comparison`.
+        seed: Seed of the clusterings.
+        baseline: Name of the embedding that represents the data before integration, for `pcr_comparison`.
 
     Raises:
-        InputError: If there are too few cells, if nothing tells them apart, or an embedding is not finite.
+        InputError: If there are too few cells, all have one label and one batch key, or an embedding is not finite.
         ConfigError: If scib-metrics is not installed.
     """
     assert baseline is None or baseline in embeddings
@@ -153,7 +153,8 @@ def compare_embeddings(
         assert len(vectors_ND) == len(label_N) == len(key_N), "labels, batch keys and vectors belong to the same cells"
         _require_finite(name, vectors_ND)
         before = scores[baseline].pcr if baseline in scores else None
-        scores[name] = _score(name, JudgedCells(vectors_ND, label_N, key_N, seed), before, is_baseline=name == baseline)
+        cells = EvaluatedCells(vectors_ND, label_N, key_N, seed)
+        scores[name] = _score(name, cells, before, is_baseline=name == baseline)
     return Integration(
         n=len(label_N),
         labels=_counts(label_names[label_N]),
@@ -162,13 +163,13 @@ def compare_embeddings(
     )
 
 
-def _score(name: str, cells: JudgedCells, pcr_before: float | None, *, is_baseline: bool) -> IntegrationScores:
+def _score(name: str, cells: EvaluatedCells, pcr_before: float | None, *, is_baseline: bool) -> IntegrationScores:
     values, undefined = score_cells(cells)
     comparison = None
     if is_baseline:
         undefined["pcr_comparison"] = "this is the baseline"
     elif not pcr_before or values["pcr"] is None:
-        undefined["pcr_comparison"] = undefined.get("pcr", "no baseline that the batch keys explain any of")
+        undefined["pcr_comparison"] = undefined.get("pcr", "no baseline with variance between batch keys")
     else:
         comparison = max(0.0, 1 - values["pcr"] / pcr_before)
     for average, parts in AVERAGES.items():
@@ -195,10 +196,10 @@ def _require_finite(name: str, vectors_ND: Float32Matrix) -> None:
         raise InputError(
             f"{wrong:,} of {len(vectors_ND):,} vectors of {name} are not finite",
             expected="finite embeddings",
-            remedy="leave these cells out, or embed them again",
+            remedy="omit these cells, or embed them again",
         )
 
 
 def _counts(values: npt.NDArray[np.str_]) -> dict[str, int]:
-    """Cells per value, most first, ties by name."""
+    """Number of cells per value, most frequent first, ties by name."""
     return dict(sorted(Counter(values.tolist()).items(), key=lambda item: (-item[1], item[0])))

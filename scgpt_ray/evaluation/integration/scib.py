@@ -1,4 +1,4 @@
-"""scib-metrics on one embedding: which metrics its cells define, and their values.
+"""Metrics of scib-metrics on one embedding, and which of them are undefined.
 
 Shape suffixes: N cells, D dimensions, K neighbours.
 """
@@ -21,14 +21,14 @@ _KBET_LEAST, _KBET_MOST = 10, 70
 
 
 @dataclass(frozen=True, eq=False)
-class JudgedCells:
-    """Cells in one embedding, with what several metrics need of them.
+class EvaluatedCells:
+    """Cells in one embedding, with intermediate results that several metrics share.
 
     Attributes:
         vectors_ND: float32 [n, d], n at least 16.
         label_N: int64 [n], labels numbered from 0.
         key_N: int64 [n], batch keys numbered from 0.
-        seed: Of the clusterings.
+        seed: Seed of the clusterings.
     """
 
     vectors_ND: Float32Matrix
@@ -38,13 +38,13 @@ class JudgedCells:
 
     @cached_property
     def neighbors(self) -> Any:
-        """The cell itself and its nearest others, 90 in all, or all that there are."""
+        """The 90 nearest neighbours, the cell itself included; all cells if there are fewer."""
         k = min(_LISI_NEIGHBORS, len(self.vectors_ND)) - 1
         return _neighbors_results(*with_self(*nearest(self.vectors_ND, k)))
 
     @cached_property
     def graph(self) -> Any:
-        """The 15 nearest, the cell itself included."""
+        """The 15 nearest neighbours, the cell itself included."""
         return self.neighbors.subset_neighbors(_GRAPH_NEIGHBORS)
 
     @cached_property
@@ -55,17 +55,17 @@ class JudgedCells:
 
     @cached_property
     def mixed_labels(self) -> list[Int64Array]:
-        """The cells of each label that has several batch keys, and fewer of them than cells."""
+        """The cells of each label with several batch keys, but fewer batch keys than cells."""
         return [cells for cells in groups_of(self.label_N) if 1 < len(np.unique(self.key_N[cells])) < len(cells)]
 
     @cached_property
     def kbet_labels(self) -> list[tuple[Int64Array, int]]:
-        """The cells of each label that is large enough for kBET, and how many neighbours are tested."""
+        """The cells of each label that is large enough for kBET, and the number of neighbours to test."""
         sized = [(cells, _kbet_neighbors(self.key_N[cells])) for cells in self.mixed_labels]
         return [(cells, k) for cells, k in sized if k <= len(cells)]
 
 
-_COMPUTE: dict[str, Callable[[JudgedCells], float]] = {
+_COMPUTE: dict[str, Callable[[EvaluatedCells], float]] = {
     "nmi": lambda evaluated: evaluated.clustering["nmi"],
     "ari": lambda evaluated: evaluated.clustering["ari"],
     "asw_label": lambda evaluated: _scib().silhouette_label(evaluated.vectors_ND, evaluated.label_N),
@@ -80,8 +80,8 @@ _COMPUTE: dict[str, Callable[[JudgedCells], float]] = {
 }
 
 
-def score_cells(evaluated: JudgedCells) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Compute every metric that these cells define.
+def score_cells(evaluated: EvaluatedCells) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Compute every metric that is defined for these cells.
 
     Returns:
         Metric -> value or None, and metric -> why it is None.
@@ -94,8 +94,8 @@ def score_cells(evaluated: JudgedCells) -> tuple[dict[str, float | None], dict[s
     return values, undefined
 
 
-def _undefined(evaluated: JudgedCells) -> dict[str, str]:
-    """Metric -> why these cells do not define it."""
+def _undefined(evaluated: EvaluatedCells) -> dict[str, str]:
+    """Metric -> why it is undefined for these cells."""
     reasons: dict[str, str] = {}
     if len(evaluated.label_N) <= _LISI_NEIGHBORS:
         reasons |= dict.fromkeys(("clisi", "ilisi"), f"needs more than {_LISI_NEIGHBORS} cells")
@@ -112,12 +112,12 @@ def _undefined(evaluated: JudgedCells) -> dict[str, str]:
 
 
 def _kbet_neighbors(key_N: Int64Array) -> int:
-    """Neighbours that kBET looks at, the cell itself included: a quarter of the mean batch key's cells, as scIB."""
+    """Neighbours of kBET, the cell itself included: a quarter of the mean number of cells per batch key, as scIB."""
     mean_cells = len(key_N) / len(np.unique(key_N))
     return int(np.clip(mean_cells // 4, _KBET_LEAST, _KBET_MOST)) + 1
 
 
-def _kbet(evaluated: JudgedCells, cells: Int64Array, k: int) -> float:
+def _kbet(evaluated: EvaluatedCells, cells: Int64Array, k: int) -> float:
     """Acceptance rate of kBET among the cells of one label."""
     neighbors = _neighbors_results(*with_self(*nearest(evaluated.vectors_ND[cells], k - 1)))
     acceptance, _, _ = _scib().kbet(neighbors, evaluated.key_N[cells])

@@ -1,4 +1,4 @@
-"""How right the transferred labels are, where the truth is known."""
+"""Scores of transferred labels against true labels."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,46 +20,46 @@ class LabelScore:
 
     label: str
     support: int
-    """Cells that truly have it."""
+    """Cells with this true label."""
     precision: float
     recall: float
     f1: float
     in_reference: bool
-    """Whether the reference has the label at all; one that it lacks cannot be predicted."""
+    """Whether the reference has the label; otherwise it cannot be predicted."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelScores:
-    """Scores of a mapping over the cells whose truth is known; fractions of 1."""
+    """Scores of a mapping over the cells with a true label; fractions of 1."""
 
     n: int
-    """Cells evaluated."""
+    """Number of evaluated cells."""
     n_without_truth: int
-    """Cells left out: their truth is null, empty, `unknown` or `nan`."""
+    """Cells left out because their true label is null, empty, `unknown` or `nan`."""
     accuracy: float
     macro_f1: float
-    """Mean F1 over the labels present in the truth, each counting the same."""
+    """Mean F1 over the true labels, equally weighted."""
     majority_accuracy: float
-    """Accuracy of calling every cell by the most frequent true label."""
+    """Accuracy of predicting the most frequent true label for every cell."""
     n_in_reference: int
-    """Cells evaluated whose true label the reference has."""
+    """Number of evaluated cells whose true label is in the reference."""
     accuracy_in_reference: float | None
-    """Accuracy over those cells; None where there are none."""
+    """Accuracy over those cells; None without any."""
     absent_labels: tuple[str, ...]
     """True labels that the reference lacks."""
     confidence_right: float | None
-    """Mean confidence of the right predictions; None where there are none."""
+    """Mean confidence of the right predictions; None without any."""
     confidence_wrong: float | None
-    """Mean confidence of the wrong predictions; None where there are none."""
+    """Mean confidence of the wrong predictions; None without any."""
     per_label: tuple[LabelScore, ...]
-    """One per true label, in alphabetical order."""
+    """Scores of each true label, in alphabetical order."""
     predicted_labels: tuple[str, ...]
-    """Columns of the confusion: the true labels, then labels that were only predicted."""
+    """Columns of `confusion`: the true labels, then labels that were only predicted."""
     confusion: Int64Array
     """Cells [true labels, predicted labels]."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON; `confusion` as {truth: {predicted: cells}} without zeros."""
+        """All fields as plain values for JSON; `confusion` as {truth: {predicted: cells}} without zeros."""
         plain = {name: value for name, value in vars(self).items() if name != "predicted_labels"}
         plain["absent_labels"] = list(self.absent_labels)
         plain["per_label"] = [vars(score) for score in self.per_label]
@@ -96,7 +96,7 @@ def score_labels(
     Args:
         truth: True label per cell, [n]; null, empty, `unknown` and `nan` are left out and counted.
         predicted: Predicted label per cell, [n].
-        confidence: Of the predictions, [n].
+        confidence: Confidence of each prediction, [n].
         reference_labels: Labels that could be predicted.
 
     Raises:
@@ -127,28 +127,28 @@ def score_labels(
 
 
 def require_truth(truth: Labels) -> npt.NDArray[np.bool_]:
-    """Which cells have a true label, bool [n].
+    """The cells with a true label, bool [n].
 
     Raises:
-        InputError: If none has.
+        InputError: If no cell has one.
     """
     evaluated = has_truth(truth)
     if not evaluated.any():
         raise InputError(
             f"none of {len(evaluated):,} query cells has a true label",
             expected="a --truth-column with labels",
-            remedy="name another column, or leave --truth-column out",
+            remedy="name another column, or omit --truth-column",
         )
     return evaluated
 
 
 def has_truth(truth: Labels) -> npt.NDArray[np.bool_]:
-    """Which cells have a true label, bool [n]."""
+    """The cells with a true label, bool [n]."""
     return np.array([text.strip().lower() not in NO_LABEL for text in _texts(truth)], bool)
 
 
 def outcomes(truth: Labels, predicted: Labels) -> dict[str, Int64Array]:
-    """Rows of the right and the wrong predictions, and of the cells without truth; of those that there are."""
+    """Rows of the right predictions, the wrong ones, and the cells without a true label; empty groups are omitted."""
     evaluated, right = has_truth(truth), _texts(truth) == _texts(predicted)
     groups = {"right": evaluated & right, "wrong": evaluated & ~right, "no truth": ~evaluated}
     return {name: np.flatnonzero(cells) for name, cells in groups.items() if cells.any()}
@@ -175,7 +175,7 @@ def _confusion(true_N: npt.NDArray[np.object_], predicted_N: npt.NDArray[np.obje
 
 
 def _texts(labels: Labels) -> npt.NDArray[np.object_]:
-    """Labels as str objects; a null of any kind becomes the empty text."""
+    """Labels as str objects; nulls become empty strings."""
     return np.array(["" if label is None or label != label else str(label) for label in labels], object)
 
 

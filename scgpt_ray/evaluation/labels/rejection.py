@@ -22,13 +22,13 @@ class LabelRejection:
 
 @dataclass(frozen=True)
 class RejectionScores:
-    """Rejection over the cells whose truth is known."""
+    """Rejection over the cells with a true label."""
 
     known: int
     """Cells whose label the reference has."""
     known_rejected: int
     absent: int
-    """Cells whose label the reference lacks: any label of theirs would be wrong."""
+    """Cells whose label the reference lacks, so that any label is wrong."""
     absent_rejected: int
     accepted_right: int
     """Cells that got their true label."""
