@@ -43,31 +43,41 @@ def labels(random, n):
     return [NAMES[place] for place in random.integers(len(NAMES), size=n)]
 
 
-def test_every_picture_is_a_png_and_repeatable(random):
-    truth, predicted = labels(random, 200), labels(random, 200)
-    scores = score_labels(truth, predicted, random.random(200), NAMES[:3])
-    confidence, right = random.random(200), random.random(200) < 0.7
-    bins, curve = reliability(confidence, right), coverage_curve(confidence, right)
-    for draw in (
-        lambda: reliability_diagram({"share of the votes": bins, "calibrated": bins}),
-        lambda: coverage_accuracy({"scGPT": curve}),
-        lambda: coverage_accuracy({"scGPT": curve, "PCA + kNN": curve}, (0.8, curve.at(0.8))),
-        lambda: confusion_heatmap(scores),
-        lambda: confidence_histogram({"right": np.array([1.0, 0.5]), "wrong": np.array([0.2])}),
-        lambda: confidence_histogram({"all cells": np.array([0.0, 1.0], np.float32)}),
-        lambda: confidence_histogram({"all cells": np.array([0.5])}, "probability of being right"),
-        lambda: distance_histogram({"right": np.array([0.1, 0.3]), "wrong": np.array([0.7])}),
-        lambda: genes_histogram({f"donor {number}": np.array([number, 900]) for number in range(12)}),
-        lambda: recall_curve(TRIED, SearchParams(4, 16), 0.95),
-        lambda: label_counts(truth, "Predicted cell_type"),
-        lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type"),
-        lambda: umap_scatter(np.arange(400.0).reshape(200, 2), truth, "Predicted cell_type", np.ones((3, 2))),
-    ):
-        png = draw()
-        width, height = pixels(png)
-        assert 300 < width < 2000
-        assert 200 < height < 2000
-        assert draw() == png
+@pytest.fixture
+def mapping(random):
+    """Truth and predictions of 200 cells, and a confidence with what it was right about."""
+    return labels(random, 200), labels(random, 200), random.random(200), random.random(200) < 0.7
+
+
+PLACES = np.arange(400.0).reshape(200, 2)
+PICTURES = {
+    "reliability": lambda _t, _p, sure, right: reliability_diagram(
+        dict.fromkeys(("share of the votes", "calibrated"), reliability(sure, right))
+    ),
+    "coverage": lambda _t, _p, sure, right: coverage_accuracy({"scGPT": coverage_curve(sure, right)}),
+    "coverage of two": lambda _t, _p, sure, right: coverage_accuracy(
+        dict.fromkeys(("scGPT", "PCA + kNN"), coverage_curve(sure, right)), (0.8, coverage_curve(sure, right).at(0.8))
+    ),
+    "confusion": lambda truth, predicted, sure, _r: confusion_heatmap(score_labels(truth, predicted, sure, NAMES[:3])),
+    "confidence of two": lambda *_: confidence_histogram({"right": np.array([1.0, 0.5]), "wrong": np.array([0.2])}),
+    "confidence": lambda *_: confidence_histogram({"all cells": np.array([0.0, 1.0], np.float32)}),
+    "probability": lambda *_: confidence_histogram({"all cells": np.array([0.5])}, "probability of being right"),
+    "distance": lambda *_: distance_histogram({"right": np.array([0.1, 0.3]), "wrong": np.array([0.7])}),
+    "genes": lambda *_: genes_histogram({f"donor {number}": np.array([number, 900]) for number in range(12)}),
+    "recall": lambda *_: recall_curve(TRIED, SearchParams(4, 16), 0.95),
+    "labels": lambda truth, *_: label_counts(truth, "Predicted cell_type"),
+    "cells": lambda truth, *_: umap_scatter(PLACES, truth, "Predicted cell_type"),
+    "cells on others": lambda truth, *_: umap_scatter(PLACES, truth, "Predicted cell_type", np.ones((3, 2))),
+}
+
+
+@pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
+def test_every_picture_is_a_png_and_repeatable(draw, mapping):
+    png = draw(*mapping)
+    width, height = pixels(png)
+    assert 300 < width < 2000
+    assert 200 < height < 2000
+    assert draw(*mapping) == png
 
 
 def test_one_cell_is_enough():

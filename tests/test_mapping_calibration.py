@@ -31,6 +31,12 @@ def nearest(vectors, queries, reference, k, hidden=None):
     return np.where(found == -np.inf, -1, reference[place]), found
 
 
+def same(own, others):
+    """Which of the others have a cell's own value, bool [own, others]; by codes, which compare faster than texts."""
+    codes = np.unique(np.concatenate([own, others]).astype(str), return_inverse=True)[1].astype(np.int16)
+    return codes[: len(own), None] == codes[len(own) :]
+
+
 def blobs(seed, n=900, n_types=5, n_donors=6):
     """Unit vectors around overlapping centres, with a little of the donor in them."""
     rng = np.random.default_rng(seed)
@@ -56,8 +62,7 @@ class Cells:
         return hold_ballot(*found, labels, "label", VoteRules(), {})
 
     def sample(self, cells, reference, withhold=False):
-        own_donor = self.donor[cells][:, None] == self.donor[reference]
-        own_label = self.label[cells][:, None] == self.label[reference]
+        own_donor, own_label = (same(of[cells], of[reference]) for of in (self.donor, self.label))
         return calibration_sample(
             self.ballot(cells, reference, own_donor),
             texts(self.label[cells].tolist()),
@@ -194,10 +199,11 @@ def kang(shared):
 
 
 def test_real_donors_each_held_out_in_turn(kang):
+    kang = Cells(*(of[::2] for of in (kang.vectors, kang.label, kang.donor)))
     rng, share, probability, right, accepted = np.random.default_rng(0), [], [], [], []
     for donor in np.unique(kang.donor):
         reference, query = np.flatnonzero(kang.donor != donor), np.flatnonzero(kang.donor == donor)
-        sample = kang.sample(rng.choice(reference, 1500, replace=False), reference)
+        sample = kang.sample(rng.choice(reference, 1000, replace=False), reference)
         calibration = calibrate(sample, Targets(error=0.03, false_rejection=0.05))
         assert calibration.held_out.after.ece < calibration.held_out.before.ece
         ballot = kang.ballot(query, reference)
