@@ -160,8 +160,8 @@ def test_the_least_probability_is_learnt_from_cells_that_are_near_enough():
     """
     right = np.repeat([True, True, False, True, False], [60, 15, 15, 6, 4])
     share, nearness = np.repeat([1.0, 0.4, 1.0], [60, 30, 10]), np.repeat([0.9, 0.8], [90, 10])
-    winner, nobody = np.zeros(100, np.int32), np.full(100, -1, np.int32)
-    election = Election(winner, share, nobody, np.zeros(100), nearness)
+    winner, no_second = np.zeros(100, np.int32), np.full(100, -1, np.int32)
+    election = Election(winner, share, no_second, np.zeros(100), nearness)
     sample = Sample(("B",), election, np.where(right, "B", "T"), np.arange(100, dtype=np.int32) % 2, (), None)
     for error, of_unsure in ((0.18, ""), (0.16, TOO_UNSURE)):
         calibration = calibrate(sample, Targets(error, false_rejection=0.11))
