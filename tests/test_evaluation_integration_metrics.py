@@ -9,18 +9,20 @@ import pytest
 
 from scgpt_ray.errors import ConfigError, InputError
 from scgpt_ray.evaluation.integration.metrics import METRICS, compare_embeddings
+from scgpt_ray.evaluation.integration.scib import EvaluatedCells, _undefined
 from scgpt_ray.evaluation.neighbors import groups_of, nearest, with_self
 
 scib = pytest.importorskip("scib_metrics", reason="needs scib-metrics: pip install 'scgpt-ray[eval]'")
 
-N = 360
+# JAX compiles for every shape and number of groups, which takes seconds: nearly all cases share theirs.
+N, D = 360, 8
 
 
-def cells(n_labels=3, n_keys=2, shift=0.0, noise=0.05, n=N, d=8):
+def cells(n_labels=3, n_keys=2, shift=0.0, noise=0.05, n=N):
     """Labels around corners of a simplex, batch keys moved by `shift` along an axis of their own."""
     random = np.random.default_rng(n_labels * 10 + n_keys)
     label_N, key_N = np.arange(n) % n_labels, np.arange(n) // n_labels % n_keys
-    vectors = np.eye(d)[label_N] + shift * key_N[:, None] * np.eye(d)[d - 1] + noise * random.standard_normal((n, d))
+    vectors = np.eye(D)[label_N] + shift * key_N[:, None] * np.eye(D)[D - 1] + noise * random.standard_normal((n, D))
     labels, keys = np.array(["B", "NK", "T", "DC"])[label_N], np.array([f"donor {key}" for key in range(n_keys)])[key_N]
     return vectors.astype(np.float32), labels, keys
 
@@ -32,7 +34,7 @@ def scores_of(vectors, labels, keys, **options):
 
 @pytest.fixture(scope="module")
 def overlapping():
-    return cells(n_labels=4, n_keys=3, shift=0.3, noise=0.35)
+    return cells(shift=0.5, noise=0.45)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,8 @@ def test_agreement_with_scib_metrics_called_directly(overlapping, scores):
     of_labels = []
     for label in np.unique(labels):
         own, own_keys = vectors[labels == label], keys[labels == label]
-        of_labels.append(scib.kbet(direct_neighbors(own, 11), own_keys)[0])
+        # A quarter of the 60 cells of a batch key, and the cell itself.
+        of_labels.append(scib.kbet(direct_neighbors(own, 16), own_keys)[0])
     expected["kbet"] = np.mean(of_labels)
     assert {name: getattr(scores, name) for name in expected} == pytest.approx(expected, abs=1e-6)
     assert all(0.02 < value < 0.98 for value in expected.values()), "a case in which no metric is at its end"
@@ -98,25 +101,25 @@ def test_batch_keys_apart():
     assert scores.pcr > 0.5
 
 
-def rings(*offsets, n=120):
-    """Cells of one label, or of two far apart, evenly on rings: each has seven neighbours on either side."""
-    angle = np.arange(n) * 2 * np.pi / n
-    ring = np.stack([np.cos(angle), np.sin(angle), np.zeros(n)], axis=1)
-    return np.concatenate([ring + np.array([0, 0, offset]) for offset in offsets]).astype(np.float32)
+def rings(*offsets):
+    """120 cells evenly on each of three rings: seven neighbours on either side; five dimensions do not vary."""
+    angle = np.arange(120) * 2 * np.pi / 120
+    ring = np.stack([np.cos(angle), np.sin(angle), *np.zeros((D - 2, 120))], axis=1)
+    return np.concatenate([ring + offset * np.eye(D)[2] for offset in offsets]).astype(np.float32)
 
 
 def test_one_ring_per_label_is_connected_and_alternate_keys_are_mixed():
-    labels, keys = np.repeat(["B", "T"], 120), np.tile(["d1", "d2"], 120)
-    scores = scores_of(rings(0, 9), labels, keys)
+    labels, keys = np.repeat(["B", "T", "NK"], 120), np.tile(["d1", "d2"], 180)
+    scores = scores_of(rings(0, 9, 18), labels, keys)
     assert (scores.graph_connectivity, scores.kbet) == (1, 1)
     assert scores.pcr == pytest.approx(0, abs=1e-6)
     assert scores.asw_label > 0.9
 
 
-def test_a_label_on_two_rings_is_half_connected():
-    keys = np.repeat(["d1", "d2"], 120)
-    scores = scores_of(rings(0, 9), np.full(240, "T"), keys)
-    assert (scores.graph_connectivity, scores.kbet) == (0.5, 0)
+def test_a_label_on_three_rings_is_connected_to_a_third():
+    keys = np.repeat(["d1", "d2", "d1"], 120)
+    scores = scores_of(rings(0, 9, 1), np.full(N, "T"), keys)
+    assert (scores.graph_connectivity, scores.kbet) == (pytest.approx(1 / 3), 0)
     assert scores.ilisi == pytest.approx(0, abs=1e-6)
     assert scores.pcr > 0.9
 
@@ -152,11 +155,18 @@ def test_batch_keys_that_are_labels():
 
 
 def test_few_cells():
-    scores = scores_of(*cells(n=90, noise=0.02))
-    assert set(scores.undefined) == {"clisi", "ilisi", "pcr_comparison"}
-    assert "more than 90 cells" in scores.undefined["ilisi"]
-    tiny = scores_of(*cells(n=16))
-    assert set(tiny.undefined) == {"clisi", "ilisi", "kbet", "pcr_comparison"}
+    scores = scores_of(*cells(n=16))
+    assert set(scores.undefined) == {"clisi", "ilisi", "kbet", "pcr_comparison"}
+    assert scores.undefined["ilisi"] == "needs more than 90 cells"
+    assert scores.undefined["kbet"] == "no label with several batch keys has more than 10 cells"
+    assert scores.asw_label > 0.9
+
+
+@pytest.mark.parametrize(("n", "undefined"), [(90, {"clisi", "ilisi"}), (91, set())])
+def test_as_many_cells_as_neighbours(n, undefined):
+    vectors, labels, keys = cells(n=n)
+    label_N, key_N = (np.unique(values, return_inverse=True)[1] for values in (labels, keys))
+    assert _undefined(EvaluatedCells(vectors, label_N, key_N, seed=0)).keys() == undefined
 
 
 def test_embeddings_side_by_side():

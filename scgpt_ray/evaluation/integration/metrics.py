@@ -1,7 +1,7 @@
 """Integration metrics: does an embedding separate cell types and mix batch keys?
 
-Computed by scib-metrics, after Luecken et al. 2022 (doi:10.1038/s41592-021-01336-8). AvgBIO and AvgBATCH are the means
-that scGPT's authors report (Cui et al. 2024, doi:10.1038/s41592-024-02201-0).
+After Luecken et al. 2022 (doi:10.1038/s41592-021-01336-8), computed by scib-metrics, but for PCR. AvgBIO and AvgBATCH
+are the means that scGPT's authors report (Cui et al. 2024, doi:10.1038/s41592-024-02201-0).
 """
 
 from collections import Counter

@@ -74,9 +74,7 @@ _COMPUTE: dict[str, Callable[[EvaluatedCells], float]] = {
     "clisi": lambda evaluated: _scib().clisi_knn(evaluated.neighbors, evaluated.label_N),
     "ilisi": lambda evaluated: _scib().ilisi_knn(evaluated.neighbors, evaluated.key_N),
     "kbet": lambda evaluated: float(np.mean([_kbet(evaluated, cells, k) for cells, k in evaluated.kbet_labels])),
-    "pcr": lambda evaluated: _scib().utils.principal_component_regression(
-        evaluated.vectors_ND, evaluated.key_N, categorical=True
-    ),
+    "pcr": lambda evaluated: _explained(evaluated.vectors_ND, evaluated.key_N),
 }
 
 
@@ -122,6 +120,17 @@ def _kbet(evaluated: EvaluatedCells, cells: Int64Array, k: int) -> float:
     neighbors = _neighbors_results(*with_self(*nearest(evaluated.vectors_ND[cells], k - 1)))
     acceptance, _, _ = _scib().kbet(neighbors, evaluated.key_N[cells])
     return float(acceptance)
+
+
+def _explained(vectors_ND: Float32Matrix, key_N: Int64Array) -> float:
+    """Share of the variance that lies between batch keys, 0 where there is no variance.
+
+    Regression of all principal components sums to this; that of scib-metrics is NaN where a dimension is constant.
+    """
+    centred_ND = vectors_ND - vectors_ND.mean(axis=0, dtype=np.float64)
+    total = (centred_ND**2).sum()
+    between = sum((centred_ND[cells].sum(axis=0) ** 2).sum() / len(cells) for cells in groups_of(key_N))
+    return float(between / total) if total else 0.0
 
 
 def _neighbors_results(places_NK: Int64Array, distances_NK: npt.NDArray[np.float32]) -> Any:
