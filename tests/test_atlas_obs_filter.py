@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgpt_ray.atlas.obs_filter import parse
+from scgpt_ray.atlas.obs_filter import Combination, Comparison, parse
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError
@@ -192,8 +192,10 @@ def test_text_has_an_order_where_it_is_not_a_category(both, text, rows):
     assert np.flatnonzero(parse(text, table.schema, "atlas").mask(table)).tolist() == rows
 
 
-def test_the_text_for_soma_holds_no_not():
+def test_not_turns_comparisons_around():
     schema = pa.schema([("a", pa.int64()), ("b", pa.bool_())])
     condition = parse("not (a == 1 or b in [True, False])", schema, "atlas")
-    assert condition.to_soma() == "(attr('a') != 1 and (attr('b') != True and attr('b') != False))"
+    terms = (Comparison("a", "!=", (1,)), Comparison("b", "not in", (True, False)))
+    assert condition == Combination("and", terms)
+    assert condition.columns() == {"a", "b"}
     assert condition.columns() == {"a", "b"}

@@ -1,4 +1,4 @@
-"""Filters on obs columns: the part of SOMA's `value_filter` language that means the same for every source.
+"""Filters on obs columns, in SOMA's `value_filter` language.
 
     comparison   column == value, and != < <= > >=, in either order, chained as in 2 < n <= 5
     membership   column in ['a', 'b'], column not in ['a']
@@ -6,9 +6,10 @@
     column       a name, or attr("any name")
     value        text, a number, True, False
 
-As in TileDB, a missing value satisfies no condition, neither `!=` nor a condition under `not`. The text is parsed here
-for SOMA as well, and passed on rewritten: tiledbsoma 2.3 crashes the process on `not (a or b)`, does not support `in`
-for booleans, and truncates 2.5 where the column holds integers.
+As in TileDB, a missing value (null or NaN) satisfies no condition, neither `!=` nor a condition under `not`. Arrow
+evaluates the filters, for SOMA too: query conditions of tiledbsoma 2.3 can corrupt the heap and abort the process
+(TileDB-SOMA issue 4437), crash on `not (a or b)`, do not support `in` for booleans, and truncate 2.5 where the column
+holds integers. TileDB would read the same columns for them.
 """
 
 import ast
@@ -73,16 +74,6 @@ class Comparison:
         """The opposite condition; missing values satisfy neither."""
         return replace(self, operator=_OPPOSITE[self.operator])
 
-    def to_soma(self) -> str:
-        """The comparison in the syntax of tiledbsoma."""
-        name = f"attr({self.column!r})"
-        if self.operator not in {"in", "not in"}:
-            return f"{name} {self.operator} {self.values[0]!r}"
-        if isinstance(self.values[0], bool):
-            operator, joint = ("==", " or ") if self.operator == "in" else ("!=", " and ")
-            return "(" + joint.join(f"{name} {operator} {value!r}" for value in self.values) + ")"
-        return f"{name} {self.operator} {list(self.values)!r}"
-
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """Rows that satisfy the condition, bool [n]."""
         array = table[self.column].combine_chunks()
@@ -93,6 +84,8 @@ class Comparison:
         return _plain(self._holds(array.dictionary).take(array.indices))
 
     def _holds(self, array: pa.Array) -> pa.Array:
+        if pa.types.is_floating(array.type):
+            array = pc.if_else(pc.is_nan(array), None, array)
         if self.operator in _COMPUTE:
             return _COMPUTE[self.operator](array, pa.scalar(self.values[0], array.type))
         found = pc.is_in(array, value_set=pa.array(self.values, array.type))
@@ -122,10 +115,6 @@ class Combination:
     def negated(self) -> "Combination":
         """The opposite condition, by De Morgan's laws."""
         return Combination("or" if self.operator == "and" else "and", tuple(term.negated() for term in self.terms))
-
-    def to_soma(self) -> str:
-        """The combination in the syntax of tiledbsoma."""
-        return "(" + f" {self.operator} ".join(term.to_soma() for term in self.terms) + ")"
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """Rows that satisfy the condition, bool [n]."""

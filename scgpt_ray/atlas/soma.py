@@ -21,7 +21,7 @@ import tiledbsoma as soma
 
 from scgpt_ray.atlas.genes import VAR_JOINID
 from scgpt_ray.atlas.malloc import keep_freed_memory
-from scgpt_ray.atlas.obs_filter import parse
+from scgpt_ray.atlas.obs_filter import Condition, parse
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.prefetch import in_order
 from scgpt_ray.atlas.ragged import Part, add_totals, as_part, blocks, gather
@@ -76,7 +76,7 @@ class SomaSource:
         """
         with self._opened() as experiment:
             self._matrix(experiment)
-            self._value_filter(experiment)
+            self._condition(experiment)
             present = experiment.obs.keys()
             named = [OBS_ID] if _own_name(experiment.obs) else []
             refuse_missing(self.obs_columns, [*named, *present], self.uri)
@@ -109,8 +109,7 @@ class SomaSource:
         """
         self.check()
         with self._opened() as experiment:
-            tables = experiment.obs.read(value_filter=self._value_filter(experiment), column_names=[JOINID])
-            found = np.sort(np.concatenate([table[JOINID].to_numpy() for table in tables]))
+            found = np.sort(np.concatenate([table[JOINID].to_numpy() for table in self._rows(experiment, [JOINID])]))
         if not len(found):
             raise AtlasError(
                 f"{self.uri}: obs filter {self.obs_filter!r} selects no cell"
@@ -179,12 +178,7 @@ class SomaSource:
         own_name = _own_name(experiment.obs)
         carried = [name for name in self.obs_columns if name != OBS_ID]
         columns = list(dict.fromkeys([JOINID, *([own_name] if own_name else []), *carried]))
-        table = experiment.obs.read(
-            (slice(partition.first, partition.last),),
-            value_filter=self._value_filter(experiment),
-            column_names=columns,
-        ).concat()
-        # The result also holds the columns of the filter.
+        table = pa.concat_tables(self._rows(experiment, columns, (slice(partition.first, partition.last),)))
         renamed = {
             JOINID: JOINID,
             **({OBS_ID: own_name} if own_name else {}),
@@ -193,10 +187,15 @@ class SomaSource:
         named = pa.table({name: table[column] for name, column in renamed.items()})
         return plain_columns(named).sort_by(JOINID)
 
-    def _value_filter(self, experiment: Any) -> str | None:
-        if not self.obs_filter:
-            return None
-        return parse(self.obs_filter, experiment.obs.schema, self.uri).to_soma()
+    def _condition(self, experiment: Any) -> Condition | None:
+        return parse(self.obs_filter, experiment.obs.schema, self.uri) if self.obs_filter else None
+
+    def _rows(self, experiment: Any, columns: list[str], coords: tuple[slice, ...] = ()) -> Iterator[pa.Table]:
+        """Columns of obs of the selected cells, as many tables as TileDB splits them into, at least one."""
+        condition = self._condition(experiment)
+        others = sorted(condition.columns().difference(columns)) if condition else []
+        for table in experiment.obs.read(coords, column_names=[*columns, *others]):
+            yield (table.filter(condition.mask(table)) if condition else table).select(columns)
 
     def _measurement(self, experiment: Any) -> Any:
         if self.measurement not in experiment.ms:
