@@ -199,3 +199,9 @@ def test_not_turns_comparisons_around():
     assert condition == Combination("and", terms)
     assert condition.columns() == {"a", "b"}
     assert condition.columns() == {"a", "b"}
+
+
+@pytest.mark.parametrize("text", ["flt != 1", "not flt == 1", "flt not in [1]", "flt > 1"])
+def test_nan_is_a_missing_value(text):
+    table = pa.table({"flt": [1.0, float("nan"), 3.0, None]})
+    assert parse(text, table.schema, "atlas").mask(table).tolist() == [False, False, True, False]
