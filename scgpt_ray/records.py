@@ -162,6 +162,8 @@ class Manifest(Record):
     """Columns carried along."""
     parts: dict[str, Size]
     """File name -> rows, in order of partition."""
+    digests: list[str]
+    """SHA-256 of the data of each part; see `Part`."""
     coverage: dict[str, Any]
     """The gene coverage report."""
     versions: dict[str, str]
@@ -171,6 +173,8 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _parts_hold_the_cells(self) -> Self:
+        if len(self.digests) != len(self.parts):
+            raise ValueError(f"{len(self.parts)} parts, but {len(self.digests)} digests")
         held = sum(self.parts.values())
         if held != self.n_cells or self.n_empty > self.n_cells:
             raise ValueError(f"{self.n_cells} cells, {self.n_empty} of them empty, but {held} rows in its parts")

@@ -228,6 +228,7 @@ def make_embeddings():
             dimension=dimension,
             obs_columns=["kind", "age"],
             parts={part.name: part.n_cells for part in parts},
+            digests=[part.data for part in parts],
             coverage=plan.coverage,
             versions={},
         )

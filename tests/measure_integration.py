@@ -78,18 +78,19 @@ def write_run(folder, cells, vectors):
         EMBEDDING: matrix_array(vectors),
     })  # fmt: skip
     fingerprint = Fingerprint(model={"weights": "synthetic"}, cells={"uri": "cells", "obs_columns": [TYPE, DONOR]})
-    partitions, parts = cut(np.arange(n_cells), 8192), {}
+    partitions, parts, digests = cut(np.arange(n_cells), 8192), {}, []
     for each in partitions:
         rows = table.slice(each.first, each.n_cells)
         part = write_part(folder.folder(PARTS), rows, each, fingerprint=fingerprint.digest, n_tokens=each.n_cells)
         parts[part.name] = part.n_cells
+        digests.append(part.data)
     plan = Plan(
         created="2020-01-01", fingerprint=fingerprint, settings={}, coverage={"fraction": 1.0}, partitions=partitions
     )
     plan.write(folder)
     manifest = Manifest(
         fingerprint=fingerprint, n_cells=n_cells, n_empty=0, n_tokens=n_cells, dimension=WIDTH,
-        obs_columns=[TYPE, DONOR], parts=parts, coverage=plan.coverage, versions={},
+        obs_columns=[TYPE, DONOR], parts=parts, digests=digests, coverage=plan.coverage, versions={},
     )  # fmt: skip
     manifest.write(folder)
 

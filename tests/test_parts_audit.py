@@ -14,6 +14,7 @@ from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
 
 PART = "part-00001.parquet"
+OTHER_DATA = f"{PART} holds other data than were committed"
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def rewrite(run, change):
     """Alter the table of a part behind its footer's back."""
     path = run.path / PARTS / PART
     table = pq.read_table(path)
-    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+    stamp = pq.read_metadata(path).metadata[b"scgpt_ray.part"]
+    pq.write_table(change(table).replace_schema_metadata({b"scgpt_ray.part": stamp}), path)
 
 
 def column(name, change):
@@ -73,20 +75,21 @@ def test_all_is_well(run):
 )
 def test_altered_parts(run, change, lines):
     rewrite(run, change)
-    assert audit_embeddings(run) == lines
+    assert audit_embeddings(run) == [OTHER_DATA, *lines]
 
 
 @pytest.mark.parametrize(("length", "is_wrong"), [(1 + 1e-6, False), (1 + 1e-4, True), (1 - 1e-4, True)])
 def test_vectors_are_of_unit_length_but_for_rounding(run, length, is_wrong):
     rewrite(run, column(EMBEDDING, lambda vectors: put(2, [length * x for x in vectors[2]])(vectors)))
     wrong = [f"{PART}: 1 embeddings are not unit vectors, the first of soma_joinid 18"]
-    assert audit_embeddings(run) == (wrong if is_wrong else [])
+    assert audit_embeddings(run) == [OTHER_DATA, *(wrong if is_wrong else [])]
 
 
 def test_fewer_rows_than_planned(run):
     rewrite(run, lambda table: table.slice(1))
     assert audit_embeddings(run) == [
         "partition 1 (7 cells) has no part",
+        OTHER_DATA,
         f"{PART}: holds other cells than planned",
         "parts hold 19 cells, 2 of them empty; the manifest says 20 and 2",
     ]
@@ -101,6 +104,14 @@ def test_a_removed_or_torn_part(run, damage):
     assert third == "parts hold 13 cells, 1 of them empty; the manifest says 20 and 2"
 
 
+def test_vectors_that_moved_to_other_cells(run):
+    def exchanged(vectors):
+        vectors[4], vectors[5] = vectors[5], vectors[4]
+
+    rewrite(run, column(EMBEDDING, exchanged))
+    assert audit_embeddings(run) == [OTHER_DATA]
+
+
 def test_flipped_bits_inside_a_vector(run):
     """The footer is whole and the file still opens."""
     path = run.path / PARTS / PART
@@ -111,7 +122,9 @@ def test_flipped_bits_inside_a_vector(run):
         end = start + file.metadata.row_group(0).column(5).total_compressed_size
     content[end - 1] ^= 0x40
     path.write_bytes(content)
-    assert audit_embeddings(run) == [f"{PART}: 1 embeddings are not unit vectors, the first of soma_joinid 22"]
+    damaged, _ = audit_embeddings(run)
+    assert damaged.startswith(f"{PART} cannot be read: ")
+    assert "CRC checksum verification failed" in damaged
 
 
 def test_a_second_fingerprint(run, make_embeddings, tmp_path):
@@ -123,7 +136,12 @@ def test_a_second_fingerprint(run, make_embeddings, tmp_path):
 
 def test_records_that_contradict_each_other(run, make_embeddings, tmp_path):
     manifest = json.loads(run.read(Manifest.file))
-    run.write(Manifest.file, json.dumps(manifest | {"parts": {"part-00000.parquet": 21}, "n_cells": 21}).encode())
+    run.write(
+        Manifest.file,
+        json.dumps(
+            manifest | {"parts": {"part-00000.parquet": 21}, "digests": manifest["digests"][:1], "n_cells": 21}
+        ).encode(),
+    )
     assert audit_embeddings(run) == [
         "manifest.json lists other parts than were planned",
         "parts hold 20 cells, 2 of them empty; the manifest says 21 and 2",

@@ -1,5 +1,6 @@
 """Parts: written whole, described by their footer, read back as they were."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -8,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from scgpt_ray.atlas.plan import cut
-from scgpt_ray.errors import CompletenessError
+from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.parts import (
     Part,
     committed,
+    data_digest,
     iterate_parts,
     part_name,
     read_footer,
@@ -108,8 +110,32 @@ def test_a_footer_says_what_the_part_is(tmp_path):
     folder = Folder.at(tmp_path)
     part = written(folder, embeddings((True, False, False)), 3)
     assert read_footer(folder, part.name) == part
-    assert part == Part("f", 3, part.joinids, n_cells=3, n_empty=1, n_tokens=15, dimension=2)
+    assert part == Part("f", 3, part.joinids, n_cells=3, n_empty=1, n_tokens=15, dimension=2, data=part.data)
+    assert part.data == data_digest((tmp_path / part.name).read_bytes())
     assert committed(folder) == {3: part}
+
+
+def test_the_digest_is_that_of_the_bytes_before_the_footer(tmp_path):
+    part = written(Folder.at(tmp_path), embeddings())
+    content = (tmp_path / part.name).read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little")
+    assert b"scgpt_ray.part" not in content[: -8 - footer]
+    assert part.data == hashlib.sha256(content[: len(content) - 8 - footer]).hexdigest()
+
+
+def test_a_damaged_page_of_any_column_is_an_error_that_names_the_part(tmp_path):
+    folder = Folder.at(tmp_path)
+    part = written(folder, embeddings(kind=pa.array(["B", None, "T"])))
+    content = (tmp_path / part.name).read_bytes()
+    group = pq.read_metadata(tmp_path / part.name).row_group(0)
+    for column in map(group.column, range(group.num_columns)):
+        damaged = bytearray(content)
+        start = column.dictionary_page_offset or column.data_page_offset
+        damaged[start + column.total_compressed_size - 1] ^= 1
+        (tmp_path / part.name).write_bytes(damaged)
+        name = column.path_in_schema.split(".")[0]
+        with pytest.raises(ReferenceSetError, match=rf"{part.name} cannot be read: .*(?i:crc)"):
+            read_part(folder, part.name, [name])
 
 
 def test_equal_tables_give_equal_bytes(tmp_path):

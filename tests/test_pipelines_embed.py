@@ -14,10 +14,10 @@ from scgpt_ray.errors import CompletenessError, OutputError
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.parts.parts import Part
+from scgpt_ray.parts.manifest import committed_parts
 from scgpt_ray.pipelines.embed import finish, note_actor
 from scgpt_ray.pipelines.embed_request import check
-from scgpt_ray.records import Manifest, Plan
+from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import tokenize
@@ -181,22 +181,29 @@ def test_a_part_of_another_run_is_refused(embedded, blood_file, checkpoint, tmp_
 
 
 def test_the_manifest_is_not_written_over_a_gap(blood_file, checkpoint, tmp_path):
-    job = check(EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "out")))
-    partitions = cut(job.selection[0], 50)
-    plan = Plan(fingerprint=job.fingerprint, settings={}, partitions=partitions, coverage={}, created="")
-    parts = {
-        part.number: Part(job.fingerprint.digest, part.number, part.digest, part.n_cells, 1, 9, 32)
-        for part in partitions
-    }
+    options = {"atlas": str(blood_file), "checkpoint": str(checkpoint), "output": str(tmp_path / "out")}
+    scgpt_ray.embed(**options, cells_per_partition=50, executor="serial")
+    (tmp_path / "out" / Manifest.file).unlink()
+    job = check(EmbedSettings(**options))
+    plan, parts = job.began, committed_parts(job.output, job.fingerprint)
     with pytest.raises(CompletenessError, match=r"partition 3 \(\d+ cells\) has no part"):
         finish(plan, {number: part for number, part in parts.items() if number != 3}, job)
     with pytest.raises(CompletenessError, match=r"part-00000.parquet holds other cells than planned"):
         finish(plan, parts | {0: replace(parts[0], joinids="0")}, job)
+    with pytest.raises(CompletenessError, match=r"out/parts has another part-00001.parquet, which a worker committed"):
+        finish(plan, parts | {1: replace(parts[1], data="0")}, job)
+    file = tmp_path / "out" / "parts" / "part-00002.parquet"
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(CompletenessError, match=r"out/parts has no part-00002.parquet, which a worker committed"):
+        finish(plan, parts, job)
     assert not job.output.has(Manifest.file)
+    file.write_bytes(content)
     manifest = finish(plan, parts, job)
     assert Manifest.read(job.output) == manifest
-    assert (manifest.n_cells, manifest.n_empty, manifest.n_tokens, manifest.dimension) == (260, 6, 54, 32)
+    assert (manifest.n_cells, manifest.n_empty, manifest.dimension) == (260, 2, 32)
     assert list(manifest.parts) == [f"part-{number:05d}.parquet" for number in range(6)]
+    assert manifest.digests == [parts[number].data for number in range(6)]
 
 
 def test_the_driver_keeps_what_differs_between_actors_and_warns_of_what_does_not_work(checkpoint, caplog):

@@ -86,7 +86,8 @@ def cut_to(run, n_parts):
     """Make a run look as it did when it had fewer parts."""
     manifest = require_manifest(run)
     parts = dict(list(manifest.parts.items())[:n_parts])
-    manifest.replace(parts=parts, n_cells=sum(parts.values())).write(run)
+    digests = manifest.digests[:n_parts]
+    manifest.replace(parts=parts, digests=digests, n_cells=sum(parts.values())).write(run)
     return manifest
 
 

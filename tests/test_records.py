@@ -29,6 +29,7 @@ MANIFEST = Manifest(
     dimension=8,
     obs_columns=["kind"],
     parts={"part-00000.parquet": 4, "part-00001.parquet": 6},
+    digests=["a", "b"],
     coverage={"fraction": 0.9},
     versions={"ray": "2"},
 )
@@ -133,6 +134,7 @@ def rows(place, **changes):
         (Manifest, altered(MANIFEST, n_empty=11), "10 cells, 11 of them empty"),
         (Manifest, altered(MANIFEST, n_cells=9), "9 cells, 1 of them empty, but 10 rows"),
         (Manifest, altered(MANIFEST, parts={"part-00000.parquet": 0}), "parts.part-00000.parquet: "),
+        (Manifest, altered(MANIFEST, digests=["a"]), "Value error, 2 parts, but 1 digests"),
         (Manifest, altered(MANIFEST, dimension=0), "dimension: "),
         (IndexDescription, altered(INDEX, format=2), "format: "),
         (IndexDescription, altered(INDEX, d="512"), "d: Input should be a valid integer"),

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scgpt_ray.atlas.plan import Partition, digest_joinids
-from scgpt_ray.errors import CompletenessError
+from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.manifest import committed_parts, prove_complete, require_manifest
-from scgpt_ray.parts.parts import PARTS, part_name, read_part, vectors_of
+from scgpt_ray.parts.parts import PARTS, data_digest, part_name, read_part, vectors_of
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
 from scgpt_ray.storage import Folder
@@ -36,14 +36,18 @@ def audit_embeddings(folder: Folder) -> list[str]:
         return ["plan.json is missing"]
     problems = list(_audit_records(folder, manifest, plan))
     parts = folder.folder(PARTS)
+    digests = dict(zip(manifest.parts, manifest.digests, strict=True))
     n_cells = n_empty = 0
     for partition in plan.partitions:
         name = part_name(partition.number)
         try:
             table = read_part(parts, name)
-        except (OSError, pa.ArrowInvalid) as error:
+            digest = data_digest(parts.read(name))
+        except (OSError, ReferenceSetError) as error:
             problems.append(f"{name} cannot be read: {' '.join(str(error).split())}")
             continue
+        if digest != digests.get(name, digest):
+            problems.append(f"{name} holds other data than were committed")
         problems.extend(f"{name}: {problem}" for problem in _audit_part(table, partition, manifest))
         n_cells += table.num_rows
         n_empty += table[EMBEDDING].null_count if EMBEDDING in table.column_names else 0

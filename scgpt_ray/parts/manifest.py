@@ -1,6 +1,6 @@
 """A finished set of embeddings: its manifest, and the proof that every planned cell is in exactly one part."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from scgpt_ray.errors import CompletenessError, OutputError, ReferenceSetError
 from scgpt_ray.identity import Fingerprint
@@ -59,6 +59,33 @@ def prove_complete(plan: Plan, parts: Mapping[int, Part]) -> None:
             problems.append(f"partition {partition.number} ({partition.n_cells} cells) has no part")
         elif (part.joinids, part.n_cells) != (partition.digest, partition.n_cells):
             problems.append(f"{part.name} holds other cells than planned")
+    _refuse(problems)
+
+
+def require_reported(folder: Folder, reported: Mapping[int, Part], found: Mapping[int, Part]) -> None:
+    """Require that a folder holds the parts that workers reported.
+
+    Workers may have written elsewhere, such as to a store of the same name at another endpoint, and files may have been
+    deleted or replaced since.
+
+    Args:
+        folder: The output folder, for messages.
+        reported: Parts by partition, as committed.
+        found: Parts by partition, as listed.
+
+    Raises:
+        CompletenessError: If it does not.
+    """
+    where = folder.where(PARTS)
+    problems = [
+        f"{where} has {'another' if number in found else 'no'} {part.name}, which a worker committed"
+        for number, part in reported.items()
+        if found.get(number) != part
+    ]
+    _refuse(problems)
+
+
+def _refuse(problems: Sequence[str]) -> None:
     if problems:
         rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""  # noqa: PLR2004 - enough to see
         raise CompletenessError("; ".join(problems[:3]) + rest)

@@ -1,23 +1,26 @@
 """Parts: one Parquet file per partition, named by its number, written atomically and self-describing.
 
-The footer of a part holds the fingerprint and the digest of its joinids. A folder of parts therefore needs no other
-record: a file with a valid footer is committed, and to resume is to list the folder.
+The footer of a part holds the fingerprint, the digest of its joinids and that of all bytes before it. A folder of parts
+therefore needs no other record: a file with a valid footer is committed, and to resume is to list the folder. Pages
+have checksums (CRC-32), which every reader verifies: a damaged byte is an error, never another vector.
 
 In the file `embedding` is `list<float>`, since pyarrow 25 writes nulls of a fixed_size_list but cannot read them back
 (Arrow issue 35692). In memory it is `fixed_size_list<float>[d]`; the two casts copy nothing.
 """
 
+import hashlib
+import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Partition, digest_joinids
-from scgpt_ray.errors import CompletenessError
-from scgpt_ray.parts.footer import read_all, read_stamp, stamped
+from scgpt_ray.errors import CompletenessError, ReferenceSetError
+from scgpt_ray.parts.footer import read_all, read_stamp
 from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
 from scgpt_ray.storage import Folder
 
@@ -38,6 +41,7 @@ class Part:
         n_empty: Rows without an embedding, of cells without counts of genes in the vocabulary.
         n_tokens: Number of tokens embedded.
         dimension: Width of the embedding.
+        data: SHA-256 of the bytes of the file before its footer.
     """
 
     fingerprint: str
@@ -47,6 +51,7 @@ class Part:
     n_empty: int
     n_tokens: int
     dimension: int
+    data: str
 
     @property
     def name(self) -> str:
@@ -87,19 +92,35 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
         n_empty=table[EMBEDDING].null_count,
         n_tokens=n_tokens,
         dimension=table[EMBEDDING].type.list_size,
+        data="",
     )
-    encoded = stamped(_encoded(table), _FOOTER, asdict(part))
-    sink = pa.BufferOutputStream()
+    content, part = _file(_encoded(table), part, obs_columns(table))
+    parts.write(part.name, content)
+    return part
+
+
+def _file(encoded: pa.Table, part: Part, dictionaries: list[str]) -> tuple[bytes, Part]:
+    """The content of a part, and the part with the digest of its data."""
     # Embeddings do not compress; ids and dictionaries do.
     compression = {name: "none" if name == EMBEDDING else "zstd" for name in encoded.column_names}
-    pq.write_table(
-        encoded,
+    sink = io.BytesIO()
+    with pq.ParquetWriter(
         sink,
+        encoded.schema.remove_metadata(),
         compression={**compression, f"{EMBEDDING}.list.element": "none"},
-        use_dictionary=obs_columns(table),
-    )
-    parts.write(part.name, sink.getvalue())
-    return part
+        use_dictionary=dictionaries,
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(encoded.replace_schema_metadata())
+        part = replace(part, data=hashlib.sha256(sink.getbuffer()).hexdigest())
+        writer.add_key_value_metadata({_FOOTER: json.dumps(asdict(part))})
+    return sink.getvalue(), part
+
+
+def data_digest(content: bytes) -> str:
+    """SHA-256 of the bytes of a Parquet file before its footer."""
+    footer = int.from_bytes(content[-8:-4], "little")
+    return hashlib.sha256(memoryview(content)[: -8 - footer]).hexdigest()
 
 
 def _encoded(table: pa.Table) -> pa.Table:
@@ -130,12 +151,23 @@ def committed(parts: Folder) -> dict[int, Part]:
 
 
 def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a part, or some of its columns."""
+    """Read a part, or some of its columns.
+
+    Raises:
+        ReferenceSetError: If the file is damaged.
+    """
     with parts.open(name) as stream:
-        file = pq.ParquetFile(stream)
-        table = file.read(columns)
+        try:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            table = file.read(columns)
+        except (OSError, pa.ArrowException) as error:
+            raise ReferenceSetError(
+                f"{parts.where(name)} cannot be read: {error}",
+                expected="the part as it was written",
+                remedy="delete it and the manifest.json of its folder, and run the same embed command again",
+            ) from error
         if EMBEDDING in table.column_names:
-            dimension = json.loads(file.schema_arrow.metadata[_FOOTER])["dimension"]
+            dimension = json.loads(file.metadata.metadata[_FOOTER])["dimension"]
             place = table.schema.get_field_index(EMBEDDING)
             table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(pa.list_(pa.float32(), dimension)))
         return table

@@ -14,7 +14,7 @@ from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.network.embedder import COUNTERS, report_refused
 from scgpt_ray.network.precision import require_precision
-from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete
+from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete, require_reported
 from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
 from scgpt_ray.pipelines.executor import Engine, Executor, Pool, Stages
@@ -141,16 +141,19 @@ def note_actor(actors: list[dict[str, Any]], described: Mapping[str, Any]) -> No
 def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob, actors: Sequence[dict[str, Any]] = ()) -> Manifest:
     """Prove that every planned cell is committed once, and write the manifest.
 
+    The folder is listed again: what it holds counts, not what workers reported.
+
     Args:
         plan: What was planned.
-        parts: What is committed, by partition.
+        parts: What was committed, by partition, as reported.
         job: The request.
         actors: Descriptions of the actors of this run.
 
     Raises:
-        CompletenessError: If not.
+        CompletenessError: If not, or if the folder holds other parts than were reported.
     """
     prove_complete(plan, parts)
+    require_reported(job.output, parts, committed_parts(job.output, job.fingerprint))
     ordered = [parts[partition.number] for partition in plan.partitions]
     manifest = Manifest(
         fingerprint=job.fingerprint,
@@ -160,6 +163,7 @@ def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob, actors: Sequence[d
         dimension=job.checkpoint.architecture.embsize,
         obs_columns=list(job.fingerprint.cells["obs_columns"]),
         parts={part.name: part.n_cells for part in ordered},
+        digests=[part.data for part in ordered],
         coverage=plan.coverage,
         versions=versions(),
         actors=list(actors),
