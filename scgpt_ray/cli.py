@@ -1,7 +1,8 @@
 """The command line: `scgpt-ray VERB [--config FILE.yaml] [--option value ...]`.
 
-Every option is a field of the verb's settings class. Exit codes: 0 done, 1 failure, 2 bad input. The last line on
-stdout is one JSON object, the result.
+Every option is a field of the verb's settings class. Exit codes: 0 done, 1 failure, 2 bad input, 130 Ctrl-C, 143
+SIGTERM. The last line on stdout is one JSON object, the result. `result.json` in the output folder has it as well, or
+why the run ended, but for bad input, which changes nothing.
 """
 
 import argparse
@@ -10,14 +11,18 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from scgpt_ray import __version__
+from scgpt_ray.ending import Terminated, interruptible, write_result
 from scgpt_ray.errors import ConfigError, InputError, ScgptRayError
 from scgpt_ray.verbs import VERBS
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+INTERRUPTED, TERMINATED = 130, 143
+"""128 and the number of the signal, as shells have it."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +52,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("faiss", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    began, settings = time.monotonic(), None
     try:
-        name, options = _read(sys.argv[1:] if arguments is None else arguments)
-        verb = VERBS[name]
-        settings = verb.settings_class().load(options.pop("config", None), options)
-        logger.info("scgpt-ray %s: %s", __version__, name)  # the libraries of a verb take seconds to import
-        result = verb.run(settings)
-        values = {"verb": name, **_output(settings), **result.to_dict()}
+        with interruptible():
+            name, options = _read(sys.argv[1:] if arguments is None else arguments)
+            verb = VERBS[name]
+            settings = verb.settings_class().load(options.pop("config", None), options)
+            logger.info("scgpt-ray %s: %s", __version__, name)  # the libraries of a verb take seconds to import
+            result = verb.run(settings)
     except InputError as error:
         sys.stderr.write(f"scgpt-ray: {error}\n")
         return BAD_INPUT
     except (ScgptRayError, OSError) as error:
-        sys.stderr.write(f"scgpt-ray: {error}\n")
-        return FAILED
+        return _end(settings, began, FAILED, status="failed", reason=str(error))
+    except KeyboardInterrupt as stop:
+        reason = "interrupted; what is committed stays, and the same command resumes"
+        return _end(settings, began, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, reason=reason)
+    values = {"verb": name, **_output(settings), **result.to_dict()}
+    code = DONE if values.get("ok", True) else FAILED
+    _end(settings, began, code, status="done" if code == DONE else "failed", **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
-    return DONE if values.get("ok", True) else FAILED
+    return code
+
+
+def _end(settings: Any, began: float, code: int, *, status: str = "interrupted", **values: Any) -> int:
+    """Say why a run ended early, and write `result.json`."""
+    if "reason" in values:
+        sys.stderr.write(f"scgpt-ray: {values['reason']}\n")
+    if settings is not None and (place := _output(settings)):
+        seconds = round(time.monotonic() - began, 1)
+        write_result(place["output"], {"status": status, "exit_code": code, "seconds": seconds, **values})
+    return code
 
 
 def _read(words: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -28,7 +28,8 @@ EXPERIMENT = "scgpt_ray"
 SPOOL = "tracking.jsonl"
 _STORE = "mlflow.db"
 _INTERVAL_S = 10.0
-_PATIENCE_S = 30.0
+_PATIENCE_S, _HURRY_S = 30.0, 5.0
+"""Wait for MLflow at the end of a run, and of one that is interrupted."""
 _MAX_PARAM = 500
 
 
@@ -70,11 +71,13 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run as finished or failed; waits for MLflow for a limited time."""
-        self._put("end", status="FINISHED" if error is None else "FAILED")
-        self._thread.join(_PATIENCE_S)
+        """End the run as finished, failed or killed (Ctrl-C, SIGTERM); waits for MLflow for a limited time."""
+        ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
+        self._put("end", status=ended)
+        patience = _HURRY_S if ended == "KILLED" else _PATIENCE_S
+        self._thread.join(patience)
         if self._thread.is_alive():
-            logger.warning("MLflow at %s did not accept all events within %.0f s", self.uri, _PATIENCE_S)
+            logger.warning("MLflow at %s did not accept all events within %.0f s", self.uri, patience)
         self._keep_unsent()
 
     def log_params(self, params: Mapping[str, Any]) -> None:

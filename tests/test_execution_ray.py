@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -173,6 +174,50 @@ def test_a_killed_driver_resumes_to_the_same_bytes(runs, blood_file, checkpoint,
     finished = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(finished.stdout.splitlines()[-1])["n_cells"] == 260
     assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == undisturbed
+
+
+def tracked(output):
+    """Status of the runs in the MLflow store of an output folder."""
+    store = output / "mlflow.db"
+    if not store.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        return [status for (status,) in database.execute("select status from runs")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_a_driver_that_is_asked_to_stop(runs, blood_file, checkpoint, executor, number, code, tmp_path):
+    """It says in one line what to do, leaves no process behind, and the same command gives the undisturbed parts."""
+    command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
+    command += ["--output", str(tmp_path / "out"), "--obs-columns", "cell_type", "donor"]
+    command += ["--cells-per-partition", "1", "--executor", executor]
+    output = tmp_path / "out"
+    driver = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (list(output.glob("parts/part-*")) and tracked(output)):
+        assert driver.poll() is None, "the driver ended before it could be stopped"
+        time.sleep(0.01)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(number)
+    asked = time.monotonic()
+    printed, log = driver.communicate()
+    seconds = time.monotonic() - asked
+    assert (driver.returncode, printed) == (code, ""), log
+    assert seconds < 10, log
+    assert "Traceback" not in log
+    assert log.splitlines()[-1] == "scgpt-ray: interrupted; what is committed stays, and the same command resumes"
+    result = json.loads((output / "result.json").read_text())
+    assert (result["status"], result["exit_code"]) == ("interrupted", code)
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    assert tracked(output) == ["KILLED"]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(finished.stdout.splitlines()[-1])["n_cells"] == 260
+    assert json.loads((output / "result.json").read_text())["status"] == "done"
+    assert len(list(output.glob("parts/part-*"))) == 260
 
 
 def test_an_actor_with_other_weights_is_refused(checkpoint):

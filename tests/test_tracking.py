@@ -52,11 +52,12 @@ def test_a_picture_in_a_remote_folder_is_attached(tmp_path, monkeypatch):
     assert [(entry.path, entry.file_size) for entry in client.list_artifacts(run.info.run_id)] == [("curve.png", 5)]
 
 
-def test_a_failed_run_is_marked_and_the_error_passes(tmp_path, no_server):
-    with pytest.raises(KeyError), Tracker("embed", Folder.at(tmp_path), {}):
-        raise KeyError
+@pytest.mark.parametrize(("error", "status"), [(KeyError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_that_ends_early_is_marked_and_the_error_passes(tmp_path, no_server, error, status):
+    with pytest.raises(error), Tracker("embed", Folder.at(tmp_path), {}):
+        raise error
     _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
-    assert run.info.status == "FAILED"
+    assert run.info.status == status
 
 
 def test_progress_is_thinned(tmp_path, no_server):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +83,16 @@ def require_answer(address: str) -> None:
 
 
 def _start(address: str) -> None:
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        _init(address)
+    finally:
+        # Ray's own handler ends the driver without a chance to say what is committed.
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _init(address: str) -> None:
     local = {"include_dashboard": False} if address == "local" else {}
     for attempt in range(1, _STARTS + 1):
         try:
