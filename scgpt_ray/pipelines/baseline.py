@@ -29,7 +29,7 @@ from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.evaluation.sample import stratum_quotas
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.index.neighbor_filter import Allowed, masked
+from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.mapping.votes import CountOfValue
 from scgpt_ray.parts.manifest import GENES
@@ -141,7 +141,7 @@ def _baseline(
         projected.append(components.transform(log1p_cp10k(counts_NG)))
         is_counted.append(np.diff(counts_NG.indptr) > 0)
     own = queries.take(pa.array(evaluated)).select(list(dict.fromkeys(settings.exclude_same)))
-    groups = masked(Allowed.among(None, own, len(evaluated)), len(evaluated), cells)
+    groups = masked(NeighborFilter.among(None, own, len(evaluated)), len(evaluated), cells)
     labels_N = np.array(cells[column].cast(pa.string()).to_pylist(), object)
     voted_M, share_M = nearest_labels(reference_NC, labels_N, np.concatenate(projected), settings.k, groups)
     labels, share = np.full(len(queries), UNKNOWN, object), np.zeros(len(queries))

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.index.neighbor_filter import Allowed, condition_of
+from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
 from scgpt_ray.index.search import Neighbors
 from scgpt_ray.mapping.calibration import Calibration, Sample, Targets, calibrate, calibration_sample
 from scgpt_ray.mapping.prediction import PredictionRules
@@ -100,7 +100,9 @@ class _Trial:
 
     def _neighbors(self, unlike: Sequence[str]) -> Neighbors:
         """Neighbours that share none of these columns' values with the cell."""
-        allowed = Allowed.among(self.settings.neighbor_filter, self.own.select(list(unlike)), len(self.vectors_ND))
+        allowed = NeighborFilter.among(
+            self.settings.neighbor_filter, self.own.select(list(unlike)), len(self.vectors_ND)
+        )
         return self.reference.neighbors(self.vectors_ND, self.settings.k, allowed)
 
     def _votes(self, found: Neighbors, column: str) -> LabelVotes:

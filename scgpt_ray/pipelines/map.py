@@ -9,7 +9,7 @@ import pyarrow as pa
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
-from scgpt_ray.index.neighbor_filter import Allowed
+from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.search import NONE, Neighbors
 from scgpt_ray.mapping.ontology import CellOntology
 from scgpt_ray.mapping.prediction import PredictionRules, predict
@@ -223,7 +223,7 @@ def _neighbors(settings: MapSettings, reference: Reference, queries: pa.Table) -
     """Neighbours of the query cells that have an embedding."""
     _, vectors_QD = vectors_of(queries)
     own = queries.filter(queries[EMBEDDING].is_valid()).select(list(dict.fromkeys(settings.exclude_same)))
-    allowed = Allowed.among(settings.neighbor_filter, own, len(vectors_QD))
+    allowed = NeighborFilter.among(settings.neighbor_filter, own, len(vectors_QD))
     ids_QK, scores_QK = reference.neighbors(vectors_QD, settings.k, allowed)
     short = int((ids_QK[:, -1] == NONE).sum())
     if short:
