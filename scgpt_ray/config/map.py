@@ -35,26 +35,27 @@ class VoteSettings(Settings):
 
 
 class CalibrationSettings(Settings):
-    """How votes become probabilities, and when a label is rejected."""
+    """Probabilities of labels, and rejection of uncertain ones."""
 
     group = "Calibration and rejection"
 
     calibrate_by: Text | None = None
-    """Column of the index that separates independent samples, such as donor_id: reference cells are mapped without
-    their own donor, and how often that is right gives each query cell the probability that its label is right.
-    Default: none, no calibration."""
+    """Column of the index that separates independent samples, such as donor_id. Adds to each label the probability that
+    it is correct, calibrated on reference cells that are mapped without their own donor. Default: none, no
+    calibration."""
     calibration_cells: Count = 3000
     """Number of reference cells to sample for calibration, before --neighbor-filter is applied to them."""
     target_error: Fraction | None = None
-    """Fraction of accepted labels that may be wrong, such as 0.05: cells whose probability is too low for that become
-    Unknown. Requires --calibrate-by. Default: none, no rejection."""
+    """Fraction of accepted labels that may be wrong, such as 0.05: cells below the probability threshold for it become
+    Unknown. Requires --calibrate-by. Default: none, no rejection by probability."""
     false_rejection: Fraction | None = None
-    """Fraction of cells of known types that may become Unknown, such as 0.01, so that cells far from all of the
-    reference do. Requires --calibrate-by. Default: none, no rejection."""
+    """Fraction of cells of known types that may become Unknown because they are far from the reference, such as 0.01:
+    sets the distance beyond which a cell is rejected. Requires --calibrate-by. Default: none, no rejection by
+    distance."""
 
 
 class TermSettings(Settings):
-    """How labels are rolled up along the Cell Ontology."""
+    """Roll-up of labels along the Cell Ontology."""
 
     group = "Cell Ontology"
 
@@ -115,5 +116,5 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Columns of whose values a calibration cell must not share any with its neighbours."""
+        """Columns in which a calibration cell must differ from its neighbours."""
         return tuple(dict.fromkeys((*([self.calibrate_by] if self.calibrate_by else []), *self.exclude_same)))
