@@ -84,13 +84,13 @@ VERBS = {
         "Map query cells onto an indexed reference: neighbours, labels by vote, confidence, report.",
         "MapSettings",
         "pipelines.map:map_query",
-        "Mapped: Labels and neighbours of each query cell, and their evaluation if the truth is known.",
+        "MappingResult: Labels and neighbours of each query cell, and their evaluation if the truth is known.",
     ),
     "integrate": Verb(
         "Evaluate how embeddings mix batches and separate cell types, and explain batch effects.",
         "IntegrateSettings",
         "pipelines.integrate:integrate",
-        "Integrated: Metrics of each embedding, and the effect of each factor.",
+        "IntegrationResult: Metrics of each embedding, and the effect of each factor.",
     ),
     "pretrain": Verb(
         "Train a network, or continue training one, with or without cell-type labels; resumable.",

@@ -34,7 +34,7 @@ class IntegrateSettings(Settings):
     factor_columns: Texts = ()
     """More obs columns, text or numeric, whose effects are analysed like those of --batch-column. Default: none."""
     counts: Text | None = None
-    """Atlas with the counts of these cells, as for `embed --atlas`; used for the PCA baseline and to find the genes that
+    """Atlas with the counts of these cells, as for `embed --atlas`; for the PCA baseline and to find the genes that
     explain an effect. Default: the embedded atlas, if it is unchanged on a disk of this machine."""
     max_cells: Annotated[int, Field(ge=16)] = 20_000
     """Largest number of cells to evaluate; if there are more, a sample stratified by label and batch is drawn."""

@@ -107,7 +107,7 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
 
     @model_validator(mode="after")
     def _excluded_columns_have_no_labels(self) -> Self:
-        twice = [name for name in self.label_columns if name in self.left_out]
+        twice = [name for name in self.label_columns if name in self.excluded_columns]
         if self.calibrate_by is not None and twice:
             raise ValueError(
                 f"--label-columns {twice[0]} cannot be calibrated: cells with the same {twice[0]} are excluded"
@@ -115,6 +115,6 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
         return self
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def excluded_columns(self) -> tuple[str, ...]:
         """Columns in which a calibration cell must differ from its neighbours."""
         return tuple(dict.fromkeys((*([self.calibrate_by] if self.calibrate_by else []), *self.exclude_same)))

@@ -153,7 +153,7 @@ def _triton(width: int) -> Attention:
 
 
 def _varlen(_width: int) -> Attention:
-    """torch's own kernel; deactivates flash-attention 3 or 4 if it was activated earlier in this process."""
+    """The kernel of torch; deactivates flash-attention 3 or 4 if it was activated earlier in this process."""
     from torch.nn import attention
 
     active = getattr(attention, "current_flash_attention_impl", None)  # torch 2.11 and later

@@ -5,19 +5,14 @@ import re
 
 import numpy as np
 
-from scgpt_ray.config import IntegrateSettings
-from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.components import hvg_pca, require_counts
-from scgpt_ray.evaluation.factors.effects import Factor, explain_factors
-from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings
-from scgpt_ray.evaluation.sample import Selection, select_cells, strata_of
-from scgpt_ray.pipelines.embedding_sets import ComparedCells, compared_cells
-from scgpt_ray.pipelines.integration_result import METRICS, REPORT, UMAP, UMAP_BATCH, Integrated, write_integrated
-from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas, read_counts
-from scgpt_ray.records import Plan
-from scgpt_ray.schema import JOINID, OBS_ID
-from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import Tracker
+from scgpt_ray.config import IntegrateSettings from scgpt_ray.errors import InputError from
+scgpt_ray.evaluation.components import hvg_pca, require_counts from scgpt_ray.evaluation.factors.effects import Factor,
+explain_factors from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings from
+scgpt_ray.evaluation.sample import Selection, select_cells, strata_of from scgpt_ray.pipelines.embedding_sets import
+ComparedCells, compared_cells from scgpt_ray.pipelines.integration_result import METRICS, REPORT, UMAP, UMAP_BATCH,
+IntegrationResult, write_integration from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas,
+read_counts from scgpt_ray.records import Plan from scgpt_ray.schema import JOINID, OBS_ID from scgpt_ray.storage import
+Folder from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +22,7 @@ BASELINE = "HVG + PCA"
 _NO_LABEL = "all cells"
 
 
-def integrate(settings: IntegrateSettings) -> Integrated:
+def integrate(settings: IntegrateSettings) -> IntegrationResult:
     """Evaluate how well embeddings separate labels and mix batch keys, and which factors have effects.
 
     Raises:
@@ -60,13 +55,13 @@ def integrate(settings: IntegrateSettings) -> Integrated:
             groups=factors[0],
             seed=settings.seed,
         )
-        integrated = Integrated(
+        integrated = IntegrationResult(
             output, selection, integration, effects, known.uri if known else None, None if known else str(counts)
         )
         strata = strata_of(label_N, np.unique(batch_keys, return_inverse=True)[1])
         named = [column for column in cells.columns.column_names if column != JOINID]
         values = {column: cells.values(column, selection.rows) for column in named}
-        write_integrated(integrated, settings, embeddings, values, strata)
+        write_integration(integrated, settings, embeddings, values, strata)
         tracker.log_metrics(_logged(integration))
         for name in (METRICS, UMAP, UMAP_BATCH, REPORT):
             tracker.log_artifact(name)
