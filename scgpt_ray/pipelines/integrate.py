@@ -5,14 +5,26 @@ import re
 
 import numpy as np
 
-from scgpt_ray.config import IntegrateSettings from scgpt_ray.errors import InputError from
-scgpt_ray.evaluation.components import hvg_pca, require_counts from scgpt_ray.evaluation.factors.effects import Factor,
-explain_factors from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings from
-scgpt_ray.evaluation.sample import Selection, select_cells, strata_of from scgpt_ray.pipelines.embedding_sets import
-ComparedCells, compared_cells from scgpt_ray.pipelines.integration_result import METRICS, REPORT, UMAP, UMAP_BATCH,
-IntegrationResult, write_integration from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas,
-read_counts from scgpt_ray.records import Plan from scgpt_ray.schema import JOINID, OBS_ID from scgpt_ray.storage import
-Folder from scgpt_ray.tracking import Tracker
+from scgpt_ray.config import IntegrateSettings
+from scgpt_ray.errors import InputError
+from scgpt_ray.evaluation.components import hvg_pca, require_counts
+from scgpt_ray.evaluation.factors.effects import Factor, explain_factors
+from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings
+from scgpt_ray.evaluation.sample import Selection, select_cells, strata_of
+from scgpt_ray.pipelines.embedding_sets import ComparedCells, compared_cells
+from scgpt_ray.pipelines.integration_result import (
+    METRICS,
+    REPORT,
+    UMAP,
+    UMAP_BATCH,
+    IntegrationResult,
+    write_integration,
+)
+from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas, read_counts
+from scgpt_ray.records import Plan
+from scgpt_ray.schema import JOINID, OBS_ID
+from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +42,8 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             batch key, or the output cannot be written.
     """
     output = Folder.at(settings.output)
-    wanted = [settings.label_column, settings.batch_column, *settings.factor_columns]
-    cells = compared_cells(tuple(settings.embeddings), [column for column in wanted if column])
+    columns = [settings.label_column, settings.batch_column, *settings.factor_columns]
+    cells = compared_cells(tuple(settings.embeddings), [column for column in columns if column])
     selection, labels, factors = _selected(settings, cells)
     embeddings = {name: read(selection.rows) for name, read in cells.sets.items()}
     output.require_writable()
