@@ -102,7 +102,7 @@ VERBS = {
         "Audit an output folder of embed or index.",
         "ValidateSettings",
         "pipelines.validate:validate",
-        "Problems: A list with a line for each problem; empty if all is well.",
+        "Problems: A list with one line per problem; empty if there is none.",
     ),
     "export": Verb(
         "Write embeddings to a file that other tools open.",
@@ -120,7 +120,7 @@ VERBS = {
         "Measure the speed of a stage on this machine.",
         "BenchmarkSettings",
         "benchmark.stages:run_benchmark",
-        "Figures: A list of what was measured.",
+        "Figures: A list of measurements.",
     ),
 }
 

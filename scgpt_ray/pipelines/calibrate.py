@@ -80,7 +80,7 @@ class _CalibrationCells:
         cls, settings: MapSettings, reference: Reference, rules: PredictionRules, reference_cells: CellCounts
     ) -> "_CalibrationCells":
         """Sample cells that meet --neighbor-filter."""
-        needed = dict.fromkeys((*rules.columns, *settings.left_out))
+        needed = dict.fromkeys((*rules.columns, *settings.excluded_columns))
         columns = list(reference.index.label_columns if settings.neighbor_filter else needed)
         _, vectors_ND, own = reference.sample(settings.calibration_cells, _SEED, columns)
         condition = condition_of(settings.neighbor_filter, own.schema)

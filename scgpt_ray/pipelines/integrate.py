@@ -35,7 +35,7 @@ _NO_LABEL = "all cells"
 
 
 def integrate(settings: IntegrateSettings) -> IntegrationResult:
-    """Evaluate how well embeddings separate labels and mix batch keys, and which factors have effects.
+    """Evaluate how well embeddings separate labels and mix batches, and which factors have effects.
 
     Raises:
         InputError: If the embeddings are not finite or not of the same cells, a column is missing, there is only one
@@ -81,7 +81,7 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
 
 
 def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Selection, list[str], list[Factor]]:
-    """The cells to evaluate, their labels, and the factors, of which the batch column is the first."""
+    """The cells to evaluate, their labels, and the factors; the batch column is the first factor."""
     labels = cells.values(settings.label_column) if settings.label_column else None
     selection = select_cells(
         cells.present,
@@ -99,7 +99,7 @@ def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Select
 
 
 def _counts(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Counts | str:
-    """Counts of the evaluated cells, or why there are none; what --counts names must be there."""
+    """Counts of the evaluated cells, or the reason why there are none; an atlas given by --counts must exist."""
     plan = Plan.read(cells.folder)
     source = named_atlas(settings.counts, plan) if settings.counts else embedded_atlas(plan)
     if isinstance(source, str):
