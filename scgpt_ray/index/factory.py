@@ -141,14 +141,17 @@ def training_size(factory: str, n: int, d: int, memory_budget: int | None = None
     """Number of rows to sample for training.
 
     256 rows per list up to 500,000 rows in all, but at least 64 per list and 10,000 for the codebook; at most n; 0 for
-    an index that needs no training. A memory budget lowers the number to no less than 39 rows per list. (With 8,192
-    lists and 5,000,000 vectors, 64 rows per list gave the same recall as 122 in half the time.)
+    an index that needs no training. A memory budget can lower it to 39 rows per list, but not below the 10,000 rows.
+    (With 8,192 lists and 5,000,000 vectors, 64 rows per list gave the same recall as 122 in half the time.)
 
     Args:
-        factory: A string that `check_factory` accepts.
+        factory: A faiss factory string.
         n: Number of vectors.
         d: Width.
         memory_budget: Bytes that the sample may take as float32; None for no limit.
+
+    Raises:
+        ConfigError: If faiss refuses the factory string.
     """
     index = empty_index(factory, d)
     if index.is_trained:
@@ -160,28 +163,14 @@ def training_size(factory: str, n: int, d: int, memory_budget: int | None = None
     return min(n, rows)
 
 
-def check_factory(factory: str, d: int) -> None:
-    """Check that faiss can build a factory string at width d.
-
-    Raises:
-        ConfigError: If it cannot; quotes the reason that faiss gives.
-    """
-    empty_index(factory, d)
-
-
-def metric_of(factory: str) -> int:
-    """The faiss metric: inner product for the exact index, L2 for codes."""
-    return int(faiss.METRIC_INNER_PRODUCT if factory == EXACT else faiss.METRIC_L2)
-
-
 def empty_index(factory: str, d: int) -> faiss.Index:
     """An untrained index whose ids are row numbers in the order of adding.
 
     Raises:
-        ConfigError: If faiss refuses the factory string.
+        ConfigError: If faiss refuses the factory string; quotes the reason that faiss gives.
     """
     try:
-        index = faiss.index_factory(d, factory, metric_of(factory))
+        index = faiss.index_factory(d, factory, faiss.METRIC_INNER_PRODUCT if factory == EXACT else faiss.METRIC_L2)
     except RuntimeError as error:
         raise _refused(factory, d, reason(error)) from None
     if n_lists(index) == 0:

@@ -149,8 +149,6 @@ class Shard:
         return _best(rows_QR, scores_QR, k)
 
     def _named(self, rows_QK: Int64Array) -> Int64Array:
-        if not len(self.ids_N):
-            return rows_QK
         return np.where(rows_QK == NONE, NONE, np.asarray(self.ids_N)[np.maximum(rows_QK, 0)])
 
 

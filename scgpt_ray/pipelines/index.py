@@ -11,7 +11,6 @@ from scgpt_ray.identity import require_same_model, require_same_run
 from scgpt_ray.index.description import RECALL, require_index
 from scgpt_ray.index.factory import (
     EXACT,
-    check_factory,
     choose_factory,
     empty_index,
     n_lists,
@@ -180,7 +179,6 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
     factory = settings.factory
     if factory == "auto":
         factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
-    check_factory(factory, manifest.dimension)
     return {
         "embeddings": manifest.fingerprint.digest,
         "labels": labels,
