@@ -6,10 +6,10 @@ from scgpt_ray.errors import ConfigError
 from scgpt_ray.index.factory import (
     bytes_per_vector,
     choose_factory,
+    default_shards,
     empty_index,
     index_bytes,
     training_size,
-    usual_shards,
     with_lists,
 )
 
@@ -39,7 +39,7 @@ def test_the_most_faithful_index_that_is_called_for_and_fits_is_chosen(n, budget
      (33_000_000, 4, 8192), (40_000_001, 5, 8192), (100_000_000, 10, 16384)],
 )  # fmt: skip
 def test_shards_and_lists_grow_so_that_a_cell_takes_no_more_memory(n, shards, lists):
-    assert usual_shards(n) == shards
+    assert default_shards(n) == shards
     factory = choose_factory(n, 512, None, shards)
     if n > 200_000:
         assert f",IVF{lists}_HNSW32," in factory

@@ -53,7 +53,7 @@ _GRAPH_LINKS = 32  # HNSW finds the nearest of 8,192 centroids for 99.94 % of ve
 _SMALL_SHARD, _SMALL_SHARDS, _LARGE_SHARD = 2_000_000, 4, 10_000_000
 
 
-def usual_shards(n: int) -> int:
+def default_shards(n: int) -> int:
     """Default number of shards: one per 2,000,000 vectors up to four shards, then one per 10,000,000.
 
     Shards are built in parallel, but each has a copy of the centroids in memory and adds candidates to re-rank.

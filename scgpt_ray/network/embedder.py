@@ -114,7 +114,7 @@ class Embedder:
         self._checkpoint = checkpoint if self._precision == "float16" else None  # for overflowed cells
         self._transfer: Transfer = CudaTransfer(place) if place.type == "cuda" else HostTransfer()
         share = MEMORY_SHARE * device_share
-        self._budget = tokens_per_microbatch or usual_budget(place, self._encoder.bytes_per_token, share)
+        self._budget = tokens_per_microbatch or default_budget(place, self._encoder.bytes_per_token, share)
         self._lock = threading.Lock()
         self._overflowed = 0
         report_refused(self.describe())
@@ -270,7 +270,7 @@ def make_encoder(checkpoint: "Checkpoint", device: torch.device, dtype: torch.dt
     return Encoder(checkpoint.architecture, checkpoint.tensors, device=device, dtype=dtype, attention=attention)
 
 
-def usual_budget(device: torch.device, bytes_per_token: int, share: float = MEMORY_SHARE) -> int:
+def default_budget(device: torch.device, bytes_per_token: int, share: float = MEMORY_SHARE) -> int:
     """Default token budget of a device; on a GPU, what fits into a share of its free memory, up to MOST_TOKENS."""
     if device.type != "cuda":
         return CPU_TOKENS
