@@ -95,12 +95,12 @@ def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, m
         "index": f"{index.factory}, nprobe {index.nprobe}, rerank {index.rerank}, recall@10 {index.recall_at_10:.4f} "
         f"on {index.recall_queries} cells",
         "neighbours that vote": settings.k,
-        "weight of a vote": "larger for the nearer" if settings.weighting == "distance" else "the same for all",
+        "weight of a vote": "larger for nearer neighbours" if settings.weighting == "distance" else "the same for all",
         "votes balanced by": settings.balance_by or "nothing",
-        "neighbours left out": f"those with the same {' or '.join(settings.exclude_same)}"
+        "neighbours excluded": f"those with the same {' or '.join(settings.exclude_same)}"
         if settings.exclude_same
         else "none",
-        "neighbours allowed": settings.neighbor_filter or "all",
+        "neighbour filter": settings.neighbor_filter or "none",
         "calibrated by": settings.calibrate_by or "nothing",
         "checkpoint": f"{settings.checkpoint} (sha256 {manifest.fingerprint.model['weights'][:12]})",
         "label columns": ", ".join(mapped.labels),
