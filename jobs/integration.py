@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import scgpt_ray
 from scgpt_ray.errors import InputError
 from scgpt_ray.pipelines.embedding_sets import short_names
-from scgpt_ray.pipelines.integration_result import REPORT, Integrated
+from scgpt_ray.pipelines.integration_result import REPORT, IntegrationResult
 from scgpt_ray.storage import Folder
 
 COMPONENTS = "40 PCs of HVGs"
@@ -28,7 +28,7 @@ PUBLISHED = {
 """Data set -> embedding -> AvgBIO and AvgBATCH that the authors report; pancreas (scIB) with 1,800 variable genes."""
 
 
-def integrate_cells(options: argparse.Namespace) -> Integrated:
+def integrate_cells(options: argparse.Namespace) -> IntegrationResult:
     """Embed the cells with each checkpoint, and evaluate the embeddings."""
     output = Folder.at(options.output)
     read = {"gene_columns": options.gene_columns} if options.gene_columns else {}
@@ -50,7 +50,7 @@ def integrate_cells(options: argparse.Namespace) -> Integrated:
     )
 
 
-def summary(integrated: Integrated, published: dict[str, tuple[float, float]]) -> str:
+def summary(integrated: IntegrationResult, published: dict[str, tuple[float, float]]) -> str:
     """The results as a table, the path of the report, and the results as a line of JSON."""
     n, scores = integrated.integration.n, integrated.integration.scores
     rows = [(each.name, each.avg_bio, each.avg_batch) for each in scores]

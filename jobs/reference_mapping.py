@@ -16,7 +16,7 @@ from typing import Any
 
 import scgpt_ray
 from scgpt_ray.errors import InputError
-from scgpt_ray.pipelines.mapping_result import REPORT, Mapped
+from scgpt_ray.pipelines.mapping_result import REPORT, MappingResult
 from scgpt_ray.storage import Folder
 
 K = 10
@@ -38,7 +38,7 @@ PUBLISHED = {
 }
 
 
-def map_cells(options: argparse.Namespace) -> Mapped:
+def map_cells(options: argparse.Namespace) -> MappingResult:
     """Embed the reference, index it, and map the query onto it."""
     output = Folder.at(options.output)
     read = {"gene_columns": options.gene_columns} if options.gene_columns else {}
@@ -63,7 +63,7 @@ def map_cells(options: argparse.Namespace) -> Mapped:
     )
 
 
-def summary(mapped: Mapped, published: Published | None) -> str:
+def summary(mapped: MappingResult, published: Published | None) -> str:
     """The results as a table, the path of the report, and the results as a line of JSON."""
     assert mapped.evaluation is not None, "a truth column is named"
     n, methods = mapped.evaluation.scores.n, mapped.evaluation.comparison.methods

@@ -223,7 +223,7 @@ class ShardDescription:
         return [name for name in (self.name, self.ids, self.vectors, self.labels) if name is not None]
 
 
-class ShardSeal(Record):
+class CommitMarker(Record):
     """The commit marker of a shard, written last."""
 
     file = "shard-00000.json"

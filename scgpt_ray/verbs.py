@@ -84,13 +84,13 @@ VERBS = {
         "Map query cells onto an indexed reference: neighbours, labels by vote, confidence, report.",
         "MapSettings",
         "pipelines.map:map_query",
-        "Mapped: Labels and neighbours of each query cell, and their evaluation if the truth is known.",
+        "MappingResult: Labels and neighbours of each query cell, and their evaluation if the truth is known.",
     ),
     "integrate": Verb(
         "Evaluate how embeddings mix batches and separate cell types, and explain batch effects.",
         "IntegrateSettings",
         "pipelines.integrate:integrate",
-        "Integrated: Metrics of each embedding, and the effect of each factor.",
+        "IntegrationResult: Metrics of each embedding, and the effect of each factor.",
     ),
     "pretrain": Verb(
         "Train a network, or continue training one, with or without cell-type labels; resumable.",
@@ -102,7 +102,7 @@ VERBS = {
         "Audit an output folder of embed or index.",
         "ValidateSettings",
         "pipelines.validate:validate",
-        "Problems: A list with a line for each problem; empty if all is well.",
+        "Problems: A list with one line per problem; empty if there is none.",
     ),
     "export": Verb(
         "Write embeddings to a file that other tools open.",
@@ -120,7 +120,7 @@ VERBS = {
         "Measure the speed of a stage on this machine.",
         "BenchmarkSettings",
         "benchmark.stages:run_benchmark",
-        "Figures: A list of what was measured.",
+        "Figures: A list of measurements.",
     ),
 }
 

@@ -33,7 +33,7 @@ def test_mistakes_are_reported_in_one_line(options, message):
 
 
 def test_what_a_cell_of_the_calibration_does_not_meet():
-    assert MapSettings.of(NEEDED).left_out == ()
+    assert MapSettings.of(NEEDED).excluded_columns == ()
     both = MapSettings.of(NEEDED | {"calibrate_by": "donor", "exclude_same": ["dataset", "donor"]})
-    assert both.left_out == ("donor", "dataset")
+    assert both.excluded_columns == ("donor", "dataset")
     assert MapSettings.of(NEEDED | {"exclude_same": ["donor"], "label_columns": ["donor"]}).calibrate_by is None

@@ -5,12 +5,11 @@ import pytest
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.index.factory import (
     bytes_per_vector,
-    check_factory,
     choose_factory,
+    default_shards,
     empty_index,
     index_bytes,
     training_size,
-    usual_shards,
     with_lists,
 )
 
@@ -40,7 +39,7 @@ def test_the_most_faithful_index_that_is_called_for_and_fits_is_chosen(n, budget
      (33_000_000, 4, 8192), (40_000_001, 5, 8192), (100_000_000, 10, 16384)],
 )  # fmt: skip
 def test_shards_and_lists_grow_so_that_a_cell_takes_no_more_memory(n, shards, lists):
-    assert usual_shards(n) == shards
+    assert default_shards(n) == shards
     factory = choose_factory(n, 512, None, shards)
     if n > 200_000:
         assert f",IVF{lists}_HNSW32," in factory
@@ -132,7 +131,7 @@ def test_no_more_lists_than_can_be_trained(factory, n, expected):
 @pytest.mark.parametrize("budget", [None, 100, 40, 28])
 def test_what_is_chosen_is_accepted_and_trainable(n, budget):
     factory = choose_factory(n, 512, None if budget is None else n * budget + 10**6 + n // 50 * 900)
-    check_factory(factory, 512)
+    empty_index(factory, 512)
     index = empty_index(factory, 512)
     if not index.is_trained:
         assert training_size(factory, n, 512) >= 39 * faiss.extract_index_ivf(index).nlist
@@ -162,14 +161,14 @@ def test_a_budget_bounds_the_training_sample_down_to_what_the_lists_need(budget,
 @pytest.mark.parametrize("factory", ["", "nonsense", "ivf16,sq8", "IVF16,PQ7", "IVF-1,Flat", "IDMap,Flat"])
 def test_a_bad_factory_is_refused_in_one_line(factory):
     with pytest.raises(ConfigError, match=r"^--factory") as caught:
-        check_factory(factory, 32)
+        empty_index(factory, 32)
     assert "\n" not in str(caught.value)
     assert "faiss::" not in str(caught.value)
 
 
 def test_a_factory_without_lists_is_refused():
     with pytest.raises(ConfigError, match="IVF0"):
-        check_factory("IVF0,Flat", 32)
+        empty_index("IVF0,Flat", 32)
 
 
 @pytest.mark.parametrize("factory", ["Flat", "SQ8", "HNSW32", "PCA16,Flat", "IVF4,SQ8,Refine(Flat)", "PCA16,IVF4,Flat"])

@@ -24,19 +24,19 @@ def elsewhere(calls):
     return place
 
 
-def test_without_gpus_there_is_no_place():
+def test_without_gpus_faiss_finds_none():
     assert (gpus() is None) == (faiss.get_num_gpus() == 0)
 
 
 @pytest.mark.parametrize("factory", [FACTORY, "Flat"])
 def test_a_template_and_a_shard_made_elsewhere_are_the_same(factory, tmp_path):
     calls = []
-    template = train(VECTORS, factory, seed=0, place=elsewhere(calls))
+    template = train(VECTORS, factory, seed=0, to_gpus=elsewhere(calls))
     assert template == train(VECTORS, factory, seed=0)
-    for name, place in (("here", None), ("there", elsewhere(calls))):
+    for name, to_gpus in (("here", None), ("there", elsewhere(calls))):
         shard = ShardDescription.of(0, 800, is_exact=factory == "Flat")
         blocks = [(np.arange(800), VECTORS)]
-        build_shard(template, blocks, Folder.at(tmp_path / name), shard, np.zeros(32, "f4"), place=place)
+        build_shard(template, blocks, Folder.at(tmp_path / name), shard, np.zeros(32, "f4"), to_gpus=to_gpus)
     assert (tmp_path / "here" / shard.name).read_bytes() == (tmp_path / "there" / shard.name).read_bytes()
     assert calls == ([] if factory == "Flat" else [0, 8])
 

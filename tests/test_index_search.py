@@ -224,7 +224,7 @@ def test_only_allowed_rows_are_found(factory, random):
 
 def test_a_kind_of_index_that_cannot_filter_says_so():
     index = coded("IVF4,SQ8,Refine(Flat)", cells(400))
-    with pytest.raises(ConfigError, match=r"cannot be searched so: .*--factory auto"):
+    with pytest.raises(ConfigError, match=r"cannot be searched with a filter: .*--factory auto"):
         candidates(index, cells(2), 5, 4, np.ones(400, bool))
 
 

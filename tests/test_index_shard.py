@@ -13,11 +13,11 @@ from scgpt_ray.errors import ConfigError, InputError, ReferenceSetError
 from scgpt_ray.index import search, searcher, shard
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.factory import n_lists
-from scgpt_ray.index.neighbor_filter import Allowed
+from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.search import exact_search, set_threads
 from scgpt_ray.index.searcher import Searcher, SearchParams, _best
-from scgpt_ray.index.shard import HALF, build_shard, open_faiss, seal, sealed
+from scgpt_ray.index.shard import HALF, build_shard, commit_shard, committed_shard, open_faiss
 from scgpt_ray.index.template import centre_of, open_template, train
 from scgpt_ray.records import ShardDescription
 from scgpt_ray.storage import Folder
@@ -97,7 +97,7 @@ def test_a_sample_that_is_not_finite_or_too_small_for_the_codebook_is_refused():
 def test_a_bad_factory_and_too_few_cells_are_refused():
     with pytest.raises(ConfigError, match=r"^--factory nonsense"):
         train(unit_vectors(10), "nonsense", seed=0)
-    with pytest.raises(InputError, match="100 cells to train 8 inverted lists; expected at least 39 cells a list"):
+    with pytest.raises(InputError, match="100 cells to train 8 inverted lists; expected at least 39 cells per list"):
         train(unit_vectors(100), "IVF8,SQ8", seed=0)
 
 
@@ -152,21 +152,21 @@ def test_a_block_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_seal_is_of_one_request_and_of_whole_files(tmp_path):
+def test_a_commit_marker_is_of_one_request_and_of_whole_files(tmp_path):
     folder = Folder.at(tmp_path)
     shard = write(folder, "IVF8,SQ8", unit_vectors(400), np.arange(400))
-    assert sealed(folder, 0, "a") is None
-    seal(folder, shard, "a")
-    assert sealed(folder, 0, "a") == shard
-    assert sealed(folder, 0, "b") is None
-    assert sealed(folder, 1, "a") is None
+    assert committed_shard(folder, 0, "a") is None
+    commit_shard(folder, shard, "a")
+    assert committed_shard(folder, 0, "a") == shard
+    assert committed_shard(folder, 0, "b") is None
+    assert committed_shard(folder, 1, "a") is None
     content = folder.read(shard.ids)
     folder.write(shard.ids, content[:-1])
-    assert sealed(folder, 0, "a") is None
+    assert committed_shard(folder, 0, "a") is None
     folder.write(shard.ids, content)
     for torn in (b"", b"{}", b"[1]", json.dumps({"request": "a", "shard": {"name": 1}}).encode()):
         folder.write("shard-00000.json", torn)
-        assert sealed(folder, 0, "a") is None
+        assert committed_shard(folder, 0, "a") is None
 
 
 @pytest.mark.parametrize("factory", CODES)
@@ -217,7 +217,7 @@ def test_a_filter_by_selector_and_by_comparison_agree_with_brute_force(exact_row
     monkeypatch.setattr(searcher, "EXACT_ROWS", exact_rows)
     vectors, ids, queries = unit_vectors(1500), np.arange(1500) + 100, unit_vectors(40, seed=1)
     shard = write(Folder.at(tmp_path), "PCAR16,IVF8,PQ8x4fsr", vectors, ids)
-    allowed = Allowed.among("soma_joinid < 900", pa.table({"kind": ["0", None] * 20}), 40)
+    allowed = NeighborFilter.among("soma_joinid < 900", pa.table({"kind": ["0", None] * 20}), 40)
     found, _ = Searcher(Folder.at(tmp_path), [shard]).search(queries, 10, SearchParams(8, 600), allowed)
     for place in range(40):
         may = (ids < 900) & ((ids % 3 != 0) | (place % 2 == 1))

@@ -161,7 +161,7 @@ def test_heads_that_no_kernel_takes_are_computed_cell_by_cell(kernels):
     kernels(without_a_compiler, without_a_compiler)  # not even tried
     found = choose_attention(CPU, HALF, 12)
     assert found.attend is cellwise_attention
-    assert found.refused == ("kernels of 16 bits: none takes heads of width 12",)
+    assert found.refused == ("16-bit kernels: none supports heads of width 12",)
     q, k, v, offsets = packed([1, 70], width=12)
     q, k, v, cells = q.half(), k.half(), v.half(), Spans.of(offsets, CPU)
     plain = plain_attention(q.double(), k.double(), v.double(), cells, cells)

@@ -16,7 +16,7 @@ from scgpt_ray.network import elementwise as elementwise_module
 from scgpt_ray.network.attention import Attention, cellwise_attention
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
 from scgpt_ray.network.elementwise import PLAIN, Elementwise
-from scgpt_ray.network.embedder import COUNTERS, WARM_UP_TOKENS, Embedder, microbatch_end, set_threads, usual_budget
+from scgpt_ray.network.embedder import COUNTERS, WARM_UP_TOKENS, Embedder, default_budget, microbatch_end, set_threads
 from scgpt_ray.network.encoder import Encoder
 from scgpt_ray.schema import matrix
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
@@ -217,13 +217,13 @@ def test_two_threads_may_call_at_the_same_time(checkpoint, tokens, embeddings):
 )
 def test_the_budget_follows_the_free_memory_of_a_gpu(monkeypatch, free, bytes_per_token, budget):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 2 * free))
-    assert usual_budget(torch.device("cuda"), bytes_per_token) == budget
-    assert usual_budget(torch.device("cpu"), bytes_per_token) == 8192
+    assert default_budget(torch.device("cuda"), bytes_per_token) == budget
+    assert default_budget(torch.device("cpu"), bytes_per_token) == 8192
 
 
 def test_embedders_that_share_a_gpu_share_its_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
-    assert [usual_budget(torch.device("cuda"), 10_240, share) for share in (0.5, 0.25)] == [52_428, 26_214]
+    assert [default_budget(torch.device("cuda"), 10_240, share) for share in (0.5, 0.25)] == [52_428, 26_214]
 
 
 def test_describe(checkpoint):

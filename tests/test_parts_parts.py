@@ -101,7 +101,7 @@ def test_some_columns_of_some_parts(tmp_path):
 @pytest.mark.parametrize("table", [embeddings().slice(0, 2), embeddings().take([0, 1, 1])])
 def test_a_table_of_other_cells_is_refused(tmp_path, table):
     partition = cut(np.array([4, 7, 9]), 100)[0]
-    with pytest.raises(CompletenessError, match=r"partition 0 came back with \d cells .*, planned were 3 \("):
+    with pytest.raises(CompletenessError, match=r"partition 0 has \d cells .*; planned were 3 \("):
         write_part(Folder.at(tmp_path), table, partition, fingerprint="f", n_tokens=0)
     assert list(tmp_path.iterdir()) == []
 

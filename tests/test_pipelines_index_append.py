@@ -37,7 +37,7 @@ def contents(folder):
 
 @pytest.mark.slow
 def test_a_killed_build_keeps_its_template_and_shards(make_embeddings, tmp_path):
-    """kill -9 of the whole process group once a shard is sealed; the same command then finishes the rest."""
+    """kill -9 of the whole process group once a shard is committed; the same command then finishes the rest."""
     run = make_embeddings(tmp_path / "run", n_cells=6000, cells_per_part=20, dimension=16)
     settings = {"embeddings": run.uri, "factory": FACTORY, "shards": 100}
     scgpt_ray.build_index(executor="serial", output=str(tmp_path / "whole"), **settings)

@@ -240,7 +240,7 @@ def test_the_report_shows_the_cells(mapped, reference):
     scores = mapped.evaluation.scores
     assert counts["right or wrong"]["right"] == round(scores.accuracy * scores.n)
     assert set(data["c7"][-59:]) == set(mapped.predictions["obs_id"].to_pylist()) - {"cell-077"}
-    assert "1 have no embedding and so no place. Faint behind them: 199 cells of the reference" in page
+    assert "1 have no embedding and are not drawn. Faint: 199 cells of the reference" in page
     assert "1 of 60 empty" in page
 
 
@@ -640,7 +640,7 @@ def test_calibrations_that_cannot_be_had(mapped, reference, checkpoint, more, er
         (
             {"obs_columns": ["cell_type", "cell_type_query"]},
             ConfigError,
-            r"two columns of the query would be called cell_type_query; .*; take one of them out of --obs-columns",
+            r"two columns of the query would be called cell_type_query; .*; remove one of them from --obs-columns",
         ),
         ({"index": "reference"}, ReferenceSetError, r"reference has no index.json; .*; give its path to --index"),
     ],

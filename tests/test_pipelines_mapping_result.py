@@ -13,7 +13,7 @@ from scgpt_ray.mapping.prediction import SUFFIXES
 from scgpt_ray.mapping.votes import VoteRules
 from scgpt_ray.pipelines.map import TERMS, label_columns, prediction_rules
 from scgpt_ray.pipelines.map_report import _recall
-from scgpt_ray.pipelines.mapping_result import own_name, predictions_of
+from scgpt_ray.pipelines.mapping_result import output_name, predictions_of
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import EMBEDDING, matrix_array, ragged_array
@@ -31,7 +31,7 @@ from scgpt_ray.storage import Folder
     ],
 )
 def test_names_of_query_columns(column, name):
-    assert own_name(column, ["cell_type"]) == name
+    assert output_name(column, ["cell_type"]) == name
 
 
 def test_cells_without_an_embedding_are_unknown_in_every_column():
@@ -98,7 +98,7 @@ def test_which_labels_are_transferred_and_how():
             {"label_columns": ["donor"], "term_column": TERMS},
             f"--term-column {TERMS} is not among the labels to transfer; expected one of donor; add it",
         ),
-        ({"kept": ("donor", "donor_voted")}, "label column donor_voted has the name of a prediction of another"),
+        ({"kept": ("donor", "donor_voted")}, "label column donor_voted has the name of an output column of another"),
     ],
 )
 def test_columns_that_cannot_be_had(options, message):

@@ -9,7 +9,7 @@ import pytest
 import scgpt_ray
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.execution.serial import SerialExecutor
-from scgpt_ray.index.neighbor_filter import Allowed
+from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.parts.export import read_embeddings
@@ -82,7 +82,7 @@ def test_the_exact_twins(reference, run):
 def test_actors_answer_to_the_bit_what_this_process_answers(reference, actors):
     cluster = Reference(reference.folder, reference.index, SerialExecutor(), actors)
     own = pa.table({"kind": ["B", "T", None, "NK"] * 10})
-    for allowed in (None, Allowed.among("age > 20", own, 40)):
+    for allowed in (None, NeighborFilter.among("age > 20", own, 40)):
         for found, expected in zip(
             cluster.neighbors(QUERIES, 10, allowed), reference.neighbors(QUERIES, 10, allowed), strict=True
         ):
@@ -141,16 +141,16 @@ def test_neighbours_of_another_kind_and_age(reference, run, k, condition):
         ]
         return np.logical_and(other, met)
 
-    found = reference.neighbors(QUERIES, k, Allowed.among(condition, own, len(QUERIES)), ALL)
+    found = reference.neighbors(QUERIES, k, NeighborFilter.among(condition, own, len(QUERIES)), ALL)
     assert_found(found, brute_force(run, QUERIES, k, allowed), reference.index.factory == "Flat")
 
 
 def test_all_that_are_allowed_are_found_and_no_more(reference):
     own = pa.table({"kind": ["B", "T"] * 20})
-    ids, scores = reference.neighbors(QUERIES, 250, Allowed.among(None, own, 40))
+    ids, scores = reference.neighbors(QUERIES, 250, NeighborFilter.among(None, own, 40))
     assert ((ids == -1) == np.isneginf(scores)).all()
     assert (ids != -1).sum(axis=1).tolist() == [199, 200] * 20  # cell 7, which is empty, is a T
-    nobody, _ = reference.neighbors(QUERIES, 3, Allowed.among("age < 0", pa.table({}), 40))
+    nobody, _ = reference.neighbors(QUERIES, 3, NeighborFilter.among("age < 0", pa.table({}), 40))
     assert (nobody == -1).all()
 
 

@@ -1,5 +1,6 @@
 """The commands and scripts of all READMEs run as they stand, in the folder of a demo."""
 
+import ast
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in ("jobs", "cluster", "scgpt_ray", "tests"))]
+MODULE_MAP = ROOT / "scgpt_ray" / "README.md"
 READMES.append(ROOT / "scgpt_ray" / "benchmark" / "README.md")
 
 
@@ -54,3 +56,13 @@ def run_script(script):
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_the_names_that_the_module_map_points_to_are_defined():
+    rows = re.findall(r"^\| .* \| `([\w/]+\.py)`: (.*) \|$", MODULE_MAP.read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for path, names in rows:
+        tree = ast.parse((MODULE_MAP.parent / path).read_text())
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert set(name.split(".")) <= defined, f"{path}: {name}"

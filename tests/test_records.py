@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.records import IndexDescription, Manifest, Plan, PretrainRequest, ShardDescription, ShardSeal
+from scgpt_ray.records import CommitMarker, IndexDescription, Manifest, Plan, PretrainRequest, ShardDescription
 from scgpt_ray.storage import Folder
 
 FINGERPRINT = Fingerprint(model={"weights": "ab12", "max_length": 1200}, cells={"uri": "atlas", "snapshot": None})
@@ -48,7 +48,7 @@ INDEX = IndexDescription(
     embeddings="s3://bucket/embeddings",
     appended=("s3://bucket/more",),
 )
-SEAL = ShardSeal(request="ab", shard=INDEX.shards[1], bytes={"shard-00001.faiss": 5})
+MARKER = CommitMarker(request="ab", shard=INDEX.shards[1], bytes={"shard-00001.faiss": 5})
 REQUEST = PretrainRequest(
     settings={"learning_rate": 1e-4, "mask_ratios": [0.25, 0.5]},
     atlases=[{"uri": "a", "snapshot": 5}],
@@ -56,7 +56,7 @@ REQUEST = PretrainRequest(
     checkpoint=None,
     token_rules=1,
 )
-RECORDS = [PLAN, MANIFEST, INDEX, SEAL, REQUEST]
+RECORDS = [PLAN, MANIFEST, INDEX, MARKER, REQUEST]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.file)

@@ -21,10 +21,10 @@ from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.factory import (
     EXACT_UP_TO,
     choose_factory,
+    default_shards,
     empty_index,
     n_lists,
     training_size,
-    usual_shards,
     with_lists,
 )
 from scgpt_ray.index.recall import CHOSEN_K, RecallSample, choose_params, cost_model, recall_at
@@ -175,7 +175,7 @@ class _Trial:
     def ours(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
         """Build as `index` does, choose the search parameters, and search."""
         d = self.growth.base_BD.shape[1]
-        n_shards = usual_shards(self.n)
+        n_shards = default_shards(self.n)
         # For fewer vectors `index` chooses an exact index.
         factory = choose_factory(max(self.n, EXACT_UP_TO + 1), d, None, n_shards, TARGET_RECALL)
         factory = with_lists(factory, self.n)

@@ -31,7 +31,7 @@ class BenchmarkSettings(Settings):
     """Tokens per cell: a number, or ragged (250 to 1,200, mean 600). Default: ragged; before sampling, 2000 for the
     stage tokens and 2100 for read."""
     cells: Count | None = None
-    """Number of cells, or of vectors for the stage index. Default: as many as take seconds."""
+    """Number of cells, or of vectors for the stage index. Default: enough for a few seconds of work."""
     lengths_from: Text | None = None
     """An .h5ad file with the cells whose lengths the stage model uses. Default: --tokens."""
     checkpoint: Text | None = None
@@ -40,11 +40,11 @@ class BenchmarkSettings(Settings):
     """naive: also measure a baseline. Stages model and tokens: padded batches and cell-by-cell tokens in plain torch;
     index: scGPT's own index (PCA64,IVF16384_HNSW32,PQ16 without re-ranking). Default: none."""
     readers: Annotated[int, Field(ge=2)] | None = None
-    """Number of processes that the stage read compares with one. Default: none, one process only."""
+    """Number of reader processes that the stage read compares with a single one. Default: one process only."""
     embeddings_from: Text | None = None
-    """Output folder of `embed` from which the stage index grows its vectors. Default: synthetic vectors (100 clusters,
-    intrinsic dimension 24)."""
+    """Output folder of `embed`; the stage index synthesises more vectors like its embeddings. Default: synthetic
+    vectors (100 clusters, intrinsic dimension 24)."""
     threads: Count | None = None
     """Number of CPU threads. Default: that of torch; 1 for the stage index."""
     seconds: Annotated[float, Field(gt=0)] | None = None
-    """Seconds per figure; for the stage flow, per partition. Default: 10; 0.5 for flow."""
+    """Seconds per measurement; for the stage flow, per partition. Default: 10; 0.5 for flow."""

@@ -1,4 +1,4 @@
-"""How cells are selected and read, and how the work on them is spread: options that several verbs share."""
+"""Options that several verbs share: selection and reading of cells, and distribution of the work."""
 
 from typing import Annotated, Any, Self
 
@@ -9,7 +9,7 @@ from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts
 
 
 class CellSettings(Settings):
-    """How cells are selected and read, from any kind of atlas."""
+    """Selection and reading of cells; the same for all kinds of atlas."""
 
     group = "Cells and genes"
 
@@ -25,11 +25,11 @@ class CellSettings(Settings):
     """CSV of gene id and symbol (header optional) that translates names missing from the vocabulary, such as Ensembl
     ids; version suffixes (.12) are ignored. Default: none."""
     min_coverage: Fraction = 0.5
-    """Smallest fraction of counts in genes of the vocabulary, 0 to 1; an atlas below it is refused."""
+    """Smallest fraction of counts in genes of the vocabulary, 0 to 1; below it the run stops with an error."""
     measurement: Text = "RNA"
     """SOMA measurement of the counts; ignored for .h5ad files."""
     layer: Text | None = None
-    """Where the counts are. SOMA: a layer of X; default: raw. h5ad: X (the default), raw for .raw, or a layer."""
+    """Layer of the counts. SOMA: a layer of X; default: raw. h5ad: X (the default), raw for .raw, or a layer."""
     snapshot: Annotated[int, Field(ge=1)] | None = None
     """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: the start of the run."""
     tiledb_config: dict[str, str] = Field(default_factory=dict)
@@ -40,7 +40,7 @@ class CellSettings(Settings):
     def _not_reserved(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
         if not columns:
             return columns
-        # Imported on need: it brings numpy and pyarrow, for which `--help` should not wait.
+        # Imported here because it imports numpy and pyarrow, which would slow down `--help`.
         from scgpt_ray.schema import RESERVED
 
         taken = sorted(RESERVED.intersection(columns))
@@ -53,7 +53,7 @@ class CellSettings(Settings):
     @field_validator("tiledb_config", mode="before")
     @classmethod
     def _pairs(cls, values: Any) -> Any:
-        """Words of the command line, KEY=VALUE, as a mapping."""
+        """Turn KEY=VALUE words of the command line into a mapping."""
         if not isinstance(values, list):
             return values
         pairs = [str(word).partition("=") for word in values]
@@ -64,7 +64,7 @@ class CellSettings(Settings):
 
 
 class ComputeSettings(ExecutionSettings):
-    """How the work is spread. Nothing here changes a number in the output."""
+    """Distribution of the work. None of these options changes the output."""
 
     group = "Compute"
 
@@ -74,7 +74,7 @@ class ComputeSettings(ExecutionSettings):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """Number of GPUs to use; 0 forces CPU actors. Default: all of the cluster."""
     actors_per_gpu: Count = 1
-    """Number of actors that share a GPU; 2 may keep it busier while tokens and embeddings travel (not measured)."""
+    """Number of actors per GPU; 2 may overlap transfers with computation (not measured)."""
     actors: Count | None = None
     """Number of CPU actors, when no GPU is used. Default: one per node, with all of its cores."""
 

@@ -9,7 +9,7 @@ from scgpt_ray.config.settings import Settings, Text
 
 
 class TokenSettings(Settings):
-    """How cells become tokens and go through the network."""
+    """Tokenisation and arithmetic."""
 
     group = "Tokens and network"
 

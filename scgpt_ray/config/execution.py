@@ -1,4 +1,4 @@
-"""Where the work of a verb runs."""
+"""The choice between this process and Ray."""
 
 from typing import Literal, TypeAlias
 
@@ -8,7 +8,7 @@ ExecutorChoice: TypeAlias = Literal["auto", "serial", "ray"]
 
 
 class ExecutionSettings(Settings):
-    """Where the work of a verb runs. Nothing here changes a number in the output."""
+    """Choice of the executor. It does not change the output."""
 
     group = "Compute"
 

@@ -1,4 +1,4 @@
-"""The options of the verbs that work on output folders, and of `demo`."""
+"""The options of `validate`, `export` and `demo`."""
 
 from typing import Literal, Self
 
@@ -62,6 +62,6 @@ class DemoSettings(ExecutionSettings):
     )
 
     output: Text = "demo"
-    """Local folder for everything."""
+    """Local folder for all output."""
     checkpoint: Text = "demo"
     """Checkpoint folder. demo: the small network for blood that ships with the package."""

@@ -30,7 +30,7 @@ class IndexSettings(ExecutionSettings):
     factory: Text = "auto"
     """faiss factory string, such as IVF4096,SQ8. auto: by the number of cells, --memory-budget and --target-recall."""
     target_recall: Fraction = 0.95
-    """recall@10 against exact search that the search parameters are chosen for, 0 to 1; measured on a sample
+    """Target recall@10 against exact search, 0 to 1; search parameters are chosen to reach it on a sample
     (recall.json)."""
     memory_budget: Text | None = None
     """Most memory for the open index, and for the training sample, with a unit: 8GB. Default: no limit."""

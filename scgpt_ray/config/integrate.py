@@ -29,15 +29,15 @@ class IntegrateSettings(Settings):
     output: Text
     """Folder for metrics.json, umap.png, umap-batch.png and report.html; a path or s3:// URI."""
     label_column: Text | None = None
-    """obs column of cell types that should stay separate; null, empty and `unknown` are not labels. Default: none, all
-    cells are treated alike."""
+    """obs column of cell types that should stay separate; null, empty and `unknown` are not labels. Default: none;
+    batch mixing and effects are then evaluated without cell types."""
     factor_columns: Texts = ()
-    """More obs columns, text or numbers, whose effects are explained like those of --batch-column. Default: none."""
+    """More obs columns, text or numeric, whose effects are analysed like those of --batch-column. Default: none."""
     counts: Text | None = None
-    """Atlas with the counts of these cells, as for `embed --atlas`; for the PCA baseline and the genes behind an
-    effect. Default: the embedded atlas, if it is unchanged on a disk of this machine."""
+    """Atlas with the counts of these cells, as for `embed --atlas`; for the PCA baseline and to find the genes that
+    explain an effect. Default: the embedded atlas, if it is unchanged on a disk of this machine."""
     max_cells: Annotated[int, Field(ge=16)] = 20_000
-    """Most cells to evaluate; of more cells, a sample stratified by label and batch."""
+    """Largest number of cells to evaluate; if there are more, a sample stratified by label and batch is drawn."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Random seed of the sample, clusterings, folds and plots."""
 

@@ -35,26 +35,27 @@ class VoteSettings(Settings):
 
 
 class CalibrationSettings(Settings):
-    """How votes become probabilities, and when a label is rejected."""
+    """Probabilities of labels, and rejection of uncertain ones."""
 
     group = "Calibration and rejection"
 
     calibrate_by: Text | None = None
-    """Column of the index that separates independent samples, such as donor_id: reference cells are mapped without
-    their own donor, and how often that is right gives each query cell the probability that its label is right.
-    Default: none, no calibration."""
+    """Column of the index that separates independent samples, such as donor_id. Adds to each label the probability that
+    it is correct, calibrated on reference cells that are mapped without their own donor. Default: none, no
+    calibration."""
     calibration_cells: Count = 3000
     """Number of reference cells to sample for calibration, before --neighbor-filter is applied to them."""
     target_error: Fraction | None = None
-    """Fraction of accepted labels that may be wrong, such as 0.05: cells whose probability is too low for that become
-    Unknown. Requires --calibrate-by. Default: none, no rejection."""
+    """Fraction of accepted labels that may be wrong, such as 0.05: cells below the probability threshold for it become
+    Unknown. Requires --calibrate-by. Default: none, no rejection by probability."""
     false_rejection: Fraction | None = None
-    """Fraction of cells of known types that may become Unknown, such as 0.01, so that cells far from all of the
-    reference do. Requires --calibrate-by. Default: none, no rejection."""
+    """Fraction of cells of known types that may become Unknown because they are far from the reference, such as 0.01:
+    sets the distance beyond which a cell is rejected. Requires --calibrate-by. Default: none, no rejection by
+    distance."""
 
 
 class TermSettings(Settings):
-    """How labels are rolled up along the Cell Ontology."""
+    """Roll-up of labels along the Cell Ontology."""
 
     group = "Cell Ontology"
 
@@ -106,7 +107,7 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
 
     @model_validator(mode="after")
     def _excluded_columns_have_no_labels(self) -> Self:
-        twice = [name for name in self.label_columns if name in self.left_out]
+        twice = [name for name in self.label_columns if name in self.excluded_columns]
         if self.calibrate_by is not None and twice:
             raise ValueError(
                 f"--label-columns {twice[0]} cannot be calibrated: cells with the same {twice[0]} are excluded"
@@ -114,6 +115,6 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
         return self
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """Columns of whose values a calibration cell must not share any with its neighbours."""
+    def excluded_columns(self) -> tuple[str, ...]:
+        """Columns in which a calibration cell must differ from its neighbours."""
         return tuple(dict.fromkeys((*([self.calibrate_by] if self.calibrate_by else []), *self.exclude_same)))

@@ -1,4 +1,4 @@
-"""What all settings share: frozen, validated when made, read from YAML and options, mistakes reported in one line."""
+"""Base of all settings: frozen, validated at construction, read from YAML and options, errors in one line."""
 
 import difflib
 import inspect
@@ -15,7 +15,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]
 if TYPE_CHECKING:
-    Texts: TypeAlias = Sequence[str]  # what callers may give; settings hold a tuple
+    Texts: TypeAlias = Sequence[str]  # callers may pass any sequence; settings hold a tuple
 else:
     Texts = tuple[Text, ...]
 
@@ -23,12 +23,12 @@ else:
 class Settings(BaseModel):
     """Base of all settings.
 
-    A class holds the options under one heading of `--help`; the settings of a verb inherit from those whose options
-    they share. An option's docstring is its help: one or two sentences, with the unit, and with the default where None
-    or an empty value stands for one.
+    A class holds the options under one heading of `--help`; the settings of a verb inherit from the groups of options
+    that it shares with others. An option's docstring is its help: one or two sentences with the unit, and with the
+    default if that is None or empty.
     """
 
-    # Validators are built at the first use, which most classes never see.
+    # Validators are built at first use: a run uses few of the classes.
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, defer_build=True
     )
@@ -38,14 +38,14 @@ class Settings(BaseModel):
     group: ClassVar[str]
     """Heading, in `--help`, of the options that this class declares."""
     examples: ClassVar[tuple[str, ...]]
-    """Commands that run as they stand in the folder where `scgpt-ray demo` was run."""
+    """Example commands; they run in the folder in which `scgpt-ray demo` was run."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """Validate plain values.
 
         Raises:
-            ConfigError: With every mistake, in one line.
+            ConfigError: Lists all mistakes in one line.
         """
         try:
             return cls.model_validate(values)
@@ -54,20 +54,20 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, path: str | None, options: dict[str, Any]) -> Self:
-        """Join a YAML file and options; options win.
+        """Make settings from a YAML file and options, which override the file.
 
         Args:
             path: A YAML file of this verb's keys, or None.
-            options: Field name -> value, only what was given.
+            options: Field name -> value, only of the options given.
 
         Raises:
-            ConfigError: If the file cannot be read, or with every mistake, in one line.
+            ConfigError: If the file cannot be read; or lists all mistakes in one line.
         """
         return cls.of({**(_read_yaml(path) if path else {}), **options})
 
     @classmethod
     def groups(cls) -> dict[str, list[str]]:
-        """Heading -> its options; those that the class itself declares come first."""
+        """Heading -> its options; the class's own heading comes first."""
         found: dict[str, list[str]] = {}
         for home in cls.__mro__:
             own = [name for name in inspect.get_annotations(home) if name in cls.model_fields]
@@ -78,12 +78,12 @@ class Settings(BaseModel):
 
 
 def option_name(field: str) -> str:
-    """A field's name on the command line."""
+    """The command-line option of a field."""
     return "--" + field.replace("_", "-")
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A remedy: the known word that is most like a mistyped one, if any is."""
+    """A remedy that suggests the known word closest to a mistyped one; `otherwise` if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]}?" if close else otherwise
 
@@ -101,7 +101,7 @@ def _refusal(settings: type[Settings], error: ValidationError) -> ConfigError:
 
 
 def _mistake(detail: Any) -> tuple[str, str]:
-    """What was found, and what was expected."""
+    """The `found` and `expected` texts of one mistake."""
     name = option_name(str(detail["loc"][0])) if detail["loc"] else ""
     match detail["type"]:
         case "missing":
@@ -118,7 +118,7 @@ def _mistake(detail: Any) -> tuple[str, str]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    # Imported on need: most runs have no file.
+    # Imported here: most runs have no file.
     import yaml
 
     remedy = "give a YAML file of `option: value` lines"
@@ -140,7 +140,7 @@ def parse_bytes(text: str) -> int:
     """Read a size such as 8GB (decimal units) as bytes.
 
     Raises:
-        ValueError: If it is not a positive number with KB, MB, GB, TB or nothing behind it.
+        ValueError: If it is not a positive number followed by KB, MB, GB, TB or nothing.
     """
     cleaned = text.strip().upper()
     number = cleaned.rstrip("KMGTB")

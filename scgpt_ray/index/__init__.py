@@ -1,1 +1,1 @@
-"""The faiss index: one trained template, shards that share it, search, and recall against exact search."""
+"""The faiss index: a trained template, shards built from it, search, and recall against exact search."""

@@ -1,4 +1,4 @@
-"""The audit of an index folder: it is opened again by code that did not write it."""
+"""Audit of an index folder: every file is read back and compared with the description and the embeddings."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,15 +27,15 @@ _ROWS = 65_536
 def audit_index(folder: Folder) -> list[str]:
     """Check an output folder of `index`.
 
-    Template, shards and labels can be read and are of one width; a shard and its labels hold the same cells, no cell is
-    in two shards; and where the embeddings are still in their place, they are those that were indexed. Memory: the
-    largest shard, and 24 bytes for each cell.
+    Template, shards and labels can be read and have the same width; a shard and its labels hold the same cells; no cell
+    is in two shards; the embeddings, if they still exist, are those that were indexed. Memory: the largest shard and 24
+    bytes per cell.
 
     Returns:
-        What is wrong, a line each; empty when all is well.
+        One line per problem; empty if there is none.
 
     Raises:
-        ReferenceSetError: If the folder is not that of a finished index.
+        ReferenceSetError: If the folder holds no finished index.
     """
     index = require_index(folder)
     problems = list(_audit_template(folder, index))
@@ -69,7 +69,7 @@ def _audit_template(folder: Folder, index: IndexDescription) -> Iterator[str]:
 
 
 def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescription) -> tuple[Int64Array, list[str]]:
-    """Ids of a shard, int64 [n], none where they cannot be read; and what is wrong with it."""
+    """Ids of a shard, int64 [n] (empty if they cannot be read), and its problems."""
     labelled, problems = _read_labels(folder, shard, index)
     opened = _opened(folder, shard.name)
     if isinstance(opened, str):
@@ -95,7 +95,7 @@ def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescriptio
 
 
 def _audit_vectors(name: str, halved_ND: npt.NDArray[np.float16]) -> list[str]:
-    """What is wrong with vectors, read a block at a time."""
+    """Problems of the vectors, which are read one block at a time."""
     blocks = (halved_ND[start : start + _ROWS] for start in range(0, len(halved_ND), _ROWS))
     return [] if all(np.isfinite(block).all() for block in blocks) else [f"{name} holds values that are not finite"]
 
@@ -103,7 +103,7 @@ def _audit_vectors(name: str, halved_ND: npt.NDArray[np.float16]) -> list[str]:
 def _array(
     folder: Folder, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], cache: Path
 ) -> npt.NDArray[Any] | str:
-    """A .npy file mapped into memory, or what is wrong with it."""
+    """A memory-mapped .npy file, or its problem."""
     if not folder.has(name):
         return f"{name} is missing"
     try:
@@ -113,7 +113,7 @@ def _array(
 
 
 def _opened(folder: Folder, name: str) -> faiss.Index | str:
-    """A faiss file, or what is wrong with it."""
+    """A faiss index, or the problem of its file."""
     if not folder.has(name):
         return f"{name} is missing"
     try:
@@ -125,12 +125,12 @@ def _opened(folder: Folder, name: str) -> faiss.Index | str:
 def _read_labels(
     folder: Folder, shard: ShardDescription, index: IndexDescription
 ) -> tuple[Int64Array | None, list[str]]:
-    """Joinids of a label table, int64 [n], where it has them; and what is wrong with it."""
+    """Joinids of a label table, int64 [n] (None if it has none), and its problems."""
     if not folder.has(shard.labels):
         return None, [f"{shard.labels} is missing"]
     try:
         with folder.open(shard.labels) as stream:
-            table = pq.read_table(stream)  # all columns: a damaged one shows only when it is read
+            table = pq.read_table(stream)  # all columns: damage shows only when a column is read
     except (OSError, pa.ArrowInvalid) as error:
         return None, [f"{shard.labels} cannot be read: {' '.join(str(error).split())}"]
     lacking = [name for name in (JOINID, *index.label_columns) if name not in table.column_names]
@@ -139,10 +139,10 @@ def _read_labels(
 
 
 def _audit_source(sources: list[Folder], index: IndexDescription, ids_N: Int64Array) -> Iterator[str]:
-    """Compare with the embeddings that were indexed; nothing where they are no longer in their place.
+    """Compare with the embeddings that were indexed; yields nothing if they no longer exist.
 
     Args:
-        sources: Where they were; all share the model of the description's fingerprint.
+        sources: Their folders; all must have the model of the index's fingerprint.
         index: The description.
         ids_N: int64 [N], sorted ids of all shards.
     """
@@ -171,10 +171,10 @@ def _audit_source(sources: list[Folder], index: IndexDescription, ids_N: Int64Ar
 
 
 def _embedded(source: Folder, manifest: Manifest) -> Int64Array:
-    """Joinids of the cells that have an embedding, one part at a time."""
+    """Joinids of the cells that have an embedding; reads one part at a time."""
     ids = [np.empty(0, np.int64)]
     for name in manifest.parts:
-        # A cell has an embedding where it has genes: `validate --embeddings` proves it, and vectors need not be read.
+        # A cell with genes has an embedding (`validate --embeddings` checks that), so vectors need not be read.
         table = read_part(source.folder(PARTS), name, [JOINID, N_GENES])
         ids.append(table[JOINID].to_numpy()[table[N_GENES].to_numpy() > 0])
     return np.concatenate(ids)

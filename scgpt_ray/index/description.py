@@ -1,4 +1,4 @@
-"""The files of an index folder, and its description."""
+"""Names of the files in an index folder, and its description."""
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.records import IndexDescription
@@ -10,10 +10,10 @@ RECALL = "recall.json"
 
 
 def require_index(folder: Folder) -> IndexDescription:
-    """The description of an index that others build on.
+    """Read the description of a finished index.
 
     Raises:
-        ReferenceSetError: If the folder is not that of a finished index.
+        ReferenceSetError: If the folder holds no finished index.
     """
     index = IndexDescription.read(folder)
     if index is None:

@@ -1,13 +1,13 @@
-"""Which faiss index: the factory string, what it costs, and how many vectors it wants for training.
+"""Choice of the faiss index: factory string, memory, and size of the training sample.
 
-Scores are always cosines. The exact index compares by inner product. All others compare codes by L2, which orders unit
-vectors alike, and their candidates are ranked again by vectors in half precision: a metric would be an option without
-an effect on the answer. It has one on the codes: scGPT's vectors crowd around their common mean (an untrained network's
-of norm 0.998), L2 does not see that mean, and the inner products of two codes see little else.
+Scores are always cosine similarities. The exact index (`Flat`) uses the inner product. All others compare codes by L2,
+which gives unit vectors the same order, and re-rank the candidates with vectors in half precision; so there is no
+option for the metric. L2 suits the codes: scGPT embeddings lie close to their common mean (of norm 0.998 for an
+untrained network), which dominates inner products and cancels out of L2 distances.
 
-Measured on one core with 400,000 vectors grown (`benchmark/growth.py`) from 12,261 blood cells that the network `demo`
-embedded (width 128), in 2,048 lists of which 32 are read. Parts of the true ten neighbours among the first 10, 40, 160
-candidates, which is the recall@10 after ranking these again; bytes of code and of id; training, adding, search (rough):
+Measured on one core with 400,000 vectors synthesised (`benchmark/synthetic_embeddings.py`) from the embeddings of
+12,261 blood cells by the network `demo` (width 128); 2,048 lists, nprobe 32. Columns 10, 40, 160: recall@10 after
+re-ranking so many candidates. Bytes are those of code + id. Times for training, adding and search are rough:
 
     factory, behind IVF2048   bytes   10     40     160    train s  vectors/s  ms/query
     PCAR96, PQ48x4fsr         24 + 8  0.757  0.994  0.999    21      44,000      0.28
@@ -20,10 +20,10 @@ candidates, which is the recall@10 after ranking these again; bytes of code and 
     RR128, RaBitQ             24 + 8  0.691  0.976  0.998    41      29,000      0.26
     SQ8                      128 + 8  0.988  0.999  0.999    37      37,000      0.32
 
-So fast-scan PQ of residuals (`fsr`: of what a vector differs from its list's centroid by) behind a PCA is chosen: it
-trains in a third of plain PQ's time (most of that goes to making its codes polysemous, which PQ16np leaves out), and
-what its codes confuse the second ranking sorts out. Coding the vectors themselves (`fs`) needs sixteen times as many
-candidates for the same recall, and more as lists grow denser.
+The default is a PCA followed by fast-scan PQ of residuals (`fsr`: the difference between a vector and the centroid of
+its list). It trains three times as fast as plain PQ (which spends most of its time on polysemous training; `PQ16np`
+skips it), and re-ranking corrects the order of close candidates. Without residuals (`fs`), the same recall takes
+sixteen times as many candidates, and more as lists grow denser.
 """
 
 import math
@@ -34,29 +34,29 @@ import faiss
 from scgpt_ray.errors import ConfigError
 
 EXACT_UP_TO = 200_000
-"""Cells that are searched exhaustively in a millisecond a query: no approximation is worth it."""
+"""Largest number of cells that is searched exactly: it takes a millisecond per query."""
 MIN_ROWS_PER_LIST = 39
-"""Fewer training rows per list give unstable centroids: below this faiss itself warns."""
+"""Training rows per list below which faiss warns: centroids become unstable."""
 
 EXACT = "Flat"
-"""The factory string of the exact index."""
+"""Factory string of the exact index."""
 
 _ID_BYTES = 8
 _CODEBOOK_ROWS = 10_000
-_CPP_PLACE = re.compile(r"^Error in .* at \S+\.(cpp|h):\d+: (Error: )?")
-_PLANES = (96, 80, 64, 32)  # principal components kept, half a byte each pair; most faithful first
-_USUAL_PLANE = 1  # 28 bytes a cell with its id; lists in blocks of 32 add some
-_FAITHFUL_ABOVE = 0.985  # recall wanted from which the usual code makes the second ranking long
-_BLOCK = 32  # vectors that fast scan keeps together; a list is filled up to whole blocks
-_GRAPH_FROM = 4096  # lists; a graph finds the list of a vector in 15 us, comparing with 8,192 centroids takes 71
-_GRAPH_LINKS = 32  # finds the nearest of 8,192 centroids for 99.94 % of vectors; 16 links: 99.62 %, 10 us
+_CPP_LOCATION = re.compile(r"^Error in .* at \S+\.(cpp|h):\d+: (Error: )?")
+_WIDTHS = (96, 80, 64, 32)  # principal components, 4 bits per pair; most accurate first
+_DEFAULT_WIDTH = 1  # position in _WIDTHS: 28 bytes per cell with its id, plus padding of lists to blocks of 32
+_ACCURATE_ABOVE = 0.985  # target recall above which the default code would need many candidates
+_BLOCK = 32  # vectors per block of fast scan; lists are padded to whole blocks
+_GRAPH_FROM = 4096  # lists; HNSW finds the nearest of 8,192 centroids in 15 us, comparing with all takes 71 us
+_GRAPH_LINKS = 32  # HNSW finds the nearest of 8,192 centroids for 99.94 % of vectors; 16 links: 99.62 %, 10 us
 _SMALL_SHARD, _SMALL_SHARDS, _LARGE_SHARD = 2_000_000, 4, 10_000_000
 
 
-def usual_shards(n: int) -> int:
-    """How many shards n vectors are cut into: one for two million up to four, then one for ten million.
+def default_shards(n: int) -> int:
+    """Default number of shards: one per 2,000,000 vectors up to four shards, then one per 10,000,000.
 
-    Shards are built side by side, but each has its own centroids in memory, and names candidates of its own.
+    Shards are built in parallel, but each has a copy of the centroids in memory and adds candidates to re-rank.
     """
     return max(1, min(_SMALL_SHARDS, -(-n // _SMALL_SHARD)), -(-n // _LARGE_SHARD))
 
@@ -64,14 +64,16 @@ def usual_shards(n: int) -> int:
 def choose_factory(
     n: int, d: int, memory_budget: int | None = None, n_shards: int = 1, target_recall: float = 0.95
 ) -> str:
-    """The index for n vectors of width d: exact for few; else the most faithful code that is called for and fits.
+    """Factory string for n vectors of width d: exact for few, else the most accurate code that fits the budget.
+
+    Above a target recall of 0.985 a more accurate, larger code is tried first.
 
     Args:
-        n: Vectors in the whole index.
-        d: Their width.
-        memory_budget: Bytes that the opened index may take, all shards together; None for no bound.
-        n_shards: Pieces the index is cut into; each has its own copy of the centroids.
-        target_recall: Recall@10 wanted after the second ranking.
+        n: Number of vectors in the whole index.
+        d: Width.
+        memory_budget: Bytes that the opened index may take, all shards together; None for no limit.
+        n_shards: Number of shards; each has a copy of the centroids.
+        target_recall: Target recall@10 after re-ranking.
 
     Raises:
         ConfigError: If no candidate fits.
@@ -91,28 +93,28 @@ def choose_factory(
 def _candidates(n: int, d: int, n_shards: int, target_recall: float) -> list[str]:
     nlist = _nlist(-(-n // n_shards))
     lists = f"IVF{nlist}" + (f"_HNSW{_GRAPH_LINKS}" if nlist >= _GRAPH_FROM else "")
-    planes = _PLANES if target_recall > _FAITHFUL_ABOVE else _PLANES[_USUAL_PLANE:]
-    widths = dict.fromkeys(min(plane, max(2, d - d % 2)) for plane in planes)
+    tried = _WIDTHS if target_recall > _ACCURATE_ABOVE else _WIDTHS[_DEFAULT_WIDTH:]
+    widths = dict.fromkeys(min(width, max(2, d - d % 2)) for width in tried)
     inverted = [f"PCAR{width},{lists},PQ{width // 2}x4fsr" for width in widths]
     return [EXACT, *inverted] if n <= EXACT_UP_TO else inverted
 
 
 def _nlist(n: int) -> int:
-    """A power of two near 4 sqrt(n) that n rows can train, for a shard of n rows."""
+    """Number of lists of a shard of n rows: a power of two near 4 sqrt(n), small enough to be trained on n rows."""
     trainable = max(1, n // MIN_ROWS_PER_LIST)
     return int(min(2 ** round(math.log2(4 * math.sqrt(max(n, 1)))), 2 ** math.floor(math.log2(trainable))))
 
 
 def with_lists(factory: str, n: int) -> str:
-    """A factory string with no more inverted lists than n vectors can train, a power of two where it has to yield."""
+    """The factory string with its number of lists lowered, if n vectors cannot train them, to a power of two."""
     most = 2 ** math.floor(math.log2(max(1, n // MIN_ROWS_PER_LIST)))
     return re.sub(r"(?<=IVF)\d+", lambda lists: str(min(int(lists[0]), most)), factory)
 
 
 def index_bytes(factory: str, n: int, d: int, n_shards: int = 1) -> int:
-    """Bytes that an opened index takes: codes and ids once, centroids, their graph and half-filled blocks per shard."""
+    """Bytes of an opened index: codes and ids, and per shard the centroids, their graph and the padding of blocks."""
     per_vector = bytes_per_vector(factory, d)
-    index = empty_index(factory, d)  # held, for its lists are of its memory
+    index = empty_index(factory, d)  # keeps the memory of `lists` alive
     lists = inverted_lists(index)
     if lists is None:
         return n * per_vector
@@ -123,70 +125,58 @@ def index_bytes(factory: str, n: int, d: int, n_shards: int = 1) -> int:
 
 
 def bytes_per_vector(factory: str, d: int) -> int:
-    """Bytes that one vector takes in an index: its code, and the 8 bytes of its row where lists keep them.
+    """Bytes of one vector in an index: its code, plus 8 bytes of id if the index has inverted lists.
 
     Raises:
         ConfigError: If faiss refuses the factory string.
     """
     index = empty_index(factory, d)
     lists = inverted_lists(index)
-    # The stand-alone code of an index with lists names the list too; inside it the place does.
+    # sa_code_size would also count the number of the list, which is not stored inside the index.
     code_bytes = index.sa_code_size() if lists is None else lists.code_size
     return int(code_bytes) + (0 if lists is None else _ID_BYTES)
 
 
 def training_size(factory: str, n: int, d: int, memory_budget: int | None = None) -> int:
-    """Rows to sample for training.
+    """Number of rows to sample for training.
 
-    256 per list as far as that is half a million rows, but never fewer than 64 per list or than a codebook of 256
-    codes wants; all rows where there are fewer, and none for an index that needs no training. A memory budget bounds
-    the sample too, down to the rows that the lists cannot do without. (In 8,192 lists of 5,000,000 vectors, 64 rows a
-    list found no less than 122 did, and took half as long.)
+    256 rows per list up to 500,000 rows in all, but at least 64 per list and 10,000 for the codebook; at most n; 0 for
+    an index that needs no training. A memory budget can lower it to 39 rows per list, but not below the 10,000 rows.
+    (With 8,192 lists and 5,000,000 vectors, 64 rows per list gave the same recall as 122 in half the time.)
 
     Args:
-        factory: A string that `check_factory` accepts.
-        n: Vectors there are.
-        d: Their width.
-        memory_budget: Bytes that the sample may take, as float32; None for no bound.
+        factory: A faiss factory string.
+        n: Number of vectors.
+        d: Width.
+        memory_budget: Bytes that the sample may take as float32; None for no limit.
+
+    Raises:
+        ConfigError: If faiss refuses the factory string.
     """
     index = empty_index(factory, d)
     if index.is_trained:
         return 0
     nlist = n_lists(index)
-    wanted = max(64 * nlist, min(256 * nlist, 500_000), _CODEBOOK_ROWS)
+    rows = max(64 * nlist, min(256 * nlist, 500_000), _CODEBOOK_ROWS)
     if memory_budget is not None:
-        wanted = max(min(wanted, memory_budget // (4 * d)), MIN_ROWS_PER_LIST * nlist, min(wanted, _CODEBOOK_ROWS))
-    return min(n, wanted)
-
-
-def check_factory(factory: str, d: int) -> None:
-    """Refuse a factory string that faiss cannot build at width d.
-
-    Raises:
-        ConfigError: With the reason faiss gives, in one line.
-    """
-    empty_index(factory, d)
-
-
-def metric_of(factory: str) -> int:
-    """What faiss compares by: inner product where it is exact, L2 for codes."""
-    return int(faiss.METRIC_INNER_PRODUCT if factory == EXACT else faiss.METRIC_L2)
+        rows = max(min(rows, memory_budget // (4 * d)), MIN_ROWS_PER_LIST * nlist, min(rows, _CODEBOOK_ROWS))
+    return min(n, rows)
 
 
 def empty_index(factory: str, d: int) -> faiss.Index:
-    """An untrained index whose ids are the numbers of the rows that are added.
+    """An untrained index whose ids are row numbers in the order of adding.
 
     Raises:
-        ConfigError: If faiss refuses the factory string.
+        ConfigError: If faiss refuses the factory string; quotes the reason that faiss gives.
     """
     try:
-        index = faiss.index_factory(d, factory, metric_of(factory))
+        index = faiss.index_factory(d, factory, faiss.METRIC_INNER_PRODUCT if factory == EXACT else faiss.METRIC_L2)
     except RuntimeError as error:
         raise _refused(factory, d, reason(error)) from None
     if n_lists(index) == 0:
         raise _refused(factory, d, "no inverted lists")
     if isinstance(behind_transforms(index), faiss.IndexIDMap):
-        raise _refused(factory, d, "an IDMap names rows of its own")
+        raise _refused(factory, d, "an IDMap replaces the row numbers that serve as ids")
     return index
 
 
@@ -199,28 +189,28 @@ def _refused(factory: str, d: int, why: str) -> ConfigError:
 
 
 def behind_transforms(index: faiss.Index) -> faiss.Index:
-    """The part of an index that keeps the vectors and their ids, behind rotations and the like."""
+    """The index behind any vector transforms (PCA, rotations)."""
     while isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
     return index
 
 
 def inverted_lists(index: faiss.Index) -> faiss.IndexIVF | None:
-    """The IVF part of an index, or None where every vector is compared."""
+    """The IVF part of an index; None if it has no inverted lists."""
     try:
         lists = faiss.downcast_index(faiss.extract_index_ivf(index))
-    except RuntimeError:  # faiss offers no other way to ask
+    except RuntimeError:  # faiss has no other way to query this
         return None
     assert isinstance(lists, faiss.IndexIVF)
     return lists
 
 
 def n_lists(index: faiss.Index) -> int:
-    """Number of inverted lists, the largest nprobe there is; 1 where every vector is compared."""
+    """Number of inverted lists, which is the largest useful nprobe; 1 if there are none."""
     lists = inverted_lists(index)
     return 1 if lists is None else int(lists.nlist)
 
 
 def reason(error: RuntimeError) -> str:
-    """What faiss complains about, without the C++ place before it."""
-    return _CPP_PLACE.sub("", str(error).split("\n")[0]).strip()
+    """The message of a faiss error without its C++ source location."""
+    return _CPP_LOCATION.sub("", str(error).split("\n")[0]).strip()

@@ -1,7 +1,7 @@
-"""Training and adding with the GPUs that faiss has; the index itself stays one of the CPU, and so does its file.
+"""Building an index with GPUs. The index itself, and its file, stay CPU ones.
 
-What costs is finding the nearest of many centroids, in k-means and for every vector that is added. Only that goes to
-the GPUs: k-means gets a clustering index there, and while vectors are added, a copy of the centroids finds the lists.
+Nearly all of the time goes to finding the nearest centroid, in k-means and for every added vector. Only this search
+runs on GPUs, on a copy of the centroids.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,30 +12,30 @@ import faiss
 
 from scgpt_ray.index.factory import inverted_lists
 
-Place: TypeAlias = Callable[[faiss.Index], faiss.Index]
-"""Copies a flat index to where it is to be searched."""
+ToGpus: TypeAlias = Callable[[faiss.Index], faiss.Index]
+"""Copies a flat CPU index to GPUs."""
 
 
-def gpus() -> Place | None:
-    """Where centroids are compared: all GPUs of this process, or None where faiss has none."""
+def gpus() -> ToGpus | None:
+    """A copy function to all GPUs of this process; None if faiss sees none."""
     return faiss.index_cpu_to_all_gpus if faiss.get_num_gpus() else None
 
 
 @contextmanager
-def assigning(index: faiss.Index, place: Place | None) -> Iterator[None]:
-    """Let an index that is added to find the lists of its vectors elsewhere."""
+def assigning(index: faiss.Index, to_gpus: ToGpus | None) -> Iterator[None]:
+    """Within this context, vectors that are added to the index find their lists on GPUs."""
     lists = inverted_lists(index)
-    if place is None or lists is None:
+    if to_gpus is None or lists is None:
         yield
         return
-    own = faiss.downcast_index(lists.quantizer)
+    on_cpu = faiss.downcast_index(lists.quantizer)
     flat = faiss.IndexFlat(lists.d, lists.metric_type)
-    flat.add(own.reconstruct_n(0, lists.nlist))
-    elsewhere = place(flat)
+    flat.add(on_cpu.reconstruct_n(0, lists.nlist))
+    on_gpus = to_gpus(flat)
     owned, lists.own_fields = lists.own_fields, False
-    lists.quantizer = elsewhere
+    lists.quantizer = on_gpus
     try:
         yield
     finally:
-        lists.quantizer = own
+        lists.quantizer = on_cpu
         lists.own_fields = owned

@@ -1,4 +1,4 @@
-"""Which cells of the reference a query may find: a condition on their labels, and none that share a value with it."""
+"""Filters on neighbours: a condition on their labels (--neighbor-filter) and excluded groups (--exclude-same)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from scgpt_ray.index.search import Mask
 from scgpt_ray.schema import Int64Array
 
 Own: TypeAlias = tuple[str | None, ...]
-"""A query's own values of the columns that exclude; None equals none."""
+"""The values of one query in the exclusion columns; a None excludes no cell."""
 
 
 @dataclass(frozen=True)
-class Allowed:
-    """What some queries may find.
+class NeighborFilter:
+    """The filters of a set of queries.
 
     Attributes:
-        condition: On the labels of the reference, in the language of --obs-filter; None for none.
-        columns: A cell that shares a query's own value in any of these is not found.
-        groups: The distinct own values among the queries.
-        group_Q: int64 [Q], each query's place in groups.
+        condition: On the labels of the reference, in the syntax of --obs-filter; None for no condition.
+        columns: Exclusion columns: a query never finds a cell that has the query's value in one of them.
+        groups: The distinct values of these columns among the queries.
+        group_Q: int64 [Q], position of each query in `groups`.
     """
 
     condition: str | None
@@ -34,16 +34,16 @@ class Allowed:
     group_Q: Int64Array
 
     @classmethod
-    def among(cls, condition: str | None, own: pa.Table, n_queries: int) -> "Allowed | None":
-        """Gather queries by their own values.
+    def among(cls, condition: str | None, own: pa.Table, n_queries: int) -> "NeighborFilter | None":
+        """Group queries by their values in the exclusion columns.
 
         Args:
             condition: As the attribute.
-            own: A row for each query and a column for each one that excludes; maybe none.
-            n_queries: Rows, where there is no column.
+            own: One row per query and one column per exclusion column; may have no columns.
+            n_queries: Number of queries.
 
         Returns:
-            None where everything may be found.
+            The filters; None if there is no condition and no exclusion column.
         """
         if condition is None and not own.column_names:
             return None
@@ -54,20 +54,20 @@ class Allowed:
         group_Q = np.array([place.setdefault(values, len(place)) for values in zip(*texts, strict=True)], np.int64)
         return cls(condition, tuple(own.column_names), tuple(place), group_Q)
 
-    def of(self, rows_Q: Int64Array) -> "Allowed":
-        """The same for some of the queries."""
-        return Allowed(self.condition, self.columns, self.groups, self.group_Q[rows_Q])
+    def of(self, rows_Q: Int64Array) -> "NeighborFilter":
+        """The filters of some of the queries."""
+        return NeighborFilter(self.condition, self.columns, self.groups, self.group_Q[rows_Q])
 
     def needs(self, schema: pa.Schema) -> list[str]:
-        """The label columns that are looked at."""
+        """Label columns that the filters read."""
         condition = condition_of(self.condition, schema)
         return sorted({*self.columns, *(condition.columns() if condition else ())})
 
     def masks(self, labels: pa.Table) -> Iterator[tuple[Int64Array, Mask]]:
-        """Rows of queries int64 [some], and the cells bool [n] that they may find; each query once.
+        """Yield pairs of query rows, int64 [some], and the cells that they may find, bool [n]; each query once.
 
         Args:
-            labels: The columns of `needs`, a row for each cell of a shard.
+            labels: The columns of `needs`, one row per cell of a shard.
         """
         condition = condition_of(self.condition, labels.schema)
         met_N = np.ones(labels.num_rows, np.bool_) if condition is None else condition.mask(labels)
@@ -75,17 +75,17 @@ class Allowed:
         for group in np.unique(self.group_Q):
             mask_N = met_N.copy()
             for name, value in zip(self.columns, self.groups[group], strict=True):
-                place = texts[name].dictionary.index(value)  # -1, which no cell has, where it is null or not there
+                place = texts[name].dictionary.index(value)  # -1, which no cell has, if null or absent
                 is_other = pc.not_equal(texts[name].indices, place).fill_null(True)
                 mask_N &= is_other.to_numpy(zero_copy_only=False)
             yield np.flatnonzero(self.group_Q == group), mask_N
 
 
 def condition_of(text: str | None, schema: pa.Schema) -> Condition | None:
-    """Read a condition on labels.
+    """Parse a condition on labels.
 
     Raises:
-        ConfigError: As `cells.filter.parse`.
+        ConfigError: If it is no valid filter, or names a column that the index does not keep.
     """
     if text is None:
         return None
@@ -100,9 +100,9 @@ def condition_of(text: str | None, schema: pa.Schema) -> Condition | None:
 
 
 def masked(
-    allowed: Allowed | None, n_queries: int, labels: pa.Table | None
+    allowed: NeighborFilter | None, n_queries: int, labels: pa.Table | None
 ) -> Sequence[tuple[Int64Array, Mask | None]]:
-    """The groups of queries to search for one by one: all at once where everything may be found."""
+    """Groups of queries to search together, with their masks; one group without a mask if there is no filter."""
     if allowed is None or labels is None:
         return [(np.arange(n_queries), None)]
     return list(allowed.masks(labels))

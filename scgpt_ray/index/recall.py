@@ -1,9 +1,8 @@
-"""How much of the truth an approximate search finds, and how far it must look for that.
+"""Recall of the approximate search, and the cheapest search parameters that reach a target recall.
 
-The queries are indexed cells; that a cell finds itself does not count. An params is a number of lists and a number of
-candidates that are ranked again. What one costs is counted, not timed, so that an index is a
-function of its request: bytes of codes that are read in a row, and bytes of vectors that are read from random places,
-of which one takes as long as four in a row (0.5 against 2 GB/s on a core).
+Queries are indexed cells, and a cell is not its own neighbour. The cost of search parameters is counted, not timed, so
+that an index is a function of its request: bytes of codes, which are read sequentially, plus four times the bytes of
+vectors, which are read at random (0.5 against 2 GB/s on one core).
 """
 
 import time
@@ -23,21 +22,21 @@ from scgpt_ray.storage import Folder
 RECALL_K = (1, 10, 50)
 CHOSEN_K = 10
 _RERANKS = (640, 320, 160, 80, 40)
-_PLATEAU = 0.002  # recall that two doublings of the lists must gain for a third one to be worth its time
+_PLATEAU = 0.002  # stop once two doublings of nprobe gained less recall than this
 _RANDOM_READ = 4
 _LATENCY_QUERIES = 64
 _MS = 1000
 
 Search = Callable[[Float32Matrix, int, SearchParams], Neighbors]
-"""Queries [Q, d], neighbours wanted and params -> neighbours."""
+"""Queries float32 [Q, d], k and search parameters -> neighbours."""
 
 
 def recall_at(found_ids_QK: Int64Array, true_ids_QK: Int64Array) -> float:
-    """Recall@K: the part of the true neighbours that were found, over all queries.
+    """Recall@K: fraction of the true neighbours that were found, over all queries.
 
     Args:
-        found_ids_QK: int64 [Q, K] of the search that is evaluated; -1 is none.
-        true_ids_QK: int64 [Q, K] of the exact search; -1 is none and does not count.
+        found_ids_QK: int64 [Q, K], neighbours found by the search under evaluation; -1 for none.
+        true_ids_QK: int64 [Q, K], neighbours found by exact search; -1 for none, which does not count.
     """
     assert len(found_ids_QK) == len(true_ids_QK), (found_ids_QK.shape, true_ids_QK.shape)
     exists_QK = true_ids_QK != NONE
@@ -48,14 +47,14 @@ def recall_at(found_ids_QK: Int64Array, true_ids_QK: Int64Array) -> float:
 
 @dataclass(frozen=True)
 class Point:
-    """One params and what it finds.
+    """Search parameters with their recall and cost.
 
     Attributes:
-        nprobe: Inverted lists of each shard.
-        rerank: Candidates of each shard.
-        recall_at_1: Part of the true first neighbours found among ten.
-        recall_at_10: Part of the true ten neighbours found.
-        cost: Bytes read for a query, those from random places counted four times.
+        nprobe: Inverted lists searched per shard.
+        rerank: Candidates re-ranked per shard.
+        recall_at_1: Fraction of the nearest neighbours that are among the ten found.
+        recall_at_10: Fraction of the ten nearest neighbours that are among the ten found.
+        cost: Bytes read per query; bytes read at random count four times.
     """
 
     nprobe: int
@@ -66,18 +65,18 @@ class Point:
 
     @property
     def params(self) -> SearchParams:
-        """What a search takes."""
+        """The search parameters."""
         return SearchParams(self.nprobe, self.rerank)
 
 
 @dataclass(frozen=True)
 class RecallSample:
-    """What an index is examined with.
+    """Indexed cells with their true neighbours.
 
     Attributes:
-        ids_Q: int64 [Q], the cells that ask.
+        ids_Q: int64 [Q], the cells.
         queries_QD: float32 [Q, d], their vectors.
-        truth_QK: int64 [Q, K], their true neighbours, themselves left out; -1 where there are no more.
+        truth_QK: int64 [Q, K], their true neighbours without themselves; -1 if there are fewer than K.
         scores_QK: float32 [Q, K].
     """
 
@@ -87,17 +86,17 @@ class RecallSample:
     scores_QK: Float32Matrix
 
     def found(self, search: Search, k: int, params: SearchParams) -> Neighbors:
-        """The k nearest others that a search finds."""
+        """The k neighbours of each cell that a search finds, without the cell itself."""
         return without_self(*search(self.queries_QD, k + 1, params), self.ids_Q)
 
     def recall(self, found_QK: Int64Array, k: int) -> float:
-        """Recall@k; 1 where nobody has a neighbour."""
+        """Recall@k; 1 if no cell has a neighbour."""
         truth_QK = self.truth_QK[:, :k]
         return recall_at(found_QK, truth_QK) if (truth_QK >= 0).any() else 1.0
 
 
 def without_self(ids_QK: Int64Array, scores_QK: Float32Matrix, own_Q: Int64Array) -> Neighbors:
-    """Drop each query's own id, or its last neighbour where it did not find itself: [Q, K - 1]."""
+    """Drop each query's own id (or its last neighbour, if it did not find itself); returns shape [Q, K - 1]."""
     is_own_QK = ids_QK == own_Q[:, None]
     is_own_QK[~is_own_QK.any(axis=1), -1] = True
     shape = (len(own_Q), ids_QK.shape[1] - 1)
@@ -107,17 +106,18 @@ def without_self(ids_QK: Int64Array, scores_QK: Float32Matrix, own_Q: Int64Array
 def choose_params(
     recall_sample: RecallSample, search: Search, nlist: int, cost_of: Callable[[SearchParams], int], target: float
 ) -> tuple[Point, list[Point]]:
-    """Double the lists until the most candidates meet the target, then once more; the cheapest that meets it wins.
+    """Choose the cheapest search parameters that reach a target recall.
 
-    Where none meets it, the cheapest of those within a hair of the best.
+    nprobe is doubled until the largest rerank reaches the target, and once more; for each nprobe rerank is lowered
+    until the target is missed. If no point reaches the target, the cheapest within 0.002 of the best recall is chosen.
 
     Returns:
-        The point chosen, and all that were measured.
+        The chosen point, and all points measured.
     """
     curve: list[Point] = []
 
     def measure(nprobe: int, reranks: Iterable[int]) -> list[Point]:
-        """Points of falling rerank, down to the first that misses the target: fewer candidates find less."""
+        """Points of falling rerank, down to the first that misses the target."""
         points: list[Point] = []
         for rerank in reranks:
             points.append(point_at(SearchParams(nprobe, rerank), recall_sample, search, cost_of))
@@ -143,7 +143,7 @@ def choose_params(
 def point_at(
     params: SearchParams, recall_sample: RecallSample, search: Search, cost_of: Callable[[SearchParams], int]
 ) -> Point:
-    """Measure search parameters."""
+    """Measure the recall of search parameters."""
     found_QK, _ = recall_sample.found(search, CHOSEN_K, params)
     recalls = recall_sample.recall(found_QK, 1), recall_sample.recall(found_QK, CHOSEN_K)
     return Point(params.nprobe, params.rerank, *recalls, cost_of(params))
@@ -156,7 +156,7 @@ def _is_flat(curve: Sequence[Point]) -> bool:
 
 
 def cost_model(factory: str, d: int, n_cells: int, n_shards: int, nlist: int) -> Callable[[SearchParams], int]:
-    """Bytes that a query reads at search parameters."""
+    """The cost of search parameters: bytes read per query, those read at random times four."""
     code_bytes = bytes_per_vector(factory, d)
 
     def cost(params: SearchParams) -> int:
@@ -167,8 +167,8 @@ def cost_model(factory: str, d: int, n_cells: int, n_shards: int, nlist: int) ->
 
 
 def speed(queries_QD: Float32Matrix, search: Search, params: SearchParams) -> dict[str, float]:
-    """Latency of single queries in milliseconds, and the rate of all of them at once."""
-    search(queries_QD[:1], CHOSEN_K, params)  # opens what is not open yet
+    """Latency of single queries in milliseconds, and throughput of all queries in one call."""
+    search(queries_QD[:1], CHOSEN_K, params)  # opens the shards
     seconds = []
     for place in range(min(_LATENCY_QUERIES, len(queries_QD))):
         started = time.perf_counter()
@@ -182,7 +182,7 @@ def speed(queries_QD: Float32Matrix, search: Search, params: SearchParams) -> di
 
 
 def bytes_per_cell(output: Folder, index: IndexDescription) -> dict[str, float]:
-    """Memory that the opened index needs, and room on the disk, per cell."""
+    """Memory of the opened index and disk space, in bytes per cell."""
     names = [TEMPLATE, *(name for shard in index.shards for name in shard.files)]
     disk = sum(output.size(name) or 0 for name in names)
     memory = sum(output.size(shard.name) or 0 for shard in index.shards)

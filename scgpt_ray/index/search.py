@@ -1,12 +1,12 @@
-"""Nearest neighbours: in one shard, over many, and exactly.
+"""Nearest-neighbour search: in one shard, merged over shards, and exact.
 
-Neighbours come in falling order of their score; equal scores are ordered by id, also across the last place
-kept, so that a result does not depend on how the vectors are cut into shards. RaBitQ of several bits is the
-one exception: faiss skips what is improbable beside the neighbours found so far, and shards skip a bit less.
+Neighbours are sorted by falling score, ties by id. This also decides which of several tied neighbours is the k-th, so
+results do not depend on how vectors are divided into shards. The one exception is RaBitQ with several bits: faiss skips
+candidates that are unlikely given the neighbours found so far, and fewer of them in a smaller shard.
 
-Nor does a result depend on the other queries, or on the number of threads. A matrix product would show both: the
-kernels that faiss's OpenBLAS has for AVX2 (`Haswell`, `Zen`) round an entry by its place in the product. So exact
-search takes from a product only which vectors are near, and computes their scores one by one.
+Results do not depend on the other queries or on the number of threads either. Scores from a matrix product would: the
+AVX2 kernels of faiss's OpenBLAS (`Haswell`, `Zen`) round an entry by its position in the product. So exact search uses
+a matrix product only to select candidates, and computes each score separately.
 
 Shapes: Q queries, K neighbours, D width, N vectors.
 """
@@ -25,36 +25,36 @@ from scgpt_ray.index.factory import behind_transforms, inverted_lists, reason
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 NONE = -1
-"""The id where there are fewer than K neighbours; its score is -inf."""
+"""The id that fills up rows with fewer than K neighbours; its score is -inf."""
 
 Neighbors: TypeAlias = tuple[Int64Array, Float32Matrix]
-"""ids int64 [Q, K] and scores float32 [Q, K], the cosines."""
+"""ids int64 [Q, K] and scores float32 [Q, K], which are cosine similarities."""
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
-"""One bit for each row of a shard."""
+"""bool [n], one value per row of a shard."""
 
-_faiss: Any = faiss  # the stubs know nothing of search parameters
+_faiss: Any = faiss  # the stubs lack search parameters
 _Find: TypeAlias = Callable[[Float32Matrix, int], Neighbors]
 _Vectors: TypeAlias = Callable[[Int64Array], Float32Matrix]
 _T = TypeVar("_T")
 
-_TIED_CELLS = 2**24  # ids held at once while ties are settled: 200 MB
-_BLOCK_FLOATS = 2**22  # vectors held as float32 at once by a thread: 16 MB
-_SPARE = 6  # neighbours looked at beyond those wanted, so that ties seldom reach behind them
-_ROUNDING = np.float32(4e-6)  # twice what the ways to sum the score of one pair differ by (1.5e-6 at d 512)
+_TIED_CELLS = 2**24  # ids in memory while ties are resolved: 200 MB
+_BLOCK_FLOATS = 2**22  # float32 values in memory per thread: 16 MB
+_SPARE = 6  # extra neighbours requested, so that most ties are resolved by the first search
+_ROUNDING = np.float32(4e-6)  # over twice the difference between ways to sum one score (1.5e-6 at d 512)
 
 
 def set_threads(n: int) -> None:
-    """Let faiss use n threads in this process; its default is every core, whatever Ray granted."""
+    """Set the number of threads of faiss in this process; its default is all cores, whatever Ray granted."""
     faiss.omp_set_num_threads(n)
 
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """Let faiss and its BLAS use one thread meanwhile, so that no rounding depends on how many there are.
+    """Run faiss and its BLAS in one thread, so that rounding does not depend on the number of threads.
 
     Yields:
-        How many they were granted.
+        The number of threads before.
     """
     granted = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -65,8 +65,8 @@ def one_thread() -> Iterator[int]:
 
 
 def in_threads(do: Callable[[int], _T], starts: Iterable[int], threads: int) -> list[_T]:
-    """What a function gives for each start, in their order; each runs in one thread, its calls of faiss too."""
-    # A Python thread has its own number of OpenMP threads, which OpenBLAS goes by.
+    """Map a function over `starts` with a thread pool; within each call faiss runs in one thread. Keeps the order."""
+    # OpenMP keeps the number of threads per Python thread, and OpenBLAS follows it.
     with ThreadPoolExecutor(threads, initializer=set_threads, initargs=(1,)) as pool:
         return list(pool.map(do, starts))
 
@@ -74,17 +74,17 @@ def in_threads(do: Callable[[int], _T], starts: Iterable[int], threads: int) -> 
 def search(
     index: faiss.Index, queries_QD: Float32Matrix, k: int, nprobe: int, allowed_N: Mask | None = None
 ) -> Neighbors:
-    """The k nearest neighbours that an index finds.
+    """Search an index for the k nearest neighbours.
 
     Args:
         index: An opened shard.
         queries_QD: float32 [Q, d], L2-normalised.
-        k: Neighbours wanted.
-        nprobe: Inverted lists to look into; more than there are means all. Not read where there are none.
+        k: Number of neighbours.
+        nprobe: Inverted lists to search, at most all; ignored without inverted lists.
         allowed_N: bool [ntotal], rows that may be found; None for all.
 
     Returns:
-        rows int64 [Q, k], -1 where there are no more; scores float32 [Q, k], -inf there.
+        rows int64 [Q, k] and scores float32 [Q, k], filled up with -1 and -inf.
     """
     find = _find_in(index, nprobe, allowed_N)
     return merge([_nearest(find, np.ascontiguousarray(queries_QD, np.float32), k, k + _SPARE, index.ntotal)], k)
@@ -93,9 +93,9 @@ def search(
 def candidates(
     index: faiss.Index, queries_QD: Float32Matrix, n: int, nprobe: int, allowed_N: Mask | None = None
 ) -> Int64Array:
-    """Rows of the n nearest by their codes, int64 [Q, n], -1 where there are no more; for a second ranking.
+    """Rows of the n nearest codes, int64 [Q, n], filled up with -1; they are to be re-ranked.
 
-    As `search`, without settling ties in the last place: codes of few bits tie all the time.
+    As `search`, but ties in the last place are not resolved: short codes tie all the time.
     """
     if index.ntotal == 0 or len(queries_QD) == 0:
         return no_neighbors(len(queries_QD), n)[0]
@@ -103,9 +103,9 @@ def candidates(
 
 
 def _find_in(index: faiss.Index, nprobe: int, allowed_N: Mask | None) -> _Find:
-    """Search an index by faiss; scores are cosines, exact or estimated by codes."""
+    """A function that searches an index with faiss; scores are cosines, exact or estimated from codes."""
     inner, lists = behind_transforms(index), inverted_lists(index)
-    # The selector is kept alive by this closure: faiss holds no reference to it.
+    # The closure keeps the selector alive: faiss holds no reference to it.
     selector = None if allowed_N is None else _faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
     if lists is None:
         parameters = _faiss.SearchParameters(sel=selector)
@@ -119,8 +119,8 @@ def _find_in(index: faiss.Index, nprobe: int, allowed_N: Mask | None) -> _Find:
                 found_QW, rows_QW = inner.search(_transformed(index, queries_QD), width, params=parameters)
         except RuntimeError as error:
             raise ConfigError(
-                f"this index cannot be searched so: {reason(error)}",
-                expected="a kind of index that searches among allowed cells, such as Flat or IVF",
+                f"this index cannot be searched with a filter: {reason(error)}",
+                expected="an index that supports filters, such as Flat or IVF",
                 remedy="build the index with --factory auto, or leave the filter out",
             ) from None
         if isinstance(index, faiss.IndexFlat):
@@ -132,13 +132,13 @@ def _find_in(index: faiss.Index, nprobe: int, allowed_N: Mask | None) -> _Find:
 
 
 def _transformed(index: faiss.Index, queries_QD: Float32Matrix) -> Float32Matrix:
-    """Queries as the index behind rotations and the like sees them, whatever other queries there are."""
+    """Apply the vector transforms of an index to each query separately."""
     while isinstance(index, faiss.IndexPreTransform):
-        chain: Any = index.chain  # a C++ vector, whatever the stub says
+        chain: Any = index.chain  # a C++ vector; the stub is wrong
         for step in map(_faiss.downcast_VectorTransform, map(chain.at, range(chain.size()))):
             if isinstance(step, faiss.LinearTransform):
                 matrix_ED = faiss.vector_to_array(step.A).reshape(step.d_out, step.d_in)
-                # einsum, not a matrix product: its sums do not depend on the number of rows.
+                # The sums of einsum, unlike those of a matrix product, do not depend on the number of rows.
                 queries_QD = np.einsum("qd,ed->qe", queries_QD, matrix_ED)
                 queries_QD += faiss.vector_to_array(step.b) if step.have_bias else 0
             else:
@@ -149,8 +149,8 @@ def _transformed(index: faiss.Index, queries_QD: Float32Matrix) -> Float32Matrix
 
 @contextmanager
 def _one_by_one() -> Iterator[None]:
-    """Let faiss compare each query with the centroids without a matrix product."""
-    limit = _faiss.cvar.distance_compute_blas_threshold  # floats of all queries from which it takes one
+    """Make faiss compare queries with centroids one by one, without a matrix product."""
+    limit = _faiss.cvar.distance_compute_blas_threshold  # number of queries from which faiss uses BLAS
     _faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
     try:
         yield
@@ -159,12 +159,12 @@ def _one_by_one() -> Iterator[None]:
 
 
 def exact_search(blocks: Iterable[tuple[Int64Array, Float32Matrix]], queries_QD: Float32Matrix, k: int) -> Neighbors:
-    """The k nearest neighbours, by comparing every query with every vector.
+    """The k nearest neighbours by exact search: every query is compared with every vector.
 
     Args:
         blocks: Pairs of ids int64 [n] and vectors float32 [n, d], read once, one at a time.
         queries_QD: float32 [Q, d].
-        k: Neighbours wanted.
+        k: Number of neighbours.
 
     Returns:
         As `search`.
@@ -178,12 +178,12 @@ def exact_search(blocks: Iterable[tuple[Int64Array, Float32Matrix]], queries_QD:
 
 
 def scores_of(queries_QD: Float32Matrix, rows_QR: Int64Array, vectors_of: _Vectors) -> Float32Matrix:
-    """Cosines of queries and some rows each, every one by itself; by threads, in blocks of queries.
+    """Cosines between each query and its own rows, computed pair by pair; queries are divided among threads.
 
     Args:
         queries_QD: float32 [Q, d].
-        rows_QR: int64 [Q, R]; -1 is none and scores -inf.
-        vectors_of: Rows int64 [some] to their vectors, float32 [some, d].
+        rows_QR: int64 [Q, R]; -1 for none, whose score is -inf.
+        vectors_of: Function from rows, int64 [some], to their vectors, float32 [some, d].
 
     Returns:
         float32 [Q, R].
@@ -195,7 +195,7 @@ def scores_of(queries_QD: Float32Matrix, rows_QR: Int64Array, vectors_of: _Vecto
         block = slice(start, start + step)
         rows_qR = rows_QR[block]
         near_qRD = vectors_of(np.maximum(rows_qR, 0).ravel()).reshape(*rows_qR.shape, -1)
-        # einsum, not a matrix product: its sums do not depend on the number of rows.
+        # The sums of einsum, unlike those of a matrix product, do not depend on the number of rows.
         scores_qR = np.einsum("qd,qrd->qr", queries_QD[block], near_qRD)
         scores_QR[block] = np.where(rows_qR == NONE, np.float32(-np.inf), scores_qR)
 
@@ -204,11 +204,11 @@ def scores_of(queries_QD: Float32Matrix, rows_QR: Int64Array, vectors_of: _Vecto
 
 
 def merge(results: Sequence[Neighbors], k: int) -> Neighbors:
-    """The k best of the neighbours that several shards found for the same queries.
+    """Merge the neighbours that several shards found for the same queries, and keep the k best.
 
     Args:
-        results: Pairs of ids [Q, any] and scores [Q, any]; an id of -1 is no neighbour, whatever its score.
-        k: Neighbours wanted.
+        results: Pairs of ids [Q, any] and scores [Q, any]; an id of -1 is ignored, whatever its score.
+        k: Number of neighbours.
     """
     ids_QM = np.concatenate([ids for ids, _ in results], axis=1)
     scores_QM = np.concatenate([scores for _, scores in results], axis=1)
@@ -221,10 +221,10 @@ def merge(results: Sequence[Neighbors], k: int) -> Neighbors:
 
 
 def _nearest(find: _Find, queries_QD: Float32Matrix, k: int, width: int, n: int) -> Neighbors:
-    """The k best by score and id of what `find` offers among n vectors.
+    """The k best by score and id of the neighbours that `find` returns, among n vectors.
 
-    Where the last of those asked for is not clearly worse than the k-th, it is chance which of the equals faiss
-    kept, and those queries are asked again for more until their ties are complete.
+    If the last of `width` neighbours scores no worse than the k-th, faiss may have dropped a tied one with a smaller
+    id: such queries are searched again, each time for four times as many, until all ties are included.
     """
     if n == 0 or len(queries_QD) == 0:
         return no_neighbors(len(queries_QD), k)
@@ -253,5 +253,5 @@ def _find_among(ids_N: Int64Array, vectors_ND: Float32Matrix) -> _Find:
 
 
 def no_neighbors(n_queries: int, k: int) -> Neighbors:
-    """The answer where there is no neighbour."""
+    """A result without any neighbour: ids -1 [Q, k], scores -inf [Q, k]."""
     return np.full((n_queries, k), NONE, np.int64), np.full((n_queries, k), -np.inf, np.float32)

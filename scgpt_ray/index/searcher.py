@@ -1,13 +1,12 @@
-"""A searcher: some shards of an index, held open, and the search through them in two steps.
+"""Search in opened shards, in two steps.
 
-First the codes, which are in memory, name `rerank` candidates, or more where many neighbours are wanted; then these are
-compared with the query by their vectors in half precision, which are read from a memory map: 2 d bytes of disk a
-candidate, no memory that could not be given back. On an object store vectors and codes are copied to a local scratch
-folder when the shard is opened: a search reads some hundred vectors a query from random places, too many for requests
-of their own.
+First the codes, which are in memory, give `rerank` candidates per shard (at least ten per neighbour). Then candidates
+are re-ranked by their vectors in half precision, which are read from a memory map: 2 d bytes of disk per candidate, and
+no memory that the system cannot reclaim. A shard on an object store is copied to a local temporary folder when it is
+opened: a query reads some hundred vectors at random, too many for a request each.
 
-A neighbour's score depends on the query and the neighbour alone, and the candidates of a shard on the shard and the
-query alone. So it does not matter which process holds which shard.
+A score depends on the query and the neighbour only, and the candidates of a shard on the query and the shard only, so
+it does not matter which process has which shards open.
 """
 
 import io
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.description import CENTRE
-from scgpt_ray.index.neighbor_filter import Allowed, masked
+from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
 from scgpt_ray.index.search import (
     NONE,
     Mask,
@@ -45,22 +44,22 @@ from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
 EXACT_ROWS = 20_000
-"""Cells that a filter leaves in a shard and that are compared one by one: no lists to miss."""
+"""If a filter leaves at most this many cells of a shard, they are searched exactly."""
 
 LEAST_PER_NEIGHBOR = 10
-"""Candidates for each neighbour wanted, however few suffice for ten."""
+"""Minimum number of candidates per neighbour."""
 
-_SPARE = 16  # candidates ordered beyond those wanted, so that ties seldom reach behind them
+_SPARE = 16  # extra candidates sorted, so that most ties are resolved at once
 _EXACT_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
 class SearchParams:
-    """How far a search looks.
+    """Parameters of an approximate search.
 
     Attributes:
-        nprobe: Inverted lists of each shard.
-        rerank: Candidates of each shard, ten at least for each neighbour wanted; not read where the index is exact.
+        nprobe: Inverted lists searched per shard.
+        rerank: Candidates re-ranked per shard, raised to ten per neighbour if lower; ignored by an exact index.
     """
 
     nprobe: int
@@ -73,10 +72,10 @@ class Shard:
 
     Attributes:
         folder: The index folder.
-        description: Its files.
-        index: faiss, by row.
-        ids_N: int64 [n], memory-mapped.
-        vectors_ND: float16 [n, d], memory-mapped, around the centre; None where the index is exact.
+        description: Names of its files.
+        index: The faiss index, whose ids are rows.
+        ids_N: int64 [n], soma_joinid of each row; memory-mapped.
+        vectors_ND: float16 [n, d], vectors minus the centre; memory-mapped; None if the index is exact.
         centre_D: float32 [d].
     """
 
@@ -92,7 +91,7 @@ class Shard:
         """Open the files of a shard.
 
         Raises:
-            ReferenceSetError: If one is missing, torn, or holds other rows than the description says.
+            ReferenceSetError: If one is missing, incomplete, or has another number of rows than the description says.
         """
         try:
             index = open_faiss(folder.fetch(description.name, cache))
@@ -108,12 +107,12 @@ class Shard:
         return cls(folder, description, index, ids_N, vectors_ND, centre_D)
 
     def labels(self, columns: Sequence[str]) -> pa.Table:
-        """Label columns, a row for each of the shard."""
+        """Read label columns, one row per row of the shard."""
         with self.folder.open(self.description.labels) as stream:
             return pq.read_table(stream, columns=list(columns))
 
     def vectors(self, rows: Int64Array) -> Float32Matrix:
-        """Unit vectors of some rows, float32 [some, d]: exact, or in half precision around the centre."""
+        """Vectors of some rows, float32 [some, d]; rounded to half precision unless the index is exact."""
         if self.vectors_ND is None:
             return np.asarray(self.index.reconstruct_batch(rows), np.float32)
         return np.asarray(self.vectors_ND[rows].astype(np.float32) + self.centre_D)
@@ -127,7 +126,7 @@ class Shard:
             return self._named(rows_QK), scores_QK
         if allowed_N is not None and (n_allowed := int(allowed_N.sum())) <= EXACT_ROWS:
             return self.exact(queries_QD, k, np.flatnonzero(allowed_N))
-        # What a filter leaves is spread over more lists.
+        # The cells that pass a filter are spread over more lists.
         share = 1.0 if allowed_N is None else n_allowed / len(allowed_N)
         nprobe = int(np.ceil(params.nprobe / share))
         n = max(params.rerank, LEAST_PER_NEIGHBOR * k)
@@ -136,13 +135,13 @@ class Shard:
         return self._named(rows_QK), scores_QK
 
     def exact(self, queries_QD: Float32Matrix, k: int, rows: Int64Array | None = None) -> Neighbors:
-        """The k nearest among some rows, or all, by comparing with each."""
-        wanted = np.arange(len(self.ids_N)) if rows is None else rows
-        blocks = (wanted[start : start + _EXACT_BLOCK] for start in range(0, len(wanted), _EXACT_BLOCK))
+        """Exact search among some rows; all if None."""
+        rows = np.arange(len(self.ids_N)) if rows is None else rows
+        blocks = (rows[start : start + _EXACT_BLOCK] for start in range(0, len(rows), _EXACT_BLOCK))
         return exact_search(((self.ids_N[block], self.vectors(block)) for block in blocks), queries_QD, k)
 
     def _ranked(self, queries_QD: Float32Matrix, rows_QR: Int64Array, k: int) -> Neighbors:
-        """The k best of the candidates by their vectors."""
+        """Re-rank candidates by their vectors and keep the k best."""
         halves_ND = self.vectors_ND
         assert halves_ND is not None
         scores_QR = scores_of(queries_QD, rows_QR, lambda rows: halves_ND[rows].astype(np.float32))
@@ -150,13 +149,11 @@ class Shard:
         return _best(rows_QR, scores_QR, k)
 
     def _named(self, rows_QK: Int64Array) -> Int64Array:
-        if not len(self.ids_N):
-            return rows_QK
         return np.where(rows_QK == NONE, NONE, np.asarray(self.ids_N)[np.maximum(rows_QK, 0)])
 
 
 def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
-    """As `merge` of one result, for many candidates: only the best are put in order."""
+    """`merge` of one result with many candidates: only the best are sorted."""
     n = k + _SPARE
     if rows_QR.shape[1] <= n:
         return merge([(rows_QR, scores_QR)], k)
@@ -169,11 +166,11 @@ def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
 
 
 class Searcher:
-    """Some shards of an index, open until it is dropped.
+    """Search in some shards of an index, which are opened by the first search.
 
     Args:
         folder: The index folder.
-        shards: Which of its shards.
+        shards: The shards to search.
     """
 
     def __init__(self, folder: Folder, shards: Sequence[ShardDescription]) -> None:
@@ -182,7 +179,7 @@ class Searcher:
 
     @cached_property
     def _cache(self) -> Path:
-        """A folder for copies, which goes with this object."""
+        """A temporary folder, deleted with this object."""
         place = Path(tempfile.mkdtemp(prefix="scgpt-ray-index-"))
         weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
         return place
@@ -195,14 +192,14 @@ class Searcher:
         return [Shard.open(self._folder, description, centre_D, cache) for description in self._descriptions]
 
     def search(
-        self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: Allowed | None = None
+        self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None = None
     ) -> Neighbors:
-        """The k nearest neighbours in all shards: ids int64 [Q, k], -1 for none, and scores float32 [Q, k]."""
+        """The k nearest neighbours over all shards: ids int64 [Q, k], -1 for none, and scores float32 [Q, k]."""
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         return merge([self._search(shard, queries_QD, k, params, allowed) for shard in self.shards], k)
 
     def _search(
-        self, shard: Shard, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: Allowed | None
+        self, shard: Shard, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
     ) -> Neighbors:
         labels = None if allowed is None else self._labels(shard, tuple(allowed.needs(self._schema)))
         ids_QK, scores_QK = no_neighbors(len(queries_QD), k)
@@ -211,7 +208,7 @@ class Searcher:
         return ids_QK, scores_QK
 
     def _labels(self, shard: Shard, columns: tuple[str, ...]) -> pa.Table:
-        """Labels of a shard, read once: one filter is asked for with many blocks of queries."""
+        """Labels of a shard, cached: the same filter comes with many blocks of queries."""
         key = shard.description.name, columns
         if key not in self._read:
             self._read[key] = shard.labels(columns)
@@ -223,6 +220,6 @@ class Searcher:
             return pq.read_schema(stream)
 
     def exact(self, queries_QD: Float32Matrix, k: int) -> Neighbors:
-        """The same by comparing with every vector."""
+        """Exact search over all shards."""
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         return merge([shard.exact(queries_QD, k) for shard in self.shards], k)

@@ -1,13 +1,13 @@
-"""The shards: pieces of an index, each a faiss file that any faiss program opens, with what belongs to its rows beside.
+"""Shards of an index. Each is a plain faiss file with the ids, vectors and labels of its rows in files next to it.
 
-    shard-00000.faiss     the index; its ids are the numbers of its rows, 0, 1, ...
-    ids-00000.npy         int64 [n], the soma_joinid of each row, ascending
-    vectors-00000.npy     float16 [n, d], what each vector differs from centre.npy by; absent where the index is exact
+    shard-00000.faiss     the index; its ids are row numbers 0, 1, ...
+    ids-00000.npy         int64 [n], soma_joinid of each row, ascending
+    vectors-00000.npy     float16 [n, d], each vector minus centre.npy; absent if the index is exact
     labels-00000.parquet  soma_joinid and label columns of each row
-    shard-00000.json      the seal, written last: for which request, and how large the files are
+    shard-00000.json      the commit marker, written last: digest of the request, sizes of the files
 
-Vectors are halved around their centre because the embeddings crowd there: 11 bits of the whole value lose 1.7 % of the
-true ten neighbours in the cells of `factory`, 11 bits of the difference 0.1 %.
+The centre is subtracted before rounding to half precision because embeddings lie close to it: rounding the vectors
+themselves loses 1.7 % of the true ten neighbours (of the cells described in `factory`), rounding the differences 0.1 %.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.factory import reason
-from scgpt_ray.index.gpu import Place, assigning
+from scgpt_ray.index.gpu import ToGpus, assigning
 from scgpt_ray.index.search import one_thread
 from scgpt_ray.index.template import open_template, without_table
-from scgpt_ray.records import ShardDescription, ShardSeal
+from scgpt_ray.records import CommitMarker, ShardDescription
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -38,17 +38,18 @@ def build_shard(
     shard: ShardDescription,
     centre_D: Float32Matrix,
     *,
-    place: Place | None = None,
+    to_gpus: ToGpus | None = None,
 ) -> int:
-    """Fill a copy of the template and write it, with its ids and vectors, reading the blocks once.
+    """Add vectors to a copy of the template and write it with its ids and vectors; reads the blocks once.
 
     Args:
-        template: What `train` returned.
-        blocks: Pairs of ids int64 [n], ascending throughout, and L2-normalised vectors float32 [n, d]; maybe none.
+        template: The result of `train`.
+        blocks: Pairs of ids int64 [n], ascending over all blocks, and L2-normalised vectors float32 [n, d]; may be
+            empty.
         folder: The index folder.
-        shard: The names of the files.
-        centre_D: float32 [d], around which vectors are halved.
-        place: GPUs that find the lists, as `gpu.gpus` offers them.
+        shard: Names of the files.
+        centre_D: float32 [d], subtracted from vectors before they are rounded to half precision.
+        to_gpus: Finds the lists of vectors on GPUs (`gpu.gpus`).
 
     Returns:
         Number of vectors.
@@ -56,7 +57,7 @@ def build_shard(
     index = open_template(template)
     ids: list[Int64Array] = [np.empty(0, np.int64)]
     even = _evenly(blocks, index.d)
-    with one_thread(), assigning(index, place):
+    with one_thread(), assigning(index, to_gpus):
         if shard.vectors is None:
             ids += [_add(index, *block) for block in even]
         else:
@@ -77,10 +78,10 @@ def build_shard(
 
 
 def _evenly(blocks: Iterable[tuple[Int64Array, Float32Matrix]], d: int) -> Iterator[tuple[Int64Array, Float32Matrix]]:
-    """The same rows in blocks of one size, but for the last.
+    """The same rows in blocks of equal size, except the last.
 
-    A matrix product rounds an entry by its place in the product (see `search`), and the codes would show how the
-    embeddings were cut into parts.
+    Rounding in a matrix product depends on the position of an entry (see `search`), so codes would otherwise depend on
+    how the embeddings are divided into parts.
     """
     ids_N, vectors_ND = np.empty(0, np.int64), np.empty((0, d), np.float32)
     for more_ids, more_vectors in blocks:
@@ -94,13 +95,13 @@ def _evenly(blocks: Iterable[tuple[Int64Array, Float32Matrix]], d: int) -> Itera
 
 
 def _add(index: faiss.Index, ids_N: Int64Array, vectors_ND: Float32Matrix) -> Int64Array:
-    """Add vectors; gives back their ids."""
+    """Add vectors and return their ids."""
     index.add(vectors_ND)
     return ids_N
 
 
 def _write_header(stream: BinaryIO, n: int, d: int) -> None:
-    """The header of a .npy file; numpy leaves room in it for a first axis that grows."""
+    """Write a .npy header; numpy pads it, so that it can be overwritten once n is known."""
     np.lib.format.write_array_header_1_0(stream, {"descr": HALF.str, "fortran_order": False, "shape": (n, d)})
 
 
@@ -108,11 +109,11 @@ def open_faiss(source: str | Path | bytes) -> faiss.Index:
     """Open a faiss file for searching.
 
     Args:
-        source: A local path, whose codes stay on the disk and are mapped into memory as they are read (those that fast
-            scan keeps in blocks are read into memory); or the content of a file that lies elsewhere.
+        source: A local path, whose codes are memory-mapped (those of fast scan are read into memory); or the content
+            of a file.
 
     Raises:
-        ReferenceSetError: If it cannot be read, or is not a faiss index.
+        ReferenceSetError: If it cannot be read or is no faiss index.
     """
     if isinstance(source, bytes):
         return open_template(source)
@@ -123,10 +124,10 @@ def open_faiss(source: str | Path | bytes) -> faiss.Index:
 
 
 def open_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Map a .npy file into memory.
+    """Memory-map a .npy file.
 
     Raises:
-        ReferenceSetError: If it cannot be read, or is of another type or shape.
+        ReferenceSetError: If it cannot be read or has another dtype or shape.
     """
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
@@ -139,29 +140,29 @@ def open_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.
 
 def _unreadable(place: str | Path, why: str) -> ReferenceSetError:
     return ReferenceSetError(
-        f"{place} cannot be read: {why}", expected="a whole file of an index", remedy="build the index again"
+        f"{place} cannot be read: {why}", expected="a complete file of an index", remedy="build the index again"
     )
 
 
-def seal(folder: Folder, shard: ShardDescription, request: str) -> None:
-    """Commit a shard: say for which request it is, and how large its files are."""
+def commit_shard(folder: Folder, shard: ShardDescription, request: str) -> None:
+    """Commit a shard: write its marker with the digest of the request and the sizes of its files."""
     sizes = {name: size for name in shard.files if (size := folder.size(name)) is not None}
-    assert len(sizes) == len(shard.files), "a shard is sealed when its files are there"
-    folder.write(_seal_of(shard.name), ShardSeal(request=request, shard=shard, bytes=sizes).to_json())
+    assert len(sizes) == len(shard.files), "a shard is committed after its files are written"
+    folder.write(_marker_of(shard.name), CommitMarker(request=request, shard=shard, bytes=sizes).to_json())
 
 
-def sealed(folder: Folder, number: int, request: str) -> ShardDescription | None:
-    """The shard of this number, where an earlier run committed it for the same request and its files are whole."""
-    name = _seal_of(ShardDescription.of(number, 0, is_exact=True).name)
+def committed_shard(folder: Folder, number: int, request: str) -> ShardDescription | None:
+    """The shard of this number if an earlier run committed it for the same request and its files are complete."""
+    name = _marker_of(ShardDescription.of(number, 0, is_exact=True).name)
     if not folder.has(name):
         return None
     try:
-        seal = ShardSeal.from_json(folder.read(name), folder.where(name))
-    except ReferenceSetError:  # torn, or not a seal of ours: built again
+        marker = CommitMarker.from_json(folder.read(name), folder.where(name))
+    except ReferenceSetError:  # incomplete, or of another version: the shard is built again
         return None
-    is_whole = seal.bytes == {file: folder.size(file) for file in seal.shard.files}
-    return seal.shard if is_whole and seal.request == request else None
+    is_complete = marker.bytes == {file: folder.size(file) for file in marker.shard.files}
+    return marker.shard if is_complete and marker.request == request else None
 
 
-def _seal_of(name: str) -> str:
+def _marker_of(name: str) -> str:
     return name.removesuffix(".faiss") + ".json"

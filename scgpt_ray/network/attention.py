@@ -1,10 +1,10 @@
-"""Attention among the tokens of one cell, for many cells packed one after the other.
+"""Self-attention within each cell of a packed microbatch: the implementations and the choice among them.
 
     T  tokens of a microbatch         N  heads         H  width of a head
-    L  tokens of one cell             Q  queries of one cell: all L of them, or one for <cls>
+    L  tokens of one cell             Q  queries of one cell: all L tokens, or only <cls>
 
-Queries arrive scaled by 1 / sqrt(H), which the encoder folds into their weights. Nothing is padded:
-`Spans` says where each cell begins.
+Queries are already scaled by 1 / sqrt(H), which the encoder folds into their weights. Nothing is padded: `Spans` holds
+the boundaries of the cells.
 """
 
 import inspect
@@ -25,16 +25,17 @@ from scgpt_ray.network.elementwise import has_triton
 from scgpt_ray.network.kernel_trial import first_that_works, relative_error, tolerance_of
 
 QUERY_BLOCK = 64
-"""Queries whose scores are computed together on a CPU, so that they stay in its cache."""
+"""Queries per block on a CPU, so that their scores stay in the cache."""
 
 TRITON_WIDTHS = (16, 32, 64)
-"""Widths of a head that the Triton kernel is written for."""
+"""Head widths that the Triton kernel supports."""
 
 FLASH_WIDTHS = range(8, 257, 8)
-"""Widths of a head that `varlen_attn` and flash-attention take."""
+"""Head widths that `varlen_attn` and flash-attention support."""
 
 USUAL_LENGTH = 1200
-"""Tokens of a full cell. The GPU kernel is told of as many even if no cell is full: it runs alike for all."""
+"""Tokens of a full cell. The GPU kernel always gets at least this as the maximum length, so that it is configured, and
+rounds, in the same way for all microbatches."""
 
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Spans, Spans], Tensor]
@@ -43,12 +44,12 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Spans, Spans], Tensor]
 
 @dataclass(frozen=True)
 class Attention:
-    """A way to compute attention.
+    """An implementation of attention.
 
     Attributes:
-        name: What a run reports.
-        attend: Computes it.
-        refused: Faster ways that do not work here, a line each with the reason.
+        name: Name in reports.
+        attend: The function.
+        refused: Faster implementations that do not work here, each with the reason.
     """
 
     name: str
@@ -57,24 +58,24 @@ class Attention:
 
 
 Kind: TypeAlias = Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"]
-"""Names of the ways to attend; `auto` takes what suits device, dtype and width of a head."""
+"""Names of the implementations; `auto` chooses by device, dtype and head width."""
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, width: int, kind: Kind = "auto") -> Attention:
-    """The way to attend that is asked for, or the fastest that works.
+    """Return the requested implementation, or for `auto` the fastest that works.
 
-    `auto` computes float32 cell by cell; on a CPU, 16 bits in blocks; on CUDA, 16 bits by the kernel of this project,
-    else by torch's `varlen_attn`, else cell by cell. A kernel is tried on small cells before it is taken.
-    flash-attention 3 and 4 are only taken when asked for.
+    `auto` uses: for float32, fused attention cell by cell; for 16 bits on a CPU, blocks of queries; for 16 bits on
+    CUDA, the Triton kernel, else torch's `varlen_attn`, else cell by cell. A kernel is tested on small cells before it
+    is used. flash-attention 3 and 4 are used on request only.
 
     Args:
-        device: Where it runs.
-        dtype: Of queries, keys and values.
-        width: Of a head.
-        kind: What is asked for.
+        device: Device.
+        dtype: dtype of queries, keys and values.
+        width: Head width.
+        kind: The requested implementation.
 
     Raises:
-        ConfigError: If what is asked for cannot run here; nothing else is taken in its place.
+        ConfigError: If the requested implementation cannot run here; there is no fallback.
     """
     assert kind in get_args(Kind), kind
     if kind != "auto":
@@ -87,13 +88,13 @@ def choose_attention(device: torch.device, dtype: torch.dtype, width: int, kind:
         tolerance_of(dtype),
     )
     if kinds == ("cells",) and dtype != torch.float32:
-        refused = (f"kernels of 16 bits: none takes heads of width {width}",)
+        refused = (f"16-bit kernels: none supports heads of width {width}",)
     tried: Attention = replace(attention, refused=refused)
     return tried
 
 
 def kinds_for(device: torch.device, dtype: torch.dtype, width: int) -> tuple[Kind, ...]:
-    """What `auto` tries, the fastest first; the last needs no kernel."""
+    """Implementations that `auto` tries, the fastest first; the last one always works."""
     if dtype == torch.float32:
         return ("cells",)
     if device.type != "cuda":
@@ -104,10 +105,10 @@ def kinds_for(device: torch.device, dtype: torch.dtype, width: int) -> tuple[Kin
 
 
 def attention_error(attention: Attention, device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Relative error of a way to attend against the definition in float64, on small cells.
+    """Relative error of an implementation against the definition in float64, on small random cells.
 
-    They are longer and shorter than a kernel's tile; all their queries attend, then <cls> alone. The kernel comes
-    first: where it writes nothing, its output must not find the memory of the right one.
+    Cells are longer and shorter than a kernel's tile, and both cases occur: all queries, and <cls> only. The kernel
+    runs before the definition: a kernel that writes nothing must not get memory that holds the right result.
     """
     lengths, heads = (130, 1, 70), 2
     offsets = np.append(0, np.cumsum(lengths))
@@ -128,7 +129,7 @@ def _require_possible(device: torch.device, dtype: torch.dtype, width: int, kind
     if device.type != "cuda" or dtype == torch.float32:
         raise ConfigError(
             f"the attention {kind} was asked for on {device} in {dtype}",
-            expected="a CUDA GPU and a precision of 16 bits",
+            expected="a CUDA GPU and a 16-bit precision",
             remedy="use the attention auto",
         )
     if kind != "triton" and width not in FLASH_WIDTHS:
@@ -152,7 +153,7 @@ def _triton(width: int) -> Attention:
 
 
 def _varlen(_width: int) -> Attention:
-    """The kernel of torch itself, also if flash-attention 3 or 4 took its place earlier in this process."""
+    """The kernel of torch; deactivates flash-attention 3 or 4 if it was activated earlier in this process."""
     from torch.nn import attention
 
     active = getattr(attention, "current_flash_attention_impl", None)  # torch 2.11 and later
@@ -162,7 +163,7 @@ def _varlen(_width: int) -> Attention:
 
 
 def _flash(version: str, _width: int) -> Attention:
-    """flash-attention 3 or 4, which take the place of `varlen_attn`'s inside for the whole process."""
+    """flash-attention 3 or 4, which replaces the kernel behind `varlen_attn` in the whole process."""
     from torch.nn import attention
 
     try:
@@ -170,14 +171,14 @@ def _flash(version: str, _width: int) -> Attention:
     except (AttributeError, ImportError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the attention {version} was asked for, but torch cannot activate it ({error})",
-            expected="an installed flash-attention of that version, and a torch that knows it",
+            expected="an installed flash-attention of that version, and a torch that supports it",
             remedy="install it, or use the attention auto",
         ) from error
     return Attention(f"varlen_attn by {version}", VarlenAttention())
 
 
 def plain_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans, keys: Spans) -> Tensor:
-    """The definition, in the dtype given: what the others are tested against."""
+    """The definition, in the dtype of its inputs; the reference for tests of the others."""
     context = [
         torch.einsum("nql,lnh->qnh", torch.einsum("qnh,lnh->nql", q_TNH[a:b], k_TNH[c:d]).softmax(-1), v_TNH[c:d])
         for (a, b), (c, d) in zip(queries, keys, strict=True)
@@ -186,7 +187,7 @@ def plain_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans,
 
 
 def cellwise_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans, keys: Spans) -> Tensor:
-    """One call of torch's fused attention for each cell, which wastes nothing where a cell is much work."""
+    """One call of torch's fused attention per cell."""
     context_TNH = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
     for (a, b), (c, d) in zip(queries, keys, strict=True):
         q, k, v = (x[None].transpose(1, 2) for x in (q_TNH[a:b], k_TNH[c:d], v_TNH[c:d]))  # [1, N, L, H]
@@ -195,9 +196,9 @@ def cellwise_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spa
 
 
 def blocked_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans, keys: Spans) -> Tensor:
-    """Products and softmax for a few queries at a time; one buffer of scores serves all cells.
+    """Matrix products and softmax for a block of queries at a time; all blocks share one buffer of scores.
 
-    In bfloat16 on a CPU it beats the fused attention, whose products do not reach the bfloat16 instructions.
+    In bfloat16 on a CPU it is faster than fused attention, which does not use the bfloat16 instructions.
     """
     n_heads = q_TNH.shape[1]
     context_TNH = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
@@ -215,19 +216,19 @@ def blocked_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Span
 
 
 class VarlenAttention:
-    """torch's fused attention over packed tokens, on CUDA in half precision, with any version's keywords."""
+    """torch's fused attention over packed tokens, on CUDA in 16 bits; handles the keywords of all torch versions."""
 
     def __init__(self) -> None:
-        from torch.nn.attention import varlen  # not in every build of torch that runs the rest
+        from torch.nn.attention import varlen  # some supported builds of torch lack it
 
         self._varlen_attn: Callable[..., Any] = varlen.varlen_attn
         known = inspect.signature(varlen.varlen_attn).parameters
-        # One split: the sums of a cell are then added in the same order, whoever its neighbours are.
+        # One split: the order of summation then does not depend on the other cells of the microbatch.
         self._keywords = {k: v for k, v in {"scale": 1.0, "num_splits": 1}.items() if k in known}
         self._always_scales = "scale" not in known
 
     def __call__(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans, keys: Spans) -> Tensor:
-        """Attend; see `Attend`."""
+        """Compute attention; see `Attend`."""
         if self._always_scales:
             q_TNH = q_TNH * math.sqrt(q_TNH.shape[2])
         most_keys = max(USUAL_LENGTH, keys.longest)

@@ -1,4 +1,4 @@
-"""Where the cells of a microbatch lie in packed tokens, for every way to attend."""
+"""Boundaries of the cells in a packed microbatch, in the forms that attention kernels need."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Spans:
-    """Where each cell begins and ends in packed tokens.
+    """Boundaries of cells in packed tokens.
 
     Args:
-        offsets: On the host, n_cells + 1 of them, starting at 0.
-        cu_seqlens: The same, int32, on the device.
+        offsets: n_cells + 1 boundaries on the host, starting at 0.
+        cu_seqlens: The same as int32 on the device.
     """
 
     offsets: list[int]
@@ -25,7 +25,7 @@ class Spans:
 
     @classmethod
     def of(cls, offsets: npt.NDArray[np.int64], device: torch.device) -> "Spans":
-        """Make spans of boundaries that start at 0."""
+        """Make spans from boundaries that start at 0."""
         return cls(offsets.tolist(), torch.from_numpy(offsets.astype(np.int32)).to(device, non_blocking=True))
 
     @cached_property
@@ -37,14 +37,14 @@ class Spans:
         return zip(self.offsets[:-1], self.offsets[1:], strict=True)
 
     def tiles(self, size: int) -> Tensor:
-        """Cut the cells into tiles; made once and used by all layers.
+        """Divide the cells into tiles; cached, since all layers use the same tiles.
 
         Args:
-            size: Most tokens of a tile; a tile belongs to one cell.
+            size: Largest number of tokens of a tile; a tile belongs to one cell.
 
         Returns:
-            int32 [n, 2] on the device: cell, and the tile's first token within it. Tiles of long cells, which are
-            the most work, come first, so that none of them is left alone at the end.
+            int32 [n, 2] on the device: cell, and the tile's first token within it. Tiles of the longest cells come
+            first because they take longest: this balances the load.
         """
         if size not in self._tiles:
             lengths = np.diff(self.offsets)

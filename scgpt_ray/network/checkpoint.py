@@ -1,4 +1,4 @@
-"""A checkpoint: a folder of args.json, vocab.json and weights, of which nothing is taken on trust."""
+"""Reading and writing checkpoints: folders of args.json, vocab.json and weights. Everything read is validated."""
 
 import hashlib
 import json
@@ -32,10 +32,10 @@ from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 EMBEDDING_TABLE = "encoder.embedding.weight"
 
 SIZES = ("embsize", "nheads", "d_hid", "nlayers")
-"""Keys of args.json that give the network its shape."""
+"""Keys of args.json with the sizes of the network."""
 
 FIXED_ARGS = {"n_bins": 51, "input_emb_style": "continuous"}
-"""Keys of args.json with one value in all published checkpoints and in upstream's code."""
+"""Keys of args.json that have the same value in all published checkpoints and in upstream's code."""
 
 OTHER_ARGS = {
     "dropout": 0.2,
@@ -44,21 +44,21 @@ OTHER_ARGS = {
     "n_layers_cls": 3,
     "pad_token": "<pad>",
 }
-"""What other readers look for in args.json; the values of the published checkpoints."""
+"""Keys of args.json that other readers require, with the values of the published checkpoints."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The size of a network, in the words of args.json.
+    """The sizes of a network, named as in args.json.
 
     Args:
         embsize: Width d of tokens and embeddings.
         nheads: Attention heads, a divisor of embsize.
         d_hid: Width of the feed-forward layers.
         nlayers: Transformer layers.
-        pad_value: The value that <cls> has in place of a bin.
-        n_tokens: Rows of the gene embedding, as many as the vocabulary has tokens.
-        n_bins: Bin codes, the one of <cls> included.
+        pad_value: The value of <cls>, which has no bin.
+        n_tokens: Rows of the gene embedding, one per token of the vocabulary.
+        n_bins: Number of bin codes, including that of <cls>.
     """
 
     embsize: int
@@ -76,16 +76,16 @@ class Architecture:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Everything an `Embedder` is made of.
+    """A validated checkpoint in memory.
 
     Args:
-        folder: Path, URI or name it was read from, which means the same on every node.
-        architecture: Sizes, which the tensors are known to have.
-        vocabulary: Tokens, one for each row of the gene embedding.
-        tensors: The encoder's, under canonical names: float32, contiguous, finite, on the CPU.
-        weights_sha256: Of the weights file.
-        heads: Tensors of the training objectives that the file has beside the encoder, as they are there.
-        cell_types: What the classes of `cls_decoder` are, where args.json says; the published ones do not.
+        folder: Absolute path, URI or name it was read from; valid on every node.
+        architecture: Sizes; the tensors have been checked against them.
+        vocabulary: Tokens, one per row of the gene embedding.
+        tensors: Tensors of the encoder under canonical names: float32, contiguous, finite, on the CPU.
+        weights_sha256: Digest of the weights file.
+        heads: Unchanged tensors of the training objectives, if the file has any.
+        cell_types: Names of the classes of `cls_decoder`, if args.json has them; published checkpoints do not.
     """
 
     folder: str
@@ -98,10 +98,10 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint from a path or a URI, or `demo`, the one that ships with the package.
+    """Read a checkpoint from a path or URI, or the shipped checkpoint `demo`.
 
     Raises:
-        CheckpointError: If a file is missing or unreadable, or the three do not fit together.
+        CheckpointError: If a file is missing or invalid, or the files do not belong together.
     """
     place = checkpoint_place(folder)
     weights = _weights_name(place)
@@ -126,7 +126,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _weights_name(place: Folder) -> str:
-    """Which of the two weights files there is."""
+    """Name of the weights file: one of two must exist."""
     try:
         names = set(place.names())
     except (OSError, pa.ArrowException) as error:
@@ -139,7 +139,7 @@ def _weights_name(place: Folder) -> str:
         raise CheckpointError(
             f"{place.uri} has both {WEIGHTS_FILE} and {SAFETENSORS_FILE}",
             expected="one weights file",
-            remedy="keep the one you mean",
+            remedy="remove one of them",
         )
     return weights[0]
 
@@ -156,7 +156,7 @@ def _read_args(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _architecture(args: Mapping[str, Any], where: str, n_tokens: int) -> Architecture:
-    """The sizes that args.json says."""
+    """Read the sizes in args.json."""
     sizes = {name: _size(args.get(name), name, where) for name in SIZES}
     if sizes["embsize"] % sizes["nheads"] != 0:
         raise _bad_args(f"{where} has embsize {sizes['embsize']}, which is no multiple of nheads {sizes['nheads']}")
@@ -184,7 +184,7 @@ def _bad_args(found: str) -> CheckpointError:
 
 
 def _require_rows(found: Mapping[str, Tensor], vocabulary: Vocabulary, where: str) -> None:
-    """Refuse a gene embedding that has more or fewer rows than the vocabulary has tokens, and say which."""
+    """Check that the gene embedding has one row per token of the vocabulary; the error names tokens without a row."""
     table = found.get(EMBEDDING_TABLE)
     if table is None or table.ndim == 0 or len(table) == vocabulary.size:
         return
@@ -206,15 +206,15 @@ def write_checkpoint(
     more_args: Mapping[str, Any] = MappingProxyType({}),
     as_safetensors: bool = False,
 ) -> None:
-    """Write a checkpoint that any reader of scGPT loads.
+    """Write a checkpoint that all readers of scGPT checkpoints can load.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: Output folder; created if necessary.
         architecture: Sizes of the network.
-        vocabulary: One token for each row of the gene embedding.
-        tensors: The encoder's under canonical names, and any heads beside it; in their own dtype.
+        vocabulary: One token per row of the gene embedding.
+        tensors: Tensors of the encoder under canonical names, and any heads; dtypes are kept.
         more_args: Further keys of args.json.
-        as_safetensors: Whether the weights go to model.safetensors instead of best_model.pt.
+        as_safetensors: Write model.safetensors instead of best_model.pt.
     """
     match(tensors, architecture.shapes(), str(folder))
     sizes = {name: getattr(architecture, name) for name in (*SIZES, "pad_value")}
@@ -226,7 +226,7 @@ def write_checkpoint(
 
 
 def random_tensors(architecture: Architecture, seed: int) -> dict[str, Tensor]:
-    """Draw untrained weights: normal, so that every linear layer keeps the variance of its input."""
+    """Draw weights of an untrained network from normal distributions; linear layers preserve variance."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in architecture.shapes().items():
@@ -253,13 +253,13 @@ def random_checkpoint(
     """Write a checkpoint of an untrained network, for demonstrations and tests.
 
     Args:
-        folder: Where to; made if it is not there.
-        genes: Distinct gene names, which become the tokens 0, 1, 2, ... before the special tokens.
+        folder: Output folder; created if necessary.
+        genes: Distinct gene names; they become tokens 0, 1, 2, ... and the special tokens follow.
         embsize: Width of the embeddings.
         nheads: Attention heads, a divisor of embsize.
         d_hid: Width of the feed-forward layers.
         nlayers: Transformer layers.
-        seed: Of the weights.
+        seed: Random seed of the weights.
     """
     vocabulary = Vocabulary({gene: token for token, gene in enumerate(genes)})
     architecture = Architecture(embsize, nheads, d_hid, nlayers, -2, vocabulary.size)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint's folder; without torch, which a process that only makes tokens has no use for."""
+"""The files of a checkpoint folder. Does not import torch, which processes that only tokenise do not need."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ WEIGHTS_FILE = "best_model.pt"
 SAFETENSORS_FILE = "model.safetensors"
 
 DEMO = "demo"
-"""Name of the checkpoint that ships with the package; a folder that is called so is ./demo."""
+"""Name of the shipped checkpoint; write ./demo for a folder of that name."""
 
 
 def checkpoint_place(name: str | Path) -> Folder:
-    """The folder of a checkpoint, on this machine where it is the one in the package."""
+    """The folder of a checkpoint; for `demo`, the one in the installed package."""
     return Folder.at(Path(__file__).parent / DEMO if str(name) == DEMO else name)
 
 
 def portable_name(name: str | Path) -> str:
-    """What names the same checkpoint in every process, also where the package is installed elsewhere."""
+    """A name of the checkpoint that is valid on every node: an absolute URI, or `demo`."""
     return DEMO if str(name) == DEMO else checkpoint_place(name).uri
 
 
 def read_vocabulary(folder: str | Path) -> Vocabulary:
-    """Read only the vocabulary of a checkpoint, which is all that making tokens needs.
+    """Read only the vocabulary of a checkpoint, which is enough to tokenise.
 
     Raises:
         CheckpointError: If vocab.json is missing or unusable.
@@ -50,7 +50,7 @@ def file_content(place: Folder, name: str) -> bytes:
 
 
 def incomplete(found: str) -> CheckpointError:
-    """Tell which files a checkpoint should have."""
+    """The error for a missing or unreadable file."""
     return CheckpointError(
         found,
         expected=f"a folder with {ARGS_FILE}, {VOCABULARY_FILE} and {WEIGHTS_FILE} (or {SAFETENSORS_FILE})",

@@ -1,4 +1,4 @@
-"""What stands between the matrix products of a layer: plainly in torch, or fused for a GPU.
+"""The element-wise operations of a layer (residual sum, LayerNorm, ReLU): plain torch, or fused for GPUs.
 
 T tokens, D width of the residual stream, F width of the feed-forward layer.
 """
@@ -20,7 +20,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Norm:
-    """A layer normalisation, always in float32."""
+    """LayerNorm in float32."""
 
     weight: Tensor
     bias: Tensor
@@ -32,7 +32,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer in its own dtype, whatever comes in."""
+    """A linear layer; casts its input to the dtype of the weights."""
 
     weight: Tensor
     bias: Tensor | None
@@ -44,14 +44,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A way to compute what is no matrix product, with the name a run reports.
+    """An implementation of the element-wise operations.
 
     Attributes:
-        name: For people.
-        stream_dtype: Of the residual stream.
+        name: Name in reports.
+        stream_dtype: dtype of the residual stream.
         add_norm: (x_TD, y_TD, norm) -> norm(x + y) in the dtype of x, which may be overwritten.
         linear_relu: (x_TD, linear) -> relu(linear(x)).
-        refused: A faster way that does not work here, with the reason.
+        refused: A faster implementation that does not work here, with the reason.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Elementwise:
 
 
 def choose_elementwise(device: torch.device, dtype: torch.dtype) -> Elementwise:
-    """The fastest way for a device and the dtype of its linear layers.
+    """The fastest implementation for a device and the dtype of its linear layers.
 
-    A fused residual stream has the dtype of the linear layers: every product reads it so anyway, and the sum is taken
-    in float32. With random weights the error of float16 grows from 1.03e-3 to 1.06e-3, and the memory traffic halves.
+    The fused implementation keeps the residual stream in the dtype of the linear layers, which halves memory traffic;
+    sums are computed in float32. With random weights the error of float16 grows from 1.03e-3 to 1.06e-3.
     """
     if device.type == "cuda" and has_triton():
         return Elementwise("fused by Triton", dtype, fused_add_norm, fused_linear_relu)
@@ -73,7 +73,7 @@ def choose_elementwise(device: torch.device, dtype: torch.dtype) -> Elementwise:
 
 
 def working_elementwise(device: torch.device, dtype: torch.dtype, width: int) -> Elementwise:
-    """The fastest way, if a trial on a few tokens of a width shows that it works; else the plain one."""
+    """The fastest implementation if it passes a test on a few tokens; else the plain one."""
     fastest = choose_elementwise(device, dtype)
     way, refused = first_that_works(
         {fastest.name: lambda: fastest, PLAIN.name: lambda: PLAIN},
@@ -85,7 +85,7 @@ def working_elementwise(device: torch.device, dtype: torch.dtype, width: int) ->
 
 
 def elementwise_error(way: Elementwise, device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Relative error against the definition in float64, on a few tokens of random numbers."""
+    """Relative error of an implementation against the definition in float64, on a few random tokens."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -103,29 +103,29 @@ def elementwise_error(way: Elementwise, device: torch.device, dtype: torch.dtype
 
 
 def has_triton() -> bool:
-    """Whether Triton is installed, as it is beside torch for CUDA."""
+    """Whether Triton is installed; CUDA builds of torch bring it."""
     return importlib.util.find_spec("triton") is not None
 
 
 def plain_add_norm(x_TD: Tensor, y_TD: Tensor, norm: Norm) -> Tensor:
-    """The definition; x is overwritten."""
+    """norm(x + y), the definition; x is overwritten."""
     return norm(x_TD.add_(y_TD))
 
 
 def plain_linear_relu(x_TD: Tensor, linear: Linear) -> Tensor:
-    """The definition."""
+    """relu(linear(x)), the definition."""
     return linear(x_TD).relu_()
 
 
 def fused_add_norm(x_TD: Tensor, y_TD: Tensor, norm: Norm) -> Tensor:
-    """One kernel, which rounds once."""
+    """norm(x + y) in one kernel, which rounds once."""
     from scgpt_ray.network.triton_norm import add_norm  # needs Triton
 
     return add_norm(x_TD, y_TD, norm.weight, norm.bias, EPS)
 
 
 def fused_linear_relu(x_TD: Tensor, linear: Linear) -> Tensor:
-    """Bias and ReLU as the epilogue of the product, where the product's library (cuBLASLt) has one."""
+    """relu(linear(x)) with bias and ReLU fused into the matrix product (cuBLASLt)."""
     assert linear.bias is not None
     return torch._addmm_activation(linear.bias, x_TD.to(linear.weight.dtype), linear.weight.T)
 

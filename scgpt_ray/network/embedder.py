@@ -1,4 +1,4 @@
-"""The embedder that an actor holds: TOKENS in, EMBEDDINGS out."""
+"""The embedder of an actor: a table of TOKENS in, a table of EMBEDDINGS out."""
 
 import logging
 import threading
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CPU_TOKENS = 8_192
-"""Tokens of one forward pass on a CPU: activations that stay in its cache."""
+"""Tokens per forward pass on a CPU, so that activations stay in the cache."""
 
 MOST_TOKENS = 131_072
-"""Most tokens of one forward pass on a GPU, which it fills several times over."""
+"""Largest number of tokens per forward pass on a GPU; enough to keep all of it busy."""
 
 WARM_UP_TOKENS = 130
-"""Tokens of the cell that an embedder computes when it is made: more than a tile of any kernel."""
+"""Tokens of the warm-up cell: more than a tile of any kernel."""
 
 MEMORY_SHARE = 0.5
-"""Of the free memory of a GPU for activations; the rest is for the allocator's gaps and a second, float32 encoder."""
+"""Share of the free GPU memory for activations; the rest is for fragmentation and a second encoder in float32."""
 
 
 def set_threads(n: int) -> None:
-    """Let this process compute on n cores; Ray's default for an actor is one."""
+    """Set the number of threads of torch in this process; Ray's default for an actor is one."""
     torch.set_num_threads(n)
 
 
@@ -59,35 +59,34 @@ def has_gpu() -> bool:
 
 
 def gpus_of_machine() -> int:
-    """CUDA GPUs that torch sees on this machine."""
+    """Number of CUDA GPUs that torch sees on this machine."""
     return torch.cuda.device_count()
 
 
 COUNTERS = ("tokens_per_microbatch", "cells_overflowed")
-"""Keys of an embedder's description that change while it works."""
+"""Keys of `Embedder.describe` whose values change during a run."""
 
 
 class Embedder:
-    """A network on a device, fed with microbatches of as many whole cells as fit into a budget of tokens.
+    """A network on a device. It computes microbatches of whole cells, as many as fit into a budget of tokens.
 
-    Threads may call it at the same time: they take turns at the device, and one prepares or finishes its cells while
-    another's are computed.
+    Thread-safe: one thread at a time computes on the device, while others prepare or finish their cells.
+
+    Construction includes a warm-up cell, so that libraries are loaded and kernels compiled and tested before the first
+    call.
 
     Args:
         checkpoint: Weights.
         device: "cpu", "cuda" or "cuda:N".
-        precision: "float32", "bfloat16" or "float16", of linear layers and attention; "auto" is float16 on CUDA and
-            float32 on a CPU. A cell in which float16 overflows is computed again in float32, so that it does not
-            depend on its neighbours.
-        tokens_per_microbatch: Budget; a cell with more tokens goes alone. None for what suits the device. It
-            is halved for good whenever GPU memory does not suffice.
-        attention: The way to attend; see `choose_attention`.
-        device_share: Part of the device that is for this embedder, where several processes share it.
-
-    Making one computes a first cell: kernels are compiled and tried, and libraries loaded, before there is work.
+        precision: Arithmetic of linear layers and attention: "float32", "bfloat16" or "float16"; "auto" is float16 on
+            CUDA and float32 on a CPU. A cell in which float16 overflows is recomputed in float32.
+        tokens_per_microbatch: Token budget; a longer cell is computed alone. None for the default of the device. The
+            budget is halved permanently whenever GPU memory runs out.
+        attention: Implementation of attention; see `choose_attention`.
+        device_share: Fraction of the device's memory for this embedder, if several processes share it.
 
     Raises:
-        ConfigError: If the machine has no such device, or the device no such precision or way to attend.
+        ConfigError: If the machine has no such device, or the device lacks the precision or the attention.
     """
 
     def __init__(
@@ -112,11 +111,11 @@ class Embedder:
         if place.type == "cuda":
             require_float32(place)
         self._encoder = make_encoder(checkpoint, place, DTYPES[self._precision], attention)
-        self._checkpoint = checkpoint if self._precision == "float16" else None  # to compute again in float32
+        self._checkpoint = checkpoint if self._precision == "float16" else None  # for overflowed cells
         self._transfer: Transfer = CudaTransfer(place) if place.type == "cuda" else HostTransfer()
         share = MEMORY_SHARE * device_share
-        self._budget = tokens_per_microbatch or usual_budget(place, self._encoder.bytes_per_token, share)
-        self._turn = threading.Lock()
+        self._budget = tokens_per_microbatch or default_budget(place, self._encoder.bytes_per_token, share)
+        self._lock = threading.Lock()
         self._overflowed = 0
         report_refused(self.describe())
         self._compute(synthetic_cell(checkpoint.vocabulary.size), exact=False)
@@ -127,12 +126,12 @@ class Embedder:
         return make_encoder(self._checkpoint, self._place, torch.float32, "auto")
 
     def describe(self) -> dict[str, str | int]:
-        """What this embedder computes with, and its `COUNTERS` so far.
+        """Device, precision, kernels and current counters, for logs and reports.
 
         Returns:
-            `device` and the `device_name` that its maker gave it, `precision`, `attention`, `elementwise`,
-            `tokens_per_microbatch`, `cells_overflowed`; and `refused`, with the reason, where a faster kernel does
-            not work on this machine.
+            `device`, `device_name` (model of the device), `precision`, `attention`, `elementwise`,
+            `tokens_per_microbatch`, `cells_overflowed`; and `refused`, with the reason, if a faster kernel does not
+            work on this machine.
         """
         described: dict[str, str | int] = {
             "device": str(self._place),
@@ -146,25 +145,25 @@ class Embedder:
         return described | ({"refused": "; ".join(self._encoder.refused)} if self._encoder.refused else {})
 
     def __call__(self, tokens: pa.Table) -> pa.Table:
-        """Embed TOKENS.
+        """Embed a table of TOKENS.
 
         Returns:
-            EMBEDDINGS, row for row: unit vectors, null for a cell without tokens.
+            A table of EMBEDDINGS in the same order: unit vectors, null for a cell without tokens.
 
         Raises:
-            WorkerError: If a cell alone does not fit into the memory, or an embedding is not finite.
+            WorkerError: If a single cell does not fit into memory, or an embedding is not finite.
         """
         offsets, gene = ragged(tokens[GENE])
         _, bins = ragged(tokens[BIN])
         absent = np.diff(offsets) == 0
-        # An empty cell takes no room in the flat arrays: without it, the boundaries of the others are these.
+        # Empty cells have no tokens in the flat arrays, so dropping their offsets is enough.
         starts = np.append(offsets[:-1][~absent], offsets[-1])
         cells = Cells(tokens[JOINID].to_numpy()[~absent], starts, gene, bins)
         found = self._compute(cells, exact=False)
         finite = all_finite(found)
         if self._precision == "float16" and not finite.all():
             found[~finite] = self._compute(cells.take(~finite), exact=True)
-            self._tell_overflow(int((~finite).sum()))
+            self._report_overflow(int((~finite).sum()))
             finite = all_finite(found)
         if not finite.all():
             raise WorkerError(f"the embedding of cell {cells.joinids[~finite][0]} is not finite ({self.describe()})")
@@ -173,17 +172,17 @@ class Embedder:
         columns = tokens.select([JOINID, *obs_columns(tokens), N_GENES])
         return columns.append_column(EMBEDDING, matrix_array(embedding, absent))
 
-    def _tell_overflow(self, n_cells: int) -> None:
-        with self._turn:
+    def _report_overflow(self, n_cells: int) -> None:
+        with self._lock:
             self._overflowed += n_cells
-        logger.warning("float16 overflowed in %d cells, which were computed again in float32", n_cells)
+        logger.warning("float16 overflowed in %d cells, which were recomputed in float32", n_cells)
 
     def _compute(self, cells: "Cells", *, exact: bool) -> npt.NDArray[np.float32]:
-        """Embed cells by microbatches, in float32 if it must be exact.
+        """Embed cells in microbatches, in float32 if exact.
 
-        The device is waited for at the end, and out of turn: meanwhile another thread fills its queue.
+        Waiting for the device happens after the lock is released, so that another thread can queue its work meanwhile.
         """
-        with self._turn, torch.inference_mode():
+        with self._lock, torch.inference_mode():
             encoder = self._exact_encoder if exact else self._encoder
             parts = [torch.empty(0, encoder.width, device=self._place)]
             start = 0
@@ -203,7 +202,7 @@ class Embedder:
         return fetch()
 
     def _attempt(self, encoder: Encoder, cells: "Cells", start: int, stop: int) -> Tensor | None:
-        """Embed one microbatch; None if it does not fit into the device's memory."""
+        """Embed one microbatch; None if the device runs out of memory."""
         offsets = cells.offsets[start : stop + 1]
         span = slice(offsets[0], offsets[-1])
         try:
@@ -215,13 +214,13 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells that have tokens, packed.
+    """Packed cells without empty ones.
 
     Args:
         joinids: [C], for messages.
         offsets: [C + 1], boundaries of the cells in gene and bins, starting at 0.
-        gene: Tokens.
-        bins: Bin codes.
+        gene: [T], gene tokens.
+        bins: [T], bin codes.
     """
 
     joinids: Int64Array
@@ -230,7 +229,7 @@ class Cells:
     bins: npt.NDArray[np.generic]
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> "Cells":
-        """The chosen cells, packed again."""
+        """The chosen cells only."""
         lengths = np.diff(self.offsets)
         of_chosen = np.repeat(chosen, lengths)
         offsets = np.append(0, np.cumsum(lengths[chosen]))
@@ -238,10 +237,10 @@ class Cells:
 
 
 def report_refused(described: Mapping[str, str | int]) -> None:
-    """Warn, once in a process, of kernels that an embedder had to pass over.
+    """Warn, once per process, of faster kernels that do not work.
 
     Args:
-        described: What an embedder says of itself, here or in an actor.
+        described: Result of `Embedder.describe`, possibly of an actor.
     """
     if "refused" in described:
         _warn_of_refused(*(str(described[key]) for key in ("device_name", "refused", "attention", "elementwise")))
@@ -253,26 +252,26 @@ def _warn_of_refused(*words: str) -> None:
 
 
 def synthetic_cell(n_tokens: int) -> Cells:
-    """A cell of WARM_UP_TOKENS tokens, each of which a vocabulary of n_tokens has."""
+    """A cell of WARM_UP_TOKENS valid tokens, given a vocabulary of n_tokens."""
     gene = np.arange(WARM_UP_TOKENS, dtype=np.int32) % n_tokens
     bins = np.append(np.uint8(0), np.ones(WARM_UP_TOKENS - 1, np.uint8))
     return Cells(np.array([-1]), np.array([0, WARM_UP_TOKENS]), gene, bins)
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a GPU, or the instructions that torch uses of a CPU."""
+    """The model of a GPU, or the instruction set that torch uses on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability()
 
 
 def make_encoder(checkpoint: "Checkpoint", device: torch.device, dtype: torch.dtype, attention: Kind) -> Encoder:
-    """The network of a checkpoint on a device."""
+    """Put the network of a checkpoint on a device."""
     return Encoder(checkpoint.architecture, checkpoint.tensors, device=device, dtype=dtype, attention=attention)
 
 
-def usual_budget(device: torch.device, bytes_per_token: int, share: float = MEMORY_SHARE) -> int:
-    """Tokens of a microbatch that suit a device: a share of its free memory, up to MOST_TOKENS."""
+def default_budget(device: torch.device, bytes_per_token: int, share: float = MEMORY_SHARE) -> int:
+    """Default token budget of a device; on a GPU, what fits into a share of its free memory, up to MOST_TOKENS."""
     if device.type != "cuda":
         return CPU_TOKENS
     free, _total = torch.cuda.mem_get_info(device)
@@ -280,7 +279,7 @@ def usual_budget(device: torch.device, bytes_per_token: int, share: float = MEMO
 
 
 def microbatch_end(offsets: Int64Array, start: int, budget: int) -> int:
-    """End of the microbatch that begins with cell `start`: what fits into the budget, at least one cell."""
+    """End of the microbatch that begins with cell `start`: as many cells as fit into the budget, at least one."""
     return max(start + 1, int(np.searchsorted(offsets, offsets[start] + budget, side="right")) - 1)
 
 

@@ -1,21 +1,23 @@
-"""The network: from the tokens of cells to their embeddings.
+"""The scGPT encoder: from the tokens of cells to their embeddings.
 
     T  tokens of a microbatch         C  its cells           V  tokens of the vocabulary     B  bin codes
     D  embsize                        N  heads, H  width of a head, E = 3 D = 3 N H          F  d_hid
 
-It computes, for every cell on its own,
+For each cell separately it computes
 
     x = LayerNorm(embedding[gene]) + LayerNorm(W2 relu(W1 min(value, 512) + b1) + b2)
     x = LayerNorm(x + attention(x));  x = LayerNorm(x + W2 relu(W1 x + b1) + b2)        in each layer
 
-and of the last layer only the row of <cls>, normalised. What is saved is exact algebra, up to rounding:
+and returns the L2-normalised <cls> row of the last layer. Work is saved by transformations that are exact up to
+rounding:
 
-* A value is a bin or that of <cls>: all values are a table of B rows. The gene table is stored normalised.
-* The scale 1 / sqrt(H) is in the weights of the queries.
-* A bias of the keys adds the same to all scores of a query, which softmax does not see: it is dropped.
-* Attention weights sum to 1, so the bias of the values passes unchanged into the output projection's bias.
-* The first layer's queries, keys and values are linear in gene row + value row: a sum of rows of two tables.
-* The last layer needs keys and values of all tokens, but all else only for <cls>, the first token of a cell.
+* Values are bins (or that of <cls>), so the value encoder becomes a table of B rows. The gene table is stored
+  normalised.
+* The scale 1 / sqrt(H) is folded into the weights of the queries.
+* The bias of the keys is dropped: it shifts all scores of a query alike, which softmax ignores.
+* Attention weights sum to 1, so the bias of the values is folded into the bias of the output projection.
+* Queries, keys and values of the first layer are linear in gene row + value row: sums of rows of two tables (on CPUs).
+* In the last layer only <cls>, the first token of a cell, is computed; other tokens give only keys and values.
 """
 
 from collections.abc import Mapping
@@ -37,15 +39,15 @@ if TYPE_CHECKING:
     from scgpt_ray.network.checkpoint import Architecture
 
 LARGEST_VALUE = 512.0
-"""Values are cut off here before the value encoder, as upstream does."""
+"""Values are clipped to this before the value encoder, as upstream does."""
 
 TABLE_BYTES = 512 * 2**20
-"""Largest table of first-layer projections; whole-human takes 356 MiB in float32."""
+"""Largest table of first-layer projections; that of whole-human has 356 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one transformer layer, with scale and biases folded as the top of this file says."""
+    """The weights of one transformer layer, with scale and biases folded as described in the module docstring."""
 
     queries: Linear  # D -> D, scaled
     keys_values: Linear  # D -> 2 D, without biases
@@ -57,24 +59,24 @@ class Layer:
     norm2: Norm
 
     def finish(self, x_TD: Tensor, context_TNH: Tensor, elementwise: Elementwise) -> Tensor:
-        """All that comes after attention. The residual stream x may be overwritten."""
+        """The layer after attention: output projection, norms and feed-forward. x_TD may be overwritten."""
         x_TD = elementwise.add_norm(x_TD, self.output(context_TNH.flatten(1)), self.norm1)
         return elementwise.add_norm(x_TD, self.linear2(elementwise.linear_relu(x_TD, self.linear1)), self.norm2)
 
 
 class Encoder:
-    """The network of a checkpoint, folded for inference on one device in one precision.
+    """The network of a checkpoint, prepared for inference on one device in one precision.
 
     Args:
         architecture: Sizes of the network.
         tensors: Its weights under canonical names.
-        device: Where it computes.
-        dtype: Of linear layers and attention; norms are float32.
-        attention: The way to attend; `auto` for the fastest that works.
-        elementwise: The way to compute the rest; None for the fastest that works.
+        device: Device.
+        dtype: dtype of linear layers and attention; norms are float32.
+        attention: Implementation of attention; `auto` for the fastest that works.
+        elementwise: Implementation of element-wise operations; None for the fastest that works.
 
     Raises:
-        ConfigError: If the way to attend cannot run here.
+        ConfigError: If the requested attention cannot run here.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Encoder:
         Args:
             gene_T: Tokens, integers; <cls> begins each cell.
             bin_T: Bin codes, integers.
-            offsets: [C + 1], boundaries of the cells, none of which is empty, starting at 0.
+            offsets: [C + 1], boundaries of the cells, starting at 0; no cell may be empty.
 
         Returns:
             Unit vectors, float32 [C, D], on the device.
@@ -128,7 +130,7 @@ class Encoder:
             qkv_TE = layer.queries_keys_values(x_TD) if tables is None else _look_up(tables, gene_T, bin_T)
             q_TNH, k_TNH, v_TNH = self._split(qkv_TE, 3)
             context_TNH = self.attention.attend(q_TNH, k_TNH, v_TNH, cells, cells)
-            del qkv_TE, q_TNH, k_TNH, v_TNH  # the largest of all
+            del qkv_TE, q_TNH, k_TNH, v_TNH  # the largest activations
             x_TD = layer.finish(x_TD, context_TNH, self.elementwise)
         return F.normalize(self._finish_last(self._layers[-1], x_TD, cells).float(), dim=1)
 
@@ -139,17 +141,17 @@ class Encoder:
 
     @property
     def bytes_per_token(self) -> int:
-        """Most memory that activations take at a time for each token, for a budget; weights are not counted.
+        """Peak memory of activations per token, from which the token budget follows.
 
-        A layer holds the stream, queries, keys, values and context, then the hidden layer of F and the new
-        stream; the sum of the two float32 tables, before the first layer, holds less in float32 only.
+        The peak is either the stream with queries, keys, values and context, or the hidden layer with old and new
+        stream, or (in 16 bits) the float32 sum of the two tables before the first layer.
         """
         item, stream = self._dtype.itemsize, self.elementwise.stream_dtype.itemsize
         ids = 2 * torch.int32.itemsize
         return self.width * max(stream + 4 * item, 2 * stream + 2 * item, 8 + stream) + self._hidden * item + ids
 
     def _finish_last(self, layer: Layer, x_TD: Tensor, cells: Spans) -> Tensor:
-        """The last layer, for the first token of each cell."""
+        """The last layer, only for the first token of each cell."""
         k_TNH, v_TNH = self._split(layer.keys_values(x_TD), 2)
         x_CD = x_TD[cells.cu_seqlens[:-1]]
         (q_CNH,) = self._split(layer.queries(x_CD), 1)
@@ -157,14 +159,14 @@ class Encoder:
         return layer.finish(x_CD, self.attention.attend(q_CNH, k_TNH, v_TNH, each, cells), self.elementwise)
 
     def _split(self, x_TE: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Views of the parts of each row, [T, N, H] each."""
+        """Views of `parts` equal parts of each row, [T, N, H] each."""
         return x_TE.view(len(x_TE), parts, self._heads, self.width // self._heads).unbind(1)
 
     def _project_tables(self) -> tuple[Tensor, Tensor] | None:
-        """Queries, keys and values of the first layer for each gene and each bin code.
+        """Tables of the first layer's queries, keys and values per gene and per bin code.
 
-        Only on a CPU, where reading two rows is cheaper than a product; only up to TABLE_BYTES; only
-        where the first layer is not the last.
+        Only on CPUs, where reading two rows is cheaper than a matrix product; only up to TABLE_BYTES; only with at
+        least two layers.
         """
         rows, width = self._gene_VD.shape
         if (
@@ -178,7 +180,7 @@ class Encoder:
 
 
 def _look_up(tables: tuple[Tensor, Tensor], gene_T: Tensor, bin_T: Tensor) -> Tensor:
-    """Queries, keys and values of the first layer, [T, E]."""
+    """Queries, keys and values of the first layer from its tables, [T, E]."""
     gene_VE, value_BE = tables
     return F.embedding(gene_T, gene_VE).add_(F.embedding(bin_T, value_BE))
 
@@ -190,7 +192,7 @@ def gene_table(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def value_table(tensors: Mapping[str, Tensor], architecture: "Architecture") -> Tensor:
-    """The normalised embedding of each bin code, [B, D]; code 0 is <cls>, whose value is the pad value."""
+    """The normalised embedding of each bin code, [B, D]; code 0 is that of <cls>, whose value is the pad value."""
     value_B1 = torch.arange(architecture.n_bins, dtype=torch.float32)[:, None]
     value_B1[0] = architecture.pad_value
     weights = {
@@ -202,7 +204,7 @@ def value_table(tensors: Mapping[str, Tensor], architecture: "Architecture") -> 
 
 
 def fold(tensors: Mapping[str, Tensor], prefix: str, n_heads: int, device: torch.device, dtype: torch.dtype) -> Layer:
-    """Fold the scale and the biases of one layer."""
+    """Fold scale and biases of one layer, as described in the module docstring."""
 
     def linear(name: str) -> Linear:
         return Linear(

@@ -1,4 +1,4 @@
-"""The choice of a kernel by trial: the fastest one that computes here what its plain twin computes."""
+"""Choice of a kernel by testing: the fastest one that gives the same result as the plain implementation."""
 
 import subprocess
 import sys
@@ -16,15 +16,15 @@ _LONGEST_REASON = 200
 def first_that_works(
     ways: Mapping[str, Callable[[], Way]], error_of: Callable[[Way], float], tolerance: float
 ) -> tuple[Way, tuple[str, ...]]:
-    """Try ways to compute something in their order, and take the first that neither fails nor computes something else.
+    """Test implementations in order and return the first that works and is accurate.
 
     Args:
-        ways: Name -> maker, the fastest first; the last one needs nothing but torch and is taken without a trial.
-        error_of: Runs a way on a small input; returns its relative error against the definition.
-        tolerance: Largest error.
+        ways: Name -> constructor, the fastest first; the last one is the plain implementation and is not tested.
+        error_of: Runs an implementation on a small input; returns its relative error against the definition.
+        tolerance: Largest relative error.
 
     Returns:
-        The way, and a line for each way before it: its name and why it was refused.
+        The implementation, and one line (name and reason) for each that was refused before it.
     """
     *kernels, plain = ways
     refused: list[str] = []
@@ -36,25 +36,25 @@ def first_that_works(
             reason = " ".join(str(failure).split())[:_LONGEST_REASON]
             refused.append(f"{name}: {type(failure).__name__}: {reason}")
             continue
-        if error <= tolerance:  # not so if it is NaN
+        if error <= tolerance:  # false for NaN
             return way, tuple(refused)
         refused.append(f"{name}: wrong result, relative error {error:.1e} (tolerance {tolerance:.0e})")
     return ways[plain](), tuple(refused)
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Largest relative error in a dtype: two units in the last place, and for float32 the rounding of long sums."""
+    """Largest relative error in a dtype: two units in the last place; 1e-5 for float32, because of long sums."""
     return max(2 * torch.finfo(dtype).eps, 1e-5)
 
 
 def relative_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Largest relative error of tensors against exact ones; NaN if one of them holds NaN."""
+    """Largest relative error over pairs of (computed, exact) tensors; NaN if one of them holds NaN."""
     errors = [(found.double() - exact).norm() / exact.norm() for found, exact in pairs]
     return torch.stack(errors).max().item()
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a missing compiler, an old driver, or another version of a library raises."""
+    """Exceptions raised with a missing compiler, an old driver or another version of a library."""
     triton = sys.modules.get("triton.errors")
     return (
         RuntimeError, OSError, ImportError, AttributeError, TypeError, ValueError, AssertionError,

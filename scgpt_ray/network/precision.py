@@ -1,4 +1,4 @@
-"""The precisions of the network: which one a device takes by default, and which it can compute."""
+"""Precisions of the network: the default of a device, and what a device supports."""
 
 import logging
 import threading
@@ -16,21 +16,21 @@ from scgpt_ray.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""dtype of linear layers and attention by the name of a resolved precision."""
+"""Name of a precision -> dtype of linear layers and attention."""
 
 FLOAT32_TOLERANCE = 1e-5
-"""Largest relative error of a float32 product over 512 terms: float32 itself has 2e-7, TF32 has 3e-4."""
+"""Largest relative error of a float32 product over 512 terms; float32 has 2e-7, TF32 has 3e-4."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Words of /proc/cpuinfo for products of bfloat16: x86's two, and that of ARM."""
+"""Flags in /proc/cpuinfo of CPUs with bfloat16 products: two of x86, one of ARM."""
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """The precision that `auto` stands for; any other is returned unchanged.
+    """Resolve `auto` to float16 on GPUs and float32 on CPUs; other precisions are returned unchanged.
 
-    float16 has 8 times the resolution of bfloat16 at the same speed, and the cells in which it overflows are computed
-    again in float32. A CPU gets float32: 16 bits are emulated on many of them.
+    float16 has 8 times the resolution of bfloat16 at the same speed, and cells in which it overflows are recomputed in
+    float32. Many CPUs emulate 16-bit arithmetic.
 
     Args:
         precision: A key of DTYPES, or "auto".
@@ -45,14 +45,14 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def is_native(precision: str, device: str) -> bool:
-    """Whether a device has the arithmetic of a resolved precision, and need not emulate it."""
+    """Whether a device supports a resolved precision without emulation."""
     if precision == "float32" or torch.device(device).type != "cpu":
         return True
     return precision == "bfloat16" and not emulates_bfloat16()
 
 
 def require_precision(device: str, precision: str) -> None:
-    """Require that a device computes in a precision; warn, once in a process, where it can only emulate it.
+    """Check that a device supports a precision; warn, once per process, if it is emulated.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
@@ -84,16 +84,16 @@ def _warn_of_emulation() -> None:
 
 
 def emulates_bfloat16() -> bool:
-    """Whether this machine says what its processor can do (Linux does), and bfloat16 is not among it."""
+    """Whether /proc/cpuinfo (Linux) lists no flag for bfloat16 arithmetic; False if the file does not exist."""
     return _CPU_INFO.exists() and _BFLOAT16_FLAGS.isdisjoint(_CPU_INFO.read_text(encoding="utf-8").split())
 
 
 class ExactFloat32:
-    """Context in which products of float32 use float32, and products of 16 bits add up in float32.
+    """Context in which float32 products are computed in float32, and 16-bit products are accumulated in float32.
 
-    TF32 (CUDA), bfloat16 in place of float32 (oneDNN) and reduced-precision sums are switches of the whole process
-    that an environment variable or another library may have set. They are off while any thread is inside, and as
-    they were before once the last one leaves.
+    TF32 (CUDA), bfloat16 instead of float32 (oneDNN) and reduced-precision accumulation are process-wide switches that
+    an environment variable or another library may have turned on. They are off while any thread is in the context, and
+    restored when the last one leaves.
     """
 
     def __init__(self) -> None:
@@ -128,18 +128,18 @@ class ExactFloat32:
 
 
 exact_float32 = ExactFloat32()
-"""The one for this process."""
+"""The context of this process."""
 
 
 def require_float32(device: torch.device, product: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> None:
-    """Require that a device multiplies float32 matrices in float32: NVIDIA's libraries can be forced to TF32.
+    """Check that a device multiplies float32 matrices in float32; an environment variable can force TF32.
 
     Args:
-        device: What computes.
-        product: Of two matrices.
+        device: Device.
+        product: Matrix product to check.
 
     Raises:
-        ConfigError: If the product is that of a coarser format.
+        ConfigError: If the error is larger than that of float32.
     """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator).to(device) for _ in range(2))

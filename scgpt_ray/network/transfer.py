@@ -1,4 +1,4 @@
-"""The way of tokens to a device and of embeddings back, beside its computing."""
+"""Transfer of tokens to a device and of embeddings back, overlapped with computation."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,36 +12,36 @@ from torch import Tensor
 Array: TypeAlias = npt.NDArray[np.generic]
 
 Fetch: TypeAlias = Callable[[], npt.NDArray[np.float32]]
-"""Waits for values that are on their way to the host, and returns them."""
+"""Waits until values have arrived on the host, and returns them."""
 
 ALIGNMENT = 16
-"""Bytes between whose multiples arrays begin in a buffer; views of any dtype are then possible."""
+"""Arrays begin at multiples of so many bytes in a buffer, so that it can be viewed in any dtype."""
 
 
 class Transfer(Protocol):
-    """Between this process' memory and a device."""
+    """Transfer between host and device memory."""
 
     def send(self, arrays: Sequence[Array]) -> list[Tensor]:
-        """Copy flat arrays to the device as narrow as they are; the arrays may change afterwards."""
+        """Copy flat arrays to the device; dtypes are kept, and the arrays may be changed afterwards."""
 
     def fetch(self, values: Tensor) -> Fetch:
-        """Begin to copy float32 values back."""
+        """Start copying float32 values to the host."""
 
 
 class HostTransfer:
-    """On a CPU there is nothing to move."""
+    """Transfer for CPUs, where host and device memory are the same."""
 
     def send(self, arrays: Sequence[Array]) -> list[Tensor]:
-        """Copy: Arrow's memory is read-only, which torch does not know."""
+        """Copy the arrays: memory of Arrow is read-only, which torch does not support."""
         return [torch.from_numpy(array.copy()) for array in arrays]
 
     def fetch(self, values: Tensor) -> Fetch:
-        """Hand them over."""
+        """Return the values without a copy."""
         return values.numpy
 
 
 class CudaTransfer:
-    """Two pinned buffers, filled in turn, and a stream of their own: a microbatch travels while another computes.
+    """Transfer with two alternating pinned buffers and a separate stream, so that it overlaps with computation.
 
     Args:
         device: A CUDA device.
@@ -53,7 +53,7 @@ class CudaTransfer:
         self._slots = itertools.cycle([_Slot(), _Slot()])
 
     def send(self, arrays: Sequence[Array]) -> list[Tensor]:
-        """One copy for all arrays; waits only if the last copy but one has not yet left its buffer."""
+        """Copy all arrays at once; waits only until the copy before the last one has left its buffer."""
         slot = next(self._slots)
         slot.left.synchronize()
         packed = slot.fill(arrays)
@@ -66,27 +66,27 @@ class CudaTransfer:
         return unpack(arrived, arrays)
 
     def fetch(self, values: Tensor) -> Fetch:
-        """Copy behind what is queued by now; work that is queued later is not waited for."""
-        host = values.to("cpu", non_blocking=True)  # pinned memory, by torch's own rule
+        """Queue a copy after the work queued so far; later work is not waited for."""
+        host = values.to("cpu", non_blocking=True)  # torch allocates pinned memory for it
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(self._device))
 
         def wait() -> npt.NDArray[np.float32]:
             arrived.synchronize()
-            return np.array(host)  # out of the pinned memory, which torch uses again
+            return np.array(host)  # a copy: torch reuses the pinned memory
 
         return wait
 
 
 class _Slot:
-    """A pinned buffer that grows to the largest microbatch, and when its content has left it."""
+    """A pinned buffer that grows to the largest microbatch, with an event set when its content has been copied."""
 
     def __init__(self) -> None:
         self.left = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def fill(self, arrays: Sequence[Array]) -> Tensor:
-        """The part of the buffer that now holds the arrays."""
+        """Write arrays into the buffer; returns the part that holds them."""
         size = sum(_room(array) for array in arrays)
         if size > len(self._buffer):
             self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -95,7 +95,7 @@ class _Slot:
 
 
 def pack(arrays: Sequence[Array], buffer: npt.NDArray[np.uint8]) -> None:
-    """Lay flat arrays one after the other into a buffer of bytes."""
+    """Write flat arrays one after the other, aligned, into a buffer of bytes."""
     start = 0
     for array in arrays:
         buffer[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8)
@@ -103,7 +103,7 @@ def pack(arrays: Sequence[Array], buffer: npt.NDArray[np.uint8]) -> None:
 
 
 def unpack(packed: Tensor, arrays: Sequence[Array]) -> list[Tensor]:
-    """Views of what `pack` laid down, with the lengths and dtypes of the arrays."""
+    """Views of the arrays that `pack` wrote; `arrays` gives their lengths and dtypes."""
     views, start = [], 0
     for array in arrays:
         dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
@@ -113,5 +113,5 @@ def unpack(packed: Tensor, arrays: Sequence[Array]) -> list[Tensor]:
 
 
 def _room(array: Array) -> int:
-    """Bytes that an array takes in a buffer."""
+    """Aligned size of an array in a buffer, in bytes."""
     return -(-array.nbytes // ALIGNMENT) * ALIGNMENT

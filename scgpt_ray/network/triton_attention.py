@@ -1,14 +1,14 @@
-"""Attention on a GPU: one Triton kernel for packed cells, and nothing in it that scGPT does not need.
+"""Attention on a GPU: a Triton kernel for packed cells, with only what scGPT needs.
 
     T  tokens of a microbatch         N  heads         H  width of a head, 16, 32 or 64
     M  queries of a tile              L  keys of a tile
 
-A program owns one head of one tile of queries of one cell, and walks over the cell's keys with the online softmax of
-Milakov and Gimelshein (2018, arXiv 1805.02867). No padding, no mask except in the last tile of keys, no causal order,
-no dropout, no log-sum-exp: there is no backward pass. What a program adds up, and in which order, depends on its cell
-alone, so an embedding does not depend on its neighbours.
+A program computes one head of one tile of queries of one cell. It iterates over the cell's keys with the online softmax
+of Milakov and Gimelshein (2018, arXiv 1805.02867). There is no padding, no mask except in the last tile of keys, no
+causal order, no dropout and, without a backward pass, no log-sum-exp. The order of summation depends on the cell only,
+so an embedding does not depend on the other cells of the microbatch.
 
-The module can only be imported where Triton is. With TRITON_INTERPRET=1 in the environment it runs on a CPU, for tests.
+Importing this module needs Triton. With TRITON_INTERPRET=1 in the environment the kernel runs on a CPU, for tests.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Tile(NamedTuple):
-    """The shape of a program's work, and how it is compiled."""
+    """Tile sizes of a program, and its compile options."""
 
     queries: int
     keys: int
@@ -35,26 +35,26 @@ class Tile(NamedTuple):
 
 
 MANY_QUERIES = Tile(queries=128, keys=64, warps=4, stages=3)
-"""For all queries of a cell: 128 x 64 wastes least at 600 to 1200 tokens among the shapes that fill tensor cores."""
+"""For all queries of a cell: of the sizes that use tensor cores fully, 128 x 64 wastes least at 600 to 1200 tokens."""
 
 ONE_QUERY = Tile(queries=16, keys=64, warps=2, stages=3)
-"""For <cls> alone: the fewest rows that a tensor core takes."""
+"""For <cls> only: 16 rows are the minimum of a tensor core."""
 
 
 class TritonAttention:
     """The kernel as an `Attend`.
 
     Args:
-        tile: For cells with several queries; the default suits a GPU since Ampere.
+        tile: Tile for cells with several queries; the default is for GPUs since Ampere.
     """
 
     def __init__(self, tile: Tile = MANY_QUERIES) -> None:
         self._tile = tile
 
     def __call__(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, queries: Spans, keys: Spans) -> Tensor:
-        """Attend; see `Attend`.
+        """Compute attention; see `Attend`.
 
-        Queries, keys and values may have any strides but contiguous rows, so that views of packed QKV are welcome.
+        Rows of queries, keys and values must be contiguous; other strides are free, so views of packed QKV work.
         """
         n_heads, width = q_TNH.shape[1:]
         assert width in TRITON_WIDTHS, width
@@ -63,7 +63,7 @@ class TritonAttention:
         tiles = queries.tiles(tile.queries)
         context_TNH = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
         if len(tiles):
-            # Triton launches on the current device, whatever the tensors are on.
+            # Triton launches on the current device, not on that of the tensors.
             with torch.cuda.device_of(q_TNH):  # type: ignore[no-untyped-call]
                 _attend_tile[(len(tiles) * n_heads,)](
                     q_TNH, k_TNH, v_TNH, context_TNH, queries.cu_seqlens, keys.cu_seqlens, tiles, n_heads,
@@ -97,7 +97,7 @@ def _attend_tile(
     L: tl.constexpr,
 ) -> None:
     """One head of one tile of queries against all keys of its cell. Strides are of a token and of a head."""
-    # The heads of a tile run side by side: together they read whole rows of memory.
+    # The heads of a tile are neighbouring programs: together they read whole rows of memory.
     head = tl.program_id(0) % n_heads
     tile = tl.program_id(0) // n_heads
     cell = tl.load(tiles + 2 * tile)
@@ -150,7 +150,7 @@ def _add_keys(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Add a tile of keys to the online softmax: (largest score, sum of exponentials, weighted sum of values).
 
-    What lies behind the last key of a cell belongs to another, and is not even read.
+    The mask of the last tile keeps it from reading keys of the next cell.
     """
     key_L = tl.arange(0, L)
     lane_H = tl.arange(0, H)

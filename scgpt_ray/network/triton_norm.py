@@ -1,9 +1,9 @@
-"""Residual sum and LayerNorm in one pass over memory: a Triton kernel for the GPU.
+"""Residual sum and LayerNorm in one pass over memory: a Triton kernel.
 
     T  tokens, R of them to a program         D  width of the residual stream
 
-Apart, they would write and read the stream once more, for nothing but an addition. The module can only be imported
-where Triton is. With TRITON_INTERPRET=1 in the environment it runs on a CPU, for tests.
+As separate operations they would write and read the stream once more. Importing this module needs Triton. With
+TRITON_INTERPRET=1 in the environment the kernel runs on a CPU, for tests.
 """
 
 import torch
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 8
-"""Tokens of a program: two to a warp, 16 bytes of each to a thread at a time."""
+"""Tokens per program: two per warp; a thread reads 16 bytes of a token at a time."""
 
 WARPS = 4
 
@@ -22,9 +22,9 @@ def add_norm(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: 
 
     Args:
         x_TD: Residual stream, contiguous.
-        y_TD: What is added to it, contiguous.
-        weight_D: Of the norm, float32.
-        bias_D: Of the norm, float32.
+        y_TD: Output of a sublayer, to be added; contiguous.
+        weight_D: Weight of the norm, float32.
+        bias_D: Bias of the norm, float32.
         eps: Added to the variance.
     """
     n_tokens, width = x_TD.shape
@@ -32,7 +32,7 @@ def add_norm(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: 
     assert y_TD.is_contiguous()
     normed_TD = torch.empty_like(x_TD)
     if n_tokens:
-        # Triton launches on the current device, whatever the tensors are on.
+        # Triton launches on the current device, not on that of the tensors.
         with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
             _add_norm_rows[(triton.cdiv(n_tokens, ROWS),)](
                 x_TD, y_TD, weight_D, bias_D, normed_TD, n_tokens, eps,
@@ -55,7 +55,7 @@ def _add_norm_rows(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """R rows: the sum and its mean and variance stay in registers."""
+    """Process R rows; sum, mean and variance stay in registers."""
     row_R1 = (tl.program_id(0).to(tl.int64) * R + tl.arange(0, R))[:, None]
     lane_1D = tl.arange(0, BLOCK)[None, :]
     is_lane_1D = lane_1D < D

@@ -1,4 +1,4 @@
-"""The encoder's tensors by name: which must be there, under which names they come, which others may be."""
+"""Names of the encoder's tensors: the required ones, their aliases, and those that are ignored. Weights files."""
 
 import io
 import pickle
@@ -14,17 +14,17 @@ RENAMED = (
     ("self_attn._impl.", "self_attn."),
     ("self_attn.in_proj_", "self_attn.Wqkv."),
 )
-"""Other names of the same tensors: wrapped flash attention, torch's attention. Rows are q, k, v in all."""
+"""Aliases of tensors -> canonical names: wrapped flash attention, torch's attention. Rows are q, k, v in all."""
 
 UNUSED = ("decoder.", "mvc_decoder.", "cls_decoder.", "flag_encoder.", "grad_reverse_discriminator.")
-"""Beginnings of names that embedding does not need: heads of the training objectives."""
+"""Prefixes of tensors that embedding does not use: heads of the training objectives."""
 
 UNREADABLE = (RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError)
-"""What torch.load raises for files that are truncated or never were torch files."""
+"""Exceptions of torch.load for files that are truncated or no torch files."""
 
 
 def encoder_shapes(n_tokens: int, embsize: int, d_hid: int, nlayers: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor the encoder consists of."""
+    """Name -> shape of all tensors of the encoder."""
     d = embsize
     shapes: dict[str, tuple[int, ...]] = {
         "encoder.embedding.weight": (n_tokens, d),
@@ -49,14 +49,14 @@ def _affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
 
 
 def unpack(content: bytes, where: str) -> dict[str, Tensor]:
-    """Read a weights file without running anything it carries.
+    """Read a weights file without executing code from it.
 
     Args:
-        content: Of a torch file, or of a safetensors file if `where` says so.
-        where: Path of the file, for messages.
+        content: Content of the file.
+        where: Path of the file; a safetensors file if it ends so, else a torch file.
 
     Raises:
-        CheckpointError: If it cannot be read, carries code, or holds anything but named tensors.
+        CheckpointError: If it cannot be read, would run code, or holds anything but named tensors.
     """
     state = _unpack_safetensors(content, where) if where.endswith(".safetensors") else _unpack_torch(content, where)
     if not isinstance(state, Mapping):
@@ -68,7 +68,7 @@ def unpack(content: bytes, where: str) -> dict[str, Tensor]:
 
 
 def _unpack_safetensors(content: bytes, where: str) -> object:
-    # Imported here: the encoder and its benchmark also run where torch is installed and safetensors is not.
+    # Imported here: the encoder and its benchmark also run without safetensors.
     import safetensors
     import safetensors.torch
 
@@ -94,7 +94,7 @@ def _unpack_torch(content: bytes, where: str) -> object:
 
 
 def pack(tensors: Mapping[str, Tensor], *, as_safetensors: bool) -> bytes:
-    """The content of a weights file: the other way round from `unpack`."""
+    """The content of a weights file; the inverse of `unpack`."""
     if as_safetensors:
         import safetensors.torch
 
@@ -105,18 +105,18 @@ def pack(tensors: Mapping[str, Tensor], *, as_safetensors: bool) -> bytes:
 
 
 def match(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Tensor]:
-    """Account for every tensor of a file.
+    """Match the tensors of a file with those of the encoder; every tensor must be accounted for.
 
     Args:
-        found: Tensors under the names of the file.
-        shapes: Of the tensors there must be, under canonical names.
+        found: Tensors under their names in the file.
+        shapes: Canonical name -> shape of the required tensors.
         where: Path of the file, for messages.
 
     Returns:
         The tensors of `shapes`, float32 and contiguous.
 
     Raises:
-        CheckpointError: If a tensor is missing, unknown, there twice, of another shape or not finite.
+        CheckpointError: If a tensor is missing, unknown, duplicate, of another shape or not finite.
     """
     matched: dict[str, Tensor] = {}
     for name, tensor in found.items():
@@ -140,7 +140,7 @@ def match(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], wh
 
 
 def canonical_name(name: str) -> str:
-    """The name of a tensor in a published checkpoint with flash attention."""
+    """The canonical name of a tensor: that in the published checkpoints with flash attention."""
     for other, canonical in RENAMED:
         name = name.replace(other, canonical)
     return name

@@ -30,7 +30,7 @@ def read_embeddings(folder: Folder) -> pa.Table:
 def export_h5ad(folder: Folder, file: str) -> int:
     """Write an .h5ad file with obsm["X_scGPT"] and the carried obs columns; cells without an embedding get NaN rows.
 
-    Holds a few copies of all embeddings in memory, of 4 x d bytes per cell each.
+    Needs memory for a few copies of all embeddings, each of 4 x d bytes per cell.
 
     Args:
         folder: Output folder of `embed`.

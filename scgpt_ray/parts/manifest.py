@@ -1,4 +1,4 @@
-"""A finished set of embeddings: its manifest, and the proof that every planned cell is in exactly one part."""
+"""The manifest of finished embeddings, and the check that every planned cell is in exactly one part."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +12,10 @@ GENES = "genes.parquet"
 
 
 def require_manifest(folder: Folder) -> Manifest:
-    """The manifest of a run that others build on.
+    """Read the manifest of a finished run.
 
     Raises:
-        ReferenceSetError: If the folder is not one, or its run is not finished.
+        ReferenceSetError: If the folder holds no finished run.
     """
     manifest = Manifest.read(folder)
     if manifest is None:
@@ -29,10 +29,10 @@ def require_manifest(folder: Folder) -> Manifest:
 
 
 def committed_parts(folder: Folder, fingerprint: Fingerprint) -> dict[int, Part]:
-    """The parts of a run that are committed, by partition.
+    """The committed parts of a run, by partition.
 
     Raises:
-        OutputError: If a part carries another fingerprint.
+        OutputError: If a part has another fingerprint.
     """
     parts = committed(folder.folder(PARTS))
     digest = fingerprint.digest
@@ -47,10 +47,10 @@ def committed_parts(folder: Folder, fingerprint: Fingerprint) -> dict[int, Part]
 
 
 def prove_complete(plan: Plan, parts: Mapping[int, Part]) -> None:
-    """Require that every planned cell is committed once, by what the footers of the parts say.
+    """Check, by the footers of the parts, that every planned cell is committed exactly once.
 
     Raises:
-        CompletenessError: If a planned partition has no part, or a part is not planned or holds other cells.
+        CompletenessError: If a planned partition has no part, or a part was not planned or holds other cells.
     """
     problems = [f"part-{number:05d} was never planned" for number in parts if number >= len(plan.partitions)]
     for partition in plan.partitions:
@@ -87,5 +87,5 @@ def require_reported(folder: Folder, reported: Mapping[int, Part], found: Mappin
 
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
-        rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""  # noqa: PLR2004 - enough to see
+        rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""  # noqa: PLR2004 - show three
         raise CompletenessError("; ".join(problems[:3]) + rest)

@@ -81,7 +81,7 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
     joinids = digest_joinids(table[JOINID].to_numpy())
     if (joinids, table.num_rows) != (partition.digest, partition.n_cells):
         raise CompletenessError(
-            f"partition {partition.number} came back with {table.num_rows} cells ({joinids}), "
+            f"partition {partition.number} has {table.num_rows} cells ({joinids}); "
             f"planned were {partition.n_cells} ({partition.digest})"
         )
     part = Part(

@@ -1,8 +1,7 @@
 """The baseline of a mapping on the same cells: principal components of the counts, and the same number of neighbours.
 
-The counts are read again from the atlases that the index and the query were embedded from. Reference and query meet by
-the vocabulary's tokens of their genes, under whatever names. At most 20,000 reference cells are held at a time, and
-of the query one block and 30 numbers a cell.
+Counts are read again from the atlases of index and query. Genes are matched by their tokens, so names may differ. At
+most 20,000 reference cells are in memory, and of the query one block and 30 numbers per cell.
 
 Shapes: N reference cells, M evaluated query cells, G shared genes, V var rows by joinid.
 """
@@ -29,7 +28,7 @@ from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.evaluation.sample import stratum_quotas
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.index.neighbor_filter import Allowed, masked
+from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.mapping.votes import CountOfValue
 from scgpt_ray.parts.manifest import GENES
@@ -87,22 +86,22 @@ def evaluate_baseline(
     queries: pa.Table,
     truth: Labels,
 ) -> Baseline | str:
-    """Map the query cells whose truth is known by PCA + kNN, or say why that cannot be.
+    """Map the query cells with a true label by PCA + kNN, or return the reason why this is not possible.
 
-    Voters are those of the mapping: cells with a label that meet --neighbor-filter, but for those with a query cell's
-    own value in a column of --exclude-same. Each has one vote, whatever --weighting and --balance-by say.
+    The same reference cells may vote as in the mapping (--neighbor-filter and --exclude-same apply). All votes have the
+    same weight: --weighting and --balance-by do not apply.
 
     Args:
-        settings: Of the mapping.
-        reference: Mapped onto.
+        settings: Settings of the mapping.
+        reference: The reference.
         column: Label column to evaluate.
-        reference_cells: Its labels -> cells that may vote; cells without a label under None.
+        reference_cells: Label -> number of cells that may vote; cells without a label under None.
         embedded: Output folder of `embed` with the query.
-        queries: EMBEDDINGS of it, in order of joinid.
-        truth: True label of each.
+        queries: EMBEDDINGS of the query, in order of joinid.
+        truth: True label of each query cell.
 
     Raises:
-        InputError: If the truth of no cell is known.
+        InputError: If no cell has a true label.
     """
     evaluated = np.flatnonzero(require_truth(truth))
     try:
@@ -141,7 +140,7 @@ def _baseline(
         projected.append(components.transform(log1p_cp10k(counts_NG)))
         is_counted.append(np.diff(counts_NG.indptr) > 0)
     own = queries.take(pa.array(evaluated)).select(list(dict.fromkeys(settings.exclude_same)))
-    groups = masked(Allowed.among(None, own, len(evaluated)), len(evaluated), cells)
+    groups = masked(NeighborFilter.among(None, own, len(evaluated)), len(evaluated), cells)
     labels_N = np.array(cells[column].cast(pa.string()).to_pylist(), object)
     voted_M, share_M = nearest_labels(reference_NC, labels_N, np.concatenate(projected), settings.k, groups)
     labels, share = np.full(len(queries), UNKNOWN, object), np.zeros(len(queries))

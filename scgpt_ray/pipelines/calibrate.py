@@ -1,4 +1,4 @@
-"""Calibration of a mapping: reference cells are mapped onto the rest of it as if they were queries."""
+"""Calibration of a mapping: sampled reference cells are mapped onto the rest of the reference."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.index.neighbor_filter import Allowed, condition_of
+from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
 from scgpt_ray.index.search import Neighbors
 from scgpt_ray.mapping.calibration import Calibration, Sample, Targets, calibrate, calibration_sample
 from scgpt_ray.mapping.prediction import PredictionRules
@@ -19,25 +19,25 @@ from scgpt_ray.schema import Float32Matrix
 
 logger = logging.getLogger(__name__)
 
-_SEED = 0  # of the sample, the same for every mapping
+_SEED = 0  # every mapping uses the same calibration cells
 
 
 def calibrations(
     settings: MapSettings, reference: Reference, rules: PredictionRules, reference_cells: CellCounts
 ) -> dict[str, Calibration]:
-    """Learn how often the votes on each label column are right.
+    """Calibrate the votes on each label column.
 
-    Sampled reference cells are searched like queries, without the neighbours of their own group (such as a donor), and
-    so without themselves.
+    Sampled reference cells are searched like queries, but neighbours of their own group (such as their donor), and so
+    the cells themselves, are excluded.
 
     Args:
-        settings: Of the mapping.
-        reference: Which is mapped onto.
-        rules: By which the query's neighbours vote.
-        reference_cells: As `label_votes` takes them.
+        settings: Settings of the mapping.
+        reference: The reference.
+        rules: Rules of the vote on the query.
+        reference_cells: Reference cells by value, for `label_votes`.
 
     Returns:
-        Label column -> its calibration; none without calibrate_by.
+        Label column -> its calibration; empty without calibrate_by.
 
     Raises:
         ReferenceSetError: If fewer than two groups have labelled cells.
@@ -45,13 +45,13 @@ def calibrations(
     """
     if settings.calibrate_by is None:
         return {}
-    # A copy, with which the actors of its search end: they leave their CPUs to those that embed the query.
-    trial = _Trial.of(settings, replace(reference), rules, reference_cells)
+    # A copy of the reference starts search actors that end with it, so that their CPUs are free to embed the query.
+    cells = _CalibrationCells.of(settings, replace(reference), rules, reference_cells)
     targets = Targets(settings.target_error, settings.false_rejection)
     found: dict[str, Calibration] = {}
     for column in rules.columns:
         try:
-            found[column] = calibrate(trial.sample(column, settings.calibrate_by), targets)
+            found[column] = calibrate(cells.sample(column, settings.calibrate_by), targets)
         except ConfigError as error:
             remedy = f"{error.remedy}, or leave {column} out of --label-columns"
             raise ConfigError(f"{column}: {error.found}", expected=error.expected, remedy=remedy) from None
@@ -64,23 +64,23 @@ def calibrations(
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
-    """Cells of the reference in the place of queries."""
+class _CalibrationCells:
+    """Sampled reference cells that are mapped like queries."""
 
     settings: MapSettings
     reference: Reference
     rules: PredictionRules
     reference_cells: CellCounts
     own: pa.Table
-    """Their labels and groups."""
+    """Labels and groups of the cells."""
     vectors_ND: Float32Matrix
 
     @classmethod
     def of(
         cls, settings: MapSettings, reference: Reference, rules: PredictionRules, reference_cells: CellCounts
-    ) -> "_Trial":
-        """Draw cells that may be neighbours themselves."""
-        needed = dict.fromkeys((*rules.columns, *settings.left_out))
+    ) -> "_CalibrationCells":
+        """Sample cells that meet --neighbor-filter."""
+        needed = dict.fromkeys((*rules.columns, *settings.excluded_columns))
         columns = list(reference.index.label_columns if settings.neighbor_filter else needed)
         _, vectors_ND, own = reference.sample(settings.calibration_cells, _SEED, columns)
         condition = condition_of(settings.neighbor_filter, own.schema)
@@ -90,17 +90,18 @@ class _Trial:
         return cls(settings, reference, rules, reference_cells, own, vectors_ND)
 
     def sample(self, column: str, group: str) -> Sample:
-        """The votes on a label column, with the cells' own label among the reference and without."""
-        withheld = self._votes(self._neighbors((*self.settings.left_out, column)), column)
-        return calibration_sample(self._votes(self._elsewhere, column), self.own[column], self.own[group], withheld)
+        """The votes on a label column, and the votes if cells of the true label are excluded as well."""
+        withheld = self._votes(self._neighbors((*self.settings.excluded_columns, column)), column)
+        return calibration_sample(self._votes(self._other_groups, column), self.own[column], self.own[group], withheld)
 
     @cached_property
-    def _elsewhere(self) -> Neighbors:
-        return self._neighbors(self.settings.left_out)
+    def _other_groups(self) -> Neighbors:
+        return self._neighbors(self.settings.excluded_columns)
 
-    def _neighbors(self, unlike: Sequence[str]) -> Neighbors:
-        """Neighbours that share none of these columns' values with the cell."""
-        allowed = Allowed.among(self.settings.neighbor_filter, self.own.select(list(unlike)), len(self.vectors_ND))
+    def _neighbors(self, excluded: Sequence[str]) -> Neighbors:
+        """Neighbours that differ from the cell in all of these columns."""
+        own = self.own.select(list(excluded))
+        allowed = NeighborFilter.among(self.settings.neighbor_filter, own, len(self.vectors_ND))
         return self.reference.neighbors(self.vectors_ND, self.settings.k, allowed)
 
     def _votes(self, found: Neighbors, column: str) -> LabelVotes:

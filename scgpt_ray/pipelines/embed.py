@@ -126,11 +126,11 @@ def stages_of(job: EmbedJob, workers: Pool) -> Stages:
 
 
 def note_actor(actors: list[dict[str, Any]], described: Mapping[str, Any]) -> None:
-    """Add what an actor computes with, unless others compute with the same; warn of kernels it had to pass over.
+    """Add the description of an actor unless it is listed already; warn of faster kernels that do not work on it.
 
     Args:
-        actors: Different descriptions, without what changes while an actor works.
-        described: What an actor says of itself.
+        actors: Distinct descriptions, without the values that change during a run.
+        described: Result of `Embedder.describe` of an actor.
     """
     actor = {name: value for name, value in described.items() if name not in COUNTERS}
     if actor not in actors:
@@ -139,18 +139,18 @@ def note_actor(actors: list[dict[str, Any]], described: Mapping[str, Any]) -> No
 
 
 def finish(plan: Plan, parts: dict[int, Part], job: EmbedJob, actors: Sequence[dict[str, Any]] = ()) -> Manifest:
-    """Prove that every planned cell is committed once, and write the manifest.
+    """Check that every planned cell is committed exactly once, and write the manifest.
 
-    The folder is listed again: what it holds counts, not what workers reported.
+    The folder is listed again: workers may have written elsewhere, or a part may have been deleted since.
 
     Args:
-        plan: What was planned.
-        parts: What was committed, by partition, as reported.
+        plan: The plan.
+        parts: Partition -> part that a worker committed.
         job: The request.
         actors: Descriptions of the actors of this run.
 
     Raises:
-        CompletenessError: If not, or if the folder holds other parts than were reported.
+        CompletenessError: If cells are missing or were not planned, or if the folder holds other parts.
     """
     prove_complete(plan, parts)
     require_reported(job.output, parts, committed_parts(job.output, job.fingerprint))

@@ -63,14 +63,14 @@ class EmbedJob:
 def check(
     settings: EmbedSettings, *, preferred: str | None = None, count_gpus: Callable[[], int] = gpus_of_machine
 ) -> EmbedJob:
-    """Check a whole request, and find out what an earlier run left of it.
+    """Check a request completely, and find what an earlier run has done of it.
 
-    Nothing is written, and no cluster is asked for but for its GPUs, last of all.
+    Nothing is written. A cluster is contacted last, and only to count its GPUs.
 
     Args:
         settings: The request.
-        preferred: What the precision `auto` stands for if the devices of the run have its arithmetic.
-        count_gpus: GPUs that the run would find; called if nothing else fixes the precision.
+        preferred: The precision for `auto`, if the devices of the run support it.
+        count_gpus: Counts the GPUs of the run; called only if the precision depends on them.
 
     Raises:
         InputError: With found, expected and remedy.
@@ -113,12 +113,12 @@ def _as_begun(settings: EmbedSettings, began: Plan | None) -> EmbedSettings:
 
 
 def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Callable[[], int]) -> str:
-    """What the precision `auto` stands for on the devices of a run.
+    """Resolve the precision `auto` for the devices of a run.
 
     Args:
-        compute: Which devices are asked for.
-        preferred: The precision to take if those devices have its arithmetic; None for what is fastest.
-        count_gpus: GPUs that are there; called if the devices are not asked for.
+        compute: Options that choose devices.
+        preferred: The precision to use if the devices support it; None for their default.
+        count_gpus: Counts the available GPUs; called if the options do not choose devices.
     """
     is_asked = compute.gpus is not None or compute.actors is not None
     device = "cuda" if (compute.gpus if is_asked else count_gpus()) else "cpu"
@@ -128,7 +128,7 @@ def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Ca
 
 
 def inspect(settings: CellSettings, source: Source, genes: GeneMap) -> tuple[Int64Array, Coverage]:
-    """Select the cells and look at their counts.
+    """Select the cells and check their counts.
 
     Returns:
         Joinids of the selected cells, sorted, and the gene coverage report.
@@ -146,7 +146,7 @@ def inspect(settings: CellSettings, source: Source, genes: GeneMap) -> tuple[Int
 
 
 def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettings) -> GeneMap:
-    """Name the genes of an atlas in the words of the vocabulary."""
+    """Match the genes of an atlas with the vocabulary."""
     return harmonize(
         source.var(),
         vocabulary.tokens,
@@ -158,7 +158,7 @@ def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettin
 
 
 def model_identity(checkpoint: Checkpoint, rules: TokenRules, precision: str) -> dict[str, Any]:
-    """What maps a cell to a vector, for the fingerprint."""
+    """The part of the fingerprint that identifies the model: all that determines a cell's embedding."""
     return {
         "weights": checkpoint.weights_sha256,
         "vocabulary": checkpoint.vocabulary.sha256,
@@ -169,10 +169,10 @@ def model_identity(checkpoint: Checkpoint, rules: TokenRules, precision: str) ->
 
 
 def require_device(settings: EmbedSettings) -> None:
-    """Refuse what a local Ray cannot have; what a cluster has is only known when it is joined.
+    """Check that this machine has the requested devices; those of a cluster are known only once it is joined.
 
     Raises:
-        ConfigError: If GPUs are asked for on a machine without one, or a precision that its CPU lacks.
+        ConfigError: If GPUs are requested on a machine without one, or a precision that its CPU lacks.
     """
     if "RAY_ADDRESS" in os.environ:
         return

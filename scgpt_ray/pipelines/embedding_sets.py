@@ -1,4 +1,4 @@
-"""The cells of one or several sets of embeddings; vectors are read of the evaluated cells only."""
+"""One or several sets of embeddings of the same cells; vectors are read for the evaluated cells only."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from scgpt_ray.storage import Folder
 
 @dataclass(frozen=True, eq=False)
 class ComparedCells:
-    """Cells that several sets of embeddings have in common, all of them.
+    """All cells of several sets of embeddings.
 
     Attributes:
         folder: Output folder of the first set.
-        sets: Short name -> what reads the vectors of some cells, float32 [n, d], by their ascending places among all
-            cells, int64 [n], none of them without an embedding.
-        columns: soma_joinid, n_genes, the asked columns, and obs_id where there is one; of the first set.
+        sets: Short name -> function that reads vectors, float32 [n, d], given the ascending rows of cells, int64 [n];
+            all of these cells must have an embedding.
+        columns: soma_joinid, n_genes, the requested columns, and obs_id if the first set has it; from the first set.
     """
 
     folder: Folder
@@ -36,11 +36,11 @@ class ComparedCells:
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """Which cells have an embedding, bool [n]."""
+        """Whether each cell has an embedding, bool [n]."""
         return np.asarray(self.columns[N_GENES].to_numpy() > 0)
 
     def values(self, column: str, rows: Int64Array | None = None) -> list[Any]:
-        """Values of a column as Python objects, of all cells or of some."""
+        """Values of a column as Python objects, for all cells or some rows."""
         whole = self.columns[column]
         values: list[Any] = (whole if rows is None else whole.take(pa.array(rows))).to_pylist()
         return values
@@ -50,19 +50,19 @@ def compared_cells(places: tuple[str, ...], columns: list[str]) -> ComparedCells
     """Open sets of embeddings of the same cells.
 
     Args:
-        places: Output folders of `embed`; after the first also Parquet files of external embeddings, which are opened
-            when their vectors are read.
-        columns: obs columns to read, of the first set.
+        places: Output folders of `embed`; after the first also Parquet files of external embeddings, which are not
+            opened before their vectors are read.
+        columns: obs columns to read from the first set.
 
     Raises:
-        ReferenceSetError: If a folder is not that of a finished run, or has other cells than the first.
-        ConfigError: If the first is a file, or carries no such column.
+        ReferenceSetError: If a folder holds no finished run, or other cells than the first.
+        ConfigError: If the first place is a file, or the first set lacks a column.
     """
     if places[0].endswith(SUFFIX):
         raise ConfigError(
             f"--embeddings names the file {places[0]} first",
-            expected="an output folder of embed, whose cells are evaluated",
-            remedy="name one before it",
+            expected="an output folder of embed first: its cells are evaluated",
+            remedy="put one before it",
         )
     names = short_names([Folder.at(place).uri for place in places])
     first = _EmbeddedSet.at(places[0])
@@ -94,14 +94,14 @@ class _EmbeddedSet:
 
     @property
     def ids(self) -> list[str]:
-        """obs_id, where the cells have one."""
+        """The obs_id column, if there is one."""
         return [OBS_ID] if OBS_ID in next(self._tables(None)).column_names else []
 
     def columns(self, names: Iterable[str]) -> pa.Table:
         """soma_joinid, n_genes and other columns of all cells.
 
         Raises:
-            ConfigError: If a column was not carried along.
+            ConfigError: If the embeddings do not carry a column.
         """
         carried = [N_GENES, *self.manifest.obs_columns]
         lacking = [name for name in names if name not in (JOINID, OBS_ID, *carried)]
@@ -115,7 +115,7 @@ class _EmbeddedSet:
         return pa.concat_tables([table.unify_dictionaries() for table in tables])
 
     def vectors(self, rows: Int64Array) -> Float32Matrix:
-        """Embeddings of some cells, read part by part."""
+        """Embeddings of some rows, ascending; read part by part."""
         found, start = [], 0
         for name, n_cells in self.manifest.parts.items():
             first, last = np.searchsorted(rows, (start, start + n_cells))
@@ -130,7 +130,7 @@ class _EmbeddedSet:
 
 
 def _same_cells(other: _EmbeddedSet, first: _EmbeddedSet, cells: pa.Table) -> _EmbeddedSet:
-    """Require that another set holds the cells of the first."""
+    """Check that another set holds the same cells as the first."""
     ids = [OBS_ID] if OBS_ID in cells.column_names and other.ids else []
     theirs = other.columns(ids)
     for column in (JOINID, N_GENES, *ids):
@@ -145,7 +145,7 @@ def _same_cells(other: _EmbeddedSet, first: _EmbeddedSet, cells: pa.Table) -> _E
 
 
 def short_names(uris: list[str]) -> list[str]:
-    """The last folders of each path, as few as distinguish them.
+    """Shortest names that differ: as many trailing folders of each path as needed.
 
     Raises:
         ConfigError: If two paths are the same.
@@ -154,7 +154,7 @@ def short_names(uris: list[str]) -> list[str]:
         raise ConfigError(
             f"--embeddings names {next(uri for uri in uris if uris.count(uri) > 1)} twice",
             expected="different folders",
-            remedy="leave one out",
+            remedy="remove one",
         )
     depths = (["/".join(uri.split("/")[-depth:]) for uri in uris] for depth in count(1))
     return next(names for names in depths if len(set(names)) == len(uris))

@@ -21,11 +21,11 @@ class Exported:
     n_cells: int
 
     def text(self) -> str:
-        """A line for people."""
+        """Summary for the terminal."""
         return f'{self.n_cells} cells with obsm["X_scGPT"]: {self.output}'
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for programs."""
+        """Values for the JSON line on stdout."""
         return {"n_cells": self.n_cells}
 
 
@@ -33,6 +33,6 @@ def export(settings: ExportSettings) -> Exported:
     """Write the embeddings of a finished `embed` to a file.
 
     Raises:
-        InputError: If the folder is not that of a finished run, or the file cannot be written.
+        InputError: If the folder holds no finished run, or the file cannot be written.
     """
     return Exported(settings.output, export_h5ad(Folder.at(settings.embeddings), settings.output))

@@ -1,7 +1,7 @@
-"""Embeddings that were made elsewhere: a Parquet file with an id and a vector per cell, in any order.
+"""External embeddings: a Parquet file with an id and a vector per cell, rows in any order.
 
-The id is `soma_joinid` (integer) or `obs_id` (text). The vector is a column `embedding` of lists of floats, and other
-columns are not read; or, without such a column, all columns but the ids, each of floats. Float64 is read as float32.
+The id is `soma_joinid` (integer) or `obs_id` (text). The vector is a list column `embedding`; without such a column, it
+consists of all other columns, which must be floats. Float64 is read as float32.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID, Float32Matrix, Int64Arra
 from scgpt_ray.storage import Folder
 
 SUFFIX = ".parquet"
-"""How the name of such a file ends; all else is an output folder of `embed`."""
+"""Suffix of such a file; all other paths are output folders of `embed`."""
 
 _IDS = {JOINID: pa.int64(), OBS_ID: pa.large_string()}
 _ROWS_AT_ONCE = 8192
@@ -25,19 +25,19 @@ _ROWS_AT_ONCE = 8192
 def external_vectors(place: str, cells: pa.Table) -> Float32Matrix:
     """Read the vectors of some cells; those of other cells are not kept in memory.
 
-    Cells are found by soma_joinid where the file has that, else by obs_id. Where it has both, a cell must have the same
-    name on both sides.
+    Cells are matched by soma_joinid, or by obs_id if the file has no soma_joinid. If it has both, the obs_id must agree
+    too.
 
     Args:
         place: Path or URI of the file.
-        cells: n rows with soma_joinid, and obs_id where the cells have one.
+        cells: n rows with soma_joinid, and obs_id if the cells have one.
 
     Returns:
         float32 [n, d].
 
     Raises:
-        ReferenceSetError: If the file cannot be read, lacks a cell, has it twice or under another name, or if one of
-            the vectors is null, has another length than the first, or is not finite.
+        ReferenceSetError: If the file cannot be read, lacks a cell, has it twice or with another obs_id, or if a vector
+            is null, not finite, or of another length than the first.
     """
     place = Folder.at(place).uri
     folder, _, name = place.rpartition("/")
@@ -54,7 +54,7 @@ def external_vectors(place: str, cells: pa.Table) -> Float32Matrix:
 
 
 def _columns(schema: pa.Schema, place: str) -> tuple[list[str], list[str]]:
-    """The ids of a file, and the columns of the vector."""
+    """Id columns of a file, and columns of the vector."""
     ids = [name for name in _IDS if name in schema.names]
     if not ids:
         raise _refused(f"{place} has neither {JOINID} nor {OBS_ID}")
@@ -69,7 +69,7 @@ def _columns(schema: pa.Schema, place: str) -> tuple[list[str], list[str]]:
 
 
 def _rows(theirs: pd.DataFrame, ours: pd.DataFrame, place: str) -> Int64Array:
-    """The file's row of each of our cells, by the first id of the file."""
+    """Row in the file of each of our cells, matched by the first id column of the file."""
     key = theirs.columns[0]
     keys = pd.Index(theirs[key])
     if key not in ours:
@@ -90,7 +90,7 @@ def _rows(theirs: pd.DataFrame, ours: pd.DataFrame, place: str) -> Int64Array:
 
 
 def _take(file: pq.ParquetFile, rows: Int64Array, columns: list[str]) -> pa.Table:
-    """Some rows of a file, in their order; of the others a few thousand at a time are in memory."""
+    """Rows of a file in the given order; reads a few thousand rows at a time."""
     order = np.argsort(rows)
     ascending, found, start = rows[order], [], 0
     for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
@@ -101,7 +101,7 @@ def _take(file: pq.ParquetFile, rows: Int64Array, columns: list[str]) -> pa.Tabl
 
 
 def _vectors(found: pa.Table, ids: pd.Series, place: str) -> Float32Matrix:
-    """The vectors in a table of these cells, checked."""
+    """Validated vectors of the cells in a table."""
 
     def require(good_N: npt.NDArray[np.bool_], problem: str) -> None:
         if not good_N.all():
@@ -120,7 +120,7 @@ def _vectors(found: pa.Table, ids: pd.Series, place: str) -> Float32Matrix:
 
 
 def _float32(values: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """Floats with NaN for null, and infinity for what float32 cannot hold."""
+    """Values as float32; null becomes NaN, values out of range become infinite."""
     return np.asarray(values.cast(pa.float32(), safe=False).to_numpy(), np.float32)
 
 
@@ -129,5 +129,5 @@ def _refused(found: str) -> ReferenceSetError:
         found,
         expected=f"each evaluated cell once, by {JOINID} or {OBS_ID}, with a vector of finite numbers, all of one "
         f"length: {EMBEDDING} (lists of floats), or a column of floats for each dimension",
-        remedy="write the file anew, or embed only the cells that it has",
+        remedy="correct the file, or embed only the cells that it has",
     )

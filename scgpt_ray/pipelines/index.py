@@ -11,12 +11,11 @@ from scgpt_ray.identity import require_same_model, require_same_run
 from scgpt_ray.index.description import RECALL, require_index
 from scgpt_ray.index.factory import (
     EXACT,
-    check_factory,
     choose_factory,
+    default_shards,
     empty_index,
     n_lists,
     training_size,
-    usual_shards,
 )
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
 from scgpt_ray.parts.manifest import require_manifest
@@ -108,7 +107,7 @@ def append(
             logger.info("%s holds every cell of %s; nothing to do", output.uri, source.uri)
             return there
         parts = np.array(names)[fresh > 0]
-        n_shards = min(settings.shards or usual_shards(int(fresh.sum())), len(parts))
+        n_shards = min(settings.shards or default_shards(int(fresh.sum())), len(parts))
         digest, labels = manifest.fingerprint.digest, there.label_columns
         inputs = [
             ShardInput(source, digest, tuple(group.tolist()), labels, there.shards)
@@ -175,12 +174,11 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
             expected="at least one",
             remedy="check the atlas",
         )
-    n_shards = min(settings.shards or usual_shards(n_cells), len(manifest.parts))
+    n_shards = min(settings.shards or default_shards(n_cells), len(manifest.parts))
     budget = parse_bytes(settings.memory_budget) if settings.memory_budget else None
     factory = settings.factory
     if factory == "auto":
         factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
-    check_factory(factory, manifest.dimension)
     return {
         "embeddings": manifest.fingerprint.digest,
         "labels": labels,

@@ -18,7 +18,7 @@ from scgpt_ray.index.description import CENTRE, TEMPLATE
 from scgpt_ray.index.factory import EXACT, empty_index, n_lists
 from scgpt_ray.index.gpu import gpus
 from scgpt_ray.index.search import set_threads
-from scgpt_ray.index.shard import build_shard, seal, sealed
+from scgpt_ray.index.shard import build_shard, commit_shard, committed_shard
 from scgpt_ray.index.template import centre_of, train
 from scgpt_ray.parts.parts import PARTS, iterate_parts, read_part, read_vectors, vectors_of
 from scgpt_ray.pipelines.executor import Executor
@@ -112,7 +112,7 @@ def _content(output: Folder) -> str:
 def _train(source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folder, threads: int) -> str:
     set_threads(threads)
     _, sample_ND = sample(source, manifest, spec.rows, spec.seed)
-    template = train(sample_ND, spec.factory, seed=spec.seed, place=gpus())
+    template = train(sample_ND, spec.factory, seed=spec.seed, to_gpus=gpus())
     centre = io.BytesIO()
     np.save(centre, centre_of(sample_ND))
     values = {"spec": spec.digest, "is_exact": spec.factory == EXACT}
@@ -167,7 +167,7 @@ def build_shards(
         output: The index folder.
     """
     requests = [shard_input.digest(template) for shard_input in inputs]
-    committed = [sealed(output, first + place, request) for place, request in enumerate(requests)]
+    committed = [committed_shard(output, first + place, request) for place, request in enumerate(requests)]
     places = [place for place, shard in enumerate(committed) if shard is None]
     calls = [(inputs[place], first + place, requests[place], output) for place in places]
     built = dict(zip(places, executor.tasks(_add_shard, calls, gpus=1), strict=True))
@@ -184,13 +184,13 @@ def _add_shard(shard_input: ShardInput, number: int, request: str, output: Folde
     shard = ShardDescription.of(number, 0, is_exact=is_exact)
     parts = shard_input.source.folder(PARTS)
     blocks = (_new(*read_vectors(parts, part), known_N) for part in shard_input.parts)
-    n_cells = build_shard(template, blocks, output, shard, centre_D, place=gpus())
+    n_cells = build_shard(template, blocks, output, shard, centre_D, to_gpus=gpus())
     kept = pa.concat_tables(_label_tables(shard_input, known_N))
     assert kept.num_rows == n_cells, "a cell has an embedding where it has genes"
     with output.staged(shard.labels) as path:
         pq.write_table(kept.replace_schema_metadata(None), path, compression="zstd")
     shard = ShardDescription.of(number, n_cells, is_exact=is_exact)
-    seal(output, shard, request)
+    commit_shard(output, shard, request)
     return shard
 
 

@@ -12,7 +12,14 @@ from scgpt_ray.evaluation.factors.effects import Factor, explain_factors
 from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings
 from scgpt_ray.evaluation.sample import Selection, select_cells, strata_of
 from scgpt_ray.pipelines.embedding_sets import ComparedCells, compared_cells
-from scgpt_ray.pipelines.integration_result import METRICS, REPORT, UMAP, UMAP_BATCH, Integrated, write_integrated
+from scgpt_ray.pipelines.integration_result import (
+    METRICS,
+    REPORT,
+    UMAP,
+    UMAP_BATCH,
+    IntegrationResult,
+    write_integration,
+)
 from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas, read_counts
 from scgpt_ray.records import Plan
 from scgpt_ray.schema import JOINID, OBS_ID
@@ -27,16 +34,16 @@ BASELINE = "HVG + PCA"
 _NO_LABEL = "all cells"
 
 
-def integrate(settings: IntegrateSettings) -> Integrated:
-    """Evaluate how well embeddings separate labels and mix batch keys, and which factors have effects.
+def integrate(settings: IntegrateSettings) -> IntegrationResult:
+    """Evaluate how well embeddings separate labels and mix batches, and which factors have effects.
 
     Raises:
         InputError: If the embeddings are not finite or not of the same cells, a column is missing, there is only one
             batch key, or the output cannot be written.
     """
     output = Folder.at(settings.output)
-    wanted = [settings.label_column, settings.batch_column, *settings.factor_columns]
-    cells = compared_cells(tuple(settings.embeddings), [column for column in wanted if column])
+    columns = [settings.label_column, settings.batch_column, *settings.factor_columns]
+    cells = compared_cells(tuple(settings.embeddings), [column for column in columns if column])
     selection, labels, factors = _selected(settings, cells)
     embeddings = {name: read(selection.rows) for name, read in cells.sets.items()}
     output.require_writable()
@@ -60,13 +67,13 @@ def integrate(settings: IntegrateSettings) -> Integrated:
             groups=factors[0],
             seed=settings.seed,
         )
-        integrated = Integrated(
+        integrated = IntegrationResult(
             output, selection, integration, effects, known.uri if known else None, None if known else str(counts)
         )
         strata = strata_of(label_N, np.unique(batch_keys, return_inverse=True)[1])
         named = [column for column in cells.columns.column_names if column != JOINID]
         values = {column: cells.values(column, selection.rows) for column in named}
-        write_integrated(integrated, settings, embeddings, values, strata)
+        write_integration(integrated, settings, embeddings, values, strata)
         tracker.log_metrics(_logged(integration))
         for name in (METRICS, UMAP, UMAP_BATCH, REPORT):
             tracker.log_artifact(name)
@@ -74,7 +81,7 @@ def integrate(settings: IntegrateSettings) -> Integrated:
 
 
 def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Selection, list[str], list[Factor]]:
-    """The cells to evaluate, their labels, and the factors, of which the batch column is the first."""
+    """The cells to evaluate, their labels, and the factors; the batch column is the first factor."""
     labels = cells.values(settings.label_column) if settings.label_column else None
     selection = select_cells(
         cells.present,
@@ -92,7 +99,7 @@ def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Select
 
 
 def _counts(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Counts | str:
-    """Counts of the evaluated cells, or why there are none; what --counts names must be there."""
+    """Counts of the evaluated cells, or the reason why there are none; an atlas given by --counts must exist."""
     plan = Plan.read(cells.folder)
     source = named_atlas(settings.counts, plan) if settings.counts else embedded_atlas(plan)
     if isinstance(source, str):

@@ -1,4 +1,4 @@
-"""The result of an integration, written for people and programs."""
+"""The result of `integrate` and its files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,20 +24,20 @@ from scgpt_ray.storage import Folder
 METRICS, REPORT, UMAP, UMAP_BATCH = "metrics.json", "report.html", "umap.png", "umap-batch.png"
 
 DRAWN_CELLS = 10_000
-"""Most cells in a picture."""
+"""Largest number of cells in a picture."""
 
 
 @dataclass(frozen=True)
-class Integrated:
-    """What was found.
+class IntegrationResult:
+    """Result of an evaluation of integration.
 
     Attributes:
-        output: Folder of the files.
-        selection: Which cells were evaluated.
-        integration: Metrics of each embedding, and of the baseline where there are counts.
-        effects: What the factors do; that of the batch column first.
-        counts: The atlas whose counts were read; None where none were.
-        no_counts: Why not.
+        output: Output folder.
+        selection: The evaluated cells.
+        integration: Metrics of each embedding, and of the baseline if there are counts.
+        effects: Effects of the factors; that of the batch column first.
+        counts: The atlas from which counts were read; None if there are no counts.
+        no_counts: The reason why there are no counts.
     """
 
     output: Folder
@@ -48,7 +48,7 @@ class Integrated:
     no_counts: str | None
 
     def text(self) -> str:
-        """The table and the verdicts, for a person."""
+        """Table of metrics and effects, for the terminal."""
         without = [f"Without baseline and genes: {self.no_counts}."] if self.no_counts else []
         verdicts = [verdict(effect) for effect in self.effects]
         return "\n".join(
@@ -56,7 +56,7 @@ class Integrated:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The main figures for a program."""
+        """The main metrics, for the JSON line on stdout."""
         return {
             "output": self.output.uri,
             "n_cells": self.selection.n_cells,
@@ -69,7 +69,7 @@ class Integrated:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """All figures: the content of metrics.json."""
+        """All metrics: the content of metrics.json."""
         return {
             "output": self.output.uri,
             "cells": self.selection.to_dict(),
@@ -80,8 +80,8 @@ class Integrated:
         }
 
 
-def write_integrated(
-    integrated: Integrated,
+def write_integration(
+    integrated: IntegrationResult,
     settings: IntegrateSettings,
     embeddings: dict[str, Float32Matrix],
     columns: Mapping[str, Sequence[Any]],
@@ -90,11 +90,11 @@ def write_integrated(
     """Write metrics.json, umap.png, umap-batch.png and report.html.
 
     Args:
-        integrated: What was found.
-        settings: What was asked.
-        embeddings: Name -> float32 [n, d] of the evaluated cells; umap.png is of the first.
-        columns: Column -> values of the evaluated cells, with those of the settings and n_genes.
-        strata: Label and batch key of each as one number, by which cells are chosen for the pictures.
+        integrated: The result.
+        settings: Settings of the run.
+        embeddings: Name -> float32 [n, d] of the evaluated cells; umap.png shows the first.
+        columns: Column -> values of the evaluated cells; the columns of the settings and n_genes.
+        strata: int64 [n], code of label and batch of each cell; the cells in pictures are stratified by it.
     """
     output = integrated.output
     output.write(METRICS, json.dumps(integrated.metrics(), indent=1).encode())
@@ -102,7 +102,7 @@ def write_integrated(
     places = {name: umap_coordinates(vectors_ND[drawn], seed=settings.seed) for name, vectors_ND in embeddings.items()}
     groups = [name for name in (settings.label_column, settings.batch_column) if name]
     shown = {name: np.array(columns[name], object)[drawn] for name in dict.fromkeys([*groups, *columns])}
-    for name in groups:  # labels, also where they are numbers
+    for name in groups:  # categories, even if they are numbers
         shown[name] = np.array([str(value) for value in shown[name]], object)
     pictures = _pictures(places, {name: shown[name] for name in groups})
     first = next(iter(embeddings))
@@ -123,7 +123,7 @@ def write_integrated(
 def _pictures(
     places: Mapping[str, npt.NDArray[np.float32]], columns: Mapping[str, npt.NDArray[np.object_]]
 ) -> dict[tuple[str, str], Picture]:
-    """Each embedding by each column, for paper."""
+    """Static pictures: each embedding coloured by each column."""
     return {
         (name, column): Picture(
             umap_scatter(coordinates_N2, values.tolist(), f"{name} by {column}"),
@@ -135,9 +135,9 @@ def _pictures(
 
 
 def _caption(n_drawn: int, n_evaluated: int, n_values: list[int]) -> str:
-    caption = f"UMAP of {n_drawn:,} of the {n_evaluated:,} evaluated cells, laid out anew for each embedding."
+    caption = f"UMAP of {n_drawn:,} of the {n_evaluated:,} evaluated cells, computed separately for each embedding."
     if max(n_values) > MAX_LABELS:
-        caption += f" On paper, what is rarer than the {MAX_LABELS - 1} most frequent is drawn together as other."
+        caption += f" On paper, all but the {MAX_LABELS - 1} most frequent values are drawn as other."
     return caption
 
 
@@ -146,10 +146,10 @@ def _genes(columns: Mapping[str, Sequence[Any]], batch_column: str, selection: S
     groups = {str(key): n_genes[keys == key] for key in np.unique(keys)}
     figure = histogram(groups, "Genes per cell", "genes of the vocabulary with counts")
     left_out = f"; {selection.n_without_embedding:,} cells have none" if selection.n_without_embedding else ""
-    return Picture(figure, f"Genes of the vocabulary that evaluated cells have counts of, by {batch_column}{left_out}.")
+    return Picture(figure, f"Genes of the vocabulary with counts, per evaluated cell, by {batch_column}{left_out}.")
 
 
-def _facts(integrated: Integrated, settings: IntegrateSettings) -> dict[str, object]:
+def _facts(integrated: IntegrationResult, settings: IntegrateSettings) -> dict[str, object]:
     selection = integrated.selection
     return {
         "embeddings": ", ".join(settings.embeddings),

@@ -1,4 +1,4 @@
-"""Query cells -> embeddings -> neighbours in the reference -> labels by vote -> report."""
+"""`map`: query cells -> embeddings -> neighbours in the reference -> votes -> labels and report."""
 
 import logging
 from collections import Counter
@@ -9,7 +9,7 @@ import pyarrow as pa
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
-from scgpt_ray.index.neighbor_filter import Allowed
+from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.search import NONE, Neighbors
 from scgpt_ray.mapping.ontology import CellOntology
 from scgpt_ray.mapping.prediction import PredictionRules, predict
@@ -22,8 +22,8 @@ from scgpt_ray.pipelines.calibrate import calibrations
 from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.executor import Engine
-from scgpt_ray.pipelines.map_report import write_mapped
-from scgpt_ray.pipelines.mapping_result import Mapped, own_name
+from scgpt_ray.pipelines.map_report import write_mapping
+from scgpt_ray.pipelines.mapping_result import MappingResult, output_name
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import EMBEDDING
@@ -34,17 +34,17 @@ from scgpt_ray.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 TERMS = "cell_type_ontology_term_id"
-"""Where CELLxGENE keeps the Cell Ontology's term of a cell."""
+"""The obs column in which CELLxGENE has Cell Ontology terms."""
 
 
-def map_query(settings: MapSettings, engine: Engine) -> Mapped:
+def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
     """Map query cells onto an indexed reference.
 
-    The query is embedded into `embeddings/` of the output folder, resumably; calibration, search and voting are done
-    anew by every call.
+    Embeddings of the query are written to `embeddings/` in the output folder and resumed after a failure; calibration,
+    search and votes are computed again by every call.
 
     Raises:
-        InputError: If the input is wrong, or checkpoint and index do not belong together.
+        InputError: If the input is invalid, or the index was made with another checkpoint.
         RunError: If the work failed; the same command resumes it.
     """
     output, reference = Folder.at(settings.output), Reference.at(settings.index)
@@ -78,8 +78,8 @@ def map_query(settings: MapSettings, engine: Engine) -> Mapped:
             column = rules.columns[0]
             truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
             baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
-        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
-        write_mapped(mapped, settings, reference, manifest, queries)
+        mapped = MappingResult.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
+        write_mapping(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():
             tracker.log_artifact(name)
@@ -87,10 +87,10 @@ def map_query(settings: MapSettings, engine: Engine) -> Mapped:
 
 
 def prediction_rules(settings: MapSettings, index: IndexDescription) -> PredictionRules:
-    """What is predicted, and how.
+    """The label columns to predict, and the rules of the vote.
 
     Raises:
-        ConfigError: If the index lacks a column that is needed, or two columns of the output would have one name.
+        ConfigError: If the index lacks a column, or two output columns would have the same name.
     """
     columns = label_columns(settings, index)
     term_column = settings.term_column
@@ -109,23 +109,23 @@ def prediction_rules(settings: MapSettings, index: IndexDescription) -> Predicti
 
 
 def label_columns(settings: MapSettings, index: IndexDescription) -> list[str]:
-    """The labels to transfer.
+    """The label columns to transfer.
 
     Raises:
-        ConfigError: If the index lacks one of them, or the column of --exclude-same or --calibrate-by; or if a
-            prediction would have the name of another.
+        ConfigError: If the index lacks one of them, or a column of --exclude-same or --calibrate-by; or if two
+            output columns would have the same name.
     """
-    left_out = settings.left_out if settings.calibrate_by else ()
-    kept = [name for name in index.label_columns if name not in left_out]
+    excluded = settings.excluded_columns if settings.calibrate_by else ()
+    kept = [name for name in index.label_columns if name not in excluded]
     columns = list(dict.fromkeys(settings.label_columns or kept))
-    _require(settings, index, (*columns, *settings.left_out))
+    _require(settings, index, (*columns, *settings.excluded_columns))
     if not columns:
         raise _lacks(settings, index, "at all")
-    twice = [name for name in columns if own_name(name, [other for other in columns if other != name]) != name]
+    twice = [name for name in columns if output_name(name, [other for other in columns if other != name]) != name]
     if twice:
         raise ConfigError(
-            f"label column {twice[0]} has the name of a prediction of another",
-            expected="label columns whose predictions have names of their own",
+            f"label column {twice[0]} has the name of an output column of another label column",
+            expected="label columns whose output columns have different names",
             remedy="leave it out of --label-columns",
         )
     return columns
@@ -146,7 +146,7 @@ def _lacks(settings: MapSettings, index: IndexDescription, what: str) -> ConfigE
 
 
 def reference_cells(settings: MapSettings, reference: Reference, rules: PredictionRules) -> CellCounts:
-    """Cells that may be neighbours, by the values of the first label column and of those that votes are balanced by.
+    """Count reference cells that meet --neighbor-filter, by value of the first label column and of --balance-by.
 
     Raises:
         ReferenceSetError: If none of them has a label in the first column.
@@ -159,22 +159,21 @@ def reference_cells(settings: MapSettings, reference: Reference, rules: Predicti
     if not counts[first].keys() - {None}:
         raise ReferenceSetError(
             f"no cell of {settings.index} that may be a neighbour has a {first}",
-            expected="labelled cells to learn from",
-            remedy="change --neighbor-filter, or transfer another of --label-columns",
+            expected="labelled cells",
+            remedy="change --neighbor-filter or --label-columns",
         )
     return counts
 
 
 def embed_request(settings: MapSettings, index: IndexDescription, columns: list[str]) -> EmbedSettings:
-    """The embed settings that put the query into the space of the index.
+    """Settings that embed the query with the model of the index: weights, vocabulary and token rules.
 
-    The space is a function: weights, vocabulary and token rules. Precisions compute it with different rounding, which
-    moves a vector far less than the nearest neighbours are apart (README, "Map a query"). So the query may be
-    embedded in another precision than the reference, such as float32 on a laptop for an index made on GPUs in float16.
+    The precision may differ, such as float32 on a laptop for an index made on GPUs in float16: rounding moves a vector
+    far less than the distance to its nearest neighbours (jobs/README.md, "Map").
 
     Raises:
-        ReferenceSetError: If the checkpoint is not the one the reference was embedded with.
-        ConfigError: If columns of the query cannot be carried along.
+        ReferenceSetError: If the reference was embedded with another checkpoint.
+        ConfigError: If two columns of the output would have the same name.
     """
     space = index.fingerprint.model
     rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
@@ -197,7 +196,7 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
 
 
 def warn_of_precision(precision: str, index: IndexDescription) -> None:
-    """Say so if the query is embedded in another precision than the reference was."""
+    """Warn if the query is embedded in another precision than the reference."""
     of_index = index.fingerprint.model["precision"]
     if precision != of_index:
         logger.warning(
@@ -206,15 +205,15 @@ def warn_of_precision(precision: str, index: IndexDescription) -> None:
 
 
 def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
-    """The obs columns of the query that are needed, each under a name of its own among the predictions."""
+    """The obs columns of the query to carry; their output names must be unique."""
     truth = (settings.truth_column,) if settings.truth_column else ()
     carried = tuple(dict.fromkeys((*settings.obs_columns, *truth, *settings.exclude_same)))
-    twice = [name for name, count in Counter(own_name(name, columns) for name in carried).items() if count > 1]
+    twice = [name for name, count in Counter(output_name(name, columns) for name in carried).items() if count > 1]
     if twice:
         raise ConfigError(
             f"two columns of the query would be called {', '.join(twice)}",
-            expected="a name of its own for each, with labels and query columns side by side",
-            remedy="take one of them out of --obs-columns",
+            expected="different names of query columns and labels in the output",
+            remedy="remove one of them from --obs-columns",
         )
     return carried
 
@@ -223,9 +222,9 @@ def _neighbors(settings: MapSettings, reference: Reference, queries: pa.Table) -
     """Neighbours of the query cells that have an embedding."""
     _, vectors_QD = vectors_of(queries)
     own = queries.filter(queries[EMBEDDING].is_valid()).select(list(dict.fromkeys(settings.exclude_same)))
-    allowed = Allowed.among(settings.neighbor_filter, own, len(vectors_QD))
+    allowed = NeighborFilter.among(settings.neighbor_filter, own, len(vectors_QD))
     ids_QK, scores_QK = reference.neighbors(vectors_QD, settings.k, allowed)
     short = int((ids_QK[:, -1] == NONE).sum())
     if short:
-        logger.warning("%d cells have fewer than %d neighbours that are allowed", short, settings.k)
+        logger.warning("%d cells have fewer than %d allowed neighbours", short, settings.k)
     return ids_QK, scores_QK

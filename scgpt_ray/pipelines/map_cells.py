@@ -1,4 +1,4 @@
-"""The query cells of a mapping in the plane, among cells of the reference."""
+"""UMAP of the query cells of a mapping, with cells of the reference."""
 
 import logging
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from scgpt_ray.evaluation.report.scatter import Column, Scatter, require_bokeh
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.parts.parts import vectors_of
-from scgpt_ray.pipelines.mapping_result import NO_EMBEDDING, Mapped, confidences, own_name, voted
+from scgpt_ray.pipelines.mapping_result import NO_EMBEDDING, MappingResult, confidences, output_name, voted
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, N_GENES, SCORE, Int64Array, obs_columns, ragged
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRAWN_QUERY, DRAWN_REFERENCE = 10_000, 5_000
-"""Most cells that are drawn."""
+"""Largest numbers of cells that are drawn."""
 
 _SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Cells with their places.
+    """The drawn cells and their coordinates.
 
     Attributes:
-        rows: int64 [q], the drawn query cells among all.
+        rows: int64 [q], rows of the drawn query cells.
         reference: Labels of the drawn reference cells, m rows.
-        coordinates_N2: Of the query cells and then the reference's, [q + m, 2].
-        figure: The query cells by their label.
+        coordinates_N2: float32 [q + m, 2], query cells first.
+        figure: Static plot of the query cells by predicted label.
     """
 
     rows: Int64Array
@@ -50,10 +50,10 @@ class Drawn:
     figure: "Figure"
 
 
-def drawn_cells(mapped: Mapped, reference: Reference, queries: pa.Table) -> Drawn | str:
-    """Lay cells out in the plane, or say why they are not.
+def drawn_cells(mapped: MappingResult, reference: Reference, queries: pa.Table) -> Drawn | str:
+    """Compute the UMAP, or return the reason why there is none.
 
-    The reference is sampled where its index is local: a shard elsewhere would be copied for it as a whole.
+    Reference cells are drawn only if the index is local: shards on an object store would have to be copied whole.
     """
     labels = np.array(mapped.predictions[mapped.column].to_pylist(), object)
     present = np.flatnonzero(queries[EMBEDDING].is_valid().to_numpy())
@@ -78,8 +78,8 @@ def drawn_cells(mapped: Mapped, reference: Reference, queries: pa.Table) -> Draw
     return Drawn(present[chosen], behind, coordinates_N2, figure)
 
 
-def query_view(drawn: Drawn, mapped: Mapped, settings: MapSettings, queries: pa.Table) -> Scatter:
-    """The view of the report: query cells by all that is known of them."""
+def query_view(drawn: Drawn, mapped: MappingResult, settings: MapSettings, queries: pa.Table) -> Scatter:
+    """The interactive plot of the report: query cells, to be coloured by predictions, scores and obs columns."""
     column, evaluation = mapped.column, mapped.evaluation
     columns = [
         _column(drawn, f"predicted {name}", mapped.predictions[name], name, drawn.reference[name])
@@ -94,7 +94,7 @@ def query_view(drawn: Drawn, mapped: Mapped, settings: MapSettings, queries: pa.
     if mapped.unknown[column]:
         values["why unknown"] = mapped.predictions[f"{column}_unknown"]
     carried = [name for name in obs_columns(queries) if evaluation is None or name != settings.truth_column]
-    values |= {own_name(name, list(mapped.labels)): queries[name] for name in (*carried, N_GENES)}
+    values |= {output_name(name, list(mapped.labels)): queries[name] for name in (*carried, N_GENES)}
     caption = _caption(drawn, mapped)
     return Scatter(
         panels={"UMAP": drawn.coordinates_N2},
@@ -108,7 +108,7 @@ def query_view(drawn: Drawn, mapped: Mapped, settings: MapSettings, queries: pa.
 def _column(
     drawn: Drawn, name: str, of_query: Any, family: str | None = None, of_reference: pa.ChunkedArray | None = None
 ) -> Column:
-    """Values of all query cells and perhaps of the drawn reference cells, as those of the drawn cells."""
+    """A column of the plot: values of the drawn query cells and, if given, of the reference cells."""
     front = _values(of_query)[drawn.rows]
     behind = np.full(drawn.reference.num_rows, None) if of_reference is None else _values(of_reference)
     return Column(name, np.concatenate([front, behind]), family, OUTCOMES)
@@ -118,8 +118,8 @@ def _values(values: Any) -> npt.NDArray[np.object_]:
     return np.array(values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values), object)
 
 
-def _outcome(mapped: Mapped) -> npt.NDArray[np.object_]:
-    """`right`, `wrong` or `no truth` of each query cell."""
+def _outcome(mapped: MappingResult) -> npt.NDArray[np.object_]:
+    """`right`, `wrong` or `no truth` for each query cell."""
     assert mapped.evaluation is not None
     outcome = np.full(mapped.n_cells, None, object)
     for name, cells in outcomes(mapped.evaluation.truth, voted(mapped.predictions, mapped.column)).items():
@@ -128,22 +128,22 @@ def _outcome(mapped: Mapped) -> npt.NDArray[np.object_]:
 
 
 def _mean_score(predictions: pa.Table) -> npt.NDArray[np.float64]:
-    """Of each query cell's neighbours; NaN where it has none."""
+    """Mean score of the neighbours of each query cell; NaN if it has none."""
     offsets, score_V = ragged(predictions[SCORE])
     counts = np.diff(offsets)
     sums = np.diff(np.concatenate([[0.0], score_V.astype(np.float64).cumsum()])[offsets])
     return np.asarray(np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0))
 
 
-def _caption(drawn: Drawn, mapped: Mapped) -> str:
-    parts = [f"UMAP of {len(drawn.rows):,} of {mapped.n_cells:,} query cells, which the legend counts"]
+def _caption(drawn: Drawn, mapped: MappingResult) -> str:
+    parts = [f"UMAP of {len(drawn.rows):,} of {mapped.n_cells:,} query cells; the legend counts the cells drawn"]
     n_empty = mapped.unknown[mapped.column].get(NO_EMBEDDING, 0)
     if n_empty:
-        parts.append(f"; {n_empty:,} have no embedding and so no place")
+        parts.append(f"; {n_empty:,} have no embedding and are not drawn")
     if drawn.reference.num_rows:
-        parts.append(f". Faint behind them: {drawn.reference.num_rows:,} cells of the reference by their own labels.")
+        parts.append(f". Faint: {drawn.reference.num_rows:,} cells of the reference by their own labels.")
     else:
         parts.append(". No reference cells are drawn, because the index is not on this machine.")
     if len(mapped.labels[mapped.column]) > MAX_LABELS:
-        parts.append(f" On paper, labels rarer than the {MAX_LABELS - 1} most frequent are drawn together as other.")
+        parts.append(f" On paper, all but the {MAX_LABELS - 1} most frequent labels are drawn as other.")
     return "".join(parts)

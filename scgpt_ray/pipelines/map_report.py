@@ -1,4 +1,4 @@
-"""The files of a mapping: predictions, the labelled query, metrics, calibration, and a report with pictures."""
+"""Writes the output files of `map`: predictions, labelled query, metrics, calibration, UMAP and report."""
 
 import json
 from dataclasses import asdict
@@ -34,7 +34,7 @@ from scgpt_ray.pipelines.mapping_result import (
     REPORT,
     SHARE,
     UMAP,
-    Mapped,
+    MappingResult,
     confidences,
     voted,
 )
@@ -42,15 +42,15 @@ from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
 
-_CONFUSION = "Where the vote put the cells of each true label, a row for each; a row's shares add up to 1."
-_REJECTION = "Accuracy of the query cells that are left where the least confident are rejected."
-_RELIABILITY = "How often query cells are right, by their confidence."
+_CONFUSION = "Confusion matrix: share of the cells of each true label (rows, which add up to 1) per voted label."
+_REJECTION = "Accuracy of the remaining query cells if the least confident ones are rejected."
+_RELIABILITY = "Share of correct query cells by confidence."
 
 
-def write_mapped(
-    mapped: Mapped, settings: MapSettings, reference: Reference, manifest: Manifest, queries: pa.Table
+def write_mapping(
+    mapped: MappingResult, settings: MapSettings, reference: Reference, manifest: Manifest, queries: pa.Table
 ) -> None:
-    """Write predictions.parquet, query.h5ad, metrics.json, report.html; calibration.json and umap.png if any."""
+    """Write predictions.parquet, query.h5ad, metrics.json, report.html, and if any calibration.json and umap.png."""
     output = mapped.output
     sink = pa.BufferOutputStream()
     pq.write_table(mapped.predictions, sink, compression="zstd")
@@ -85,7 +85,7 @@ def _json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1, ensure_ascii=False).encode()
 
 
-def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest: Manifest) -> dict[str, object]:
+def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, manifest: Manifest) -> dict[str, object]:
     index = reference.index
     facts: dict[str, object] = {
         "query": settings.query,
@@ -95,18 +95,18 @@ def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest
         "index": f"{index.factory}, nprobe {index.nprobe}, rerank {index.rerank}, recall@10 {index.recall_at_10:.4f} "
         f"on {index.recall_queries} cells",
         "neighbours that vote": settings.k,
-        "weight of a vote": "larger for the nearer" if settings.weighting == "distance" else "the same for all",
+        "weight of a vote": "larger for nearer neighbours" if settings.weighting == "distance" else "the same for all",
         "votes balanced by": settings.balance_by or "nothing",
-        "neighbours left out": f"those with the same {' or '.join(settings.exclude_same)}"
+        "neighbours excluded": f"those with the same {' or '.join(settings.exclude_same)}"
         if settings.exclude_same
         else "none",
-        "neighbours allowed": settings.neighbor_filter or "all",
+        "neighbour filter": settings.neighbor_filter or "none",
         "calibrated by": settings.calibrate_by or "nothing",
         "checkpoint": f"{settings.checkpoint} (sha256 {manifest.fingerprint.model['weights'][:12]})",
         "label columns": ", ".join(mapped.labels),
     }
     if mapped.evaluation is not None:
-        facts[BASELINE] = mapped.beside()
+        facts[BASELINE] = mapped.baseline_text()
     targets = {"target error": settings.target_error, "allowed false rejection": settings.false_rejection}
     facts |= {name: f"{share:.1%}" for name, share in targets.items() if share is not None}
     for column, reasons in mapped.unknown.items():
@@ -116,8 +116,8 @@ def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest
     return facts
 
 
-def _pictures(mapped: Mapped) -> list[Picture]:
-    """Pictures of the first label column."""
+def _pictures(mapped: MappingResult) -> list[Picture]:
+    """Static pictures of the first label column."""
     column, evaluation = mapped.column, mapped.evaluation
     meaning, confidence = list(confidences(mapped.predictions, column).items())[-1]
     if evaluation is None:
@@ -138,14 +138,14 @@ def _pictures(mapped: Mapped) -> list[Picture]:
     by_confidence = histogram(groups, "Confidence", f"confidence: {meaning}", bins=20, range=(0, 1))
     return [
         first,
-        Picture(by_confidence, "Confidence of what was voted, rejected or not."),
+        Picture(by_confidence, "Confidence of the voted label, including rejected ones."),
         *_distances(mapped, cells),
         *last,
         *_calibration(mapped),
     ]
 
 
-def _distances(mapped: Mapped, cells: dict[str, Int64Array]) -> list[Picture]:
+def _distances(mapped: MappingResult, cells: dict[str, Int64Array]) -> list[Picture]:
     offsets, score_V = ragged(mapped.predictions[SCORE])
     found = np.diff(offsets) > 0
     distance = np.zeros(mapped.n_cells)
@@ -154,27 +154,27 @@ def _distances(mapped: Mapped, cells: dict[str, Int64Array]) -> list[Picture]:
     if not groups:
         return []
     figure = histogram(groups, "Distance from the reference", "cosine distance to the farthest of the neighbours")
-    return [Picture(figure, "Distance, 1 - cosine similarity, of each cell to the farthest of its neighbours.")]
+    return [Picture(figure, "Cosine distance (1 - cosine similarity) of each cell to the farthest of its neighbours.")]
 
 
 def _genes(queries: pa.Table) -> Picture:
     n_genes = queries[N_GENES].to_numpy()
     figure = histogram({"query cells": n_genes}, "Genes per cell", "genes of the vocabulary with counts")
     empty = int((n_genes == 0).sum())
-    return Picture(figure, f"Genes of the vocabulary that query cells have counts of; {empty:,} cells have none.")
+    return Picture(figure, f"Genes of the vocabulary with counts, per query cell; {empty:,} cells have none.")
 
 
-def _calibration(mapped: Mapped) -> list[Picture]:
+def _calibration(mapped: MappingResult) -> list[Picture]:
     pictures = []
     for column, calibration in mapped.calibrations.items():
         curves = {SHARE: calibration.held_out.before, PROBABILITY: calibration.held_out.after}
-        caption = f"Calibration of {column}: how often reference cells of a group left out are right, by confidence."
+        caption = f"Calibration of {column}: share of correct reference cells of held-out groups, by confidence."
         pictures.append(Picture(reliability_diagram(curves), caption))
     return pictures
 
 
 def _recall(reference: Reference) -> list[Picture]:
-    """The curve that the index was tuned by; an exact index has one point, and none is drawn."""
+    """The recall curve from which search parameters were chosen; none for an exact index."""
     if not reference.folder.has(RECALL):
         return []
     report = json.loads(reference.folder.read(RECALL))
@@ -182,7 +182,7 @@ def _recall(reference: Reference) -> list[Picture]:
     if len({point.nprobe for point in curve}) <= 1:
         return []
     figure = recall_curve(curve, reference.params, report["target_recall"])
-    return [Picture(figure, "Part of the true ten nearest neighbours that the index finds, by lists searched.")]
+    return [Picture(figure, "Recall@10 of the index against exact search, by number of lists searched.")]
 
 
 def _stem(place: str) -> str:

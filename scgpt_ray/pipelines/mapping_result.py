@@ -1,4 +1,4 @@
-"""The result of a mapping: every query cell with its labels, evaluated where the truth is known."""
+"""The result of `map`: labels of all query cells, and their evaluation if true labels are known."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,26 +24,26 @@ PREDICTIONS, QUERY_H5AD, METRICS, REPORT = "predictions.parquet", "query.h5ad", 
 CALIBRATION, UMAP = "calibration.json", "umap.png"
 
 NO_EMBEDDING = "no embedding"
-"""Why a cell without tokens is unknown."""
+"""Reason for `Unknown` of a cell without tokens."""
 SHARE, PROBABILITY = "share of the votes", "probability of being right"
-"""What a confidence means."""
+"""The two kinds of confidence."""
 
 _LABELS_SHOWN = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Mapped:
-    """What became of the query cells.
+class MappingResult:
+    """Result of a mapping.
 
     Attributes:
-        output: Folder of the files.
-        predictions: One row per query cell, as `predictions_of` gives them.
-        labels: Label column -> label -> cells, most first; the first column is the one that is evaluated.
-        unknown: Label column -> reason for `Unknown` -> cells, likewise.
-        evaluation: Agreement with the truth in the first column, where a truth column is named.
-        baseline: What was evaluated beside it, or why nothing was; None where nothing is evaluated.
-        calibrations: Label column -> its calibration, where there is one.
-        unknown_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
+        output: Output folder.
+        predictions: One row per query cell; see `predictions_of`.
+        labels: Label column -> label -> number of cells, most frequent first. Only the first column is evaluated.
+        unknown: Label column -> reason for `Unknown` -> number of cells, most frequent first.
+        evaluation: Evaluation of the first column; None without a truth column.
+        baseline: The baseline, or the reason why there is none; None without a truth column.
+        calibrations: Label column -> its calibration; empty without calibration.
+        unknown_terms: Term that the Cell Ontology lacks -> number of neighbours that voted for it.
     """
 
     output: Folder
@@ -66,27 +66,27 @@ class Mapped:
         reference_cells: CellCounts,
         truth: Sequence[str | None] | None,
         baseline: Baseline | str | None,
-    ) -> "Mapped":
-        """Count the labels, and compare them with the truth where it is known.
+    ) -> "MappingResult":
+        """Count the labels, and evaluate them if true labels are known.
 
         Args:
-            settings: With the place of the files.
+            settings: Settings of the mapping.
             queries: EMBEDDINGS of the query.
-            predicted: Of the query cells that have an embedding.
+            predicted: Predictions of the query cells that have an embedding.
             columns: Label columns.
-            calibrations: Those that were applied.
-            reference_cells: Cells by label of the first column.
-            truth: True label of each query cell in the first column, or None.
-            baseline: What to compare with on the same truth, or why there is nothing.
+            calibrations: Label column -> calibration that was applied.
+            reference_cells: Number of reference cells by label, for each column.
+            truth: True label of each query cell in the first column; None to evaluate nothing.
+            baseline: The baseline, or the reason why there is none.
 
         Raises:
-            InputError: If the truth of no cell is known.
+            InputError: If no cell has a true label.
         """
         table = predictions_of(queries, predicted.table, columns)
         evaluation = None
         if truth is not None:
-            beside = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
-            evaluation = _evaluated(table, columns[0], truth, reference_cells, beside)
+            others = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
+            evaluation = _evaluated(table, columns[0], truth, reference_cells, others)
         return cls(
             Folder.at(settings.output),
             table,
@@ -105,21 +105,21 @@ class Mapped:
 
     @property
     def scores(self) -> LabelScores | None:
-        """Accuracy and the like in the first label column, where the truth is known."""
+        """Accuracy and other scores of the first label column; None without a truth column."""
         return self.evaluation.scores if self.evaluation else None
 
     @property
     def n_cells(self) -> int:
-        """Query cells."""
+        """Number of query cells."""
         return int(self.predictions.num_rows)
 
     @property
     def n_unknown(self) -> int:
-        """Query cells without a label in the first column."""
+        """Number of query cells that are `Unknown` in the first column."""
         return sum(self.unknown[self.column].values())
 
     def text(self) -> str:
-        """A few lines for a person."""
+        """Summary for the terminal."""
         most = list(self.labels[self.column].items())
         shown = ", ".join(f"{name} {count}" for name, count in most[:_LABELS_SHOWN])
         more = ", ..." if len(most) > _LABELS_SHOWN else ""
@@ -128,18 +128,18 @@ class Mapped:
             lines += [
                 self.evaluation.scores.table(),
                 self.evaluation.comparison.table(),
-                f"{BASELINE}: {self.beside()}",
+                f"{BASELINE}: {self.baseline_text()}",
             ]
             if self.n_unknown:
                 lines.append(self.evaluation.rejection.table())
         return "\n".join(lines)
 
-    def beside(self) -> str:
-        """What the baseline rests on, or why there is none."""
+    def baseline_text(self) -> str:
+        """The cells and genes of the baseline, or the reason why there is none."""
         return self.baseline.text() if isinstance(self.baseline, Baseline) else f"left out, {self.baseline}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The main figures for a program."""
+        """The main metrics, for the JSON line on stdout."""
         main = ("accuracy", "macro_f1", "majority_accuracy", "n")
         scores, rejection = (self.scores, self.evaluation.rejection) if self.evaluation else (None, None)
         return {
@@ -151,11 +151,11 @@ class Mapped:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """All figures: the content of metrics.json."""
+        """All metrics: the content of metrics.json."""
         evaluated: dict[str, Any] = {"scores": None}
         if self.evaluation:
-            beside = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
-            evaluated = self.evaluation.to_dict() | {"baseline": beside}
+            baseline = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
+            evaluated = self.evaluation.to_dict() | {"baseline": baseline}
         calibration = {column: asdict(calibration.held_out) for column, calibration in self.calibrations.items()}
         return self.to_dict() | evaluated | {
             "labels": self.labels,
@@ -165,7 +165,7 @@ class Mapped:
         }  # fmt: skip
 
     def figures(self) -> dict[str, float]:
-        """The few numbers by which runs are compared."""
+        """The metrics logged to MLflow."""
         figures: dict[str, float] = {"unknown": self.n_unknown / self.n_cells}
         if self.scores:
             figures |= {"accuracy": self.scores.accuracy, "macro_f1": self.scores.macro_f1}
@@ -174,12 +174,12 @@ class Mapped:
         return figures
 
     def artifacts(self) -> list[str]:
-        """Names of the small files that were written."""
+        """Names of the output files logged to MLflow."""
         return [METRICS, REPORT, *(name for name in (CALIBRATION, UMAP) if self.output.has(name))]
 
 
 def confidences(predictions: pa.Table, column: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Meaning -> confidence of each cell in a label column, [n]; the last is the better one."""
+    """Kind of confidence -> confidence of each cell in a label column, [n]; the probability, if any, comes last."""
     named = {SHARE: f"{column}_confidence", PROBABILITY: f"{column}_probability"}
     return {
         meaning: predictions[name].to_numpy() for meaning, name in named.items() if name in predictions.column_names
@@ -187,7 +187,7 @@ def confidences(predictions: pa.Table, column: str) -> dict[str, np.ndarray[Any,
 
 
 def voted(predictions: pa.Table, column: str) -> list[str]:
-    """What the vote said, also where it was rejected; `Unknown` where there was none."""
+    """The label with most votes, even if it was rejected; `Unknown` if there was no vote."""
     return list(pc.fill_null(predictions[f"{column}_voted"], UNKNOWN).to_pylist())
 
 
@@ -196,41 +196,41 @@ def _evaluated(
     column: str,
     truth: Sequence[str | None],
     reference_cells: CellCounts,
-    beside: Mapping[str, Labelling],
+    others: Mapping[str, Labelling],
 ) -> LabelEvaluation:
     rejected = predictions[f"{column}_unknown"].is_valid().to_numpy()
-    said, sure = voted(predictions, column), confidences(predictions, column)
-    return evaluate(truth, said, sure, rejected, reference_cells[column], beside)
+    labels, confidence = voted(predictions, column), confidences(predictions, column)
+    return evaluate(truth, labels, confidence, rejected, reference_cells[column], others)
 
 
-def own_name(column: str, predicted: Collection[str]) -> str:
-    """Name that a column of the query gets beside predicted labels: `<name>_query` where it is theirs too."""
+def output_name(column: str, predicted: Collection[str]) -> str:
+    """Output name of a query obs column; `_query` is appended if it collides with a prediction column."""
     taken = {*predicted, *(f"{name}{suffix}" for name in predicted for suffix in SUFFIXES)}
     return f"{column}_query" if column in taken else column
 
 
 def predictions_of(queries: pa.Table, predicted: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """All query cells with their labels; `Unknown` for those without an embedding, which nobody could search for.
+    """Predictions of all query cells; those without an embedding, which have no neighbours, are `Unknown`.
 
     Args:
         queries: EMBEDDINGS of the query.
-        predicted: As `predict` gives it, a row for each cell that has an embedding.
+        predicted: Result of `predict`, one row per cell with an embedding.
         columns: Label columns.
 
     Returns:
-        soma_joinid, the carried columns of the query under their `own_name`, and the columns of `predicted`. A cell
+        soma_joinid, the obs columns of the query under their `output_name`, and the columns of `predicted`. A cell
         without an embedding has the reason `no embedding`, no vote, and 0 for shares and probabilities.
     """
     present = queries[EMBEDDING].is_valid().to_numpy()
     row_of_cell = np.where(present, np.cumsum(present) - 1, predicted.num_rows)
-    carried = {own_name(name, columns): queries[name] for name in obs_columns(queries)}
-    everybody = pa.concat_tables([predicted, _without_embedding(predicted.schema, columns)]).combine_chunks()
-    labels = everybody.take(pa.array(row_of_cell))
+    carried = {output_name(name, columns): queries[name] for name in obs_columns(queries)}
+    rows = pa.concat_tables([predicted, _without_embedding(predicted.schema, columns)]).combine_chunks()
+    labels = rows.take(pa.array(row_of_cell))
     return pa.table({JOINID: queries[JOINID], **carried, **{name: labels[name] for name in labels.column_names}})
 
 
 def _without_embedding(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    """The one row of all cells that nobody could search for."""
+    """The row shared by all cells without an embedding."""
     texts = {f"{column}{part}": UNKNOWN for column in columns for part in ("", "_rolled_up", "_rolled_up_label")}
     texts |= {f"{column}_unknown": NO_EMBEDDING for column in columns}
     row: dict[str, Any] = dict(texts)

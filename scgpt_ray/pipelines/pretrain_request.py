@@ -28,9 +28,9 @@ _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
 _NO_NUMBER = frozenset({"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config"})
-"""Settings that change no number."""
+"""Settings that do not change the result."""
 _PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})
-"""Settings in whose stead a request holds the digest of what is there."""
+"""Settings that a request replaces by the digest of what they refer to."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class TrainingJob:
         atlases: Atlases to read; empty if the run is finished.
         vocabulary: Vocabulary of the tokens.
         architecture: Sizes of the network.
-        rules: How cells become tokens: all genes of a cell, for each step draws its own.
-        request: What fixes the result.
-        done: What a finished run of the same request left; None while there is something to do.
+        rules: Token rules; files hold all genes of a cell, from which each training step samples.
+        request: All that determines the result.
+        done: Metrics of the finished run; None if there is work left.
     """
 
     settings: PretrainSettings
@@ -74,7 +74,7 @@ class TrainingJob:
 
     @property
     def tokens_fingerprint(self) -> str:
-        """Digest of what makes the tokens and of the split into training and validation cells."""
+        """Digest of all that determines the tokens and the split into training and validation cells."""
         names = (
             "ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validation_share",
         )  # fmt: skip
@@ -84,10 +84,10 @@ class TrainingJob:
 
 
 def check_training(settings: PretrainSettings) -> TrainingJob:
-    """Check a whole request.
+    """Check a request completely.
 
     Raises:
-        InputError: With found, expected and remedy.
+        InputError: If the request is invalid, or the output folder belongs to another one.
     """
     output = Folder.at(settings.output)
     began = PretrainRequest.read(output)
@@ -112,7 +112,7 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
 
 
 def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:
-    """The atlases, at the snapshots an earlier run pinned, carrying the columns that training reads.
+    """The atlases, at the snapshots of an earlier run if there is one, with the obs columns that training reads.
 
     Raises:
         ConfigError: If an obs column has a reserved name.
@@ -125,9 +125,9 @@ def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple
         raise ConfigError(
             f"the obs columns {', '.join(sorted(taken))} have reserved names",
             expected=f"other names than {', '.join(sorted(RESERVED))}",
-            remedy="name other columns, or rename these in the atlas",
+            remedy="use other columns, or rename these in the atlas",
         )
-    # Another number of atlases than before is refused later.
+    # A changed number of atlases is reported later, when requests are compared.
     for uri, snapshot in zip_longest(settings.atlas, snapshots[: len(settings.atlas)]):
         pinned = {"snapshot": settings.snapshot or snapshot, "obs_columns": columns}
         sources.append(locate(uri, settings.model_copy(update=pinned)))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.index.description import require_index
 from scgpt_ray.index.factory import empty_index, n_lists
-from scgpt_ray.index.neighbor_filter import Allowed, condition_of
+from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors, set_threads
 from scgpt_ray.index.searcher import Searcher, SearchParams
 from scgpt_ray.parts.parts import read_vectors
@@ -114,7 +114,11 @@ class Reference:
                 condition_of(condition, pq.read_schema(stream))
 
     def neighbors(
-        self, queries_QD: Float32Matrix, k: int, allowed: Allowed | None = None, params: SearchParams | None = None
+        self,
+        queries_QD: Float32Matrix,
+        k: int,
+        allowed: NeighborFilter | None = None,
+        params: SearchParams | None = None,
     ) -> Neighbors:
         """The k nearest neighbours.
 
@@ -143,7 +147,7 @@ class Reference:
         return ids_QK, scores_QK
 
     def _complete(
-        self, queries_QD: Float32Matrix, rows: Int64Array, k: int, allowed: Allowed | None, params: SearchParams
+        self, queries_QD: Float32Matrix, rows: Int64Array, k: int, allowed: NeighborFilter | None, params: SearchParams
     ) -> Neighbors:
         """Neighbours of some queries; more lists are searched for those with too few results."""
         ids_QK, scores_QK = no_neighbors(len(rows), k)
@@ -158,7 +162,9 @@ class Reference:
             params = SearchParams(min(params.nprobe * _WIDER, self._nlist), params.rerank)
         return ids_QK, scores_QK
 
-    def _ask(self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: Allowed | None) -> Neighbors:
+    def _ask(
+        self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
+    ) -> Neighbors:
         if isinstance(self._searchers, Searcher):
             return self._searchers.search(queries_QD, k, params, allowed)
         queries = self._executor.share(queries_QD)
@@ -242,7 +248,9 @@ class _Group:
         set_threads(threads)
         self._searcher = Searcher(folder, shards)
 
-    def search(self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: Allowed | None) -> Neighbors:
+    def search(
+        self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
+    ) -> Neighbors:
         return self._searcher.search(queries_QD, k, params, allowed)
 
 

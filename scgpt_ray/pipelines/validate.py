@@ -9,24 +9,24 @@ from scgpt_ray.storage import Folder
 
 
 class Problems(list[str]):
-    """What is wrong with a folder, a line each; empty if all is well."""
+    """Problems of a folder, one per line; empty if there are none."""
 
     def text(self) -> str:
-        """The lines, for people."""
-        return "\n".join(self) or "all is well"
+        """Summary for the terminal."""
+        return "\n".join(self) or "no problems found"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for programs."""
+        """Values for the JSON line on stdout."""
         return {"ok": not self, "problems": list(self)}
 
 
 def validate(settings: ValidateSettings) -> Problems:
-    """Audit what `embed` or `index` left.
+    """Audit an output folder of `embed` or `index`.
 
     Raises:
-        InputError: If the folder is not that of a finished run.
+        InputError: If the folder holds no finished run.
     """
     if settings.embeddings is not None:
         return Problems(audit_embeddings(Folder.at(settings.embeddings)))
-    assert settings.index is not None, "the settings ask for one of the two"
+    assert settings.index is not None, "the settings require one of the two"
     return Problems(audit_index(Folder.at(settings.index)))
