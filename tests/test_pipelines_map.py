@@ -487,7 +487,17 @@ def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, refer
     assert (held_out["cells"], held_out["groups"]) == (199, 5)
     assert held_out["accuracy"] == pytest.approx(right / 199)
     assert set(held_out["withheld"]) == {"B", "T", "NK"}
-    assert json.loads((reference / "calibrated" / "metrics.json").read_bytes())["calibration"]["cell_type"] == held_out
+    assert sum(group["right"] for group in held_out["by_group"].values()) == right
+    assert {name: group["cells"] for name, group in held_out["by_group"].items()} == Counter(
+        row["sample"] for row in rows
+    )
+    assert sum(label["cells"] for label in held_out["by_label"].values()) == 199
+    metrics = json.loads((reference / "calibrated" / "metrics.json").read_bytes())
+    alone = {"cells": {}, "share": 0.0}
+    assert metrics["calibration"]["cell_type"] == held_out | {"one_group": alone}
+    promise = metrics["promises"]["cell_type"]
+    assert (promise["target_error"], promise["groups"], promise["trained"]) == (0.02, 5, None)
+    assert promise["withdrawn"] == any(position["beyond"] for position in promise["positions"].values())
     assert told["cell_type"]["targets"] == {"error": 0.02, "false_rejection": 0.1}
 
 
@@ -600,11 +610,17 @@ def test_balanced_votes(mapped, reference, checkpoint, column):
     ("more", "error", "message"),
     [
         (
-            {"calibrate_by": "donor", "target_error": 0.01},
+            {"target_error": 0.001},
             ConfigError,
             r"cell_type: a target error of 0.01; .*even the surest err more; raise --target-error, or leave",
         ),
-        ({"neighbor_filter": "sample == 's1'"}, ReferenceSetError, r"cells of [01] group\(s\) to calibrate with"),
+        ({"calibrate_by": "donor"}, ReferenceSetError, r"cell_type: 199 cells of 2 group\(s\) to calibrate with"),
+        (
+            {"neighbor_filter": "sample == 's1' or cell_type == 'B'"},
+            ReferenceSetError,
+            r"cell_type: 2\d% of 9\d labelled cells have a label that one group alone has \((T, NK|NK, T)\)",
+        ),
+        ({"neighbor_filter": "sample == 's1'"}, ReferenceSetError, r"cells of 1 group\(s\) to calibrate with"),
         (
             {"neighbor_filter": "sample == 's9'"},
             ReferenceSetError,

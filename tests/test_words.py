@@ -34,7 +34,6 @@ PENDING = (
     "scgpt_ray/evaluation/labels/baseline.py",
     "scgpt_ray/evaluation/report/",
     "scgpt_ray/index/",
-    "scgpt_ray/mapping/",
     "scgpt_ray/network/",
     "scgpt_ray/parts/manifest.py",
     "scgpt_ray/parts/vector_file.py",

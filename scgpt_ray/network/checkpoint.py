@@ -86,6 +86,7 @@ class Checkpoint:
         weights_sha256: Of the weights file.
         heads: Tensors of the training objectives that the file has beside the encoder, as they are there.
         cell_types: What the classes of `cls_decoder` are, where args.json says; the published ones do not.
+        training_sets: Names of the data sets whose cell types it was trained on, likewise.
     """
 
     folder: str
@@ -95,6 +96,7 @@ class Checkpoint:
     weights_sha256: str
     heads: dict[str, Tensor] = field(default_factory=dict)
     cell_types: tuple[str, ...] = ()
+    training_sets: tuple[str, ...] = ()
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
@@ -122,6 +124,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         hashlib.sha256(content).hexdigest(),
         heads,
         tuple(args.get("cell_types", ())),
+        tuple(args.get("training_sets", ())),
     )
 
 

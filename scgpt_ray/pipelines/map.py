@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -11,10 +11,12 @@ from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.search import NONE, Neighbors
+from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.ontology import CellOntology
-from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.mapping.prediction import PredictionRules, Predictions, predict
+from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts, VoteRules
-from scgpt_ray.network.checkpoint import read_checkpoint
+from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.baseline import evaluate_baseline
@@ -25,6 +27,7 @@ from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.map_report import write_mapped
 from scgpt_ray.pipelines.mapping_result import Mapped, own_name
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.pipelines.training_overlap import training_overlap
 from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
@@ -73,12 +76,13 @@ def map_query(settings: MapSettings, engine: Engine) -> Mapped:
             calibrations=calibrated,
             ontology=ontology,
         )
+        promises = _promises(job.checkpoint, reference, predicted, calibrated)
         truth = baseline = None
         if settings.truth_column is not None:
             column = rules.columns[0]
             truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
             baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
-        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
+        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, promises, cells, truth, baseline)
         write_mapped(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():
@@ -125,7 +129,7 @@ def label_columns(settings: MapSettings, index: IndexDescription) -> list[str]:
     if twice:
         raise ConfigError(
             f"label column {twice[0]} has the name of a prediction of another",
-            expected="label columns whose predictions have names of their own",
+            expected="label columns whose predictions have different names",
             remedy="leave it out of --label-columns",
         )
     return columns
@@ -206,17 +210,31 @@ def warn_of_precision(precision: str, index: IndexDescription) -> None:
 
 
 def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
-    """The obs columns of the query that are needed, each under a name of its own among the predictions."""
+    """The obs columns of the query that are needed, each under a separate name among the predictions."""
     truth = (settings.truth_column,) if settings.truth_column else ()
     carried = tuple(dict.fromkeys((*settings.obs_columns, *truth, *settings.exclude_same)))
     twice = [name for name, count in Counter(own_name(name, columns) for name in carried).items() if count > 1]
     if twice:
         raise ConfigError(
             f"two columns of the query would be called {', '.join(twice)}",
-            expected="a name of its own for each, with labels and query columns side by side",
+            expected="a separate name for each, with labels and query columns in one table",
             remedy="take one of them out of --obs-columns",
         )
     return carried
+
+
+def _promises(
+    checkpoint: Checkpoint, reference: Reference, predicted: Predictions, calibrated: Mapping[str, Calibration]
+) -> dict[str, Promise]:
+    """What is promised of each calibrated label column; withdrawals are logged."""
+    promises: dict[str, Promise] = {}
+    for column, calibration in calibrated.items():
+        labels, groups = reference.cell_counts(column), calibration.held_out.by_group
+        trained = training_overlap(checkpoint, reference.index, (*groups, *filter(None, labels)), labels)
+        promises[column] = Promise.of(calibration, predicted.positions[column], trained)
+        doubtful = promises[column].withdrawn or trained is not None
+        logger.log(logging.WARNING if doubtful else logging.INFO, "%s: %s", column, promises[column].text())
+    return promises
 
 
 def _neighbors(settings: MapSettings, reference: Reference, queries: pa.Table) -> Neighbors:

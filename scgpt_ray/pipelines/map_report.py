@@ -77,6 +77,7 @@ def write_mapped(
         [*_pictures(mapped), _genes(queries), *_recall(reference)],
         mapped.evaluation,
         mapped.calibrations,
+        mapped.promises,
     )
     output.write(REPORT, report.encode())
 
@@ -106,7 +107,7 @@ def _facts(mapped: Mapped, settings: MapSettings, reference: Reference, manifest
         "label columns": ", ".join(mapped.labels),
     }
     if mapped.evaluation is not None:
-        facts[BASELINE] = mapped.beside()
+        facts[BASELINE] = mapped.baseline_text()
     targets = {"target error": settings.target_error, "allowed false rejection": settings.false_rejection}
     facts |= {name: f"{share:.1%}" for name, share in targets.items() if share is not None}
     for column, reasons in mapped.unknown.items():
@@ -168,7 +169,7 @@ def _calibration(mapped: Mapped) -> list[Picture]:
     pictures = []
     for column, calibration in mapped.calibrations.items():
         curves = {SHARE: calibration.held_out.before, PROBABILITY: calibration.held_out.after}
-        caption = f"Calibration of {column}: how often reference cells of a group left out are right, by confidence."
+        caption = f"Calibration of {column}: how often reference cells of held-out groups are right, by confidence."
         pictures.append(Picture(reliability_diagram(curves), caption))
     return pictures
 

@@ -15,6 +15,7 @@ from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation, evalua
 from scgpt_ray.evaluation.labels.metrics import LabelScores
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
+from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
@@ -41,8 +42,9 @@ class Mapped:
         labels: Label column -> label -> cells, most first; the first column is the one that is evaluated.
         unknown: Label column -> reason for `Unknown` -> cells, likewise.
         evaluation: Agreement with the truth in the first column, where a truth column is named.
-        baseline: What was evaluated beside it, or why nothing was; None where nothing is evaluated.
+        baseline: What it is compared with, or why with nothing; None where nothing is evaluated.
         calibrations: Label column -> its calibration, where there is one.
+        promises: Calibrated label column -> what is promised of the query's labels.
         unknown_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
     """
 
@@ -53,6 +55,7 @@ class Mapped:
     evaluation: LabelEvaluation | None
     baseline: Baseline | str | None
     calibrations: Mapping[str, Calibration]
+    promises: Mapping[str, Promise]
     unknown_terms: dict[str, int]
 
     @classmethod
@@ -63,6 +66,7 @@ class Mapped:
         predicted: Predictions,
         columns: Sequence[str],
         calibrations: Mapping[str, Calibration],
+        promises: Mapping[str, Promise],
         reference_cells: CellCounts,
         truth: Sequence[str | None] | None,
         baseline: Baseline | str | None,
@@ -75,6 +79,7 @@ class Mapped:
             predicted: Of the query cells that have an embedding.
             columns: Label columns.
             calibrations: Those that were applied.
+            promises: What they promise.
             reference_cells: Cells by label of the first column.
             truth: True label of each query cell in the first column, or None.
             baseline: What to compare with on the same truth, or why there is nothing.
@@ -85,8 +90,8 @@ class Mapped:
         table = predictions_of(queries, predicted.table, columns)
         evaluation = None
         if truth is not None:
-            beside = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
-            evaluation = _evaluated(table, columns[0], truth, reference_cells, beside)
+            others = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
+            evaluation = _evaluated(table, columns[0], truth, reference_cells, others)
         return cls(
             Folder.at(settings.output),
             table,
@@ -95,6 +100,7 @@ class Mapped:
             evaluation,
             baseline,
             calibrations,
+            promises,
             predicted.unknown_terms,
         )
 
@@ -128,13 +134,14 @@ class Mapped:
             lines += [
                 self.evaluation.scores.table(),
                 self.evaluation.comparison.table(),
-                f"{BASELINE}: {self.beside()}",
+                f"{BASELINE}: {self.baseline_text()}",
             ]
             if self.n_unknown:
                 lines.append(self.evaluation.rejection.table())
+        lines += [f"{column}: {promise.text()}" for column, promise in self.promises.items()]
         return "\n".join(lines)
 
-    def beside(self) -> str:
+    def baseline_text(self) -> str:
         """What the baseline rests on, or why there is none."""
         return self.baseline.text() if isinstance(self.baseline, Baseline) else f"left out, {self.baseline}"
 
@@ -148,19 +155,24 @@ class Mapped:
             "n_unknown": self.n_unknown,
             "scores": {name: getattr(scores, name) for name in main} if scores else None,
             "accuracy_accepted": rejection.accuracy_accepted if rejection else None,
+            "promises_withdrawn": [column for column, promise in self.promises.items() if promise.withdrawn],
         }
 
     def metrics(self) -> dict[str, Any]:
         """All figures: the content of metrics.json."""
         evaluated: dict[str, Any] = {"scores": None}
         if self.evaluation:
-            beside = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
-            evaluated = self.evaluation.to_dict() | {"baseline": beside}
-        calibration = {column: asdict(calibration.held_out) for column, calibration in self.calibrations.items()}
+            compared = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
+            evaluated = self.evaluation.to_dict() | {"baseline": compared}
+        calibration = {
+            column: asdict(found.held_out) | {"one_group": asdict(found.one_group)}
+            for column, found in self.calibrations.items()
+        }
         return self.to_dict() | evaluated | {
             "labels": self.labels,
             "unknown": self.unknown,
             "calibration": calibration,
+            "promises": {column: asdict(promise) for column, promise in self.promises.items()},
             "unknown_terms": self.unknown_terms,
         }  # fmt: skip
 
@@ -196,21 +208,21 @@ def _evaluated(
     column: str,
     truth: Sequence[str | None],
     reference_cells: CellCounts,
-    beside: Mapping[str, Labelling],
+    others: Mapping[str, Labelling],
 ) -> LabelEvaluation:
     rejected = predictions[f"{column}_unknown"].is_valid().to_numpy()
     said, sure = voted(predictions, column), confidences(predictions, column)
-    return evaluate(truth, said, sure, rejected, reference_cells[column], beside)
+    return evaluate(truth, said, sure, rejected, reference_cells[column], others)
 
 
 def own_name(column: str, predicted: Collection[str]) -> str:
-    """Name that a column of the query gets beside predicted labels: `<name>_query` where it is theirs too."""
+    """Name of a column of the query in a table with predicted labels: `<name>_query` where it is theirs too."""
     taken = {*predicted, *(f"{name}{suffix}" for name in predicted for suffix in SUFFIXES)}
     return f"{column}_query" if column in taken else column
 
 
 def predictions_of(queries: pa.Table, predicted: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """All query cells with their labels; `Unknown` for those without an embedding, which nobody could search for.
+    """All query cells with their labels; `Unknown` for those without an embedding, which cannot be searched.
 
     Args:
         queries: EMBEDDINGS of the query.
@@ -230,7 +242,7 @@ def predictions_of(queries: pa.Table, predicted: pa.Table, columns: Sequence[str
 
 
 def _without_embedding(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    """The one row of all cells that nobody could search for."""
+    """The one row of all cells without an embedding."""
     texts = {f"{column}{part}": UNKNOWN for column in columns for part in ("", "_rolled_up", "_rolled_up_label")}
     texts |= {f"{column}_unknown": NO_EMBEDDING for column in columns}
     row: dict[str, Any] = dict(texts)
