@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import anndata
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -24,11 +25,14 @@ from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, pca_knn
 from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.execution.serial import SerialExecutor
+from scgpt_ray.mapping.prediction import Predictions
 from scgpt_ray.mapping.rejection import Thresholds
+from scgpt_ray.mapping.shift import Position
+from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines import baseline
 from scgpt_ray.pipelines.calibrate import calibrations
-from scgpt_ray.pipelines.map import TERMS, prediction_rules, reference_cells
+from scgpt_ray.pipelines.map import TERMS, _promises, prediction_rules, reference_cells
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID
 from scgpt_ray.storage import Folder
@@ -499,6 +503,52 @@ def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, refer
     assert (promise["target_error"], promise["groups"], promise["trained"]) == (0.02, 5, None)
     assert promise["withdrawn"] == any(position["beyond"] for position in promise["positions"].values())
     assert told["cell_type"]["targets"] == {"error": 0.02, "false_rejection": 0.1}
+
+
+@pytest.fixture
+def calibrating(mapped, reference, checkpoint):
+    """Settings, reference, rules and cells of a calibration by sample."""
+
+    def make(**more):
+        settings = MapSettings.of(options(reference, checkpoint, "unused", "samples", **CALIBRATED | more))
+        there = Reference.at(settings.index).on(SerialExecutor())
+        rules = prediction_rules(settings, there.index)
+        return settings, there, rules, reference_cells(settings, there, rules)
+
+    return make
+
+
+def test_every_sample_gives_as_many_cells(calibrating):
+    # s0, with a third of its cells, has fewer than a fifth of 100.
+    smaller = "sample != 's0' or cell_type == 'B'"
+    found = calibrations(*calibrating(calibration_cells=100, neighbor_filter=smaller))["cell_type"]
+    cells = {name: group.cells for name, group in found.held_out.by_group.items()}
+    assert cells.pop("s0") < 20
+    assert max(cells.values()) - min(cells.values()) <= 1
+    assert found.held_out.cells == 100
+
+
+def test_labels_of_one_sample_are_counted_over_the_reference(calibrating, reference, caplog):
+    rarer = "cell_type != 'NK' or sample == 's1' and donor == 'd1'"
+    found = calibrations(*calibrating(calibration_cells=60, neighbor_filter=rarer))["cell_type"]
+    rows = read_embeddings(Folder.at(reference / "reference")).filter(pc.field(EMBEDDING).is_valid()).to_pylist()
+    cells = sum((row["cell_type"], row["sample"], row["donor"]) == ("NK", "s1", "d1") for row in rows)
+    assert found.one_group.cells == {"NK": cells}
+    assert f"one sample alone has, which counts as wrong in held-out groups: NK {cells}" in caplog.text
+
+
+def test_a_promise_is_withdrawn_and_optimism_is_reported(calibrating, checkpoint, caplog):
+    settings, there, rules, cells = calibrating(target_error=0.5)
+    calibrated = calibrations(settings, there, rules, cells)
+    trained = replace(read_checkpoint(checkpoint), cell_types=("B", "T", "NK"))
+    for position, withdrawn in ((Position(0.5, 0.4, 0.6), False), (Position(0.3, 0.4, 0.6), True)):
+        caplog.clear()
+        predicted = Predictions(pa.table({}), {}, {"cell_type": {"nearness": position}})
+        [promise] = _promises(trained, there, predicted, calibrated).values()
+        assert (promise.withdrawn, promise.target_error, promise.groups) == (withdrawn, 0.5, 5)
+        assert "names 100% of the reference's labels have" in promise.trained
+        [record] = [record for record in caplog.records if record.name == "scgpt_ray.pipelines.map"]
+        assert (record.levelname, record.message) == ("WARNING", f"cell_type: {promise.text()}")
 
 
 @pytest.mark.ray
