@@ -6,7 +6,7 @@ Each set is mapped onto each other set, and onto every three or four of the othe
 is calibrated by its datasets (kang_ctrl_12k alone by its donors, pbmc_facs alone by its sorted batches); then the error
 among the accepted cells of the query, of types that the reference has, is compared with the target. Embeddings are
 those of the checkpoint `demo` and principal components of the reference. Each set is embedded once. Prints a Markdown
-table of all mappings and one of sums, and writes `promised_errors.json`.
+table of the mappings and one of sums, and writes `promised_errors.json`.
 """
 
 import argparse
@@ -45,7 +45,9 @@ GROUP = {"kang_ctrl_12k": "donor", "pbmc_facs": "batch"}
 """Column to calibrate by where a set is the whole reference; the others have one donor."""
 TARGETS = (0.05, 0.1)
 K, N_COMPONENTS, MAX_LENGTH = 10, 30, 300
-DEMO, COMPONENTS = "demo", "principal components"
+DEMO, COMPONENTS = "demo", "components"
+PROMISED, WITHDRAWN, REFUSED, IMPOSSIBLE = "promised", "withdrawn", "refused", "impossible"
+"""Outcomes; a target is refused, a calibration of unsuitable groups is impossible."""
 
 Texts: TypeAlias = npt.NDArray[np.object_]
 
@@ -79,7 +81,7 @@ class Mapping:
     embedding: str
     target: float
     outcome: str
-    """promised, withdrawn, or why calibration was refused."""
+    """promised, withdrawn, or why the target was refused or the calibration impossible."""
     groups: int
     held_out: float | None = None
     """Error among accepted cells of held-out groups."""
@@ -165,7 +167,7 @@ def mappings(
         alone = one_group_labels(*texts, np.ones(len(group_N), np.int64))
         sample = sample_of(vectors_ND, reference.label_N, group_N)
     except InputError as error:
-        yield from (Mapping(*about, embedding, target, f"refused: {error.found}", n_groups) for target in TARGETS)
+        yield from (Mapping(*about, embedding, target, f"{IMPOSSIBLE}: {error.found}", n_groups) for target in TARGETS)
         return
     mapped = votes(exact_search([(np.arange(len(vectors_ND)), vectors_ND)], queries_QD, K), reference.label_N)
     wrong_Q, known_Q = mapped.top_labels != query.label_N, np.isin(query.label_N, list(set(reference.label_N)))
@@ -174,13 +176,13 @@ def mappings(
         try:
             calibration = calibrate(sample, Targets(target), alone)
         except InputError as error:
-            reason = f"refused: {error.expected.partition(': ')[2]}"
+            reason = f"{REFUSED}: {error.expected.partition(': ')[2]}"
             yield Mapping(*about, embedding, target, reason, n_groups, before=before)
             continue
         promise = Promise.of(calibration, calibration.shift(mapped.names, mapped.tally), None)
         accepted_Q = np.array(calibration.evaluate(mapped.names, mapped.tally)[1], object) == ""
         yield Mapping(
-            *about, embedding, target, "withdrawn" if promise.withdrawn else "promised", n_groups,
+            *about, embedding, target, WITHDRAWN if promise.withdrawn else PROMISED, n_groups,
             calibration.held_out.error_accepted, error_of(wrong_Q, accepted_Q & known_Q), error_of(wrong_Q, accepted_Q),
             float(accepted_Q.mean()), before,
         )  # fmt: skip
@@ -222,25 +224,25 @@ def shown(value: float | None) -> str:
 
 
 def details(found: Sequence[Mapping]) -> str:
-    """A row for each mapping."""
-    head = (
-        "query",
-        "reference",
-        "embedding",
-        "target",
-        "outcome",
-        "held-out",
-        "observed",
-        "all types",
-        "kept",
-        "before",
-    )
+    """A row for each query and reference that could be calibrated, a column for each embedding and target."""
+    columns = list(itertools.product((DEMO, COMPONENTS), TARGETS))
+    by_pair: dict[tuple[str, str], dict[tuple[str, float], Mapping]] = {}
+    for one in found:
+        if not one.outcome.startswith(IMPOSSIBLE):
+            by_pair.setdefault((one.query, one.reference), {})[one.embedding, one.target] = one
     rows = [
-        (one.query, one.reference, one.embedding, shown(one.target), one.outcome, shown(one.held_out),
-         shown(one.observed), shown(one.observed_all), shown(one.kept), shown(one.before))
-        for one in found
-    ]  # fmt: skip
-    return table([head, *rows])
+        (*pair, *(entry(mapped[column]) if column in mapped else "" for column in columns))
+        for pair, mapped in by_pair.items()
+    ]
+    return table([("query", "reference", *(f"{name}, {shown(target)} %" for name, target in columns)), *rows])
+
+
+def entry(one: Mapping) -> str:
+    """Held-out and observed error with the share that is kept, and a mark if the promise is withdrawn."""
+    if one.outcome.startswith(REFUSED):
+        return REFUSED
+    mark = "" if one.outcome == PROMISED else "(withdrawn) "
+    return f"{mark}{shown(one.held_out)}, {shown(one.observed)} ({shown(one.kept)})"
 
 
 def sums(found: Sequence[Mapping]) -> str:
@@ -251,7 +253,7 @@ def sums(found: Sequence[Mapping]) -> str:
     for embedding, target, outcome in itertools.product(
         (DEMO, COMPONENTS), TARGETS, ("promised", "withdrawn", "refused")
     ):
-        some = [one for one in found if one.before is not None and (one.embedding, one.target) == (embedding, target)
+        some = [one for one in found if (one.embedding, one.target) == (embedding, target)
                 and one.outcome.startswith(outcome)]  # fmt: skip
         observed = [one.observed for one in some if one.observed is not None]
         before = [one.before for one in some if one.before is not None]

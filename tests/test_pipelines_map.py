@@ -605,7 +605,7 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
     assert metrics["selective_accuracy"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
     page = (reference / "calibrated" / "report.html").read_text()
     assert page.count("<svg xmlns:xlink") == 9, "a reliability diagram for each calibrated column"
-    assert "Probabilities and thresholds were learnt" in page
+    assert "Probabilities and thresholds were fitted to reference cells" in page
 
 
 def test_terms_are_rolled_up(calibrated, reference):
@@ -662,7 +662,7 @@ def test_balanced_votes(mapped, reference, checkpoint, column):
         (
             {"target_error": 0.001},
             ConfigError,
-            r"cell_type: a target error of 0.01; .*even the surest err more; raise --target-error, or leave",
+            r"cell_type: a target error of 0.001; .*even the surest err more; raise --target-error, or leave",
         ),
         ({"calibrate_by": "donor"}, ReferenceSetError, r"cell_type: 199 cells of 2 group\(s\) to calibrate with"),
         (

@@ -37,8 +37,6 @@ def error_bound(wrong_GT: npt.NDArray[np.int64], accepted_GT: npt.NDArray[np.int
     wrong_T, accepted_T = wrong_GT.sum(axis=0), accepted_GT.sum(axis=0)
     others_GT = accepted_T - accepted_GT
     without_GT = (wrong_T - wrong_GT) / np.maximum(others_GT, 1)
-    error_T = np.sqrt((n_groups - 1) * without_GT.var(axis=0))
-    bound_T = (wrong_T + 1) / (accepted_T + 1) + student_t.ppf(CONFIDENCE, n_groups - 1) * error_T * np.sqrt(
-        n_groups + 1
-    )
+    deviation_T = np.sqrt((n_groups - 1) * without_GT.var(axis=0)) * np.sqrt(n_groups + 1)
+    bound_T = (wrong_T + 1) / (accepted_T + 1) + student_t.ppf(CONFIDENCE, n_groups - 1) * deviation_T
     return np.where((others_GT > 0).all(axis=0), bound_T, np.inf)
