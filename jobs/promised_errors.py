@@ -250,9 +250,7 @@ def sums(found: Sequence[Mapping]) -> str:
     head = ("embedding", "target", "outcome", "mappings", "observed: mean", "largest", "above target", "kept",
             "before: mean", "above target")  # fmt: skip
     rows = []
-    for embedding, target, outcome in itertools.product(
-        (DEMO, COMPONENTS), TARGETS, ("promised", "withdrawn", "refused")
-    ):
+    for embedding, target, outcome in itertools.product((DEMO, COMPONENTS), TARGETS, (PROMISED, WITHDRAWN, REFUSED)):
         some = [one for one in found if (one.embedding, one.target) == (embedding, target)
                 and one.outcome.startswith(outcome)]  # fmt: skip
         observed = [one.observed for one in some if one.observed is not None]

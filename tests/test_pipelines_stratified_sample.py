@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -83,7 +85,9 @@ def test_cells_are_counted_over_the_shards(reference):
 def test_vectors_belong_to_their_cells(reference):
     cells = draw_cells(reference, ["kind", "age"], {"B": 4, "T": 5}, None, 0)
     assert sorted(cells["kind"].to_pylist()) == ["B"] * 4 + ["T"] * 5
-    vectors = vectors_of_cells(reference, cells[JOINID].to_numpy())
+    # Shards in an order other than that of the cells.
+    index = reference.index.replace(shards=reference.index.shards[::-1])
+    vectors = vectors_of_cells(replace(reference, index=index), cells[JOINID].to_numpy())
     embedded = read_embeddings(reference.folder.folder("../embeddings"))
     vector_of = dict(zip(embedded[JOINID].to_pylist(), embedded[EMBEDDING].to_pylist(), strict=True))
     expected = np.array([vector_of[joinid] for joinid in cells[JOINID].to_pylist()])
