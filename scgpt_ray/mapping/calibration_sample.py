@@ -17,8 +17,8 @@ from scgpt_ray.mapping.votes import LabelVotes, VoteTally, named
 from scgpt_ray.schema import Int64Array
 
 LEAST_GROUPS = 3
-"""Fewest groups to calibrate with. With two donors of kang_ctrl_12k, 35 % of the other donors were above a target of 5 %,
-and 60 % above one of 3 %; with three, 27 and 42 %."""
+"""Fewest groups to calibrate with. With two donors of kang_ctrl_12k, 35 % of the others were above a target of 5 %, and
+60 % above one of 3 %; with three, 27 and 42 % (README of evaluation)."""
 MOST_IN_ONE_GROUP = 0.2
 """Largest share of cells whose label one group alone has. No other group can vote for it, so that they count as wrong,
 and probabilities are too low by up to this share."""
