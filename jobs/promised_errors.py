@@ -150,8 +150,12 @@ def sample_of(vectors_ND: Float32Matrix, label_N: Texts, group_N: Texts) -> Samp
     for group in sorted(set(group_N)):
         own = group_N == group
         ids[own], scores[own] = exact_search([(np.flatnonzero(~own), vectors_ND[~own])], vectors_ND[own], K)
-    truth, groups = (pa.chunked_array([pa.array(texts.tolist(), pa.string())]) for texts in (label_N, group_N))
-    return calibration_sample(votes((ids, scores), label_N), truth, groups, None)
+    return calibration_sample(votes((ids, scores), label_N), texts(label_N), texts(group_N), None)
+
+
+def texts(values_N: Texts) -> pa.ChunkedArray:
+    """Values as a column."""
+    return pa.chunked_array([pa.array(values_N.tolist(), pa.string())])
 
 
 def mappings(
@@ -162,9 +166,9 @@ def mappings(
     if embedding == COMPONENTS:
         vectors_ND, queries_QD = components(reference, query)
     n_groups = len(set(group_N))
-    texts = [pa.chunked_array([pa.array(values.tolist(), pa.string())]) for values in (reference.label_N, group_N)]
+    labels, groups = texts(reference.label_N), texts(group_N)
     try:
-        alone = one_group_labels(*texts, np.ones(len(group_N), np.int64))
+        alone = one_group_labels(labels, groups, np.ones(len(group_N), np.int64))
         sample = sample_of(vectors_ND, reference.label_N, group_N)
     except InputError as error:
         yield from (Mapping(*about, embedding, target, f"{IMPOSSIBLE}: {error.found}", n_groups) for target in TARGETS)
@@ -257,9 +261,9 @@ def sums(found: Sequence[Mapping]) -> str:
         before = [one.before for one in some if one.before is not None]
         kept = [one.kept for one in some if one.kept is not None]
         rows.append((
-            embedding, shown(target), outcome, str(len(some)), shown(np.mean(observed) if observed else None),
+            embedding, shown(target), outcome, str(len(some)), shown(float(np.mean(observed)) if observed else None),
             shown(max(observed, default=None)), f"{sum(error > target for error in observed)}" if observed else "",
-            shown(np.mean(kept) if kept else None), shown(np.mean(before) if before else None),
+            shown(float(np.mean(kept)) if kept else None), shown(float(np.mean(before)) if before else None),
             f"{sum(error > target for error in before)}",
         ))  # fmt: skip
     return table([head, *rows])

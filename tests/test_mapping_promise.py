@@ -11,7 +11,7 @@ INSIDE, BELOW = Position(0.5, 0.4, 0.6), Position(0.3, 0.4, 0.6)
     [
         (0.05, {NEARNESS: INSIDE}, None, False, "Promised: error of at most 5.0% with a confidence of 80%, for types"),
         (None, {NEARNESS: INSIDE}, None, False, "Promised: probabilities, for types that the reference has, if the "),
-        (0.1, {}, "trained on x", False, "as its 4 groups differ from one another. Optimistic: trained on x."),
+        (0.1, {}, "trained on x", False, "differ from one another. Held-out errors are optimistic: trained on x."),
         (
             0.05,
             {NEARNESS: BELOW, PROBABILITY: INSIDE},
@@ -21,7 +21,7 @@ INSIDE, BELOW = Position(0.5, 0.4, 0.6), Position(0.3, 0.4, 0.6)
         ),
         (0.05, {NEARNESS: BELOW}, None, True, "farther from reference cells of their label than in any of 4 held-out"),
         (None, {NEARNESS: INSIDE, PROBABILITY: BELOW}, None, True, "less probable than in any of 4 held-out groups ("),
-        (None, {PROBABILITY: BELOW}, "x", True, "(probability 0.3000, lowest 0.4000). Optimistic: x."),
+        (None, {PROBABILITY: BELOW}, "x", True, "lowest 0.4000). Held-out errors are optimistic: x."),
     ],
 )
 def test_a_query_beyond_the_range_withdraws_the_promise(target, positions, trained, withdrawn, said):

@@ -56,4 +56,4 @@ class Promise:
                 f"Promised: {what}{surely}, for types that the reference has, if the query differs from the reference "
                 f"as its {self.groups} groups differ from one another."
             )
-        return f"{said} Optimistic: {self.trained}." if self.trained else said
+        return f"{said} Held-out errors are optimistic: {self.trained}." if self.trained else said
