@@ -144,13 +144,15 @@ def votes(found: Neighbors, label_N: Texts) -> LabelVotes:
     return label_votes(*found, labels, "label", VoteRules(), {})
 
 
-def sample_of(vectors_ND: Float32Matrix, label_N: Texts, group_N: Texts) -> Sample:
-    """Each cell mapped without its own group."""
-    ids, scores = np.zeros((len(label_N), K), np.int64), np.zeros((len(label_N), K), np.float32)
+def votes_without(
+    vectors_ND: Float32Matrix, label_N: Texts, group_N: Texts, queries_QD: Float32Matrix, left_out_Q: Texts
+) -> LabelVotes:
+    """The votes on each query without the reference cells of a group."""
+    ids, scores = np.zeros((len(queries_QD), K), np.int64), np.zeros((len(queries_QD), K), np.float32)
     for group in sorted(set(group_N)):
-        own = group_N == group
-        ids[own], scores[own] = exact_search([(np.flatnonzero(~own), vectors_ND[~own])], vectors_ND[own], K)
-    return calibration_sample(votes((ids, scores), label_N), texts(label_N), texts(group_N), None)
+        own_N, own_Q = group_N == group, left_out_Q == group
+        ids[own_Q], scores[own_Q] = exact_search([(np.flatnonzero(~own_N), vectors_ND[~own_N])], queries_QD[own_Q], K)
+    return votes((ids, scores), label_N)
 
 
 def texts(values_N: Texts) -> pa.ChunkedArray:
@@ -169,12 +171,16 @@ def mappings(
     labels, groups = texts(reference.label_N), texts(group_N)
     try:
         alone = one_group_labels(labels, groups, np.ones(len(group_N), np.int64))
-        sample = sample_of(vectors_ND, reference.label_N, group_N)
+        held_out = votes_without(vectors_ND, reference.label_N, group_N, vectors_ND, group_N)
+        sample = calibration_sample(held_out, labels, groups, None)
     except InputError as error:
         yield from (Mapping(*about, embedding, target, f"{IMPOSSIBLE}: {error.found}", n_groups) for target in TARGETS)
         return
     mapped = votes(exact_search([(np.arange(len(vectors_ND)), vectors_ND)], queries_QD, K), reference.label_N)
     wrong_Q, known_Q = mapped.top_labels != query.label_N, np.isin(query.label_N, list(set(reference.label_N)))
+    # As a held-out cell, each cell of the query lacks the neighbours of one group.
+    left_out_Q = np.resize(np.array(sorted(set(group_N)), object), len(queries_QD))
+    compared = votes_without(vectors_ND, reference.label_N, group_N, queries_QD, left_out_Q)
     for target in TARGETS:
         before = error_of(wrong_Q, accepted_before(sample, mapped, target) & known_Q)
         try:
@@ -183,7 +189,7 @@ def mappings(
             reason = f"{REFUSED}: {error.expected.partition(': ')[2]}"
             yield Mapping(*about, embedding, target, reason, n_groups, before=before)
             continue
-        promise = Promise.of(calibration, calibration.shift(mapped.names, mapped.tally), None)
+        promise = Promise.of(calibration, calibration.shift(compared.names, compared.tally), None)
         accepted_Q = np.array(calibration.evaluate(mapped.names, mapped.tally)[1], object) == ""
         yield Mapping(
             *about, embedding, target, WITHDRAWN if promise.withdrawn else PROMISED, n_groups,

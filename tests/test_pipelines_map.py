@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import anndata
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -25,13 +24,12 @@ from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, pca_knn
 from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.execution.serial import SerialExecutor
-from scgpt_ray.mapping.prediction import Predictions
 from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.mapping.shift import Position
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines import baseline
-from scgpt_ray.pipelines.calibrate import calibrations
+from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.map import TERMS, _promises, prediction_rules, reference_cells
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID
@@ -537,14 +535,35 @@ def test_labels_of_one_sample_are_counted_over_the_reference(calibrating, refere
     assert f"one sample alone has, which counts as wrong in held-out groups: NK {cells}" in caplog.text
 
 
+def test_the_query_is_compared_as_held_out_cells_were(calibrating, reference):
+    settings, there, rules, cells = calibrating()
+    calibrated = calibrations(settings, there, rules, cells)
+    spread, embedded = calibrated["cell_type"].spread, read_embeddings(Folder.at(reference / "reference"))
+    # Reference cells as a query: without one of the samples, and so mostly with themselves.
+    found = query_positions(settings, there, rules, cells, calibrated, embedded)["cell_type"]
+    rows = embedded.filter(pc.field(EMBEDDING).is_valid()).to_pylist()
+    vectors, samples = np.array([row[EMBEDDING] for row in rows]), np.array([row["sample"] for row in rows])
+    differences = []
+    for place, cell in enumerate(np.random.default_rng(0).permutation(len(rows))):
+        scores = np.where(samples != f"s{place % 5}", vectors @ vectors[cell], -np.inf)
+        nearest = [(rows[row], scores[row]) for row in np.argsort(-scores, kind="stable")[:K]]
+        differences.append(
+            np.mean([score for _, score in nearest]) - spread.nearness[vote_by_hand(nearest, "cell_type")[0]]
+        )
+    assert found["nearness"].query == pytest.approx(np.mean(differences), abs=1e-6)
+    assert (found["nearness"].lowest, found["nearness"].highest) == spread.nearness_range
+    assert not found["nearness"].beyond
+    none = embedded.filter(pc.field(EMBEDDING).is_null())
+    assert query_positions(settings, there, rules, cells, calibrated, none) == {"cell_type": {}}
+
+
 def test_a_promise_is_withdrawn_and_optimism_is_reported(calibrating, checkpoint, caplog):
     settings, there, rules, cells = calibrating(target_error=0.5)
     calibrated = calibrations(settings, there, rules, cells)
     trained = replace(read_checkpoint(checkpoint), cell_types=("B", "T", "NK"))
     for position, withdrawn in ((Position(0.5, 0.4, 0.6), False), (Position(0.3, 0.4, 0.6), True)):
         caplog.clear()
-        predicted = Predictions(pa.table({}), {}, {"cell_type": {"nearness": position}})
-        [promise] = _promises(trained, there, predicted, calibrated).values()
+        [promise] = _promises(trained, there, calibrated, {"cell_type": {"nearness": position}}).values()
         assert (promise.withdrawn, promise.target_error, promise.groups) == (withdrawn, 0.5, 5)
         assert "names 100% of the reference's labels have" in promise.trained
         [record] = [record for record in caplog.records if record.name == "scgpt_ray.pipelines.map"]

@@ -48,7 +48,7 @@ class Calibration:
         return _evaluated(self.calibrator, self.thresholds, names, tally)
 
     def shift(self, names: tuple[str, ...], tally: VoteTally) -> dict[str, Position]:
-        """Where a query lies relative to held-out groups, as `HeldOutRange.positions`."""
+        """Where a query lies relative to held-out groups: see `HeldOutRange.positions`."""
         return self.spread.positions(names, tally, self.calibrator.probability(tally))
 
 

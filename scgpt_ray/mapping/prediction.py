@@ -14,7 +14,6 @@ from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.label_table import NO_NEIGHBOR
 from scgpt_ray.mapping.ontology import Ontology, RolledUp, roll_up
 from scgpt_ray.mapping.rejection import NO_NEIGHBOR_VOTED, TOO_FAR
-from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, LabelVotes, VoteRules, label_votes
 from scgpt_ray.schema import NEIGHBOR, SCORE, Float32Matrix, Int64Array, ragged_array
 
@@ -60,8 +59,6 @@ class Predictions:
     """As `predict` gives it."""
     unknown_terms: dict[str, int]
     """Terms of the term column that the ontology lacks -> neighbours that voted for them."""
-    positions: dict[str, dict[str, Position]]
-    """Calibrated label column -> where the query lies relative to held-out groups, by figure."""
 
 
 def predict(
@@ -101,22 +98,19 @@ def predict(
     assert rules.term_column is None or (rules.term_column in rules.columns and ontology is not None), rules
     predicted: dict[str, pa.Array] = {}
     unknown_terms: dict[str, int] = {}
-    positions: dict[str, dict[str, Position]] = {}
     for column in rules.columns:
         votes = label_votes(neighbor_ids_QK, scores_QK, labels, column, rules.vote, reference_cells or {})
         calibration = (calibrations or {}).get(column)
         probability_Q, reason_Q = (
             calibration.evaluate(votes.names, votes.tally) if calibration else _without_calibration(votes)
         )
-        if calibration is not None:
-            positions[column] = calibration.shift(votes.names, votes.tally)
         predicted |= _label_columns(column, votes, probability_Q, np.array(reason_Q, object))
         if column == rules.term_column and ontology is not None:
             rolled = roll_up(votes, ontology, rules.term_share)
             far_Q = np.array([reason == TOO_FAR for reason in reason_Q], bool)
             predicted |= _term_columns(column, rolled, ontology, far_Q)
             unknown_terms = rolled.unknown_terms
-    return Predictions(pa.table(predicted | _neighbors(neighbor_ids_QK, scores_QK)), unknown_terms, positions)
+    return Predictions(pa.table(predicted | _neighbors(neighbor_ids_QK, scores_QK)), unknown_terms)
 
 
 def _without_calibration(votes: LabelVotes) -> tuple[None, list[str]]:

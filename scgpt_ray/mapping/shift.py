@@ -53,7 +53,7 @@ class HeldOutRange:
 
         Args:
             names: Labels.
-            tally: Votes of the query's cells.
+            tally: Votes of the query's cells, each without the neighbours of one group, as held-out cells have them.
             probability_Q: float64 [Q], calibrated.
 
         Returns:

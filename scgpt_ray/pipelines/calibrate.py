@@ -1,11 +1,12 @@
 """Calibration of a mapping: reference cells are mapped onto the rest of the reference as if they were queries."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 
 from scgpt_ray.config import MapSettings
@@ -15,10 +16,12 @@ from scgpt_ray.index.search import Neighbors
 from scgpt_ray.mapping.calibration import Calibration, Targets, calibrate
 from scgpt_ray.mapping.calibration_sample import OneGroupLabels, Sample, calibration_sample, one_group_labels
 from scgpt_ray.mapping.prediction import PredictionRules
+from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, LabelVotes, label_votes
+from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import CELLS, count_cells, draw_cells, even_quotas, vectors_of_cells
-from scgpt_ray.schema import JOINID, Float32Matrix
+from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,52 @@ def calibrations(
             column, held.cells, held.groups, held.accuracy, held.after.ece, held.accepted,
         )  # fmt: skip
     return found
+
+
+def query_positions(
+    settings: MapSettings,
+    reference: Reference,
+    rules: PredictionRules,
+    reference_cells: CellCounts,
+    calibrated: Mapping[str, Calibration],
+    queries: pa.Table,
+) -> dict[str, dict[str, Position]]:
+    """Where the query lies relative to held-out groups.
+
+    A held-out cell lacks the neighbours of its own group, and so lies a little farther from the reference than a query
+    does. Each cell of the query is compared without the neighbours of one of the groups, as many cells for each.
+
+    Args:
+        settings: Of the mapping.
+        reference: Which is mapped onto.
+        rules: By which the query's neighbours vote.
+        reference_cells: As `label_votes` takes them.
+        calibrated: Label column -> its calibration.
+        queries: EMBEDDINGS of the query; of more cells than --calibration-cells some are drawn.
+
+    Returns:
+        Calibrated label column -> name of a figure -> position.
+    """
+    present = queries.filter(queries[EMBEDDING].is_valid())
+    if not calibrated or not present.num_rows:
+        return {column: {} for column in calibrated}
+    group = settings.calibrate_by
+    assert group is not None, "calibrated by nothing"
+    drawn = np.random.default_rng(_SEED).permutation(present.num_rows)[: settings.calibration_cells]
+    some = present.take(pa.array(drawn))
+    groups = sorted(next(iter(calibrated.values())).held_out.by_group)
+    others = [name for name in settings.left_out if name != group]
+    left_out = np.resize(np.array(groups, object), len(some)).tolist()
+    own = some.select(others).append_column(group, pa.array(left_out, pa.string()))
+    _, vectors_QD = vectors_of(some)
+    allowed = Allowed.among(settings.neighbor_filter, own, len(vectors_QD))
+    found = reference.neighbors(vectors_QD, settings.k, allowed)
+    labels = reference.labels(found[0], rules.read)
+    positions: dict[str, dict[str, Position]] = {}
+    for column, calibration in calibrated.items():
+        votes = label_votes(*found, labels, column, rules.vote, reference_cells)
+        positions[column] = calibration.shift(votes.names, votes.tally)
+    return positions
 
 
 @contextmanager

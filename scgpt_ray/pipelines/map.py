@@ -13,14 +13,15 @@ from scgpt_ray.index.neighbor_filter import Allowed
 from scgpt_ray.index.search import NONE, Neighbors
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.ontology import CellOntology
-from scgpt_ray.mapping.prediction import PredictionRules, Predictions, predict
+from scgpt_ray.mapping.prediction import PredictionRules, predict
 from scgpt_ray.mapping.promise import Promise
+from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, VoteRules
 from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.baseline import evaluate_baseline
-from scgpt_ray.pipelines.calibrate import calibrations
+from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.executor import Engine
@@ -76,7 +77,8 @@ def map_query(settings: MapSettings, engine: Engine) -> Mapped:
             calibrations=calibrated,
             ontology=ontology,
         )
-        promises = _promises(job.checkpoint, reference, predicted, calibrated)
+        positions = query_positions(settings, reference, rules, cells, calibrated, queries)
+        promises = _promises(job.checkpoint, reference, calibrated, positions)
         truth = baseline = None
         if settings.truth_column is not None:
             column = rules.columns[0]
@@ -224,14 +226,17 @@ def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
 
 
 def _promises(
-    checkpoint: Checkpoint, reference: Reference, predicted: Predictions, calibrated: Mapping[str, Calibration]
+    checkpoint: Checkpoint,
+    reference: Reference,
+    calibrated: Mapping[str, Calibration],
+    positions: Mapping[str, Mapping[str, Position]],
 ) -> dict[str, Promise]:
     """What is promised of each calibrated label column; withdrawals are logged."""
     promises: dict[str, Promise] = {}
     for column, calibration in calibrated.items():
         labels, groups = reference.cell_counts(column), calibration.held_out.by_group
         trained = training_overlap(checkpoint, reference.index, (*groups, *filter(None, labels)), labels)
-        promises[column] = Promise.of(calibration, predicted.positions[column], trained)
+        promises[column] = Promise.of(calibration, positions[column], trained)
         doubtful = promises[column].withdrawn or trained is not None
         logger.log(logging.WARNING if doubtful else logging.INFO, "%s: %s", column, promises[column].text())
     return promises
