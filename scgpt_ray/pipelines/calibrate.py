@@ -82,7 +82,7 @@ def query_positions(
 ) -> dict[str, dict[str, Position]]:
     """Where the query lies relative to held-out groups.
 
-    A held-out cell lacks the neighbours of its own group, and so lies a little farther from the reference than a query
+    A held-out cell lacks the neighbours of its group, and so lies a little farther from the reference than a query
     does. Each cell of the query is compared without the neighbours of one of the groups, as many cells for each.
 
     Args:
