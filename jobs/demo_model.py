@@ -48,6 +48,8 @@ GENERATIVE: dict[str, Any] = {"steps": 400, "warmup_steps": 100}
 SUPERVISED: dict[str, Any] = {"steps": 1600, "warmup_steps": 100, "value_weight": 0.3, "cell_weight": 0.3}
 
 OTHERS = ("pbmc_facs", "zheng_sorted", "pbmc_donor_a_unlabelled")
+TRAINING_SETS = ("pbmc_facs", "zheng_sorted", "kang_ctrl_12k")
+"""Those whose cell types are learned."""
 
 COMPONENTS = "principal components"
 
@@ -215,6 +217,7 @@ def ship(checkpoint: Path, folder: Path) -> None:
     args = json.loads((checkpoint / ARGS_FILE).read_text())
     halves = {name: tensor.half() for name, tensor in {**read.tensors, **read.heads}.items()}
     more = {name: args[name] for name in ("mask_value", "mask_ratio", "training_tasks", "MVC", "no_cls", "cell_types")}
+    more["training_sets"] = list(TRAINING_SETS)
     write_checkpoint(folder, read.architecture, read.vocabulary, halves, more_args=more, as_safetensors=True)
 
 

@@ -10,9 +10,13 @@ from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.plots import label_counts
 from scgpt_ray.evaluation.report.reports import map_report
 from scgpt_ray.evaluation.report.scatter import Column, Scatter
-from scgpt_ray.mapping.calibration import Calibration, HeldOut, Targets
+from scgpt_ray.mapping.calibration import Calibration, Targets
+from scgpt_ray.mapping.calibration_sample import OneGroupLabels
 from scgpt_ray.mapping.calibrator import Bin, Calibrator, Reliability
+from scgpt_ray.mapping.held_out import HeldOut, Outcome
+from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.rejection import Thresholds
+from scgpt_ray.mapping.shift import NEARNESS, HeldOutRange, Position
 
 VOID = {"meta"}
 
@@ -59,9 +63,14 @@ COVERED = {
 
 def calibration():
     bins = Reliability((Bin(10, 0.5, 0.25),))
-    held_out = HeldOut(1234, 7, 0.25, bins, Reliability((Bin(10, 0.5, 0.375),)), 0.5, 0.125, 0.0, {})
+    by_label = {"T": Outcome(1000, 300, 600, 75), EVIL: Outcome(234, 8, 0, 0)}
+    by_group = {f"d{number}": Outcome(50, 12, 25, number) for number in range(25)}
+    after = Reliability((Bin(10, 0.5, 0.375),))
+    held_out = HeldOut(1234, 7, 0.25, bins, after, 0.5, 0.125, 0.0, by_label, by_group, {})
     flat = (0.0, 0.0, 0.0)
-    return Calibration(Calibrator(flat, flat, flat, (0.0,), (0.5,)), Thresholds(0.0, {}, None), Targets(), held_out)
+    calibrator, thresholds = Calibrator(flat, flat, flat, (0.0,), (0.5,)), Thresholds(0.0, {}, None)
+    spread = HeldOutRange({}, (0.0, 0.0), (0.0, 0.0))
+    return Calibration(calibrator, thresholds, Targets(0.05), held_out, spread, OneGroupLabels({"HSPC": 1701}, 0.061))
 
 
 def test_the_report_is_whole_and_stands_alone():
@@ -69,14 +78,15 @@ def test_the_report_is_whole_and_stands_alone():
     picture = Picture(label_counts([EVIL], EVIL), EVIL)
     view = Scatter({"UMAP": np.arange(8.0).reshape(4, 2)}, [Column(EVIL, ["T", EVIL, None, "B"])], [picture], EVIL)
     facts = {"Reference": EVIL, "Cells": 1234567, EVIL: 0.95}
-    html = map_report(f"a {EVIL}", facts, view, COVERED, [picture], evaluation, {EVIL: calibration()})
+    promises = {"cell_type": Promise(0.05, 7, {NEARNESS: Position(0.3, 0.4, 0.5)}, EVIL)}
+    html = map_report(f"a {EVIL}", facts, view, COVERED, [picture], evaluation, {EVIL: calibration()}, promises)
     page = Page(html)
     assert page.open == []
     assert page.tags.count("script") == 3, "the data of the view, Bokeh, and what connects the two"
     assert page.tags.count("svg") == 2
-    assert page.text.count(EVIL) == 13, (
-        "two titles, a column and its label in the view, a fact's name and value, a label, a label column, a gene, two "
-        "captions, two titles of pictures"
+    assert page.text.count(EVIL) == 17, (
+        "two titles, a column and its label in the view, a fact's name and value, a label, a label column thrice, a "
+        "predicted label, why a promise is optimistic, a gene, two captions, two titles of pictures"
     )
     assert page.attributes.count(("aria-label", EVIL)) == 2
     links = [value for name, value in page.attributes if name in {"src", "href", "xlink:href", "action"}]
@@ -92,7 +102,15 @@ def test_the_report_is_whole_and_stands_alone():
         "genes 3 of 9",
         "cells 2 of 10 empty",
         "reference lacks",
-        "Probabilities and thresholds were learnt on cells of the reference",
+        "Probabilities and thresholds were fitted to reference cells",
+        "cell_type: For this query the promise is withdrawn (error of at most 5.0%): its cells are farther",
+        "T1,0003006007512.5%14.",
+        "234800100.0%",
+        "d24501225 2496.0%".replace(" ", ""),
+        "d550122552",
+        "The 20 with most wrong cells of 25",
+        "6.1% of the reference cells have a",
+        "held-out groups: HSPC 1,701.",
     ):
         assert shown in page.text, shown
 

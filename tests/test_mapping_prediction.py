@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.mapping.calibration import Calibration, HeldOut, Targets
+from scgpt_ray.mapping.calibration import Calibration, Targets
+from scgpt_ray.mapping.calibration_sample import OneGroupLabels
 from scgpt_ray.mapping.calibrator import Calibrator, Reliability
+from scgpt_ray.mapping.held_out import HeldOut
 from scgpt_ray.mapping.prediction import SUFFIXES, PredictionRules, predict
 from scgpt_ray.mapping.rejection import Thresholds
+from scgpt_ray.mapping.shift import HeldOutRange
 from scgpt_ray.mapping.votes import VoteRules
 
 LABELS = pa.table(
@@ -22,7 +25,7 @@ LABELS = pa.table(
 )
 IDS = np.array([[1, 1, 2, 3], [1, 2, 3, -1], [4, -1, -1, -1], [3, 3, 3, 3]], np.int64)
 SCORES = np.array([[0.9, 0.8, 0.7, 0.6], [0.5, 0.4, 0.3, -np.inf], [0.9] + [-np.inf] * 3, [0.2] * 4], np.float32)
-LOWEST = HeldOut(1, 2, 1.0, Reliability(()), Reliability(()), 1.0, 0.0, 0.0, {})
+LOWEST = HeldOut(1, 3, 1.0, Reliability(()), Reliability(()), 1.0, 0.0, 0.0, {}, {}, {})
 
 
 class Terms:
@@ -41,7 +44,9 @@ class Terms:
 def calibration(probability=0.0, nearness=None, others=None):
     """Probability equals the share of the votes."""
     calibrator = Calibrator((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0), (0.0, 1.0))
-    return Calibration(calibrator, Thresholds(probability, nearness or {}, others), Targets(), LOWEST)
+    thresholds = Thresholds(probability, nearness or {}, others)
+    spread = HeldOutRange({"CD4": 0.5, "B": 0.3}, (-0.05, 0.05), (0.5, 1.0))
+    return Calibration(calibrator, thresholds, Targets(), LOWEST, spread, OneGroupLabels({}, 0.0))
 
 
 def test_the_columns_of_a_plain_prediction():

@@ -5,36 +5,54 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scgpt_ray.mapping.error_bound import error_bound
 from scgpt_ray.mapping.rejection import Thresholds, least_nearness, least_probability
+
+EQUAL = [0.9] * 4 + [0.8] * 4 + [0.7] * 4
 
 
 @pytest.mark.parametrize(
-    ("probability", "right", "target", "threshold"),
+    ("right", "target", "threshold"),
     [
-        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 0.0, 0.8),
-        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 0.4, 0.7),
-        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 0.5, 0.6),
-        # Below the threshold of 0.9 it gets worse, and then better again: most cells are accepted.
-        ([0.9, 0.8, 0.7, 0.6, 0.5], [1, 0, 1, 1, 1], 0.2, 0.5),
-        # Cells of equal probability are accepted together.
-        ([0.9, 0.9, 0.8], [1, 0, 1], 0.3, math.inf),
-        ([0.9, 0.9, 0.8], [1, 0, 1], 0.4, 0.8),
-        ([0.9], [0], 0.5, math.inf),
-        ([], [], 0.5, math.inf),
+        # Both groups have the same errors, so that the bound is (wrong + 1) / (accepted + 1).
+        ([1] * 12, 1 / 13, 0.7),
+        ([1] * 12, 1 / 14, math.inf),
+        ([1] * 8 + [0, 1] * 2, 1 / 9, 0.8),
+        ([1] * 8 + [0, 1] * 2, 3 / 13, 0.7),
+        ([1] * 4 + [0] * 8, 1 / 5, 0.9),
+        # Worse at the level above, and better again: most cells are accepted.
+        ([0, 1] * 2 + [1] * 8, 3 / 13, 0.7),
+        ([0] * 12, 0.9, math.inf),
     ],
 )
-def test_the_least_probability_that_keeps_the_error(probability, right, target, threshold):
-    assert least_probability(np.array(probability, float), np.array(right, bool), target) == threshold
+def test_the_least_probability_that_keeps_the_error(right, target, threshold):
+    groups = np.array([0, 0, 1, 1] * 3, np.int32)
+    assert least_probability(np.array(EQUAL), np.array(right, bool), groups, target + 1e-12) == threshold
+
+
+def test_groups_that_differ_raise_the_threshold():
+    groups, right = np.array([0, 0, 1, 1] * 3, np.int32), np.ones(12, bool)
+    right[8:10] = False  # both in one group
+    assert least_probability(np.array(EQUAL), right, groups, 3 / 13 + 1e-12) == 0.8
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30), st.sampled_from([0, 0.1, 0.25, 1])
+    st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=4, max_size=60),
+    st.sampled_from([0.1, 0.25, 0.5, 1]),
 )
 def test_no_other_threshold_accepts_more(cells, target):
-    probability, right = np.array([p for p, _ in cells]) / 5, np.array([r for _, r in cells])
-    found = least_probability(probability, right, target)
-    allowed = [t for t in set(probability.tolist()) if (~right[probability >= t]).mean() <= target]
-    assert found == min(allowed, default=math.inf)
+    cells = [*cells, (5, True, 0), (5, True, 1)]
+    probability, right = np.array([p for p, _, _ in cells]) / 5, np.array([r for _, r, _ in cells])
+    group = np.array([g for _, _, g in cells], np.int32)
+
+    def bound(threshold):
+        kept = [(right[(group == g) & (probability >= threshold)]) for g in sorted(set(group))]
+        return error_bound(
+            np.array([[(~r).sum()] for r in kept], np.int64), np.array([[len(r)] for r in kept], np.int64)
+        )[0]
+
+    allowed = [t for t in set(probability.tolist()) if bound(t) <= target]
+    assert least_probability(probability, right, group, target) == min(allowed, default=math.inf)
 
 
 def test_nearness_of_a_label_and_of_the_rare_ones():
@@ -46,7 +64,7 @@ def test_nearness_of_a_label_and_of_the_rare_ones():
 
 
 @given(st.integers(1, 200), st.sampled_from([0.01, 0.05, 0.2, 0.5]), st.integers(0, 10**6))
-def test_at_most_the_wanted_share_of_the_cells_is_rejected(n, rate, seed):
+def test_at_most_the_requested_share_of_the_cells_is_rejected(n, rate, seed):
     nearness = np.random.default_rng(seed).integers(0, 50, n).astype(float)
     _, least = least_nearness(["T"], np.zeros(n, np.int32), nearness, rate)
     rejected = 0.0 if least is None else (nearness < least).mean()

@@ -25,10 +25,12 @@ from scgpt_ray.evaluation.labels.comparison import compare
 from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.mapping.rejection import Thresholds
+from scgpt_ray.mapping.shift import Position
+from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines import baseline
-from scgpt_ray.pipelines.calibrate import calibrations
-from scgpt_ray.pipelines.map import TERMS, prediction_rules, reference_cells
+from scgpt_ray.pipelines.calibrate import calibrations, query_positions
+from scgpt_ray.pipelines.map import TERMS, _promises, prediction_rules, reference_cells
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING, JOINID, OBS_ID
 from scgpt_ray.storage import Folder
@@ -487,8 +489,85 @@ def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, refer
     assert (held_out["cells"], held_out["groups"]) == (199, 5)
     assert held_out["accuracy"] == pytest.approx(right / 199)
     assert set(held_out["withheld"]) == {"B", "T", "NK"}
-    assert json.loads((reference / "calibrated" / "metrics.json").read_bytes())["calibration"]["cell_type"] == held_out
+    assert sum(group["right"] for group in held_out["by_group"].values()) == right
+    assert {name: group["cells"] for name, group in held_out["by_group"].items()} == Counter(
+        row["sample"] for row in rows
+    )
+    assert sum(label["cells"] for label in held_out["by_label"].values()) == 199
+    metrics = json.loads((reference / "calibrated" / "metrics.json").read_bytes())
+    alone = {"cells": {}, "share": 0.0}
+    assert metrics["calibration"]["cell_type"] == held_out | {"one_group": alone}
+    promise = metrics["promises"]["cell_type"]
+    assert (promise["target_error"], promise["groups"], promise["trained"]) == (0.02, 5, None)
+    assert promise["withdrawn"] == any(position["beyond"] for position in promise["positions"].values())
     assert told["cell_type"]["targets"] == {"error": 0.02, "false_rejection": 0.1}
+
+
+@pytest.fixture
+def calibrating(mapped, reference, checkpoint):
+    """Settings, reference, rules and cells of a calibration by sample."""
+
+    def make(**more):
+        settings = MapSettings.of(options(reference, checkpoint, "unused", "samples", **CALIBRATED | more))
+        there = Reference.at(settings.index).on(SerialExecutor())
+        rules = prediction_rules(settings, there.index)
+        return settings, there, rules, reference_cells(settings, there, rules)
+
+    return make
+
+
+def test_every_sample_gives_as_many_cells(calibrating):
+    # s0, with a third of its cells, has fewer than a fifth of 100.
+    smaller = "sample != 's0' or cell_type == 'B'"
+    found = calibrations(*calibrating(calibration_cells=100, neighbor_filter=smaller))["cell_type"]
+    cells = {name: group.cells for name, group in found.held_out.by_group.items()}
+    assert cells.pop("s0") < 20
+    assert max(cells.values()) - min(cells.values()) <= 1
+    assert found.held_out.cells == 100
+
+
+def test_labels_of_one_sample_are_counted_over_the_reference(calibrating, reference, caplog):
+    rarer = "cell_type != 'NK' or sample == 's1' and donor == 'd1'"
+    found = calibrations(*calibrating(calibration_cells=60, neighbor_filter=rarer))["cell_type"]
+    rows = read_embeddings(Folder.at(reference / "reference")).filter(pc.field(EMBEDDING).is_valid()).to_pylist()
+    cells = sum((row["cell_type"], row["sample"], row["donor"]) == ("NK", "s1", "d1") for row in rows)
+    assert found.one_group.cells == {"NK": cells}
+    assert f"one sample alone has, which counts as wrong in held-out groups: NK {cells}" in caplog.text
+
+
+def test_the_query_is_compared_as_held_out_cells_were(calibrating, reference):
+    settings, there, rules, cells = calibrating()
+    calibrated = calibrations(settings, there, rules, cells)
+    spread, embedded = calibrated["cell_type"].spread, read_embeddings(Folder.at(reference / "reference"))
+    # Reference cells as a query: without one of the samples, and so mostly with themselves.
+    found = query_positions(settings, there, rules, cells, calibrated, embedded)["cell_type"]
+    rows = embedded.filter(pc.field(EMBEDDING).is_valid()).to_pylist()
+    vectors, samples = np.array([row[EMBEDDING] for row in rows]), np.array([row["sample"] for row in rows])
+    differences = []
+    for place, cell in enumerate(np.random.default_rng(0).permutation(len(rows))):
+        scores = np.where(samples != f"s{place % 5}", vectors @ vectors[cell], -np.inf)
+        nearest = [(rows[row], scores[row]) for row in np.argsort(-scores, kind="stable")[:K]]
+        differences.append(
+            np.mean([score for _, score in nearest]) - spread.nearness[vote_by_hand(nearest, "cell_type")[0]]
+        )
+    assert found["nearness"].query == pytest.approx(np.mean(differences), abs=1e-6)
+    assert (found["nearness"].lowest, found["nearness"].highest) == spread.nearness_range
+    assert not found["nearness"].beyond
+    none = embedded.filter(pc.field(EMBEDDING).is_null())
+    assert query_positions(settings, there, rules, cells, calibrated, none) == {"cell_type": {}}
+
+
+def test_a_promise_is_withdrawn_and_optimism_is_reported(calibrating, checkpoint, caplog):
+    settings, there, rules, cells = calibrating(target_error=0.5)
+    calibrated = calibrations(settings, there, rules, cells)
+    trained = replace(read_checkpoint(checkpoint), cell_types=("B", "T", "NK"))
+    for position, withdrawn in ((Position(0.5, 0.4, 0.6), False), (Position(0.3, 0.4, 0.6), True)):
+        caplog.clear()
+        [promise] = _promises(trained, there, calibrated, {"cell_type": {"nearness": position}}).values()
+        assert (promise.withdrawn, promise.target_error, promise.groups) == (withdrawn, 0.5, 5)
+        assert "names 100% of the reference's labels have" in promise.trained
+        [record] = [record for record in caplog.records if record.name == "scgpt_ray.pipelines.map"]
+        assert (record.levelname, record.message) == ("WARNING", f"cell_type: {promise.text()}")
 
 
 @pytest.mark.ray
@@ -545,7 +624,7 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
     assert metrics["selective_accuracy"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
     page = (reference / "calibrated" / "report.html").read_text()
     assert page.count("<svg xmlns:xlink") == 9, "a reliability diagram for each calibrated column"
-    assert "Probabilities and thresholds were learnt" in page
+    assert "Probabilities and thresholds were fitted to reference cells" in page
 
 
 def test_terms_are_rolled_up(calibrated, reference):
@@ -600,11 +679,17 @@ def test_balanced_votes(mapped, reference, checkpoint, column):
     ("more", "error", "message"),
     [
         (
-            {"calibrate_by": "donor", "target_error": 0.01},
+            {"target_error": 0.001},
             ConfigError,
-            r"cell_type: a target error of 0.01; .*even the surest err more; raise --target-error, or leave",
+            r"cell_type: a target error of 0.001; .*even the surest err more; raise --target-error, or leave",
         ),
-        ({"neighbor_filter": "sample == 's1'"}, ReferenceSetError, r"cells of [01] group\(s\) to calibrate with"),
+        ({"calibrate_by": "donor"}, ReferenceSetError, r"cell_type: 199 cells of 2 group\(s\) to calibrate with"),
+        (
+            {"neighbor_filter": "sample == 's1' or cell_type == 'B'"},
+            ReferenceSetError,
+            r"cell_type: 2\d% of 9\d labelled cells have a label that one group alone has \((T, NK|NK, T)\)",
+        ),
+        ({"neighbor_filter": "sample == 's1'"}, ReferenceSetError, r"cells of 1 group\(s\) to calibrate with"),
         (
             {"neighbor_filter": "sample == 's9'"},
             ReferenceSetError,

@@ -108,3 +108,44 @@ def test_facs_sorted_cells_label_pbmc3k(reference, shared, network, tmp_path):
     assert list(query.obs_names) == pq.read_table(tmp_path / "mapped" / "predictions.parquet")["obs_id"].to_pylist()
     assert scgpt_ray.validate(embeddings=str(tmp_path / "facs")) == []
     assert scgpt_ray.validate(index=str(tmp_path / "index")) == []
+
+
+def test_stimulated_cells_withdraw_the_promise(shared, tmp_path, caplog):
+    """Three datasets as the reference, two of which the checkpoint was trained on; no labels of the query are read."""
+    parts = []
+    for name in ("pbmc3k", "zheng_sorted", "pbmc_facs", "kang_ctrlstim"):
+        cells = anndata.read_h5ad(shared / "data" / f"{name}.h5ad")
+        usable = (
+            cells.obs["condition"] == "stim" if name == "kang_ctrlstim" else cells.obs["cell_type_coarse"] != "HSPC"
+        )
+        cells = cells[np.random.default_rng(0).permutation(np.flatnonzero(usable))[:200]].copy()
+        cells.var_names = cells.var["feature_name"].astype(str)
+        parts.append(cells[:, ~cells.var_names.duplicated()])
+    together = anndata.concat(parts, join="outer", index_unique="-")
+    together.var["feature_name"] = together.var_names
+    together.obs = together.obs[["dataset", "cell_type_coarse"]]
+    together.write_h5ad(tmp_path / "cells.h5ad")
+    common = {"checkpoint": "demo", "executor": "serial"}
+    scgpt_ray.embed(
+        atlas=str(tmp_path / "cells.h5ad"), obs_filter="dataset != 'kang_ctrlstim'", max_length=300,
+        obs_columns=["dataset", "cell_type_coarse"], output=str(tmp_path / "embeddings"), **common,
+    )  # fmt: skip
+    scgpt_ray.build_index(
+        embeddings=str(tmp_path / "embeddings"), output=str(tmp_path / "index"), executor="serial",
+        label_columns=["dataset", "cell_type_coarse"],
+    )  # fmt: skip
+    mapped = scgpt_ray.map_query(
+        query=str(tmp_path / "cells.h5ad"), obs_filter="dataset == 'kang_ctrlstim'", index=str(tmp_path / "index"),
+        output=str(tmp_path / "mapped"), calibrate_by="dataset", target_error=0.3, **common,
+    )  # fmt: skip
+    promise = mapped.promises["cell_type_coarse"]
+    assert promise.withdrawn
+    assert promise.positions["nearness"].beyond
+    assert promise.trained == (
+        "the checkpoint was trained on cell types of pbmc_facs, zheng_sorted, which the reference holds"
+    )
+    assert mapped.to_dict()["promises_withdrawn"] == ["cell_type_coarse"]
+    written = json.loads((tmp_path / "mapped" / "metrics.json").read_bytes())["promises"]["cell_type_coarse"]
+    assert written["withdrawn"]
+    for text in (caplog.text, mapped.text(), (tmp_path / "mapped" / "report.html").read_text()):
+        assert "For this query the promise is withdrawn (error of at most 30.0%): its cells are farther" in text

@@ -40,14 +40,15 @@ class CalibrationSettings(Settings):
     group = "Calibration and rejection"
 
     calibrate_by: Text | None = None
-    """Column of the index that separates independent samples, such as donor_id. Adds to each label the probability that
-    it is correct, calibrated on reference cells that are mapped without their own donor. Default: none, no
-    calibration."""
+    """Column of the index that separates independent samples, such as donor_id, with three or more values: reference
+    cells are mapped without their own donor, and how often that is right gives each query cell the probability that its
+    label is right. Default: none, no calibration."""
     calibration_cells: Count = 3000
-    """Number of reference cells to sample for calibration, before --neighbor-filter is applied to them."""
+    """Number of reference cells to sample for calibration, as many of each value of --calibrate-by."""
     target_error: Fraction | None = None
-    """Fraction of accepted labels that may be wrong, such as 0.05: cells below the probability threshold for it become
-    Unknown. Requires --calibrate-by. Default: none, no rejection by probability."""
+    """Fraction of accepted labels of a new donor or dataset that may be wrong, such as 0.05, with a confidence of 80 %:
+    cells whose probability is too low for that become Unknown. Refused if held-out donors exceed it. Requires
+    --calibrate-by. Default: none, no rejection."""
     false_rejection: Fraction | None = None
     """Fraction of cells of known types that may become Unknown because they are far from the reference, such as 0.01:
     sets the distance beyond which a cell is rejected. Requires --calibrate-by. Default: none, no rejection by

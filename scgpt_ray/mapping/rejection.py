@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scgpt_ray.mapping.error_bound import error_bound
 from scgpt_ray.mapping.label_table import Codes
 from scgpt_ray.mapping.votes import Floats
 
@@ -55,21 +56,28 @@ class Thresholds:
         return np.array([*(self.nearness.get(name, others) for name in names), others])
 
 
-def least_probability(probability_N: Floats, right_N: npt.NDArray[np.bool_], target_error: float) -> float:
-    """The threshold that accepts most cells while at most a given share of the accepted is wrong.
+def least_probability(
+    probability_N: Floats, right_N: npt.NDArray[np.bool_], group_N: Codes, target_error: float
+) -> float:
+    """The threshold that accepts most cells while the error of one more group is bounded by a target.
 
     Args:
         probability_N: float64 [N].
         right_N: bool [N].
-        target_error: Share of the accepted cells, 0 to 1.
+        group_N: int32 [N], donor or dataset of each cell, of two or more.
+        target_error: Largest `error_bound` of the accepted cells, 0 to 1.
 
     Returns:
-        A value of probability_N, accepted itself; infinity where every threshold accepts too many wrong cells.
+        A value of probability_N, accepted itself; infinity where no threshold has such a bound.
     """
     levels, place_N = np.unique(probability_N, return_inverse=True)
-    accepted = np.bincount(place_N, minlength=len(levels))[::-1].cumsum()[::-1]
-    wrong = np.bincount(place_N, ~right_N, minlength=len(levels))[::-1].cumsum()[::-1]
-    good = np.flatnonzero(wrong <= target_error * accepted)
+    groups, code_N = np.unique(group_N, return_inverse=True)
+    accepted_GT, wrong_GT = np.zeros((2, len(groups), len(levels)), np.int64)
+    np.add.at(accepted_GT, (code_N, place_N), 1)
+    np.add.at(wrong_GT, (code_N, place_N), ~right_N)
+    # A threshold accepts all cells of its level and above.
+    accepted_GT, wrong_GT = (cells_GT[:, ::-1].cumsum(axis=1)[:, ::-1] for cells_GT in (accepted_GT, wrong_GT))
+    good = np.flatnonzero(error_bound(wrong_GT, accepted_GT) <= target_error)
     return float(levels[good[0]]) if len(good) else math.inf
 
 
@@ -80,7 +88,7 @@ def least_nearness(
 
     The threshold of n cells is their j-th smallest nearness with j = floor(rate (n + 1)), which a further cell of the
     same kind falls below with a probability of at most the rate (split conformal: Vovk et al. 2005,
-    doi:10.1007/b106715). It is learnt for each top label, because types differ in how close their cells lie, and
+    doi:10.1007/b106715). Each top label has its own threshold, because types differ in how close their cells lie;
     labels with too few cells for any j share the threshold of all cells.
 
     Args:

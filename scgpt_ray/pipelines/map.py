@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -11,20 +11,24 @@ from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.search import NONE, Neighbors
+from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.ontology import CellOntology
 from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.mapping.promise import Promise
+from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, VoteRules
-from scgpt_ray.network.checkpoint import read_checkpoint
+from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.baseline import evaluate_baseline
-from scgpt_ray.pipelines.calibrate import calibrations
+from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.map_report import write_mapping
 from scgpt_ray.pipelines.mapping_result import MappingResult, output_name
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.pipelines.training_overlap import training_overlap
 from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
@@ -73,13 +77,15 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
             calibrations=calibrated,
             ontology=ontology,
         )
+        positions = query_positions(settings, reference, rules, cells, calibrated, queries)
+        promises = _promises(job.checkpoint, reference, calibrated, positions)
         truth = baseline = None
         if settings.truth_column is not None:
             column = rules.columns[0]
             truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
             baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
-        mapped = MappingResult.of(settings, queries, predicted, rules.columns, calibrated, cells, truth, baseline)
-        write_mapping(mapped, settings, reference, manifest, queries)
+        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, promises, cells, truth, baseline)
+        write_mapped(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():
             tracker.log_artifact(name)
@@ -124,8 +130,8 @@ def label_columns(settings: MapSettings, index: IndexDescription) -> list[str]:
     twice = [name for name in columns if output_name(name, [other for other in columns if other != name]) != name]
     if twice:
         raise ConfigError(
-            f"label column {twice[0]} has the name of an output column of another label column",
-            expected="label columns whose output columns have different names",
+            f"label column {twice[0]} has the name of a prediction of another",
+            expected="label columns whose predictions have different names",
             remedy="leave it out of --label-columns",
         )
     return columns
@@ -205,17 +211,34 @@ def warn_of_precision(precision: str, index: IndexDescription) -> None:
 
 
 def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
-    """The obs columns of the query to carry; their output names must be unique."""
+    """The obs columns of the query that are needed, each under a separate name among the predictions."""
     truth = (settings.truth_column,) if settings.truth_column else ()
     carried = tuple(dict.fromkeys((*settings.obs_columns, *truth, *settings.exclude_same)))
     twice = [name for name, count in Counter(output_name(name, columns) for name in carried).items() if count > 1]
     if twice:
         raise ConfigError(
             f"two columns of the query would be called {', '.join(twice)}",
-            expected="different names of query columns and labels in the output",
-            remedy="remove one of them from --obs-columns",
+            expected="a separate name for each, with labels and query columns in one table",
+            remedy="take one of them out of --obs-columns",
         )
     return carried
+
+
+def _promises(
+    checkpoint: Checkpoint,
+    reference: Reference,
+    calibrated: Mapping[str, Calibration],
+    positions: Mapping[str, Mapping[str, Position]],
+) -> dict[str, Promise]:
+    """What is promised of each calibrated label column; withdrawals are logged."""
+    promises: dict[str, Promise] = {}
+    for column, calibration in calibrated.items():
+        labels, groups = reference.cell_counts(column), calibration.held_out.by_group
+        trained = training_overlap(checkpoint, reference.index, (*groups, *filter(None, labels)), labels)
+        promises[column] = Promise.of(calibration, positions[column], trained)
+        doubtful = promises[column].withdrawn or trained is not None
+        logger.log(logging.WARNING if doubtful else logging.INFO, "%s: %s", column, promises[column].text())
+    return promises
 
 
 def _neighbors(settings: MapSettings, reference: Reference, queries: pa.Table) -> Neighbors:

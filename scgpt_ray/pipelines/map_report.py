@@ -77,6 +77,7 @@ def write_mapping(
         [*_pictures(mapped), _genes(queries), *_recall(reference)],
         mapped.evaluation,
         mapped.calibrations,
+        mapped.promises,
     )
     output.write(REPORT, report.encode())
 
@@ -168,7 +169,7 @@ def _calibration(mapped: MappingResult) -> list[Picture]:
     pictures = []
     for column, calibration in mapped.calibrations.items():
         curves = {SHARE: calibration.held_out.before, PROBABILITY: calibration.held_out.after}
-        caption = f"Calibration of {column}: share of correct reference cells of held-out groups, by confidence."
+        caption = f"Calibration of {column}: how often reference cells of held-out groups are right, by confidence."
         pictures.append(Picture(reliability_diagram(curves), caption))
     return pictures
 

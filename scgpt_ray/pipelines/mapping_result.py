@@ -15,6 +15,7 @@ from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation, evalua
 from scgpt_ray.evaluation.labels.metrics import LabelScores
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
+from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
@@ -36,14 +37,15 @@ class MappingResult:
     """Result of a mapping.
 
     Attributes:
-        output: Output folder.
-        predictions: One row per query cell; see `predictions_of`.
-        labels: Label column -> label -> number of cells, most frequent first. Only the first column is evaluated.
-        unknown: Label column -> reason for `Unknown` -> number of cells, most frequent first.
-        evaluation: Evaluation of the first column; None without a truth column.
-        baseline: The baseline, or the reason why there is none; None without a truth column.
-        calibrations: Label column -> its calibration; empty without calibration.
-        unknown_terms: Term that the Cell Ontology lacks -> number of neighbours that voted for it.
+        output: Folder of the files.
+        predictions: One row per query cell, as `predictions_of` gives them.
+        labels: Label column -> label -> cells, most first; the first column is the one that is evaluated.
+        unknown: Label column -> reason for `Unknown` -> cells, likewise.
+        evaluation: Agreement with the truth in the first column, where a truth column is named.
+        baseline: What it is compared with, or why with nothing; None where nothing is evaluated.
+        calibrations: Label column -> its calibration, where there is one.
+        promises: Calibrated label column -> what is promised of the query's labels.
+        unknown_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
     """
 
     output: Folder
@@ -53,6 +55,7 @@ class MappingResult:
     evaluation: LabelEvaluation | None
     baseline: Baseline | str | None
     calibrations: Mapping[str, Calibration]
+    promises: Mapping[str, Promise]
     unknown_terms: dict[str, int]
 
     @classmethod
@@ -63,6 +66,7 @@ class MappingResult:
         predicted: Predictions,
         columns: Sequence[str],
         calibrations: Mapping[str, Calibration],
+        promises: Mapping[str, Promise],
         reference_cells: CellCounts,
         truth: Sequence[str | None] | None,
         baseline: Baseline | str | None,
@@ -74,10 +78,11 @@ class MappingResult:
             queries: EMBEDDINGS of the query.
             predicted: Predictions of the query cells that have an embedding.
             columns: Label columns.
-            calibrations: Label column -> calibration that was applied.
-            reference_cells: Number of reference cells by label, for each column.
-            truth: True label of each query cell in the first column; None to evaluate nothing.
-            baseline: The baseline, or the reason why there is none.
+            calibrations: Those that were applied.
+            promises: What they promise.
+            reference_cells: Cells by label of the first column.
+            truth: True label of each query cell in the first column, or None.
+            baseline: What to compare with on the same truth, or why there is nothing.
 
         Raises:
             InputError: If no cell has a true label.
@@ -95,6 +100,7 @@ class MappingResult:
             evaluation,
             baseline,
             calibrations,
+            promises,
             predicted.unknown_terms,
         )
 
@@ -132,10 +138,11 @@ class MappingResult:
             ]
             if self.n_unknown:
                 lines.append(self.evaluation.rejection.table())
+        lines += [f"{column}: {promise.text()}" for column, promise in self.promises.items()]
         return "\n".join(lines)
 
     def baseline_text(self) -> str:
-        """The cells and genes of the baseline, or the reason why there is none."""
+        """What the baseline rests on, or why there is none."""
         return self.baseline.text() if isinstance(self.baseline, Baseline) else f"left out, {self.baseline}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,19 +155,24 @@ class MappingResult:
             "n_unknown": self.n_unknown,
             "scores": {name: getattr(scores, name) for name in main} if scores else None,
             "accuracy_accepted": rejection.accuracy_accepted if rejection else None,
+            "promises_withdrawn": [column for column, promise in self.promises.items() if promise.withdrawn],
         }
 
     def metrics(self) -> dict[str, Any]:
         """All metrics: the content of metrics.json."""
         evaluated: dict[str, Any] = {"scores": None}
         if self.evaluation:
-            baseline = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
-            evaluated = self.evaluation.to_dict() | {"baseline": baseline}
-        calibration = {column: asdict(calibration.held_out) for column, calibration in self.calibrations.items()}
+            compared = self.baseline.to_dict() if isinstance(self.baseline, Baseline) else {"left_out": self.baseline}
+            evaluated = self.evaluation.to_dict() | {"baseline": compared}
+        calibration = {
+            column: asdict(found.held_out) | {"one_group": asdict(found.one_group)}
+            for column, found in self.calibrations.items()
+        }
         return self.to_dict() | evaluated | {
             "labels": self.labels,
             "unknown": self.unknown,
             "calibration": calibration,
+            "promises": {column: asdict(promise) for column, promise in self.promises.items()},
             "unknown_terms": self.unknown_terms,
         }  # fmt: skip
 
@@ -199,18 +211,18 @@ def _evaluated(
     others: Mapping[str, Labelling],
 ) -> LabelEvaluation:
     rejected = predictions[f"{column}_unknown"].is_valid().to_numpy()
-    labels, confidence = voted(predictions, column), confidences(predictions, column)
-    return evaluate(truth, labels, confidence, rejected, reference_cells[column], others)
+    said, sure = voted(predictions, column), confidences(predictions, column)
+    return evaluate(truth, said, sure, rejected, reference_cells[column], others)
 
 
-def output_name(column: str, predicted: Collection[str]) -> str:
-    """Output name of a query obs column; `_query` is appended if it collides with a prediction column."""
+def own_name(column: str, predicted: Collection[str]) -> str:
+    """Name of a column of the query in a table with predicted labels: `<name>_query` where it is theirs too."""
     taken = {*predicted, *(f"{name}{suffix}" for name in predicted for suffix in SUFFIXES)}
     return f"{column}_query" if column in taken else column
 
 
 def predictions_of(queries: pa.Table, predicted: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Predictions of all query cells; those without an embedding, which have no neighbours, are `Unknown`.
+    """All query cells with their labels; `Unknown` for those without an embedding, which cannot be searched.
 
     Args:
         queries: EMBEDDINGS of the query.
@@ -230,7 +242,7 @@ def predictions_of(queries: pa.Table, predicted: pa.Table, columns: Sequence[str
 
 
 def _without_embedding(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    """The row shared by all cells without an embedding."""
+    """The one row of all cells without an embedding."""
     texts = {f"{column}{part}": UNKNOWN for column in columns for part in ("", "_rolled_up", "_rolled_up_label")}
     texts |= {f"{column}_unknown": NO_EMBEDDING for column in columns}
     row: dict[str, Any] = dict(texts)

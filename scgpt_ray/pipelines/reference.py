@@ -20,7 +20,7 @@ from scgpt_ray.index.description import require_index
 from scgpt_ray.index.factory import empty_index, n_lists
 from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors, set_threads
-from scgpt_ray.index.searcher import Searcher, SearchParams
+from scgpt_ray.index.searcher import Searcher, SearchParams, Shard
 from scgpt_ray.parts.parts import read_vectors
 from scgpt_ray.pipelines.executor import Executor
 from scgpt_ray.records import IndexDescription, ShardDescription
@@ -263,9 +263,15 @@ def _take(
     folder: Folder, shard: ShardDescription, rows: Int64Array, columns: list[str]
 ) -> tuple[Int64Array, Float32Matrix, pa.Table]:
     opened = Searcher(folder, [shard]).shards[0]
-    vectors_ND = opened.vectors(rows)
+    labels = opened.labels([JOINID, *columns]).take(pa.array(rows))
+    return np.asarray(opened.ids_N)[rows], unit_vectors(opened, rows), labels
+
+
+def unit_vectors(shard: Shard, rows: Int64Array) -> Float32Matrix:
+    """Vectors of some rows of a shard, float32 [n, d], of unit length."""
+    vectors_ND = shard.vectors(rows)
     vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return np.asarray(opened.ids_N)[rows], vectors_ND, opened.labels([JOINID, *columns]).take(pa.array(rows))
+    return vectors_ND
 
 
 def _read_labels(folder: Folder, name: str, joinids: Int64Array, columns: list[str]) -> pa.Table:

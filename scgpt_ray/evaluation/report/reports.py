@@ -17,6 +17,7 @@ from scgpt_ray.evaluation.labels.selective_accuracy import SHARES
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.scatter import Scatter
 from scgpt_ray.mapping.calibration import Calibration
+from scgpt_ray.mapping.promise import Promise
 
 
 def map_report(
@@ -27,6 +28,7 @@ def map_report(
     pictures: Sequence[Picture],
     evaluation: LabelEvaluation | None = None,
     calibrations: Mapping[str, Calibration] | None = None,
+    promises: Mapping[str, Promise] | None = None,
 ) -> str:
     """Write the report of a mapping.
 
@@ -39,6 +41,7 @@ def map_report(
         pictures: Shown in order.
         evaluation: Where the truth is known.
         calibrations: Of the label columns that are calibrated.
+        promises: What they promise of the query.
 
     Returns:
         The HTML document.
@@ -52,6 +55,7 @@ def map_report(
         pictures=pictures,
         evaluation=evaluation,
         calibrations=calibrations or {},
+        promises=promises or {},
         coverages={f"top {share:.0%}": f"{share:g}" for share in SHARES[1:]},
     )
 
