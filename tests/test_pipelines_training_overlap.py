@@ -15,8 +15,8 @@ class Weights:
     """The part of a checkpoint that is read."""
 
     weights_sha256: str = "0" * 64
-    training_sets: tuple = ()
-    cell_types: tuple = field(default=("B cell", "T cell"))
+    training_sets: tuple[str, ...] = ()
+    cell_types: tuple[str, ...] = field(default=("B cell", "T cell"))
 
 
 def index(uri="/data/atlas", obs_filter=None, embeddings="/out/e"):

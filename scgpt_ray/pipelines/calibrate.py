@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.index.neighbor_filter import Allowed
+from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.search import Neighbors
 from scgpt_ray.mapping.calibration import Calibration, Targets, calibrate
 from scgpt_ray.mapping.calibration_sample import OneGroupLabels, Sample, calibration_sample, one_group_labels
@@ -58,7 +58,7 @@ def calibrations(
         with _errors_of(column):
             alone[column] = _one_group(settings, reference, column, group)
     # A copy, with which the actors of its search end: they leave their CPUs to those that embed the query.
-    trial = _Trial.of(settings, replace(reference), rules, reference_cells, group)
+    trial = _CalibrationCells.of(settings, replace(reference), rules, reference_cells, group)
     targets = Targets(settings.target_error, settings.false_rejection)
     found: dict[str, Calibration] = {}
     for column in rules.columns:
@@ -104,11 +104,11 @@ def query_positions(
     drawn = np.random.default_rng(_SEED).permutation(present.num_rows)[: settings.calibration_cells]
     some = present.take(pa.array(drawn))
     groups = sorted(next(iter(calibrated.values())).held_out.by_group)
-    others = [name for name in settings.left_out if name != group]
+    others = [name for name in settings.excluded_columns if name != group]
     left_out = np.resize(np.array(groups, object), len(some)).tolist()
     own = some.select(others).append_column(group, pa.array(left_out, pa.string()))
     _, vectors_QD = vectors_of(some)
-    allowed = Allowed.among(settings.neighbor_filter, own, len(vectors_QD))
+    allowed = NeighborFilter.among(settings.neighbor_filter, own, len(vectors_QD))
     found = reference.neighbors(vectors_QD, settings.k, allowed)
     labels = reference.labels(found[0], rules.read)
     positions: dict[str, dict[str, Position]] = {}
@@ -155,9 +155,9 @@ class _CalibrationCells:
     @classmethod
     def of(
         cls, settings: MapSettings, reference: Reference, rules: PredictionRules, cells: CellCounts, group: str
-    ) -> "_Trial":
+    ) -> "_CalibrationCells":
         """Draw cells that may be neighbours themselves, as many of each group."""
-        columns = list(dict.fromkeys((group, *rules.columns, *settings.left_out)))
+        columns = list(dict.fromkeys((group, *rules.columns, *settings.excluded_columns)))
         available = reference.cell_counts(group, settings.neighbor_filter)
         named = {name: n for name, n in available.items() if name is not None}
         quotas = even_quotas(named, settings.calibration_cells, _SEED)
@@ -167,8 +167,8 @@ class _CalibrationCells:
 
     def sample(self, column: str) -> Sample:
         """The votes on a label column, with the cells' own label among the reference and without."""
-        withheld = self._votes(self._neighbors((*self.settings.left_out, column)), column)
-        votes = self._votes(self._elsewhere, column)
+        withheld = self._votes(self._neighbors((*self.settings.excluded_columns, column)), column)
+        votes = self._votes(self._other_groups, column)
         return calibration_sample(votes, self.own[column], self.own[self.group], withheld)
 
     @cached_property

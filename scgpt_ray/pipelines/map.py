@@ -84,8 +84,10 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
             column = rules.columns[0]
             truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
             baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
-        mapped = Mapped.of(settings, queries, predicted, rules.columns, calibrated, promises, cells, truth, baseline)
-        write_mapped(mapped, settings, reference, manifest, queries)
+        mapped = MappingResult.of(
+            settings, queries, predicted, rules.columns, calibrated, promises, cells, truth, baseline
+        )
+        write_mapping(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():
             tracker.log_artifact(name)

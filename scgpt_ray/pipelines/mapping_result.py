@@ -215,7 +215,7 @@ def _evaluated(
     return evaluate(truth, said, sure, rejected, reference_cells[column], others)
 
 
-def own_name(column: str, predicted: Collection[str]) -> str:
+def output_name(column: str, predicted: Collection[str]) -> str:
     """Name of a column of the query in a table with predicted labels: `<name>_query` where it is theirs too."""
     taken = {*predicted, *(f"{name}{suffix}" for name in predicted for suffix in SUFFIXES)}
     return f"{column}_query" if column in taken else column
