@@ -28,21 +28,6 @@ INSTEAD = {
 ALLOWED: tuple[tuple[str, str], ...] = ()
 """Path and line of text where one of the words is right."""
 
-PENDING = (
-    "scgpt_ray/benchmark/README.md",
-    "scgpt_ray/config/",
-    "scgpt_ray/evaluation/labels/baseline.py",
-    "scgpt_ray/evaluation/report/",
-    "scgpt_ray/index/",
-    "scgpt_ray/network/",
-    "scgpt_ray/parts/manifest.py",
-    "scgpt_ray/parts/vector_file.py",
-    "scgpt_ray/pipelines/embedding_sets.py",
-    "scgpt_ray/pipelines/external_embeddings.py",
-    "scgpt_ray/pipelines/integration_result.py",
-)
-"""Beginnings of paths that are not gone through yet."""
-
 _BANNED = re.compile(r"\b(" + "|".join(re.sub(" ", r"[\\s-]+", words) for words in INSTEAD) + r")\b", re.IGNORECASE)
 
 

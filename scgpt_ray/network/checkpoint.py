@@ -79,13 +79,13 @@ class Checkpoint:
     """A validated checkpoint in memory.
 
     Args:
-        folder: Path, URI or name it was read from, which means the same on every node.
-        architecture: Sizes, which the tensors are known to have.
-        vocabulary: Tokens, one for each row of the gene embedding.
-        tensors: The encoder's, under canonical names: float32, contiguous, finite, on the CPU.
-        weights_sha256: Of the weights file.
-        heads: Tensors of the training objectives that the file has beside the encoder, as they are there.
-        cell_types: What the classes of `cls_decoder` are, where args.json says; the published ones do not.
+        folder: Absolute path, URI or name it was read from; valid on every node.
+        architecture: Sizes; the tensors have been checked against them.
+        vocabulary: Tokens, one per row of the gene embedding.
+        tensors: Tensors of the encoder under canonical names: float32, contiguous, finite, on the CPU.
+        weights_sha256: Digest of the weights file.
+        heads: Unchanged tensors of the training objectives, if the file has any.
+        cell_types: Names of the classes of `cls_decoder`, if args.json has them; published checkpoints do not.
         training_sets: Names of the data sets whose cell types it was trained on, likewise.
     """
 
