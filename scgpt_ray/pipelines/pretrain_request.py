@@ -27,7 +27,9 @@ CHECKPOINT = "checkpoint"
 _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
-_NO_NUMBER = frozenset({"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config"})
+_NO_NUMBER = frozenset(
+    {"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config", "census_directory", "census_mirror"}
+)
 """Settings that change no number."""
 _PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})
 """Settings in whose stead a request holds the digest of what is there."""
@@ -112,12 +114,12 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
 
 
 def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:
-    """The atlases, at the snapshots an earlier run pinned, carrying the columns that training reads.
+    """The atlases, as an earlier run pinned them, carrying the columns that training reads.
 
     Raises:
         ConfigError: If an obs column has a reserved name.
     """
-    snapshots = [atlas.get("snapshot") for atlas in began.atlases] if began else []
+    earlier = began.atlases if began else []
     sources = []
     read = [settings.label_column, settings.domain_column, *filter_columns(settings.validation_filter or "")]
     columns = tuple(dict.fromkeys(name for name in (*settings.obs_columns, *read) if name))
@@ -128,9 +130,8 @@ def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple
             remedy="name other columns, or rename these in the atlas",
         )
     # Another number of atlases than before is refused later.
-    for uri, snapshot in zip_longest(settings.atlas, snapshots[: len(settings.atlas)]):
-        pinned = {"snapshot": settings.snapshot or snapshot, "obs_columns": columns}
-        sources.append(locate(uri, settings.model_copy(update=pinned)))
+    for uri, atlas in zip_longest(settings.atlas, earlier[: len(settings.atlas)]):
+        sources.append(locate(uri, settings.model_copy(update={"obs_columns": columns}), atlas))
     return tuple(sources)
 
 
