@@ -18,8 +18,9 @@ from scgpt_ray.atlas.soma_file import CENSUS_LAYOUT, write_soma
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings, EmbedSettings
 from scgpt_ray.errors import AtlasError, ConfigError, OutputError
+from scgpt_ray.pipelines.embed import make_plan
 from scgpt_ray.pipelines.embed_request import check
-from tests.test_pipelines_embed_request import begin
+from scgpt_ray.pipelines.executor import Pool
 
 BUCKET = "s3://cellxgene-census-public-us-west-2"
 
@@ -338,6 +339,11 @@ def test_a_column_of_another_type_says_nothing(tmp_path, blood):
     cells.obs["is_primary_data"] = "no"
     write_soma(tmp_path / "atlas", cells)
     assert len(locate(str(tmp_path / "atlas"), CellSettings()).joinids()) == 9
+
+
+def begin(job):
+    """Write the plan of a checked request, as a run does before it reads cells; returns it."""
+    return make_plan(job, Pool(size=1, num_gpus=0, num_cpus=1, threads=1))
 
 
 def ask(checkpoint, output, name, **options):

@@ -66,12 +66,24 @@ def test_a_deletion_moves_it(path):
     assert len(locate(str(path), CellSettings()).joinids()) == 29
 
 
-def test_a_later_layer_is_seen(path):
-    """The layer joins its collection after its cells were written."""
-    with soma.Experiment.open(str(path), "w") as experiment:
-        layers = experiment.ms["RNA"].X
-        layers.add_new_sparse_ndarray("more", type=pa.float32(), shape=(30, 64))
+def test_a_layer_that_joins_later_is_seen(path, tmp_path):
+    place = tmp_path / "layer"
+    soma.SparseNDArray.create(str(place), type=pa.float32(), shape=(30, 64)).close()
+    time.sleep(0.01)
+    with soma.Experiment.open(str(path), "w") as experiment, soma.SparseNDArray.open(str(place)) as layer:
+        experiment.ms["RNA"].X.set("more", layer)
     assert locate(str(path), CellSettings(layer="more")).joinids().tolist() == list(range(30))
+
+
+def test_metadata_that_is_written_later_is_seen(tmp_path, blood, make_soma):
+    """tiledbsoma.io records there which column holds the names of the cells."""
+    path = tmp_path / "atlas"
+    make_soma(blood[:5].copy(), path)
+    first = snapshot(path)
+    time.sleep(0.01)
+    with soma.DataFrame.open(str(path / "obs"), "w") as obs:
+        obs.metadata["soma_dataframe_original_index_name"] = '"donor"'
+    assert snapshot(path) > first
 
 
 def test_what_cannot_be_listed(tmp_path):
