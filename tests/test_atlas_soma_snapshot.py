@@ -66,6 +66,20 @@ def test_a_deletion_moves_it(path):
     assert len(locate(str(path), CellSettings()).joinids()) == 29
 
 
+def test_consolidation_does_not(path, blood, make_soma):
+    """Not even for a process that has opened the snapshot before, and knows the files that are gone."""
+    make_soma(blood[30:50].copy(), path)
+    before = locate(str(path), CellSettings())
+    assert len(before.joinids()) == 50
+    for name in ("obs", "ms/RNA/var", "ms/RNA/X/raw"):
+        with soma.open(str(path / name), "w") as array:
+            array._handle.consolidate_and_vacuum(["fragment_meta", "commits", "fragments", "array_meta"])
+        assert len(list((path / name / "__fragments").iterdir())) == 1
+    after = locate(str(path), CellSettings())
+    assert after.identity() == before.identity()
+    assert len(after.joinids()) == 50
+
+
 def test_a_layer_that_joins_later_is_seen(path, tmp_path):
     place = tmp_path / "layer"
     soma.SparseNDArray.create(str(place), type=pa.float32(), shape=(30, 64)).close()

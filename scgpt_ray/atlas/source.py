@@ -144,8 +144,11 @@ def _soma(
 ) -> Source:
     # Imported here: tiledbsoma takes a second to import, and .h5ad files do not need it.
     from scgpt_ray.atlas.soma import PRIMARY, SomaSource
+    from scgpt_ray.atlas.soma_experiment import open_experiment
     from scgpt_ray.atlas.soma_snapshot import last_write
 
+    # Consolidation may have replaced the files of a snapshot that this process opened before.
+    open_experiment.cache_clear()
     config = {**(release.tiledb_config if release else {}), **settings.tiledb_config}
     known = settings.snapshot or (earlier.get("snapshot") if earlier.get("uri") == uri else None)
     source = SomaSource(
