@@ -34,6 +34,9 @@ SCORE = "score"
 RESERVED = frozenset({JOINID, GENE, COUNT, BIN, N_GENES, EMBEDDING, NEIGHBOR, SCORE})
 """Names that an obs column carried along must not have."""
 
+DATASET_ID = "dataset_id"
+OBSERVATION = "observation_joinid"
+"""obs columns of CELLxGENE that together identify a cell in all releases of the Census, as soma_joinid does not."""
 
 NO_LABEL = frozenset({"", "unknown", "nan", "none"})
 """Texts of a label column, in lower case, that say that a cell's label is not known; so does null."""

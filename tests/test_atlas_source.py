@@ -237,6 +237,8 @@ def test_identity_says_what_changes_the_numbers(folder):
         "measurement": "RNA",
         "layer": "raw",
         "obs_filter": "n > 1",
+        "unique": False,
+        "release": None,
     }
     state = (folder / "csr.h5ad").stat()
     assert locate(str(folder / "csr.h5ad"), CellSettings()).identity() == {
@@ -366,20 +368,6 @@ def test_a_snapshot_of_a_file(folder):
 def test_a_remote_file():
     with pytest.raises(AtlasError, match="download"):
         locate("s3://bucket/cells.h5ad", CellSettings())
-
-
-def test_the_census_is_named_but_not_contacted():
-    source = locate("census:2025-11-08", CellSettings(tiledb_config={"vfs.s3.connect_max_tries": "1"}))
-    root = "s3://cellxgene-census-public-us-west-2/cell-census"
-    assert source.uri == f"{root}/2025-11-08/soma/census_data/homo_sapiens"
-    assert dict(source.tiledb_config) == {
-        "vfs.s3.region": "us-west-2",
-        "vfs.s3.no_sign_request": "true",
-        "vfs.s3.connect_max_tries": "1",
-    }
-    for version in ("stable", "", "2025-11-08/x"):
-        with pytest.raises(ConfigError, match="dated release"):
-            locate(f"census:{version}", CellSettings())
 
 
 def test_truncated_and_foreign_files(tmp_path, folder):

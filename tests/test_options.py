@@ -46,7 +46,7 @@ def test_help():
         "Default: feature_name index.",
         "--min-coverage X Smallest",
         "--tiledb-config KEY=VALUE [KEY=VALUE ...] TileDB",
-        "census:VERSION (human). Required.",
+        "census:RELEASE[/ORGANISM]. Required.",
         "--gpus N Number of GPUs to use; 0 forces CPU actors. Default: all of the cluster. --actors-per-gpu",
     ):
         assert shown in flat

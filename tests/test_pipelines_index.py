@@ -187,6 +187,15 @@ def test_a_label_column_named_twice_is_kept_once(reference, tmp_path):
     assert resolve(settings, require_manifest(reference))["labels"] == ["kind"]
 
 
+def test_a_column_that_names_each_cell_is_a_label_only_if_it_is_asked_for(reference, tmp_path):
+    manifest = require_manifest(reference).replace(obs_columns=["kind", "dataset_id", "observation_joinid"])
+    labels = [
+        resolve(IndexSettings(embeddings=reference.uri, output=str(tmp_path), label_columns=asked), manifest)["labels"]
+        for asked in ((), ("observation_joinid",))
+    ]
+    assert labels == [["kind", "dataset_id"], ["observation_joinid"]]
+
+
 def test_embeddings_that_cannot_be_indexed(make_embeddings, tmp_path):
     none = make_embeddings(tmp_path / "none", n_cells=3, empty=(0, 1, 2))
     with pytest.raises(ReferenceSetError, match="has no cell with an embedding"):

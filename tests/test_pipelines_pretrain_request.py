@@ -228,9 +228,10 @@ def test_a_finished_run_is_not_planned_again(begin, ask):
 
 
 def test_a_soma_atlas_is_read_again_at_the_same_time(begin, ask, blood, make_soma, tmp_path):
-    uri = make_soma(blood, tmp_path / "atlas")
+    uri = make_soma(blood[:200].copy(), tmp_path / "atlas")
     options = {"atlas": [uri], "gene_columns": ["feature_name"]}
     job = begin(**options)
+    make_soma(blood[200:].copy(), tmp_path / "atlas")
     again = ask(**options)
     assert again.request == job.request
     assert again.atlases[0].source == job.atlases[0].source

@@ -5,12 +5,11 @@ time, and every scattered cell a whole tile), with buffers small enough for glib
 process; a counting sort orders the entries (see `ragged`). Scale by processes, not by threads.
 """
 
-import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,31 +19,21 @@ import pyarrow as pa
 import tiledbsoma as soma
 
 from scgpt_ray.atlas.genes import VAR_JOINID
-from scgpt_ray.atlas.malloc import keep_freed_memory
-from scgpt_ray.atlas.obs_filter import Condition, parse
+from scgpt_ray.atlas.obs_filter import Combination, Comparison, Condition, parse
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.prefetch import in_order
 from scgpt_ray.atlas.ragged import Part, add_totals, as_part, blocks, gather
+from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment
 from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 
-CONFIG = {
-    "soma.init_buffer_bytes": str(4 * 2**20),
-    "sm.mem.malloc_trim": "false",
-    "sm.mem.total_budget": str(2**30),
-    "sm.compute_concurrency_level": "1",
-    "sm.io_concurrency_level": "1",
-    "soma.compute_concurrency_level": "1",
-}
-"""TileDB settings of a reader; the user's settings override them.
+logger = logging.getLogger(__name__)
 
-A result has a buffer per column and table: buffers of 16 MiB take 70 MiB more memory, at the same speed.
-"""
+PRIMARY = "is_primary_data"
+"""Column of CELLxGENE: of the copies of a cell in several data sets, it is true of one."""
 
-_INDEX_NAME = "soma_dataframe_original_index_name"
-"""Metadata key under which tiledbsoma.io stores, as JSON, the name of the column that was the AnnData's index."""
-
+_UNIQUE = Comparison(PRIMARY, "==", (True,))
 _SAMPLE_TILES = 4
 _SAMPLE_CELLS_PER_TILE = 512
 _DENSE_SELECTION = 0.1
@@ -67,6 +56,10 @@ class SomaSource:
     """Snapshot in ms since 1970; data written later are not seen."""
     tiledb_config: tuple[tuple[str, str], ...] = ()
     """TileDB settings that override CONFIG."""
+    unique: bool = False
+    """Whether cells are left out whose `is_primary_data` is not true."""
+    release: str | None = None
+    """Release of the Census."""
 
     def check(self) -> None:
         """Require the experiment, its measurement, layer and obs columns, and a valid filter.
@@ -78,7 +71,7 @@ class SomaSource:
             self._matrix(experiment)
             self._condition(experiment)
             present = experiment.obs.keys()
-            named = [OBS_ID] if _own_name(experiment.obs) else []
+            named = [OBS_ID] if cell_name_column(experiment.obs) else []
             refuse_missing(self.obs_columns, [*named, *present], self.uri)
 
     def identity(self) -> dict[str, object]:
@@ -90,14 +83,33 @@ class SomaSource:
             "measurement": self.measurement,
             "layer": self.layer,
             "obs_filter": self.obs_filter,
+            "unique": self.unique,
+            "release": self.release,
         }
+
+    def obs_schema(self) -> pa.Schema:
+        """Columns of obs and their types, after `check`.
+
+        Raises:
+            AtlasError: If something is missing.
+        """
+        self.check()
+        with self._opened() as experiment:
+            return experiment.obs.schema
+
+    def places(self) -> tuple[list[str], list[str]]:
+        """Paths or URIs of the groups and of the arrays that are read."""
+        with self._opened() as experiment:
+            measurement, matrix = self._measurement(experiment), self._matrix(experiment)
+            groups = (experiment, experiment.ms, measurement, measurement.X)
+            arrays = (experiment.obs, measurement.var, matrix)
+            return [group.uri for group in groups], [array.uri for array in arrays]
 
     def var(self) -> pd.DataFrame:
         """The table var, one row per gene in order of joinid, indexed by gene name, or by joinid without names."""
         with self._opened() as experiment:
             var = self._measurement(experiment).var
-            # The default of tiledbsoma.io, the name that it recorded, and the name in the Census.
-            name = _first_of(("var_id", _original_index(var), "feature_id"), var) or JOINID
+            name = gene_name_column(var) or JOINID
             frame = var.read().concat().sort_by(JOINID).to_pandas()
         return pd.DataFrame(frame.assign(**{VAR_JOINID: frame[JOINID]}).set_index(name, drop=False))
 
@@ -109,7 +121,7 @@ class SomaSource:
         """
         self.check()
         with self._opened() as experiment:
-            found = np.sort(np.concatenate([table[JOINID].to_numpy() for table in self._rows(experiment, [JOINID])]))
+            found = np.sort(self._selected(experiment))
         if not len(found):
             raise AtlasError(
                 f"{self.uri}: obs filter {self.obs_filter!r} selects no cell"
@@ -175,7 +187,7 @@ class SomaSource:
             yield from in_order(cells, obs_blocks(obs), _BLOCKS_AHEAD if "://" in self.uri else 0)
 
     def _obs(self, experiment: Any, partition: Partition) -> pa.Table:
-        own_name = _own_name(experiment.obs)
+        own_name = cell_name_column(experiment.obs)
         carried = [name for name in self.obs_columns if name != OBS_ID]
         columns = list(dict.fromkeys([JOINID, *([own_name] if own_name else []), *carried]))
         table = pa.concat_tables(self._rows(experiment, columns, (slice(partition.first, partition.last),)))
@@ -187,8 +199,33 @@ class SomaSource:
         named = pa.table({name: table[column] for name, column in renamed.items()})
         return plain_columns(named).sort_by(JOINID)
 
+    def _selected(self, experiment: Any) -> Int64Array:
+        """Joinids of the selected cells; says how many are left out as duplicates.
+
+        Raises:
+            AtlasError: If all are.
+        """
+        asked = replace(self, unique=False)._rows(experiment, [JOINID, *([PRIMARY] if self.unique else [])])
+        table = pa.concat_tables(asked)
+        if self.unique:
+            n_asked, table = len(table), table.filter(_UNIQUE.mask(table))
+            if n_asked and not len(table):
+                raise AtlasError(
+                    f"{self.uri}: none of the {n_asked} cells has {PRIMARY} == True",
+                    expected="at least one unique cell",
+                    remedy="give --include-duplicates to take all",
+                )
+            logger.info(
+                "%s: %d of %d cells are unique (%s); --include-duplicates takes all",
+                self.uri, len(table), n_asked, PRIMARY,
+            )  # fmt: skip
+        return np.asarray(table[JOINID].to_numpy(), np.int64)
+
     def _condition(self, experiment: Any) -> Condition | None:
-        return parse(self.obs_filter, experiment.obs.schema, self.uri) if self.obs_filter else None
+        asked = parse(self.obs_filter, experiment.obs.schema, self.uri) if self.obs_filter else None
+        if not self.unique:
+            return asked
+        return Combination("and", (asked, _UNIQUE)) if asked else _UNIQUE
 
     def _rows(self, experiment: Any, columns: list[str], coords: tuple[slice, ...] = ()) -> Iterator[pa.Table]:
         """Columns of obs of the selected cells, as many tables as TileDB splits them into, at least one."""
@@ -233,41 +270,13 @@ class SomaSource:
     def _opened(self) -> Iterator[Any]:
         """Open the experiment at its snapshot; errors of TileDB become AtlasError."""
         try:
-            yield _experiment(os.getpid(), self.uri, self.timestamp, self.tiledb_config)
+            yield open_experiment(os.getpid(), self.uri, self.timestamp, self.tiledb_config)
         except soma.SOMAError as error:
             raise AtlasError(
                 f"{self.uri} at snapshot {self.timestamp}: {error}",
                 expected="a SOMA experiment written before the snapshot",
                 remedy="check the path or URI, --snapshot, and --tiledb-config for a remote one",
             ) from error
-
-
-@lru_cache(maxsize=2)
-def _context(process: int, config: tuple[tuple[str, str], ...]) -> Any:
-    """One context per process and configuration: it owns threads, and must not cross a fork."""
-    assert process == os.getpid()
-    keep_freed_memory()
-    return soma.SOMATileDBContext(tiledb_config={**CONFIG, **dict(config)})
-
-
-@lru_cache(maxsize=2)
-def _experiment(process: int, uri: str, timestamp: int, config: tuple[tuple[str, str], ...]) -> Any:
-    """Opened once per process: opening costs several round trips, and a snapshot does not change."""
-    return soma.Experiment.open(uri, context=_context(process, config), tiledb_timestamp=timestamp)
-
-
-def _own_name(obs: Any) -> str | None:
-    return _first_of((OBS_ID, _original_index(obs)), obs)
-
-
-def _original_index(frame: Any) -> str | None:
-    name: str | None = json.loads(frame.metadata.get(_INDEX_NAME, "null"))
-    return name
-
-
-def _first_of(names: tuple[str | None, ...], frame: Any) -> str | None:
-    columns = frame.keys()
-    return next((name for name in names if name in columns), None)
 
 
 def _parts(matrix: Any, joinids: Int64Array) -> list[Part]:

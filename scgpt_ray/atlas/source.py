@@ -2,23 +2,26 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from scgpt_ray.atlas.census import Release, find_release
+from scgpt_ray.atlas.obs_filter import filter_columns
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError, ConfigError
-from scgpt_ray.schema import Int64Array
+from scgpt_ray.schema import DATASET_ID, OBSERVATION, Int64Array
 
-_CENSUS_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
-_CENSUS_URI = "s3://cellxgene-census-public-us-west-2/cell-census/{version}/soma/census_data/homo_sapiens"
-_CENSUS_CONFIG = {"vfs.s3.region": "us-west-2", "vfs.s3.no_sign_request": "true"}
+CENSUS = "census:"
+_CENSUS_NAME = re.compile(r"census:(?P<release>[\w.-]+)(/(?P<organism>\w+))?")
+_HUMAN = "homo_sapiens"
 
 
 class Source(Protocol):
@@ -30,6 +33,10 @@ class Source(Protocol):
     @property
     def uri(self) -> str:
         """Absolute path or URI."""
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]:
+        """Columns of obs that `read` carries along."""
 
     def check(self) -> None:
         """Require, cheaply, that everything named exists; raises AtlasError."""
@@ -58,22 +65,27 @@ class Source(Protocol):
         """
 
 
-def locate(uri: str, settings: CellSettings) -> Source:
+def locate(
+    uri: str, settings: CellSettings, earlier: Mapping[str, Any] | None = None, *, identifiers: bool = False
+) -> Source:
     """Locate the cells that a user names, with cheap checks.
 
-    This pins the snapshot of a SOMA experiment, to `settings.snapshot` or now. A Census release is not contacted
-    before its joinids are read.
+    This pins what may change: the snapshot of a SOMA experiment to its last write, and an alias to a Census release.
 
     Args:
-        uri: A SOMA experiment (path or URI), an .h5ad file, or census:VERSION.
+        uri: A SOMA experiment (path or URI), an .h5ad file, or census:RELEASE[/ORGANISM].
         settings: How to select and read cells.
+        earlier: Identity of the source in an earlier run. If it is of the same experiment, what the request leaves
+            open is taken from it: the snapshot, and the release that an alias stands for.
+        identifiers: Whether the columns that identify a cell of CELLxGENE are carried along where a SOMA experiment has
+            them.
 
     Raises:
         AtlasError: If the place does not exist, or lacks the measurement, layer or obs columns.
         ConfigError: If the name or an option is invalid.
     """
-    if uri.startswith("census:"):
-        return _census(uri.removeprefix("census:"), settings)
+    if uri.startswith(CENSUS):
+        return _census(uri, settings, earlier or {}, identifiers)
     remote = "://" in uri
     if not remote:
         uri = str(Path(uri).expanduser().resolve())
@@ -83,33 +95,82 @@ def locate(uri: str, settings: CellSettings) -> Source:
                 expected="a SOMA experiment or an .h5ad file",
                 remedy="check the path",
             )
-    source = _h5ad(uri, settings, remote) if uri.endswith(".h5ad") else _soma(uri, settings, {})
-    source.check()
-    return source
+    if uri.endswith(".h5ad"):
+        source = _h5ad(uri, settings, remote)
+        source.check()
+        return source
+    return _soma(uri, settings, earlier or {}, identifiers)
 
 
-def _census(version: str, settings: CellSettings) -> Source:
-    if not _CENSUS_VERSION.fullmatch(version):
+def _census(name: str, settings: CellSettings, earlier: Mapping[str, Any], identifiers: bool) -> Source:
+    matched = _CENSUS_NAME.fullmatch(name)
+    if matched is None:
         raise ConfigError(
-            f"census:{version}",
-            expected="the date of a Census release, such as census:2025-11-08",
-            remedy="name a dated release, since `stable` changes over time",
+            name,
+            expected="a release and an organism, such as census:stable or census:2025-11-08/mus_musculus",
+            remedy="correct the name",
         )
-    return _soma(_CENSUS_URI.format(version=version), settings, _CENSUS_CONFIG)
+    release = find_release(
+        matched["release"], settings.census_directory, settings.census_mirror, earlier.get("release")
+    )
+    organism = (matched["organism"] or _HUMAN).lower()
+    uri = release.experiment(organism)
+    try:
+        return _soma(uri, settings, earlier, identifiers, release)
+    except AtlasError as error:
+        # Imported here, as below.
+        from scgpt_ray.atlas.soma_experiment import members
+
+        organisms = members(
+            f"{release.uri.rstrip('/')}/census_data", {**release.tiledb_config, **settings.tiledb_config}
+        )
+        if organism in organisms:
+            raise
+        if organisms:
+            raise AtlasError(
+                f"{name}: release {release.version} has no organism {organism}",
+                expected=f"one of {', '.join(organisms)}",
+                remedy=f"name one as census:{release.version}/{organisms[0]}",
+            ) from error
+        raise AtlasError(
+            f"{name}: release {release.version} is not at {release.uri} ({error.found})",
+            expected="a release that has not been deleted, and a network",
+            remedy="check the network; weekly releases are deleted after about a month: name another, as census:stable",
+        ) from error
 
 
-def _soma(uri: str, settings: CellSettings, config: dict[str, str]) -> Source:
+def _soma(
+    uri: str, settings: CellSettings, earlier: Mapping[str, Any], identifiers: bool, release: Release | None = None
+) -> Source:
     # Imported here: tiledbsoma takes a second to import, and .h5ad files do not need it.
-    from scgpt_ray.atlas.soma import SomaSource
+    from scgpt_ray.atlas.soma import PRIMARY, SomaSource
+    from scgpt_ray.atlas.soma_experiment import open_experiment
+    from scgpt_ray.atlas.soma_snapshot import last_write
 
-    return SomaSource(
+    # Consolidation may have replaced the files of a snapshot that this process opened before.
+    open_experiment.cache_clear()
+    config = {**(release.tiledb_config if release else {}), **settings.tiledb_config}
+    known = settings.snapshot or (earlier.get("snapshot") if earlier.get("uri") == uri else None)
+    source = SomaSource(
         uri=uri,
         measurement=settings.measurement,
         layer=settings.layer or "raw",
         obs_filter=settings.obs_filter,
         obs_columns=tuple(settings.obs_columns),
-        timestamp=settings.snapshot or time.time_ns() // 10**6,
-        tiledb_config=tuple(sorted({**config, **settings.tiledb_config}.items())),
+        timestamp=known or time.time_ns() // 10**6,
+        tiledb_config=tuple(sorted(config.items())),
+        release=release.version if release else None,
+    )
+    if known is None:
+        source = replace(source, timestamp=last_write(*source.places(), config))
+    schema = source.obs_schema()
+    found = [name for name in (DATASET_ID, OBSERVATION) if identifiers and name in schema.names]
+    has_duplicates = PRIMARY in schema.names and pa.types.is_boolean(schema.field(PRIMARY).type)
+    is_asked_for = settings.include_duplicates or PRIMARY in filter_columns(settings.obs_filter or "")
+    return replace(
+        source,
+        obs_columns=tuple(dict.fromkeys((*settings.obs_columns, *found))),
+        unique=has_duplicates and not is_asked_for,
     )
 
 

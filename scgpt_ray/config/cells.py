@@ -16,6 +16,9 @@ class CellSettings(Settings):
     obs_filter: Text | None = None
     """Condition on obs columns that selects cells: "tissue == 'blood' and nnz > 500 and sex in ['male']".
     Default: all cells."""
+    include_duplicates: bool = False
+    """Also take cells of a SOMA experiment whose obs column is_primary_data is not true: in the Census, copies of cells
+    of other data sets. Without it they are left out, unless --obs-filter names that column."""
     obs_columns: Texts = ()
     """obs columns to copy to the output. Default: none."""
     gene_columns: Texts = ("feature_name", "index")
@@ -31,7 +34,12 @@ class CellSettings(Settings):
     layer: Text | None = None
     """Layer of the counts. SOMA: a layer of X; default: raw. h5ad: X (the default), raw for .raw, or a layer."""
     snapshot: Annotated[int, Field(ge=1)] | None = None
-    """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: the start of the run."""
+    """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: its last write."""
+    census_directory: Text | None = None
+    """URL of the file that lists the Census releases (release.json), next to it mirrors.json. Default:
+    $SCGPT_RAY_CENSUS_DIRECTORY, or the public one."""
+    census_mirror: Text | None = None
+    """Mirror of the Census to read from. Default: the one that mirrors.json names."""
     tiledb_config: dict[str, str] = Field(default_factory=dict)
     """TileDB settings for remote atlases, KEY=VALUE, such as vfs.s3.region=us-west-2. Default: none."""
 

@@ -37,7 +37,7 @@ class EmbedSettings(TokenSettings, CellSettings, ComputeSettings):
     )
 
     atlas: Text
-    """Cells to embed: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:VERSION (human)."""
+    """Cells to embed: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:RELEASE[/ORGANISM]."""
     checkpoint: Text
     """Checkpoint folder with args.json, vocab.json, and best_model.pt or model.safetensors. demo: the small network for
     blood that ships with the package."""

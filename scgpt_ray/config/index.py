@@ -24,7 +24,7 @@ class IndexSettings(ExecutionSettings):
     output: Text
     """Folder for index.json, template.faiss, shards and label tables; a path or s3:// URI."""
     label_columns: Texts = ()
-    """obs columns to store with the index. Default: all that the embeddings carry."""
+    """obs columns to store with the index. Default: all that the embeddings carry, but observation_joinid."""
     append: bool = False
     """Add the cells that a finished index in --output lacks, as new shards with the same template."""
     factory: Text = "auto"

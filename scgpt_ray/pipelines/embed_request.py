@@ -77,9 +77,9 @@ def check(
     """
     output = Folder.at(settings.output)
     began = Plan.read(output)
-    # An earlier run's snapshot and precision are used again, so that the same command means the same cells.
+    # What an earlier run pinned is used again, so that the same command means the same cells.
     settings = _as_begun(settings, began)
-    source = locate(settings.atlas, settings)
+    source = locate(settings.atlas, settings, _earlier_cells(settings, began), identifiers=True)
     checkpoint = read_checkpoint(settings.checkpoint)
     genes = harmonize_genes(source, checkpoint.vocabulary, settings)
     done = Manifest.read(output) if began else None
@@ -93,7 +93,7 @@ def check(
     rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
     fingerprint = Fingerprint(
         model=model_identity(checkpoint, rules, settings.precision),
-        cells={**source.identity(), "genes": genes.digest(), "obs_columns": list(settings.obs_columns)},
+        cells={**source.identity(), "genes": genes.digest(), "obs_columns": list(source.obs_columns)},
     )
     if began is not None:
         require_same_run(output.uri, asdict(fingerprint), asdict(began.fingerprint))
@@ -101,15 +101,18 @@ def check(
 
 
 def _as_begun(settings: EmbedSettings, began: Plan | None) -> EmbedSettings:
-    """Settings with what a request leaves open as an earlier run fixed it."""
-    if began is None:
+    """Settings with the precision as an earlier run fixed it, if the request leaves it open."""
+    if began is None or settings.precision != "auto":
         return settings
-    fixed: dict[str, Any] = {}
-    if settings.snapshot is None:
-        fixed["snapshot"] = began.fingerprint.cells.get("snapshot")
-    if settings.precision == "auto":
-        fixed["precision"] = began.fingerprint.model.get("precision", settings.precision)
-    return settings.model_copy(update=fixed)
+    return settings.model_copy(update={"precision": began.fingerprint.model.get("precision", settings.precision)})
+
+
+def _earlier_cells(settings: EmbedSettings, began: Plan | None) -> dict[str, Any]:
+    """Identity of the cells of an earlier run; without the Census release if another name is given now."""
+    if began is None:
+        return {}
+    same_name = began.settings.get("atlas") == settings.atlas
+    return {key: value for key, value in began.fingerprint.cells.items() if key != "release" or same_name}
 
 
 def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Callable[[], int]) -> str:

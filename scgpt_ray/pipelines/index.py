@@ -33,6 +33,7 @@ from scgpt_ray.pipelines.index_steps import (
 from scgpt_ray.pipelines.recall import write_report
 from scgpt_ray.pipelines.reference import Reference, exact_neighbors
 from scgpt_ray.records import IndexDescription, Manifest
+from scgpt_ray.schema import OBSERVATION
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
 
@@ -159,7 +160,9 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
     Raises:
         InputError: If the request does not fit the embeddings.
     """
-    labels = list(dict.fromkeys(settings.label_columns or manifest.obs_columns))
+    # A value per cell, which embed adds for the Census, is no label.
+    usual = [name for name in manifest.obs_columns if name != OBSERVATION]
+    labels = list(dict.fromkeys(settings.label_columns or usual))
     lacking = [name for name in labels if name not in manifest.obs_columns]
     if lacking:
         raise ConfigError(

@@ -27,8 +27,10 @@ CHECKPOINT = "checkpoint"
 _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
-_NO_NUMBER = frozenset({"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config"})
-"""Settings that do not change the result."""
+_NO_NUMBER = frozenset(
+    {"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config", "census_directory", "census_mirror"}
+)
+"""Settings that change no number."""
 _PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})
 """Settings that a request replaces by the digest of what they refer to."""
 
@@ -112,12 +114,12 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
 
 
 def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:
-    """The atlases, at the snapshots of an earlier run if there is one, with the obs columns that training reads.
+    """The atlases, as an earlier run pinned them, carrying the columns that training reads.
 
     Raises:
         ConfigError: If an obs column has a reserved name.
     """
-    snapshots = [atlas.get("snapshot") for atlas in began.atlases] if began else []
+    earlier = began.atlases if began else []
     sources = []
     read = [settings.label_column, settings.domain_column, *filter_columns(settings.validation_filter or "")]
     columns = tuple(dict.fromkeys(name for name in (*settings.obs_columns, *read) if name))
@@ -127,10 +129,9 @@ def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple
             expected=f"other names than {', '.join(sorted(RESERVED))}",
             remedy="use other columns, or rename these in the atlas",
         )
-    # A changed number of atlases is reported later, when requests are compared.
-    for uri, snapshot in zip_longest(settings.atlas, snapshots[: len(settings.atlas)]):
-        pinned = {"snapshot": settings.snapshot or snapshot, "obs_columns": columns}
-        sources.append(locate(uri, settings.model_copy(update=pinned)))
+    # Another number of atlases than before is refused later.
+    for uri, atlas in zip_longest(settings.atlas, earlier[: len(settings.atlas)]):
+        sources.append(locate(uri, settings.model_copy(update={"obs_columns": columns}), atlas))
     return tuple(sources)
 
 

@@ -55,7 +55,7 @@ def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source
     if "://" in place or place.startswith("census:"):
         return f"{place} is remote" + (f", and is only read if {option} names it" if option else "")
     try:
-        source = locate(place, _cell_settings(plan))
+        source = locate(place, _cell_settings(plan), plan.fingerprint.cells)
     except AtlasError as error:
         return error.found + (f"; name the atlas with {option}" if option else "")
     found, planned = source.identity(), plan.fingerprint.cells
@@ -71,16 +71,15 @@ def named_atlas(place: str, plan: Plan | None) -> Source:
     Raises:
         InputError: If it is absent, or lacks what is needed.
     """
-    settings = _cell_settings(plan) if plan else CellSettings()
-    if place.endswith(".h5ad"):
-        settings = settings.model_copy(update={"snapshot": None})
-    return locate(place, settings)
+    if plan is None:
+        return locate(place, CellSettings())
+    return locate(place, _cell_settings(plan), plan.fingerprint.cells)
 
 
 def _cell_settings(plan: Plan) -> CellSettings:
     """Settings by which the embedded cells were selected and read, without carried obs columns."""
     asked = {name: plan.settings[name] for name in CellSettings.model_fields if name in plan.settings}
-    return CellSettings.of(asked | {"obs_columns": (), "snapshot": plan.fingerprint.cells.get("snapshot")})
+    return CellSettings.of(asked | {"obs_columns": (), "snapshot": None})
 
 
 def read_counts(source: Source, joinids: Int64Array, names: list[str] | None) -> Counts:
