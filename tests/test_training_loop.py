@@ -92,10 +92,13 @@ def training(atlas, *, labels=(), domains=(), **more):
         architecture=ARCHITECTURE,
         checkpoint=None,
         dropout=0.1,
+        attention_dropout=0.1,
+        generative=True,
         cells=cells,
         validation=validation,
         schedule=Schedule(steps=7, learning_rate=1e-3, warmup_steps=1, clip=1.0),
-        weights=Weights(1, 1, 1, 0.1),
+        weights=Weights(1, 1, 1, 100, 10),
+        unprompted_steps=0,
         draws=Draws(5, 20, (0.5,), 0),
         cells_per_step=8,
         steps_per_checkpoint=3,
@@ -122,7 +125,7 @@ def test_it_saves_now_and_then_and_at_the_end(atlas):
     assert [told["step"] for told in host.evaluated] == [3, 6, 7]
     assert [state["learner"]["step"] for state in host.states] == [3, 6, 7]
     assert host.states[-1]["kept"]["validations"] == host.evaluated
-    assert set(host.evaluated[0]) == {"step", "loss", "value", "cell"}
+    assert set(host.evaluated[0]) == {"step", "loss", "value", "cell", "prompt"}
 
 
 def test_any_saved_state_leads_to_the_same_end(atlas):
@@ -205,6 +208,7 @@ def test_it_begins_with_the_encoder_and_heads_of_a_checkpoint(atlas, tmp_path):
         (("B", "NK", "T"), (), {}, set()),
         (LABELS, LABELS, {"mvc_decoder.W.weight": torch.zeros(16, 32)}, {"mvc_decoder"}),
         (LABELS, LABELS, {"flag_encoder.weight": torch.zeros(2, 16)}, set()),
+        (LABELS, LABELS, {"flag_encoder.weight": torch.zeros(2, 8)}, {"flag_encoder"}),
     ],
     ids=[
         "more classes",
@@ -212,7 +216,8 @@ def test_it_begins_with_the_encoder_and_heads_of_a_checkpoint(atlas, tmp_path):
         "no classes",
         "no labels now",
         "a head with batch labels",
-        "what nobody needs",
+        "flags",
+        "flags of another width",
     ],
 )
 def test_heads_that_do_not_fit_begin_anew_and_are_named(atlas, tmp_path, caplog, cell_types, labels, more, anew):
@@ -227,6 +232,38 @@ def test_heads_that_do_not_fit_begin_anew_and_are_named(atlas, tmp_path, caplog,
     for name in found:
         if name.split(".")[0] in anew:
             assert torch.equal(found[name], fresh[name])
+
+
+def test_flags_are_missed_where_they_are_used(atlas, tmp_path, caplog):
+    """The masked objective has no use for them, and keeps those that it finds."""
+    tensors = checkpoint_with(tmp_path / "whole", LABELS)
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith("flag_encoder.")}
+    write_checkpoint(tmp_path / "without", ARCHITECTURE, VOCABULARY, without, more_args={"cell_types": list(LABELS)})
+    for generative, told in ((True, 1), (False, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "without"), generative=generative), CPU)
+        assert sum("flag_encoder" in record.message for record in caplog.records) == told
+    masked = begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "whole"), generative=False), CPU)
+    assert torch.equal(masked.network.flag_encoder.weight, tensors["flag_encoder.weight"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"generative": False, "attention_dropout": 0.0}, False),
+        ({"generative": True, "attention_dropout": 0.0}, True),
+        ({"generative": False}, True),
+        ({"generative": True, "precision": "float32"}, False),
+    ],
+)
+def test_a_gpu_says_why_it_does_without_the_varlen_kernel(atlas, caplog, monkeypatch, more, says):
+    """Once a run, and only where the kernel would have been used."""
+    monkeypatch.setattr(ScGPT, "to", lambda network, _device: network)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: None)
+    with caplog.at_level(logging.INFO):
+        begin(replace(training(atlas), **{"precision": "bfloat16", **more}), torch.device("cuda"))
+    assert sum("varlen" in record.message for record in caplog.records) == says
 
 
 def test_the_adversary_is_no_part_of_a_checkpoint(atlas):
@@ -246,4 +283,4 @@ def test_what_is_kept_is_a_checkpoint(atlas, tmp_path):
     fit(training(atlas, labels=LABELS, domains=("d1", "d2")), CPU, host, None)
     write_checkpoint(tmp_path, ARCHITECTURE, VOCABULARY, host.states[-1]["kept"]["best"])
     found = read_checkpoint(tmp_path)
-    assert {name.split(".")[0] for name in found.heads} == {"decoder", "mvc_decoder", "cls_decoder"}
+    assert {name.split(".")[0] for name in found.heads} == {"decoder", "mvc_decoder", "cls_decoder", "flag_encoder"}

@@ -16,6 +16,9 @@ class ObjectiveSettings(Settings):
 
     group = "Objectives"
 
+    objective: Literal["generative", "masked"] = "generative"
+    """How bins are predicted. generative: those of unknown genes from known ones, then again from the cell's embedding,
+    as in whole-human's pretraining; masked: those of masked genes among the others."""
     label_column: Text | None = None
     """obs column of cell types: adds their cross-entropy as an objective. Null, empty and `unknown` are not labels; the
     types of each atlas are a set of classes. Default: none."""
@@ -23,15 +26,21 @@ class ObjectiveSettings(Settings):
     """obs column, such as assay, to remove from the embedding by adversarial training (gradient reversal). Default:
     none."""
     mask_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
-    """Fractions of a cell's genes to mask; one is drawn per cell and step."""
+    """Fractions of a cell's genes to predict; one is drawn per cell and step (upstream: the same three, one drawn per
+    batch)."""
     value_weight: Weight = 1.0
-    """Weight of the loss of masked values, predicted from their own tokens."""
+    """Weight of the squared error, in bins, predicted from the genes' own tokens. The loss is the weighted sum of the
+    objectives' means; squared errors are about 100 times cross-entropies, so --label-weight may have to be raised."""
     cell_weight: Weight = 1.0
-    """Weight of the loss of masked values, predicted from <cls>."""
+    """Weight of the squared error, in bins, predicted from <cls>."""
+    prompt_weight: Weight = 1.0
+    """Weight of the squared error, in bins, of the second pass, with --objective generative; 0 omits that pass."""
+    unprompted_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps without the second pass."""
     label_weight: Weight = 1.0
-    """Weight of the loss of cell types, with --label-column."""
-    domain_weight: Weight = 0.1
-    """Weight of the adversarial loss, with --domain-column."""
+    """Weight of the cross-entropy of cell types, with --label-column."""
+    domain_weight: Weight = 1.0
+    """Weight of the adversarial cross-entropy, with --domain-column."""
 
 
 class OptimisationSettings(Settings):
@@ -51,6 +60,9 @@ class OptimisationSettings(Settings):
     """Largest norm of the gradient of a step."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Dropout probability."""
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Probability of dropping an attention weight. With 0 and --objective masked, GPUs use a kernel without padding.
+    Default: --dropout, as upstream's."""
     max_length: Annotated[int, Field(ge=2)] = 1200
     """Most tokens per cell and step, including <cls>."""
     min_length: Annotated[int, Field(ge=2)] | None = None
@@ -101,7 +113,8 @@ class LearnerSettings(ExecutionSettings):
     workers: Count = 1
     """Number of workers that share each step: each on a GPU, if the cluster has any."""
     tokens_per_microbatch: Count | None = None
-    """Most tokens in one pass through the network. Default: 65536 on a GPU, 8192 without."""
+    """Most tokens in one pass through the network. Default: 65536 on a GPU, 8192 without; half with the second pass of
+    --objective generative."""
     cells_per_partition: Count = 2048
     """Cells per token file."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -131,6 +144,11 @@ class PretrainSettings(
     checkpoint: Text | None = None
     """Checkpoint folder to continue from, or demo. Default: random weights of the size given below."""
 
+    @property
+    def second_pass_weight(self) -> float:
+        """Weight of the second pass; 0 where the objective has none."""
+        return self.prompt_weight if self.objective == "generative" else 0.0
+
     @field_validator("atlas")
     @classmethod
     def _distinct(cls, atlas: tuple[str, ...]) -> tuple[str, ...]:
@@ -152,7 +170,7 @@ class PretrainSettings(
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        from_values = self.value_weight + self.cell_weight if self.mask_ratios else 0.0
+        from_values = self.value_weight + self.cell_weight + self.second_pass_weight if self.mask_ratios else 0.0
         if not from_values + (self.label_weight if self.label_column else 0.0):
             raise ValueError("with these weights, --mask-ratios and --label-column there is nothing to learn")
         return self
@@ -162,6 +180,9 @@ class PretrainSettings(
         sizes = self.model_fields_set & {"embsize", "nheads", "d_hid", "nlayers"}
         if self.checkpoint and sizes:
             raise ValueError(f"--checkpoint has its own {', '.join(sorted(sizes))}")
+        second_pass = self.model_fields_set & {"prompt_weight", "unprompted_steps"}
+        if second_pass and self.objective == "masked":
+            raise ValueError("--prompt-weight and --unprompted-steps are for --objective generative")
         if self.gene_table and not self.checkpoint and not self.vocabulary:
             raise ValueError("--gene-table needs --vocabulary or --checkpoint")
         return self

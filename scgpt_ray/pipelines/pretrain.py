@@ -133,21 +133,26 @@ def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: b
         architecture=job.architecture,
         checkpoint=settings.checkpoint and portable_name(settings.checkpoint),
         dropout=settings.dropout,
+        attention_dropout=settings.dropout if settings.attention_dropout is None else settings.attention_dropout,
+        generative=settings.objective == "generative",
         cells=cells,
         validation=validation,
         schedule=Schedule(settings.steps, settings.learning_rate, settings.warmup_steps, settings.clip),
         weights=Weights(
             value=settings.value_weight,
             cell=settings.cell_weight,
+            prompt=settings.second_pass_weight,
             label=settings.label_weight,
             domain=settings.domain_weight,
         ),
+        unprompted_steps=settings.unprompted_steps,
         draws=Draws(
             settings.min_length or settings.max_length, settings.max_length, settings.mask_ratios, settings.seed
         ),
         cells_per_step=settings.cells_per_step,
         steps_per_checkpoint=settings.steps_per_checkpoint,
-        tokens_per_microbatch=settings.tokens_per_microbatch or (_GPU_TOKENS if on_gpu else _CPU_TOKENS),
+        tokens_per_microbatch=settings.tokens_per_microbatch
+        or (_GPU_TOKENS if on_gpu else _CPU_TOKENS) // (2 if settings.second_pass_weight else 1),
         precision=settings.precision,
         seed=settings.seed,
     )
@@ -182,7 +187,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
     more = {
         "mask_value": int(MASK_VALUE),
         "mask_ratio": list(settings.mask_ratios),
-        "training_tasks": "pcpt",
+        "training_tasks": "both" if training.generative else "pcpt",
         "MVC": settings.cell_weight > 0,
         "no_cls": settings.label_column is None,
         "input_style": "binned",

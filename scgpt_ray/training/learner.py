@@ -52,6 +52,7 @@ class Learner:
         schedule: Learning rate and clipping.
         weights: Weights of the objectives.
         type_weights_AK: float32 [atlases, types], weight of a cell of each type; None without labels.
+        unprompted_steps: First steps that have no second pass.
         dtype: Precision of linear layers and attention; weights and sums are float32.
         seed: Seed of dropout.
     """
@@ -62,11 +63,12 @@ class Learner:
         schedule: Schedule,
         weights: Weights,
         type_weights_AK: Tensor | None,
+        unprompted_steps: int = 0,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
         self.network, self.schedule, self.weights = network, schedule, weights
-        self.type_weights_AK = type_weights_AK
+        self.type_weights_AK, self.unprompted_steps = type_weights_AK, unprompted_steps
         self.device = next(network.parameters()).device
         self.optimizer = torch.optim.Adam(network.parameters(), lr=schedule.learning_rate, fused=True)
         self.step = 0
@@ -88,13 +90,17 @@ class Learner:
         self.network.train()
         # Seeded by step, so that a resumed run draws the same dropout as an uninterrupted one.
         torch.manual_seed((self._seed * 1_000_003 + self.step) * 4096 + _rank())
-        n_terms = _sum_over_workers(sum((counts(batch) for batch in batches), torch.zeros(len(OBJECTIVES))))
+        prompted = self.weights.prompt > 0 and self.step >= self.unprompted_steps
+        n_terms = torch.zeros(len(OBJECTIVES))
+        for batch in batches:
+            n_terms += counts(batch, prompted=prompted)
+        n_terms = _sum_over_workers(n_terms)
         factors = self._factors(n_terms)
         sums = torch.zeros(len(OBJECTIVES), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             with self._autocast:
-                batch_sums = loss_sums(self.network, batch, self.type_weights_AK)
+                batch_sums = loss_sums(self.network, batch, self.type_weights_AK, prompted=prompted)
             torch.autograd.backward((batch_sums * factors).sum())
             sums += batch_sums.detach()
         self._sum_gradients()
@@ -119,12 +125,13 @@ class Learner:
             Mean of each objective, and their weighted sum without the domain, which is adversarial.
         """
         self.network.eval()
+        prompted = self.weights.prompt > 0
         sums, n_terms = torch.zeros(len(OBJECTIVES), device=self.device), torch.zeros(len(OBJECTIVES))
         for batch in batches:
             with self._autocast:
-                batch_sums = loss_sums(self.network, batch, self.type_weights_AK)
+                batch_sums = loss_sums(self.network, batch, self.type_weights_AK, prompted=prompted)
             sums += batch_sums
-            n_terms += counts(batch)
+            n_terms += counts(batch, prompted=prompted)
         means = _means(_sum_over_workers(sums), _sum_over_workers(n_terms))
         per_unit = dict(zip(OBJECTIVES[:-1], self.weights.per_unit().tolist(), strict=False))
         return means, sum(per_unit[name] * means[name] for name in per_unit if name in means)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scgpt_ray.atlas.prefetch import in_order
 from scgpt_ray.network.checkpoint import Architecture, read_checkpoint
+from scgpt_ray.training.attention import fits_varlen
 from scgpt_ray.training.dataset import Cells
 from scgpt_ray.training.learner import Learner, Schedule
 from scgpt_ray.training.network import ScGPT
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 VALIDATION_CELLS = 2048
 """Largest number of validation cells that are evaluated; the first ones in their order."""
 
-_HEADS = ("decoder.", "mvc_decoder.", "cls_decoder.")
+_FLAGS = "flag_encoder."
+_HEADS = ("decoder.", "mvc_decoder.", "cls_decoder.", _FLAGS)
 _ADVERSARY = "grad_reverse_discriminator."
 
 
@@ -33,11 +35,14 @@ class Training:
         architecture: Sizes of the network.
         checkpoint: Folder with the initial weights; None for random ones.
         dropout: Probability of dropout.
+        attention_dropout: Probability of dropping an attention weight.
+        generative: Whether genes to predict are unknown to the others, instead of masked.
         cells: Training cells.
         validation: Validation cells.
         schedule: Learning rate and clipping.
         weights: Weights of the objectives.
-        draws: Which genes of a cell are shown, and which are masked.
+        unprompted_steps: First steps that have no second pass.
+        draws: Which genes of a cell are shown, and which are predicted.
         cells_per_step: Number of cells of a step, over all workers.
         steps_per_checkpoint: Steps between validations; the state is saved at each.
         tokens_per_microbatch: Maximum number of tokens of a microbatch.
@@ -48,10 +53,13 @@ class Training:
     architecture: Architecture
     checkpoint: str | None
     dropout: float
+    attention_dropout: float
+    generative: bool
     cells: Cells
     validation: Cells
     schedule: Schedule
     weights: Weights
+    unprompted_steps: int
     draws: Draws
     cells_per_step: int
     steps_per_checkpoint: int
@@ -108,22 +116,30 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
 
 def begin(training: Training, device: torch.device) -> Learner:
     """Create the learner of a run, before its first step."""
+    dtype: torch.dtype = getattr(torch, training.precision)
+    fits = fits_varlen(device, dtype, masked=training.generative, dropout=training.attention_dropout)
+    if fits_varlen(device, dtype, masked=False, dropout=0.0) and not fits:
+        logger.info(
+            "torch's varlen kernel has no masks and no dropout: attention is a call per run of cells of one shape"
+        )
     torch.manual_seed(training.seed)
     network = ScGPT(
         training.architecture,
         dropout=training.dropout,
+        attention_dropout=training.attention_dropout,
         n_labels=len(training.cells.labels),
         n_domains=len(training.cells.domains),
     )
     if training.checkpoint is not None:
-        _load_checkpoint(network, training.checkpoint, training.cells.labels)
+        _load_checkpoint(network, training.checkpoint, training.cells.labels, generative=training.generative)
     type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.cells.labels else None
     return Learner(
         network.to(device),
         training.schedule,
         training.weights,
         type_weights_AK,
-        dtype=getattr(torch, training.precision),
+        unprompted_steps=training.unprompted_steps,
+        dtype=dtype,
         seed=training.seed,
     )
 
@@ -134,7 +150,7 @@ def weights_of(network: ScGPT) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if not name.startswith(_ADVERSARY)}
 
 
-def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...]) -> None:
+def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...], *, generative: bool) -> None:
     """Load the encoder's weights of a checkpoint, and those of the heads that fit.
 
     The head of cell types fits if its classes are the same types, not merely as many.
@@ -148,7 +164,7 @@ def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...]) -
         same_types = not shapes or head != "cls_decoder." or checkpoint.cell_types == cell_types
         if same_types and {name: tensor.shape for name, tensor in found.items()} == shapes:
             loaded |= found
-        else:
+        elif generative or head != _FLAGS:
             logger.info("%s of %s is missing or does not fit: initialised at random", head.rstrip("."), folder)
     network.load_state_dict({**initial, **loaded})
 
@@ -163,6 +179,7 @@ def _batches(
         training.tokens_per_microbatch,
         pad_value=training.architecture.pad_value,
         mask_value=MASK_VALUE,
+        generative=training.generative,
         device=device,
     )
 
