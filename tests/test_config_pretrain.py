@@ -42,6 +42,8 @@ NEEDED = {"atlas": ["a"], "output": "o"}
         ({**NEEDED, "learning_rate": 0}, "--learning-rate is 0; expected greater than 0"),
         ({**NEEDED, "seed": 2**31}, "--seed is 2147483648; expected less than 2147483648"),
         ({**NEEDED, "precision": "float16"}, "--precision is 'float16'; expected 'float32' or 'bfloat16'"),
+        ({**NEEDED, "freeze_layers": 1}, "--freeze-embeddings and --freeze-layers need --checkpoint"),
+        ({**NEEDED, "freeze_embeddings": True}, "--freeze-embeddings and --freeze-layers need --checkpoint"),
         ({**NEEDED, "gene_table": "t.csv"}, "--gene-table needs --vocabulary or --checkpoint"),
     ],
 )
@@ -62,6 +64,7 @@ def test_mistakes_are_reported_in_one_line(options, message):
         {"objective": "masked", "attention_dropout": 0.0},
         {"checkpoint": "c", "gene_table": "t.csv"},
         {"vocabulary": "v", "gene_table": "t.csv"},
+        {"checkpoint": "c", "freeze_embeddings": True, "freeze_layers": 3},
         {"min_length": 50, "max_length": 50},
         {"steps": 10, "warmup_steps": 0},
         {"validation_share": 0.0, "validation_filter": "donor == 'd1'"},

@@ -139,6 +139,13 @@ def test_no_gene_is_allowed(ask, tmp_path):
         ask(vocabulary=str(tmp_path / "vocab.json"))
 
 
+def test_more_layers_to_freeze_than_there_are(ask, checkpoint):
+    n_layers = read_checkpoint(checkpoint).architecture.nlayers
+    assert ask(checkpoint=str(checkpoint), freeze_layers=n_layers).done is None
+    with pytest.raises(ConfigError, match=rf"--freeze-layers {n_layers + 1} of a checkpoint with {n_layers} layers"):
+        ask(checkpoint=str(checkpoint), freeze_layers=n_layers + 1)
+
+
 def test_a_checkpoint_of_other_genes(ask, tmp_path):
     random_checkpoint(tmp_path / "other", ["GENE1", "TP53"], embsize=16, nheads=2, nlayers=1)
     with pytest.raises(GeneCoverageError, match=r"--min-coverage"):

@@ -94,6 +94,8 @@ def training(atlas, *, labels=(), domains=(), **more):
         dropout=0.1,
         attention_dropout=0.1,
         generative=True,
+        freeze_embeddings=False,
+        freeze_layers=0,
         cells=cells,
         validation=validation,
         schedule=Schedule(steps=7, learning_rate=1e-3, warmup_steps=1, clip=1.0),
@@ -264,6 +266,29 @@ def test_a_gpu_says_why_it_does_without_the_varlen_kernel(atlas, caplog, monkeyp
     with caplog.at_level(logging.INFO):
         begin(replace(training(atlas), **{"precision": "bfloat16", **more}), torch.device("cuda"))
     assert sum("varlen" in record.message for record in caplog.records) == says
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "layers", "kept"),
+    [
+        (False, 0, ()),
+        (True, 0, ("encoder.", "value_encoder.")),
+        (False, 1, ("transformer_encoder.layers.0.",)),
+        (True, 2, ("encoder.", "value_encoder.", "transformer_encoder.")),
+    ],
+)
+def test_frozen_weights_stay_and_all_others_move(atlas, tmp_path, embeddings, layers, kept):
+    tensors = checkpoint_with(tmp_path, LABELS)
+    host = Alone()
+    frozen = {"freeze_embeddings": embeddings, "freeze_layers": layers, "checkpoint": str(tmp_path)}
+    asked = training(atlas, labels=LABELS, **frozen)
+    fit(asked, CPU, host, None)
+    trained = host.states[-1]["learner"]["network"]
+    moved = {name for name, tensor in tensors.items() if not torch.equal(trained[name], tensor)}
+    assert moved == {name for name in tensors if not name.startswith(kept)}
+    resumed = Alone()
+    fit(asked, CPU, resumed, host.states[0])  # the optimiser's state fits as well
+    assert resumed.evaluated == host.evaluated[1:]
 
 
 def test_the_adversary_is_no_part_of_a_checkpoint(atlas):

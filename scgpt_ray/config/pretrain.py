@@ -63,6 +63,10 @@ class OptimisationSettings(Settings):
     attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Probability of dropping an attention weight. With 0 and --objective masked, GPUs use a kernel without padding.
     Default: --dropout, as upstream's."""
+    freeze_embeddings: bool = False
+    """Keep the embeddings of genes and values of --checkpoint as they are."""
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """Keep this many transformer layers of --checkpoint as they are, from the first."""
     max_length: Annotated[int, Field(ge=2)] = 1200
     """Most tokens per cell and step, including <cls>."""
     min_length: Annotated[int, Field(ge=2)] | None = None
@@ -180,6 +184,8 @@ class PretrainSettings(
         sizes = self.model_fields_set & {"embsize", "nheads", "d_hid", "nlayers"}
         if self.checkpoint and sizes:
             raise ValueError(f"--checkpoint has its own {', '.join(sorted(sizes))}")
+        if (self.freeze_embeddings or self.freeze_layers) and not self.checkpoint:
+            raise ValueError("--freeze-embeddings and --freeze-layers need --checkpoint")
         second_pass = self.model_fields_set & {"prompt_weight", "unprompted_steps"}
         if second_pass and self.objective == "masked":
             raise ValueError("--prompt-weight and --unprompted-steps are for --objective generative")

@@ -135,6 +135,8 @@ def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: b
         dropout=settings.dropout,
         attention_dropout=settings.dropout if settings.attention_dropout is None else settings.attention_dropout,
         generative=settings.objective == "generative",
+        freeze_embeddings=settings.freeze_embeddings,
+        freeze_layers=settings.freeze_layers,
         cells=cells,
         validation=validation,
         schedule=Schedule(settings.steps, settings.learning_rate, settings.warmup_steps, settings.clip),

@@ -93,6 +93,12 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
     began = PretrainRequest.read(output)
     sources = _sources(settings, began)
     start = read_checkpoint(settings.checkpoint) if settings.checkpoint else None
+    if start and settings.freeze_layers > start.architecture.nlayers:
+        raise ConfigError(
+            f"--freeze-layers {settings.freeze_layers} of a checkpoint with {start.architecture.nlayers} layers",
+            expected="no more layers than there are",
+            remedy="lower --freeze-layers",
+        )
     vocabulary = start.vocabulary if start else _vocabulary(settings, sources)
     genes = [harmonize_genes(source, vocabulary, settings) for source in sources]
     rules = TokenRules(max_length=vocabulary.size + 1, seed=settings.seed, ties=settings.ties)

@@ -48,7 +48,7 @@ class Learner:
     """Network, optimiser and the number of finished steps.
 
     Args:
-        network: The network, on its device.
+        network: The network, on its device; parameters that need no gradient stay as they are.
         schedule: Learning rate and clipping.
         weights: Weights of the objectives.
         type_weights_AK: float32 [atlases, types], weight of a cell of each type; None without labels.
@@ -70,7 +70,8 @@ class Learner:
         self.network, self.schedule, self.weights = network, schedule, weights
         self.type_weights_AK, self.unprompted_steps = type_weights_AK, unprompted_steps
         self.device = next(network.parameters()).device
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=schedule.learning_rate, fused=True)
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trainable, lr=schedule.learning_rate, fused=True)
         self.step = 0
         self._autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self._seed = seed

@@ -37,6 +37,8 @@ class Training:
         dropout: Probability of dropout.
         attention_dropout: Probability of dropping an attention weight.
         generative: Whether genes to predict are unknown to the others, instead of masked.
+        freeze_embeddings: Whether the embeddings of genes and values stay as they are.
+        freeze_layers: Number of transformer layers that stay as they are, from the first.
         cells: Training cells.
         validation: Validation cells.
         schedule: Learning rate and clipping.
@@ -55,6 +57,8 @@ class Training:
     dropout: float
     attention_dropout: float
     generative: bool
+    freeze_embeddings: bool
+    freeze_layers: int
     cells: Cells
     validation: Cells
     schedule: Schedule
@@ -132,6 +136,7 @@ def begin(training: Training, device: torch.device) -> Learner:
     )
     if training.checkpoint is not None:
         _load_checkpoint(network, training.checkpoint, training.cells.labels, generative=training.generative)
+    network.freeze(embeddings=training.freeze_embeddings, layers=training.freeze_layers)
     type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.cells.labels else None
     return Learner(
         network.to(device),

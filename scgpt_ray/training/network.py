@@ -96,6 +96,19 @@ class ScGPT(nn.Module):
             x_TD = x_TD.index_copy(0, cells.cu_seqlens[:-1].long(), prompt_CD.to(x_TD.dtype))
         return self.transformer_encoder(x_TD, cells, known), gene_TD
 
+    def freeze(self, *, embeddings: bool, layers: int) -> None:
+        """Exclude weights from training.
+
+        Args:
+            embeddings: Whether to exclude the embeddings of genes and values.
+            layers: Number of transformer layers to exclude, from the first.
+        """
+        frozen: list[nn.Module] = [*self.transformer_encoder.layers[:layers]]
+        if embeddings:
+            frozen += [self.encoder, self.value_encoder]
+        for module in frozen:
+            module.requires_grad_(requires_grad=False)
+
 
 class GeneEncoder(nn.Module):
     """Embedding of genes, with LayerNorm."""
