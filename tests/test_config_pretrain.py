@@ -37,6 +37,10 @@ NEEDED = {"atlas": ["a"], "output": "o"}
         ),
         ({**NEEDED, "cell_weight": -1}, "--cell-weight is -1"),
         ({**NEEDED, "dropout": 1.0}, "--dropout is 1.0; expected less than 1"),
+        (
+            {**NEEDED, "validation_filter": "a == 1", "validate_by": "d"},
+            "give one of --validation-filter and --validate-by",
+        ),
         ({**NEEDED, "validation_share": 1.5}, "--validation-share is 1.5"),
         ({**NEEDED, "steps": 500}, "--warmup-steps 500 is not below --steps 500"),
         ({**NEEDED, "learning_rate": 0}, "--learning-rate is 0; expected greater than 0"),

@@ -18,6 +18,7 @@ from scgpt_ray.pipelines.pretrain_request import METRICS, check_training
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.vocabulary import SPECIALS
 from scgpt_ray.training.dataset import AtlasTokens
+from scgpt_ray.training.split import choose_groups
 
 SIZE = {"embsize": 16, "nheads": 2, "d_hid": 16, "nlayers": 1}
 
@@ -168,6 +169,24 @@ def test_a_label_column_must_be_in_every_atlas(ask, blood, blood_file, tmp_path)
         ask(atlas=[str(blood_file), str(tmp_path / "unlabelled.h5ad")], label_column="cell_type")
 
 
+def test_groups_for_validation_are_chosen_before_a_cluster_starts(ask, blood, blood_file, tmp_path, caplog):
+    """Over all atlases; null and `unknown` are no groups."""
+    cells = blood.copy()
+    cells.obs["donor"] = np.array(["d2", "d3", "unknown", None, "d4"], object)[np.arange(cells.n_obs) % 5]
+    cells.write_h5ad(tmp_path / "more.h5ad")
+    with caplog.at_level("INFO"):
+        job = ask(atlas=[str(blood_file), str(tmp_path / "more.h5ad")], validate_by="donor", validation_share=0.5)
+    assert job.split.groups == choose_groups(["d1", "d2", "d3", "d4"], 0.5, 0)
+    assert f"2 of 4 groups of donor: {', '.join(job.split.groups)}; 104 cells of unknown group" in caplog.text
+    assert job.atlases[0].source.obs_columns == ("donor",)
+    assert ask(validation_share=0.5).split.groups == ()
+
+
+def test_one_group_is_too_few_to_validate_by(ask):
+    with pytest.raises(ConfigError, match=r"--validate-by donor: 1 known groups; expected at least two; name another"):
+        ask(validate_by="donor", obs_filter="donor == 'd1'")
+
+
 def test_an_output_that_cannot_be_written(ask, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file/out cannot be written"):
@@ -258,6 +277,7 @@ def test_tokens_are_told_apart_by_what_makes_them(ask):
         {"obs_columns": ["donor"]},
         {"validation_share": 0.1},
         {"validation_filter": "donor == 'd1'"},
+        {"validate_by": "donor"},
         {"obs_filter": "donor == 'd1'"},
     ]
     assert len({plain, *(ask(**other).tokens_fingerprint for other in others)}) == len(others) + 1
@@ -279,7 +299,7 @@ def planned(job, **more):
         (
             {"n_validation": 0},
             {},
-            r"0 validation cells; .*--validation-filter or raise --validation-share",
+            r"0 validation cells; .*--validation-filter or --validate-by, or raise --validation-share",
         ),
         (
             {"labels": {"B": 3}},

@@ -84,9 +84,12 @@ class ValidationSettings(Settings):
 
     validation_filter: Text | None = None
     """Condition on obs columns that selects validation cells: "donor_id == 'd7'". Default: a random fraction of all
-    cells."""
+    cells. However they are selected, training cells with the same tokens or observation id are left out."""
+    validate_by: Text | None = None
+    """obs column of groups, such as donor_id: a random fraction of the groups, at least one, is for validation, with
+    all of their cells. Cells of unknown group are not used. Default: none."""
     validation_share: Fraction = 0.05
-    """Fraction of cells for validation, 0 to 1, without --validation-filter."""
+    """Fraction of cells, or of the groups of --validate-by, for validation, 0 to 1, without --validation-filter."""
     steps_per_checkpoint: Count = 500
     """Steps between validations; a resumable checkpoint is saved at each one."""
 
@@ -166,6 +169,8 @@ class PretrainSettings(
             raise ValueError(f"--embsize {self.embsize} is not a multiple of --nheads {self.nheads}")
         if self.checkpoint and self.vocabulary:
             raise ValueError("give one of --checkpoint and --vocabulary")
+        if self.validation_filter and self.validate_by:
+            raise ValueError("give one of --validation-filter and --validate-by")
         if self.min_length and self.min_length > self.max_length:
             raise ValueError(f"--min-length {self.min_length} is above --max-length {self.max_length}")
         if self.warmup_steps >= self.steps:

@@ -171,7 +171,7 @@ def _require(cells: Cells, validation: Cells, settings: PretrainSettings) -> Non
         raise ConfigError(
             f"{validation.n} validation cells",
             expected=f"at least {settings.workers}, one per worker",
-            remedy="change --validation-filter or raise --validation-share",
+            remedy="change --validation-filter or --validate-by, or raise --validation-share",
         )
     two = 2
     for column, values in ((settings.label_column, cells.labels), (settings.domain_column, cells.domains)):
@@ -205,6 +205,8 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "steps": settings.steps,
         "n_cells": training.cells.n,
         "n_validation": training.validation.n,
+        "n_left_out": sum(atlas.n_left_out for atlas in training.cells.atlases),
+        "validation_groups": list(job.split.groups),
         "n_tokens": job.vocabulary.size,
         "n_parameters": sum(tensor.numel() for tensor in kept["best"].values()),
         "labels": list(training.cells.labels),
