@@ -46,6 +46,11 @@ NEEDED = {"atlas": ["a"], "output": "o"}
         ({**NEEDED, "learning_rate": 0}, "--learning-rate is 0; expected greater than 0"),
         ({**NEEDED, "seed": 2**31}, "--seed is 2147483648; expected less than 2147483648"),
         ({**NEEDED, "precision": "float16"}, "--precision is 'float16'; expected 'float32' or 'bfloat16'"),
+        ({**NEEDED, "best_by": "label_asw"}, "--best-by label_asw needs --label-column"),
+        (
+            {**NEEDED, "best_by": "value"},
+            "--best-by is 'value'; expected 'loss', 'label_accuracy', 'label_asw' or 'last'",
+        ),
         ({**NEEDED, "freeze_layers": 1}, "--freeze-embeddings and --freeze-layers need --checkpoint"),
         ({**NEEDED, "freeze_embeddings": True}, "--freeze-embeddings and --freeze-layers need --checkpoint"),
         ({**NEEDED, "gene_table": "t.csv"}, "--gene-table needs --vocabulary or --checkpoint"),
@@ -71,6 +76,8 @@ def test_mistakes_are_reported_in_one_line(options, message):
         {"checkpoint": "c", "freeze_embeddings": True, "freeze_layers": 3},
         {"min_length": 50, "max_length": 50},
         {"steps": 10, "warmup_steps": 0},
+        {"best_by": "label_asw", "label_column": "t", "label_weight": 0},
+        {"best_by": "last"},
         {"validation_share": 0.0, "validation_filter": "donor == 'd1'"},
     ],
 )

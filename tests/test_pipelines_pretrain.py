@@ -95,7 +95,7 @@ def test_what_is_left(generative):
     assert metrics["n_cells"] + metrics["n_validation"] == 258  # two of 260 are empty
     assert 25 < metrics["n_validation"] < 80
     assert [evaluated["step"] for evaluated in metrics["validations"]] == [10, 20, 30, 40, 50, 60]
-    assert metrics["best_loss"] == min(evaluated["loss"] for evaluated in metrics["validations"])
+    assert metrics["best"] == min(reversed(metrics["validations"]), key=lambda evaluated: evaluated["loss"])
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     tokens = pq.read_table(folder / "tokens" / "atlas-0" / "part-00001.parquet")  # as a user would
     assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "gene", "bin", "content_digest"]
@@ -150,7 +150,8 @@ def test_going_on_with_labels(supervised):
     """The head of the cell types is there under its published names, and trained; the adversary is not."""
     folder, trained = supervised
     first, *_, last = trained.metrics["validations"]
-    assert set(first) == {"step", "loss", "value", "cell", "label", "domain"}
+    assert set(first) == {"step", "loss", "value", "cell", "label", "domain", "label_accuracy", "label_asw"}
+    assert last["label_accuracy"] > 0.8
     assert last["label"] < 0.7 * first["label"]
     heads = read_checkpoint(folder / "checkpoint").heads
     assert {name.split(".")[0] for name in heads} == {"decoder", "mvc_decoder", "cls_decoder", "flag_encoder"}

@@ -260,7 +260,12 @@ def take_part(rank, workers):
         for step in range(3)
     ]
     evaluated = ours.evaluate(batches(100, share=slice(rank, None, workers)))
-    return {"told": told, "evaluated": evaluated, "weights": weights_of(ours)}
+    whole = Draws(30, 30, (), seed=0)
+    shown = batches(0, share=slice(rank, None, workers), draws=whole, generative=False)
+    vectors, labels = ours.embed([(0, batch) for batch in shown], N_CELLS)
+    return {
+        "told": told, "evaluated": evaluated, "weights": weights_of(ours), "vectors": vectors, "labels": labels
+    }  # fmt: skip
 
 
 def test_workers_that_share_a_step_do_the_same_step(tmp_path):
@@ -269,10 +274,14 @@ def test_workers_that_share_a_step_do_the_same_step(tmp_path):
     meeting = [str(2), str(tmp_path / "meeting"), str(tmp_path)]
     running = [subprocess.Popen([sys.executable, __file__, str(rank), *meeting], env=here) for rank in range(2)]
     assert [process.wait(timeout=280) for process in running] == [0, 0]
+    assert alone["labels"].tolist() == [cell.label for _, cell in cells()]
+    torch.testing.assert_close(alone["vectors"].norm(dim=1), torch.ones(N_CELLS))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert_near(found["weights"], alone["weights"], 1e-5)
         assert found["told"] == [pytest.approx(told, rel=1e-4) for told in alone["told"]]
+        assert torch.equal(found["labels"], alone["labels"])
+        torch.testing.assert_close(found["vectors"], alone["vectors"], rtol=0, atol=1e-4)
         assert found["evaluated"][0] == pytest.approx(alone["evaluated"][0], rel=1e-4)
         assert found["evaluated"][1] == pytest.approx(alone["evaluated"][1], rel=1e-4)
 

@@ -38,7 +38,8 @@ class ObjectiveSettings(Settings):
     unprompted_steps: Annotated[int, Field(ge=0)] = 0
     """First steps without the second pass."""
     label_weight: Weight = 1.0
-    """Weight of the cross-entropy of cell types, with --label-column."""
+    """Weight of the cross-entropy of cell types, with --label-column; 0 only measures how well the embedding tells them
+    apart."""
     domain_weight: Weight = 1.0
     """Weight of the adversarial cross-entropy, with --domain-column."""
 
@@ -92,6 +93,9 @@ class ValidationSettings(Settings):
     """Fraction of cells, or of the groups of --validate-by, for validation, 0 to 1, without --validation-filter."""
     steps_per_checkpoint: Count = 500
     """Steps between validations; a resumable checkpoint is saved at each one."""
+    best_by: Literal["loss", "label_accuracy", "label_asw", "last"] = "loss"
+    """Which validation has the weights of the checkpoint: the lowest loss; with --label-column, the highest accuracy of
+    labels by a vote of the 10 nearest other validation cells, or their highest silhouette width; or the last."""
 
 
 class NetworkSettings(Settings):
@@ -191,6 +195,8 @@ class PretrainSettings(
             raise ValueError(f"--checkpoint has its own {', '.join(sorted(sizes))}")
         if (self.freeze_embeddings or self.freeze_layers) and not self.checkpoint:
             raise ValueError("--freeze-embeddings and --freeze-layers need --checkpoint")
+        if self.best_by.startswith("label") and not self.label_column:
+            raise ValueError(f"--best-by {self.best_by} needs --label-column")
         second_pass = self.model_fields_set & {"prompt_weight", "unprompted_steps"}
         if second_pass and self.objective == "masked":
             raise ValueError("--prompt-weight and --unprompted-steps are for --objective generative")

@@ -62,7 +62,7 @@ class Trained:
 
     def to_dict(self) -> dict[str, Any]:
         """The main figures, for programs."""
-        return {name: self.metrics[name] for name in ("steps", "n_cells", "n_validation", "best_loss")}
+        return {name: self.metrics[name] for name in ("steps", "n_cells", "n_validation", "best")}
 
 
 def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
@@ -153,6 +153,7 @@ def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: b
         ),
         cells_per_step=settings.cells_per_step,
         steps_per_checkpoint=settings.steps_per_checkpoint,
+        best_by=settings.best_by,
         tokens_per_microbatch=settings.tokens_per_microbatch
         or (_GPU_TOKENS if on_gpu else _CPU_TOKENS) // (2 if settings.second_pass_weight else 1),
         precision=settings.precision,
@@ -191,10 +192,10 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "mask_ratio": list(settings.mask_ratios),
         "training_tasks": "both" if training.generative else "pcpt",
         "MVC": settings.cell_weight > 0,
-        "no_cls": settings.label_column is None,
+        "no_cls": not training.predicted_labels,
         "input_style": "binned",
         "dropout": settings.dropout,
-        "cell_types": list(training.cells.labels),
+        "cell_types": list(training.predicted_labels),
     }
     for name, as_safetensors in ((CHECKPOINT, False), ("safetensors", True)):
         place = job.output.folder(name)
@@ -210,7 +211,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "n_tokens": job.vocabulary.size,
         "n_parameters": sum(tensor.numel() for tensor in kept["best"].values()),
         "labels": list(training.cells.labels),
-        "best_loss": kept["best_loss"],
+        "best": kept["best_validation"],
         "validations": list(kept["validations"]),
         "versions": versions(),
     }

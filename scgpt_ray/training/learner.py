@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor
 
 from scgpt_ray.errors import WorkerError
@@ -94,7 +95,7 @@ class Learner:
         prompted = self.weights.prompt > 0 and self.step >= self.unprompted_steps
         n_terms = torch.zeros(len(OBJECTIVES))
         for batch in batches:
-            n_terms += counts(batch, prompted=prompted)
+            n_terms += counts(batch, prompted=prompted, labelled=self.type_weights_AK is not None)
         n_terms = _sum_over_workers(n_terms)
         factors = self._factors(n_terms)
         sums = torch.zeros(len(OBJECTIVES), device=self.device)
@@ -132,10 +133,32 @@ class Learner:
             with self._autocast:
                 batch_sums = loss_sums(self.network, batch, self.type_weights_AK, prompted=prompted)
             sums += batch_sums
-            n_terms += counts(batch, prompted=prompted)
+            n_terms += counts(batch, prompted=prompted, labelled=self.type_weights_AK is not None)
         means = _means(_sum_over_workers(sums), _sum_over_workers(n_terms))
         per_unit = dict(zip(OBJECTIVES[:-1], self.weights.per_unit().tolist(), strict=False))
         return means, sum(per_unit[name] * means[name] for name in per_unit if name in means)
+
+    @torch.no_grad()
+    def embed(self, batches: Iterable[tuple[int, Microbatch]], n_cells: int) -> tuple[Tensor, Tensor]:
+        """Embed validation cells, and share the result with all workers.
+
+        Args:
+            batches: This worker's share: the number of the first cell of a step, and a microbatch of the step.
+            n_cells: Number of cells, over all workers.
+
+        Returns:
+            Embeddings, L2-normalised, float32 [n_cells, D], and codes of the labels, int64 [n_cells]; on the CPU.
+        """
+        self.network.eval()
+        width = self.network.encoder.enc_norm.normalized_shape[0]
+        vectors_CD, label_C = torch.zeros(n_cells, width), torch.zeros(n_cells, dtype=torch.int64)
+        for first, batch in batches:
+            with self._autocast:
+                x_TD, _ = self.network(batch.gene_T, batch.value_T, batch.cells)
+            rows = first + batch.place_C.cpu()
+            vectors_CD[rows] = F.normalize(x_TD[batch.cells.cu_seqlens[:-1]].float(), dim=1).cpu()
+            label_C[rows] = batch.label_C.cpu()
+        return _sum_over_workers(vectors_CD), _sum_over_workers(label_C)
 
     def state(self) -> dict[str, Any]:
         """Everything that a worker needs to resume, as tensors and plain values."""

@@ -2,19 +2,21 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from scgpt_ray.atlas.prefetch import in_order
+from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint import Architecture, read_checkpoint
 from scgpt_ray.training.attention import fits_varlen
 from scgpt_ray.training.dataset import Cells
+from scgpt_ray.training.label_metrics import label_metrics
 from scgpt_ray.training.learner import Learner, Schedule
 from scgpt_ray.training.network import ScGPT
-from scgpt_ray.training.objective import MASK_VALUE, Weights
+from scgpt_ray.training.objective import MASK_VALUE, UNLABELLED, Weights
 from scgpt_ray.training.packing import Draws, Microbatch, microbatches
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class Training:
         draws: Which genes of a cell are shown, and which are predicted.
         cells_per_step: Number of cells of a step, over all workers.
         steps_per_checkpoint: Steps between validations; the state is saved at each.
+        best_by: Which validation has the weights of the checkpoint: the one with the lowest loss, the highest label
+            metric, or the last.
         tokens_per_microbatch: Maximum number of tokens of a microbatch.
         precision: Precision of linear layers and attention.
         seed: Seed of random weights and dropout.
@@ -67,9 +71,15 @@ class Training:
     draws: Draws
     cells_per_step: int
     steps_per_checkpoint: int
+    best_by: Literal["loss", "label_accuracy", "label_asw", "last"]
     tokens_per_microbatch: int
     precision: Literal["float32", "bfloat16"]
     seed: int
+
+    @property
+    def predicted_labels(self) -> tuple[str, ...]:
+        """Labels that the network learns to predict; they are only measured by if their weight is 0."""
+        return self.cells.labels if self.weights.label else ()
 
 
 class TrainContext(Protocol):
@@ -93,9 +103,12 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
         device: Device of this worker.
         context: The place of this worker in the run.
         resumed: A saved state to resume from; None to start.
+
+    Raises:
+        WorkerError: If a gradient is not finite, or the metric of --best-by is undefined.
     """
     learner = begin(training, device)
-    kept: dict[str, Any] = {"best": None, "best_loss": float("inf"), "validations": []}
+    kept: dict[str, Any] = {"best": None, "best_validation": None, "validations": []}
     if resumed is not None:
         learner.restore(resumed["learner"])
         kept = dict(resumed["kept"])
@@ -109,13 +122,41 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
         metrics = learner.learn(step_batches)
         context.step_done(learner.step, metrics)
         if learner.step % training.steps_per_checkpoint == 0 or learner.step == training.schedule.steps:
-            means, loss = learner.evaluate(_validation_batches(training, context, device))
-            if loss <= kept["best_loss"]:
-                kept |= {"best": weights_of(learner.network), "best_loss": loss}
-            validation = {"step": learner.step, "loss": loss, **means}
+            validation = _validate(training, learner, context, device)
+            if _is_best(training.best_by, validation, kept["best_validation"]):
+                kept |= {"best": weights_of(learner.network), "best_validation": validation}
             kept["validations"] = [*kept["validations"], validation]
             state = {"learner": learner.state(), "kept": kept} if context.rank == 0 else None
             context.save(state, validation)
+
+
+def _validate(training: Training, learner: Learner, context: TrainContext, device: torch.device) -> dict[str, float]:
+    """Objectives and label metrics of the validation cells."""
+    batches = (batch for _, batch in _validation_batches(training, context, device))
+    means, loss = learner.evaluate(batches)
+    validation = {"step": learner.step, "loss": loss, **means}
+    if training.cells.labels:
+        # As `embed` sees cells: nothing is hidden, and a longer cell is cut.
+        shown = replace(training.draws, shortest=training.draws.longest, mask_ratios=())
+        whole = replace(training, draws=shown, generative=False)
+        n_cells, _ = _validation_size(training)
+        vectors_ND, code_N = learner.embed(_validation_batches(whole, context, device), n_cells)
+        is_labelled = code_N != UNLABELLED
+        validation |= label_metrics(vectors_ND[is_labelled].numpy(), code_N[is_labelled].numpy())
+    return validation
+
+
+def _is_best(best_by: str, validation: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
+    if best_by == "last":
+        return True
+    if best_by not in validation:
+        raise WorkerError(
+            f"{best_by} of the validation cells is not defined: they have fewer than two labels; give --best-by loss"
+        )
+    if best is None:
+        return True
+    found, before = validation[best_by], best[best_by]
+    return found <= before if best_by == "loss" else found >= before
 
 
 def begin(training: Training, device: torch.device) -> Learner:
@@ -131,13 +172,13 @@ def begin(training: Training, device: torch.device) -> Learner:
         training.architecture,
         dropout=training.dropout,
         attention_dropout=training.attention_dropout,
-        n_labels=len(training.cells.labels),
+        n_labels=len(training.predicted_labels),
         n_domains=len(training.cells.domains),
     )
     if training.checkpoint is not None:
-        _load_checkpoint(network, training.checkpoint, training.cells.labels, generative=training.generative)
+        _load_checkpoint(network, training.checkpoint, training.predicted_labels, generative=training.generative)
     network.freeze(embeddings=training.freeze_embeddings, layers=training.freeze_layers)
-    type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.cells.labels else None
+    type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.predicted_labels else None
     return Learner(
         network.to(device),
         training.schedule,
@@ -189,9 +230,18 @@ def _batches(
     )
 
 
-def _validation_batches(training: Training, context: TrainContext, device: torch.device) -> Iterator[Microbatch]:
-    """The same cells with the same masks at each validation."""
+def _validation_batches(
+    training: Training, context: TrainContext, device: torch.device
+) -> Iterator[tuple[int, Microbatch]]:
+    """The same cells with the same draws at each validation, with the number of the first cell of each step."""
+    n_cells, size = _validation_size(training)
+    for step in range(n_cells // size):
+        for batch in _batches(training, training.validation, step, size, context, device):
+            yield step * size, batch
+
+
+def _validation_size(training: Training) -> tuple[int, int]:
+    """Number of cells that are evaluated, in whole steps, and cells per step."""
     n_cells = min(training.validation.n, VALIDATION_CELLS)
     size = min(n_cells, training.cells_per_step)
-    for step in range(n_cells // size):
-        yield from _batches(training, training.validation, step, size, context, device)
+    return n_cells // size * size, size

@@ -69,17 +69,19 @@ class Weights:
         return torch.tensor([self.value, self.cell, self.prompt, self.label, self.domain])
 
 
-def counts(batch: Microbatch, *, prompted: bool) -> Tensor:
+def counts(batch: Microbatch, *, prompted: bool, labelled: bool = True) -> Tensor:
     """Number of terms in the sum of each objective, by which it is divided, float32 [objectives].
 
     Args:
         batch: A microbatch.
         prompted: Whether there is a second pass, if the batch has unknown tokens.
+        labelled: Whether cell types are predicted.
     """
-    hidden, labelled = len(batch.masked_M), int((batch.label_C != UNLABELLED).sum())
+    hidden = len(batch.masked_M)
+    known_labels = int((batch.label_C != UNLABELLED).sum()) if labelled else 0
     second = hidden if prompted and batch.known is not None else 0
     known_domains = int((batch.domain_C != UNLABELLED).sum())
-    return torch.tensor([hidden, hidden, second, labelled, known_domains], dtype=torch.float32)
+    return torch.tensor([hidden, hidden, second, known_labels, known_domains], dtype=torch.float32)
 
 
 def loss_sums(network: ScGPT, batch: Microbatch, type_weights_AK: Tensor | None, *, prompted: bool) -> Tensor:

@@ -71,6 +71,7 @@ class Microbatch:
         masked_M: Positions of the tokens whose values are predicted, int64.
         cell_of_masked_M: Cell of each of these, int64.
         bin_M: Bin of each of these, float32.
+        place_C: Position of the cell in the step, int64.
         atlas_C: Number of the atlas, int64.
         label_C: Code of the cell type, int64.
         domain_C: Code of the domain, int64.
@@ -83,6 +84,7 @@ class Microbatch:
     masked_M: Tensor
     cell_of_masked_M: Tensor
     bin_M: Tensor
+    place_C: Tensor
     atlas_C: Tensor
     label_C: Tensor
     domain_C: Tensor
@@ -93,6 +95,7 @@ class Microbatch:
 class _Drawn:
     """The genes of a cell that a step shows; the first `n_known` tokens show their values."""
 
+    place: int
     cell: CellTokens
     kept: npt.NDArray[np.int64]
     n_known: int
@@ -146,7 +149,7 @@ def _draw(cell: CellTokens, place: int, step: int, draws: Draws) -> _Drawn:
     ratio = draws.mask_ratios[random.integers(len(draws.mask_ratios))] if draws.mask_ratios else 0.0
     order = random.permutation(n_genes)[:shown]
     # The order is random, so that the last genes are a random choice.
-    return _Drawn(cell, np.concatenate([[0], order + 1]), 1 + shown - int(ratio * shown))
+    return _Drawn(place, cell, np.concatenate([[0], order + 1]), 1 + shown - int(ratio * shown))
 
 
 def _pack(
@@ -165,6 +168,7 @@ def _pack(
         "masked_M": masked_M,
         "cell_of_masked_M": np.searchsorted(offsets, masked_M, side="right") - 1,
         "bin_M": bin_T[masked_M],
+        "place_C": np.array([one.place for one in group], np.int64),
         "atlas_C": np.array([one.cell.atlas for one in group], np.int64),
         "label_C": np.array([one.cell.label for one in group], np.int64),
         "domain_C": np.array([one.cell.domain for one in group], np.int64),
