@@ -53,8 +53,9 @@ def without_overlap(
         columns = [name for name in (label_column, domain_column) if name is not None]
         cells = read_tokens(folder, part, validation=False, columns=columns or [CONTENT])
         cells = cells.take(np.delete(np.arange(cells.num_rows), rows))
-        counts = {"labels": tally(cells, label_column), "domains": tally(cells, domain_column)}
-        return replace(part, n_train=cells.num_rows, **counts)
+        return replace(
+            part, n_train=cells.num_rows, labels=tally(cells, label_column), domains=tally(cells, domain_column)
+        )
 
     rows_of_files = iter(list(_each(files, shared_rows)))
     found = []
