@@ -30,8 +30,10 @@ N_GENES = "n_genes"
 EMBEDDING = "embedding"
 NEIGHBOR = "neighbor"
 SCORE = "score"
+CONTENT = "content_digest"
+"""Digest of the tokens of a cell, uint64; in token files for training."""
 
-RESERVED = frozenset({JOINID, GENE, COUNT, BIN, N_GENES, EMBEDDING, NEIGHBOR, SCORE})
+RESERVED = frozenset({JOINID, GENE, COUNT, BIN, N_GENES, EMBEDDING, NEIGHBOR, SCORE, CONTENT})
 """Names that an obs column carried along must not have."""
 
 DATASET_ID = "dataset_id"

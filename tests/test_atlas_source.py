@@ -194,6 +194,18 @@ def test_a_filter_column_may_also_be_carried_and_obs_id_named(folder):
         assert table.column_names == ["soma_joinid", "obs_id", "flag", "gene", "count"]
 
 
+@pytest.mark.parametrize("name", ["soma", "soma_in_three", "csr.h5ad"])
+@pytest.mark.parametrize("text", [None, "cell_type == 'T' and n > 7"])
+def test_a_column_of_all_selected_cells(folder, name, text):
+    """In the order of the cells, as plain values, with nulls; a column of the filter too."""
+    source = locate(str(folder / name), CellSettings(obs_columns=("donor", "cell_type"), obs_filter=text))
+    obs = atlas().obs
+    obs = obs if text is None else obs[(obs.cell_type == "T") & (obs.n > 7)]
+    assert source.column("donor").to_pylist() == obs.donor.to_list()
+    assert source.column("donor").type == pa.string()
+    assert source.column("cell_type").to_pylist() == obs.cell_type.to_list()
+
+
 def test_totals(folder):
     counts = atlas().X.toarray().astype(np.float64)
     for name in ("csr.h5ad", "csc.h5ad", "dense.h5ad"):

@@ -53,7 +53,8 @@ def generative(train):
 def supervised(train, generative):
     """Goes on with cell types, and hides the donor."""
     folder, _ = generative
-    options = {"label_column": "cell_type", "domain_column": "donor", "dropout": 0.1, "label_weight": 2.0}
+    options = {"label_column": "cell_type", "domain_column": "donor", "dropout": 0.1, "label_weight": 400.0}
+    options |= {"domain_weight": 20.0, "objective": "masked"}
     return train("supervised", checkpoint=str(folder / "checkpoint"), **COMMON, **options)
 
 
@@ -94,17 +95,17 @@ def test_what_is_left(generative):
     assert metrics["n_cells"] + metrics["n_validation"] == 258  # two of 260 are empty
     assert 25 < metrics["n_validation"] < 80
     assert [evaluated["step"] for evaluated in metrics["validations"]] == [10, 20, 30, 40, 50, 60]
-    assert metrics["best_loss"] == min(evaluated["loss"] for evaluated in metrics["validations"])
+    assert metrics["best"] == min(reversed(metrics["validations"]), key=lambda evaluated: evaluated["loss"])
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     tokens = pq.read_table(folder / "tokens" / "atlas-0" / "part-00001.parquet")  # as a user would
-    assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "gene", "bin"]
+    assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "gene", "bin", "content_digest"]
     assert f"checkpoint  {folder}/checkpoint" in trained.text()
 
 
 def test_the_loss_falls(generative):
     first, *_, last = generative[1].metrics["validations"]
-    assert set(first) == {"step", "loss", "value", "cell"}
-    for name in ("loss", "value", "cell"):
+    assert set(first) == {"step", "loss", "value", "cell", "prompt"}
+    for name in ("loss", "value", "cell", "prompt"):
         assert last[name] < 0.8 * first[name]
 
 
@@ -114,7 +115,7 @@ def test_the_checkpoint_is_one(generative, blood_file, name):
     checkpoint = read_checkpoint(folder / name)
     genes = [gene for gene in checkpoint.vocabulary.tokens if gene not in SPECIALS]
     assert len(genes) == 64
-    assert {head.split(".")[0] for head in checkpoint.heads} == {"decoder", "mvc_decoder"}
+    assert {head.split(".")[0] for head in checkpoint.heads} == {"decoder", "mvc_decoder", "flag_encoder"}
     n_parameters = sum(
         tensor.numel() for tensors in (checkpoint.tensors, checkpoint.heads) for tensor in tensors.values()
     )
@@ -122,6 +123,7 @@ def test_the_checkpoint_is_one(generative, blood_file, name):
     assert Embedder(checkpoint).describe()["precision"] == "float32"
     args = json.loads((folder / name / "args.json").read_text())
     assert (args["mask_ratio"], args["mask_value"], args["MVC"], args["no_cls"]) == ([0.25, 0.5, 0.75], -1, True, True)
+    assert args["training_tasks"] == "both"
 
 
 def test_cells_are_embedded_with_it(generative, blood_file, tmp_path):
@@ -148,14 +150,16 @@ def test_going_on_with_labels(supervised):
     """The head of the cell types is there under its published names, and trained; the adversary is not."""
     folder, trained = supervised
     first, *_, last = trained.metrics["validations"]
-    assert set(first) == {"step", "loss", "value", "cell", "label", "domain"}
+    assert set(first) == {"step", "loss", "value", "cell", "label", "domain", "label_accuracy", "label_asw"}
+    assert last["label_accuracy"] > 0.8
     assert last["label"] < 0.7 * first["label"]
     heads = read_checkpoint(folder / "checkpoint").heads
-    assert {name.split(".")[0] for name in heads} == {"decoder", "mvc_decoder", "cls_decoder"}
+    assert {name.split(".")[0] for name in heads} == {"decoder", "mvc_decoder", "cls_decoder", "flag_encoder"}
     assert tuple(heads["cls_decoder.out_layer.weight"].shape) == (3, 16)
     args = json.loads((folder / "checkpoint" / "args.json").read_text())
     assert args["cell_types"] == trained.metrics["labels"] == ["B", "NK", "T"]
     assert args["no_cls"] is False
+    assert args["training_tasks"] == "pcpt"
 
 
 def test_going_on_begins_where_the_checkpoint_is(generative, supervised):

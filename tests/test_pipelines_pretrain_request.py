@@ -18,6 +18,7 @@ from scgpt_ray.pipelines.pretrain_request import METRICS, check_training
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.vocabulary import SPECIALS
 from scgpt_ray.training.dataset import AtlasTokens
+from scgpt_ray.training.split import choose_groups
 
 SIZE = {"embsize": 16, "nheads": 2, "d_hid": 16, "nlayers": 1}
 
@@ -139,6 +140,13 @@ def test_no_gene_is_allowed(ask, tmp_path):
         ask(vocabulary=str(tmp_path / "vocab.json"))
 
 
+def test_more_layers_to_freeze_than_there_are(ask, checkpoint):
+    n_layers = read_checkpoint(checkpoint).architecture.nlayers
+    assert ask(checkpoint=str(checkpoint), freeze_layers=n_layers).done is None
+    with pytest.raises(ConfigError, match=rf"--freeze-layers {n_layers + 1} of a checkpoint with {n_layers} layers"):
+        ask(checkpoint=str(checkpoint), freeze_layers=n_layers + 1)
+
+
 def test_a_checkpoint_of_other_genes(ask, tmp_path):
     random_checkpoint(tmp_path / "other", ["GENE1", "TP53"], embsize=16, nheads=2, nlayers=1)
     with pytest.raises(GeneCoverageError, match=r"--min-coverage"):
@@ -159,6 +167,24 @@ def test_a_label_column_must_be_in_every_atlas(ask, blood, blood_file, tmp_path)
     cells.write_h5ad(tmp_path / "unlabelled.h5ad")
     with pytest.raises(AtlasError, match=r"unlabelled.h5ad: obs has no column cell_type"):
         ask(atlas=[str(blood_file), str(tmp_path / "unlabelled.h5ad")], label_column="cell_type")
+
+
+def test_groups_for_validation_are_chosen_before_a_cluster_starts(ask, blood, blood_file, tmp_path, caplog):
+    """Over all atlases; null and `unknown` are no groups."""
+    cells = blood.copy()
+    cells.obs["donor"] = np.array(["d2", "d3", "unknown", None, "d4"], object)[np.arange(cells.n_obs) % 5]
+    cells.write_h5ad(tmp_path / "more.h5ad")
+    with caplog.at_level("INFO"):
+        job = ask(atlas=[str(blood_file), str(tmp_path / "more.h5ad")], validate_by="donor", validation_share=0.5)
+    assert job.split.groups == choose_groups(["d1", "d2", "d3", "d4"], 0.5, 0)
+    assert f"2 of 4 groups of donor: {', '.join(job.split.groups)}; 104 cells of unknown group" in caplog.text
+    assert job.atlases[0].source.obs_columns == ("donor",)
+    assert ask(validation_share=0.5).split.groups == ()
+
+
+def test_one_group_is_too_few_to_validate_by(ask):
+    with pytest.raises(ConfigError, match=r"--validate-by donor: 1 known groups; expected at least two; name another"):
+        ask(validate_by="donor", obs_filter="donor == 'd1'")
 
 
 def test_an_output_that_cannot_be_written(ask, tmp_path):
@@ -252,6 +278,7 @@ def test_tokens_are_told_apart_by_what_makes_them(ask):
         {"obs_columns": ["donor"]},
         {"validation_share": 0.1},
         {"validation_filter": "donor == 'd1'"},
+        {"validate_by": "donor"},
         {"obs_filter": "donor == 'd1'"},
     ]
     assert len({plain, *(ask(**other).tokens_fingerprint for other in others)}) == len(others) + 1
@@ -273,7 +300,7 @@ def planned(job, **more):
         (
             {"n_validation": 0},
             {},
-            r"0 validation cells; .*--validation-filter or raise --validation-share",
+            r"0 validation cells; .*--validation-filter or --validate-by, or raise --validation-share",
         ),
         (
             {"labels": {"B": 3}},
@@ -297,6 +324,8 @@ def test_what_workers_get(ask, checkpoint, tmp_path, monkeypatch):
     assert training.cells.domains == ("x", "y")
     assert (training.cells.n, training.validation.n) == (70, 5)
     assert (training.draws.shortest, training.draws.longest) == (100, 1200)
-    assert training.tokens_per_microbatch == 8192
+    assert training.tokens_per_microbatch == 4096  # two passes
+    assert planned(ask(objective="masked")).tokens_per_microbatch == 8192
+    assert (training.attention_dropout, planned(ask(attention_dropout=0.05)).attention_dropout) == (0.2, 0.05)
     np.testing.assert_allclose(training.cells.type_weights[0] @ [30, 20], 50, rtol=1e-6)
     assert planned(ask()).draws.shortest == 1200

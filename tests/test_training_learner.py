@@ -24,7 +24,7 @@ from scgpt_ray.training.packing import CellTokens, Draws, microbatches
 
 CPU = torch.device("cpu")
 ARCHITECTURE = Architecture(16, 2, 16, 2, -2, 41)
-WEIGHTS = Weights(value=1, cell=0.5, label=2, domain=0.1)
+WEIGHTS = Weights(value=0.01, cell=0.005, prompt=0.02, label=2, domain=0.1)
 TYPES_AK = torch.tensor([[0.5, 2.0, 0.0], [0.0, 1.0, 1.0]])
 SCHEDULE = Schedule(steps=20, learning_rate=1e-3, warmup_steps=4, clip=1.0)
 DRAWS = Draws(5, 12, (0.25, 0.5), seed=0)
@@ -42,7 +42,7 @@ def _one_thread():
 
 def learner(schedule=SCHEDULE, dropout=0.0, weights=WEIGHTS, **more):
     torch.manual_seed(0)
-    network = ScGPT(ARCHITECTURE, dropout=dropout, n_labels=3, n_domains=2)
+    network = ScGPT(ARCHITECTURE, dropout=dropout, attention_dropout=dropout, n_labels=3, n_domains=2)
     return Learner(network, schedule, weights, TYPES_AK, **more)
 
 
@@ -60,10 +60,10 @@ def cells(n=N_CELLS):
     return list(enumerate(made))
 
 
-def batches(step, *, budget=10**9, share=slice(None), draws=DRAWS, of=None):
-    return list(
-        microbatches((of or cells())[share], step, draws, budget, pad_value=-2.0, mask_value=MASK_VALUE, device=CPU)
-    )
+def batches(step, *, budget=10**9, share=slice(None), draws=DRAWS, of=None, generative=True):
+    values = {"pad_value": -2.0, "mask_value": MASK_VALUE}
+    shared = (of or cells())[share]
+    return list(microbatches(shared, step, draws, budget, **values, generative=generative, device=CPU))
 
 
 def weights_of(learner):
@@ -108,23 +108,44 @@ def test_the_optimiser_has_the_rate_of_the_step():
     assert ours.optimizer.param_groups[0]["lr"] == told[-1]
 
 
+@pytest.mark.parametrize("generative", [True, False], ids=["generative", "masked"])
 @pytest.mark.parametrize("budget", [1, 40, 10**9], ids=["a cell each", "some", "one"])
-def test_microbatches_change_nothing(budget):
-    """Against one pass over all cells, with torch's own losses and optimiser."""
+def test_microbatches_change_nothing(budget, generative):
+    """Against one pass over all cells, with torch's own losses and optimiser, in float64: Adam enlarges noise."""
     ours, plain = learner(), learner()
+    for one in (ours, plain):
+        one.network.double()
     optimizer = torch.optim.Adam(plain.network.parameters())
+
+    def exact(**more):
+        return [replace(one, value_T=one.value_T.double()) for one in batches(step, generative=generative, **more)]
+
     for step in range(3):
-        told = ours.learn(batches(step, budget=budget))
-        (batch,) = batches(step)
+        told = ours.learn(exact(budget=budget))
+        (batch,) = exact()
         optimizer.zero_grad()
-        means = loss_sums(plain.network, batch, TYPES_AK) / counts(batch)
+        n_terms = counts(batch, prompted=True)
+        means = loss_sums(plain.network, batch, TYPES_AK, prompted=True) / n_terms.clamp(min=1)
         (means * WEIGHTS.per_unit()).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.network.parameters(), SCHEDULE.clip)
         optimizer.param_groups[0]["lr"] = SCHEDULE.rate(step)
         optimizer.step()
         assert told["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
-        assert [told[name] for name in OBJECTIVES] == pytest.approx(means.tolist(), rel=1e-4)
+        measured = {name: mean for name, mean, n in zip(OBJECTIVES, means.tolist(), n_terms, strict=True) if n}
+        assert ("prompt" in measured) is generative
+        assert {name: told[name] for name in OBJECTIVES if name in told} == pytest.approx(measured, rel=1e-4)
     assert_near(weights_of(ours), weights_of(plain), 1e-6)
+
+
+def test_the_second_pass_may_begin_later():
+    """It is always part of a validation, so that losses can be compared."""
+    ours = learner(unprompted_steps=2)
+    told = [set(ours.learn(batches(step))) for step in range(3)]
+    assert ["prompt" in names for names in told] == [False, False, True]
+    assert "prompt" in learner(unprompted_steps=2).evaluate(batches(0))[0]
+    without = learner(weights=replace(WEIGHTS, prompt=0))
+    assert "prompt" not in without.learn(batches(0))
+    assert "prompt" not in without.evaluate(batches(0))[0]
 
 
 def test_resuming_is_going_on(tmp_path):
@@ -154,14 +175,16 @@ def test_judging_changes_nothing_and_draws_nothing():
     assert ours.evaluate(batches(0)) == (pytest.approx(means, rel=1e-5), pytest.approx(loss, rel=1e-5))
     assert_near(weights_of(ours), before, 0)
     assert ours.step == 0
-    parts = WEIGHTS.per_unit()[:3] * torch.tensor([means[name] for name in OBJECTIVES[:3]])
+    parts = WEIGHTS.per_unit()[:4] * torch.tensor([means[name] for name in OBJECTIVES[:4]])
     assert loss == pytest.approx(float(parts.sum()), rel=1e-5)
     assert means["domain"] > 0  # measured, but no aim
 
 
 def test_the_loss_falls():
     """Cells of three types whose bins tell the type."""
-    ours = learner(Schedule(steps=40, learning_rate=1e-2, warmup_steps=5, clip=1.0), weights=Weights(1, 1, 1, 0))
+    ours = learner(
+        Schedule(steps=40, learning_rate=1e-2, warmup_steps=5, clip=1.0), weights=Weights(0.005, 0.005, 0.005, 1, 0)
+    )
     many, draws = cells(48), Draws(16, 30, (0.25, 0.5), seed=0)
     first, _ = ours.evaluate(batches(1000, of=many, draws=draws))
     for step in range(40):
@@ -170,12 +193,13 @@ def test_the_loss_falls():
     assert last["label"] < 0.4 * first["label"]
     assert last["value"] < 0.7 * first["value"]
     assert last["cell"] < 0.7 * first["cell"]
+    assert last["prompt"] < 0.7 * first["prompt"]
 
 
 def test_an_objective_without_terms_is_not_told():
     unlabelled = [(place, replace(cell, label=UNLABELLED, domain=UNLABELLED)) for place, cell in cells()]
     told = learner().learn(batches(0, of=unlabelled))
-    assert set(told) == {"value", "cell", "gradient_norm", "learning_rate"}
+    assert set(told) == {"value", "cell", "prompt", "gradient_norm", "learning_rate"}
     assert all(math.isfinite(value) for value in told.values())
 
 
@@ -236,7 +260,12 @@ def take_part(rank, workers):
         for step in range(3)
     ]
     evaluated = ours.evaluate(batches(100, share=slice(rank, None, workers)))
-    return {"told": told, "evaluated": evaluated, "weights": weights_of(ours)}
+    whole = Draws(30, 30, (), seed=0)
+    shown = batches(0, share=slice(rank, None, workers), draws=whole, generative=False)
+    vectors, labels = ours.embed([(0, batch) for batch in shown], N_CELLS)
+    return {
+        "told": told, "evaluated": evaluated, "weights": weights_of(ours), "vectors": vectors, "labels": labels
+    }  # fmt: skip
 
 
 def test_workers_that_share_a_step_do_the_same_step(tmp_path):
@@ -245,10 +274,14 @@ def test_workers_that_share_a_step_do_the_same_step(tmp_path):
     meeting = [str(2), str(tmp_path / "meeting"), str(tmp_path)]
     running = [subprocess.Popen([sys.executable, __file__, str(rank), *meeting], env=here) for rank in range(2)]
     assert [process.wait(timeout=280) for process in running] == [0, 0]
+    assert alone["labels"].tolist() == [cell.label for _, cell in cells()]
+    torch.testing.assert_close(alone["vectors"].norm(dim=1), torch.ones(N_CELLS))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert_near(found["weights"], alone["weights"], 1e-5)
         assert found["told"] == [pytest.approx(told, rel=1e-4) for told in alone["told"]]
+        assert torch.equal(found["labels"], alone["labels"])
+        torch.testing.assert_close(found["vectors"], alone["vectors"], rtol=0, atol=1e-4)
         assert found["evaluated"][0] == pytest.approx(alone["evaluated"][0], rel=1e-4)
         assert found["evaluated"][1] == pytest.approx(alone["evaluated"][1], rel=1e-4)
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from scgpt_ray.atlas.plan import cut
+from scgpt_ray.errors import WorkerError
+from scgpt_ray.network.cell_spans import Spans
 from scgpt_ray.network.checkpoint import Architecture, random_tensors, read_checkpoint, write_checkpoint
 from scgpt_ray.parts.token_file import write_tokens
 from scgpt_ray.schema import BIN, GENE, JOINID
@@ -18,6 +20,7 @@ from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.training import loop as run
 from scgpt_ray.training.dataset import AtlasTokens, Cells
+from scgpt_ray.training.label_metrics import label_metrics
 from scgpt_ray.training.learner import Schedule
 from scgpt_ray.training.loop import Training, begin, fit, weights_of
 from scgpt_ray.training.network import ScGPT
@@ -70,7 +73,7 @@ def atlas(tmp_path_factory):
     genes = [np.append(VOCABULARY.cls_token, random.permutation(30)[: random.integers(3, 25)]) for _ in range(40)]
     tokens = pa.table({
         JOINID: np.arange(40),
-        "type": [LABELS[number % 2] for number in range(40)],
+        "type": [LABELS[number // 4 % 2] for number in range(40)],
         "donor": ["d1" if number % 3 else "d2" for number in range(40)],
         GENE: pa.array(genes, pa.list_(pa.uint16())),
         BIN: pa.array([np.append(0, random.integers(1, 51, len(gene) - 1)) for gene in genes], pa.list_(pa.uint8())),
@@ -92,13 +95,19 @@ def training(atlas, *, labels=(), domains=(), **more):
         architecture=ARCHITECTURE,
         checkpoint=None,
         dropout=0.1,
+        attention_dropout=0.1,
+        generative=True,
+        freeze_embeddings=False,
+        freeze_layers=0,
         cells=cells,
         validation=validation,
         schedule=Schedule(steps=7, learning_rate=1e-3, warmup_steps=1, clip=1.0),
-        weights=Weights(1, 1, 1, 0.1),
+        weights=Weights(1, 1, 1, 100, 10),
+        unprompted_steps=0,
         draws=Draws(5, 20, (0.5,), 0),
         cells_per_step=8,
         steps_per_checkpoint=3,
+        best_by="loss",
         tokens_per_microbatch=100,
         precision="float32",
         seed=0,
@@ -122,7 +131,7 @@ def test_it_saves_now_and_then_and_at_the_end(atlas):
     assert [told["step"] for told in host.evaluated] == [3, 6, 7]
     assert [state["learner"]["step"] for state in host.states] == [3, 6, 7]
     assert host.states[-1]["kept"]["validations"] == host.evaluated
-    assert set(host.evaluated[0]) == {"step", "loss", "value", "cell"}
+    assert set(host.evaluated[0]) == {"step", "loss", "value", "cell", "prompt"}
 
 
 def test_any_saved_state_leads_to_the_same_end(atlas):
@@ -157,9 +166,64 @@ def test_the_best_weights_have_the_lowest_evaluated_loss(atlas):
     best = losses.index(min(losses))
     assert best < len(losses) - 1
     kept = host.states[-1]["kept"]
-    assert kept["best_loss"] == losses[best]
+    assert kept["best_validation"] == host.evaluated[best]
     for name, weight in kept["best"].items():
         assert torch.equal(weight, host.states[best]["learner"]["network"][name])
+
+
+@pytest.mark.parametrize("best_by", ["label_accuracy", "label_asw", "last"])
+def test_the_best_weights_by_choice(atlas, best_by):
+    host = Alone()
+    schedule = Schedule(steps=8, learning_rate=0.03, warmup_steps=1, clip=1.0)
+    fit(training(atlas, labels=LABELS, schedule=schedule, steps_per_checkpoint=1, best_by=best_by), CPU, host, None)
+    found = [told[best_by] if best_by != "last" else told["step"] for told in host.evaluated]
+    best = max(number for number, value in enumerate(found) if value == max(found))
+    kept = host.states[-1]["kept"]
+    assert kept["best_validation"] == host.evaluated[best]
+    for name, weight in kept["best"].items():
+        assert torch.equal(weight, host.states[best]["learner"]["network"][name])
+
+
+def test_label_metrics_are_those_of_whole_cells(atlas):
+    """As the network embeds them when it is evaluated, whatever the budget of a microbatch or the objective."""
+    asked = training(atlas, labels=LABELS, draws=Draws(5, 40, (0.5,), 0), cells_per_step=4)
+    learner = begin(asked, CPU)
+    found = [run._validate(replace(asked, **more), learner, Alone(), CPU) for more in (
+        {}, {"tokens_per_microbatch": 1}, {"generative": False}
+    )]  # fmt: skip
+    learner.network.eval()
+    cells = [cell for step in (0, 1) for _, cell in asked.validation.of_step(step, 4, 0, 1)]
+    vectors = []
+    for cell in cells:
+        values = torch.from_numpy(cell.bin.astype(np.float32))
+        values[0] = ARCHITECTURE.pad_value
+        with torch.no_grad():
+            x_TD, _ = learner.network(
+                torch.from_numpy(cell.gene.astype(np.int64)), values, Spans.of(np.array([0, len(values)]), CPU)
+            )
+        vectors.append(torch.nn.functional.normalize(x_TD[0], dim=0).numpy())
+    codes = np.array([cell.label for cell in cells])
+    expected = label_metrics(np.stack(vectors), codes)
+    assert set(expected) == {"label_accuracy", "label_asw"}
+    for one in found:
+        assert {name: one[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_that_only_measure(atlas):
+    """Without a weight there is no head, and the loss has no part of it."""
+    host = Alone()
+    fit(training(atlas, labels=LABELS, weights=Weights(1, 1, 1, 0, 0)), CPU, host, None)
+    assert set(host.evaluated[0]) == {"step", "loss", "value", "cell", "prompt", "label_accuracy", "label_asw"}
+    assert not any(name.startswith("cls_decoder") for name in host.states[-1]["kept"]["best"])
+
+
+def test_a_metric_that_is_not_defined_cannot_choose(atlas):
+    """The validation cells have a single label among those of the training cells."""
+    asked = training(atlas, labels=LABELS, best_by="label_asw")
+    only = replace(asked.validation)
+    object.__setattr__(only, "type_weights", np.array([[1.0, 0.0]], np.float32))
+    with pytest.raises(WorkerError, match=r"label_asw of the validation cells is not defined: .*; give --best-by loss"):
+        fit(replace(asked, validation=only), CPU, Alone(), None)
 
 
 def test_only_the_first_worker_has_the_state(atlas):
@@ -173,13 +237,15 @@ def test_it_is_evaluated_by_whole_steps_of_cells(atlas, monkeypatch, most, n_eva
     """Also where a step has more cells than a run is evaluated by."""
     monkeypatch.setattr(run, "VALIDATION_CELLS", most)
     batches = list(run._validation_batches(training(atlas), Alone(), CPU))
-    assert sum(len(batch.atlas_C) for batch in batches) == n_evaluated
-    assert {int(batch.masked_M.numel() > 0) for batch in batches} == {1}
+    assert sum(len(batch.atlas_C) for _, batch in batches) == n_evaluated
+    assert {int(batch.masked_M.numel() > 0) for _, batch in batches} == {1}
+    places = sorted(first + place for first, batch in batches for place in batch.place_C.tolist())
+    assert places == list(range(n_evaluated))
 
 
 def test_validation_sees_the_same_masks_each_time(atlas):
     first, second = (list(run._validation_batches(training(atlas), Alone(), CPU)) for _ in range(2))
-    for one, other in zip(first, second, strict=True):
+    for (_, one), (_, other) in zip(first, second, strict=True):
         assert torch.equal(one.value_T, other.value_T)
 
 
@@ -205,6 +271,7 @@ def test_it_begins_with_the_encoder_and_heads_of_a_checkpoint(atlas, tmp_path):
         (("B", "NK", "T"), (), {}, set()),
         (LABELS, LABELS, {"mvc_decoder.W.weight": torch.zeros(16, 32)}, {"mvc_decoder"}),
         (LABELS, LABELS, {"flag_encoder.weight": torch.zeros(2, 16)}, set()),
+        (LABELS, LABELS, {"flag_encoder.weight": torch.zeros(2, 8)}, {"flag_encoder"}),
     ],
     ids=[
         "more classes",
@@ -212,7 +279,8 @@ def test_it_begins_with_the_encoder_and_heads_of_a_checkpoint(atlas, tmp_path):
         "no classes",
         "no labels now",
         "a head with batch labels",
-        "what nobody needs",
+        "flags",
+        "flags of another width",
     ],
 )
 def test_heads_that_do_not_fit_begin_anew_and_are_named(atlas, tmp_path, caplog, cell_types, labels, more, anew):
@@ -227,6 +295,61 @@ def test_heads_that_do_not_fit_begin_anew_and_are_named(atlas, tmp_path, caplog,
     for name in found:
         if name.split(".")[0] in anew:
             assert torch.equal(found[name], fresh[name])
+
+
+def test_flags_are_missed_where_they_are_used(atlas, tmp_path, caplog):
+    """The masked objective has no use for them, and keeps those that it finds."""
+    tensors = checkpoint_with(tmp_path / "whole", LABELS)
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith("flag_encoder.")}
+    write_checkpoint(tmp_path / "without", ARCHITECTURE, VOCABULARY, without, more_args={"cell_types": list(LABELS)})
+    for generative, told in ((True, 1), (False, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "without"), generative=generative), CPU)
+        assert sum("flag_encoder" in record.message for record in caplog.records) == told
+    masked = begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "whole"), generative=False), CPU)
+    assert torch.equal(masked.network.flag_encoder.weight, tensors["flag_encoder.weight"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"generative": False, "attention_dropout": 0.0}, False),
+        ({"generative": True, "attention_dropout": 0.0}, True),
+        ({"generative": False}, True),
+        ({"generative": True, "precision": "float32"}, False),
+    ],
+)
+def test_a_gpu_says_why_it_does_without_the_varlen_kernel(atlas, caplog, monkeypatch, more, says):
+    """Once a run, and only where the kernel would have been used."""
+    monkeypatch.setattr(ScGPT, "to", lambda network, _device: network)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: None)
+    with caplog.at_level(logging.INFO):
+        begin(replace(training(atlas), **{"precision": "bfloat16", **more}), torch.device("cuda"))
+    assert sum("varlen" in record.message for record in caplog.records) == says
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "layers", "kept"),
+    [
+        (False, 0, ()),
+        (True, 0, ("encoder.", "value_encoder.")),
+        (False, 1, ("transformer_encoder.layers.0.",)),
+        (True, 2, ("encoder.", "value_encoder.", "transformer_encoder.")),
+    ],
+)
+def test_frozen_weights_stay_and_all_others_move(atlas, tmp_path, embeddings, layers, kept):
+    tensors = checkpoint_with(tmp_path, LABELS)
+    host = Alone()
+    frozen = {"freeze_embeddings": embeddings, "freeze_layers": layers, "checkpoint": str(tmp_path)}
+    asked = training(atlas, labels=LABELS, **frozen)
+    fit(asked, CPU, host, None)
+    trained = host.states[-1]["learner"]["network"]
+    moved = {name for name, tensor in tensors.items() if not torch.equal(trained[name], tensor)}
+    assert moved == {name for name in tensors if not name.startswith(kept)}
+    resumed = Alone()
+    fit(asked, CPU, resumed, host.states[0])  # the optimiser's state fits as well
+    assert resumed.evaluated == host.evaluated[1:]
 
 
 def test_the_adversary_is_no_part_of_a_checkpoint(atlas):
@@ -246,4 +369,4 @@ def test_what_is_kept_is_a_checkpoint(atlas, tmp_path):
     fit(training(atlas, labels=LABELS, domains=("d1", "d2")), CPU, host, None)
     write_checkpoint(tmp_path, ARCHITECTURE, VOCABULARY, host.states[-1]["kept"]["best"])
     found = read_checkpoint(tmp_path)
-    assert {name.split(".")[0] for name in found.heads} == {"decoder", "mvc_decoder", "cls_decoder"}
+    assert {name.split(".")[0] for name in found.heads} == {"decoder", "mvc_decoder", "cls_decoder", "flag_encoder"}

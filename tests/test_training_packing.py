@@ -22,8 +22,9 @@ def cell(n_genes, number=0):
     return CellTokens(gene, bins, atlas=number % 2, label=number % 3 - 1, domain=-(number % 2))
 
 
-def packed(cells, draws, step=0, budget=10**9):
-    return list(microbatches(cells, step, draws, budget, pad_value=PAD_VALUE, mask_value=MASK_VALUE, device=CPU))
+def packed(cells, draws, step=0, budget=10**9, **more):
+    values = {"pad_value": PAD_VALUE, "mask_value": MASK_VALUE}
+    return list(microbatches(cells, step, draws, budget, **values, device=CPU, **more))
 
 
 def shown(cells, draws, step=0, budget=10**9):
@@ -117,6 +118,29 @@ def test_without_ratios_nothing_is_masked():
     assert MASK_VALUE not in batch.value_T.tolist()
 
 
+def test_unknown_genes_are_the_masked_ones_and_come_last():
+    """Both objectives draw alike; the number of known tokens has <cls> in it, and is rounded up as upstream's."""
+    sizes = [20, 20, 3, 1, 40, 8, 20, 15]
+    masked, generative = (packed(placed(sizes), DRAWS, budget=30, generative=flag) for flag in (False, True))
+    assert [batch.known for batch in masked] == [None] * len(masked)
+    for one, other in zip(masked, generative, strict=True):
+        assert torch.equal(one.gene_T, other.gene_T)
+        assert torch.equal(one.masked_M, other.masked_M)
+        assert torch.nonzero(other.known.unknown_T1[:, 0])[:, 0].tolist() == one.masked_M.tolist()
+        for number, (start, stop) in enumerate(one.cells):
+            n_known = other.known.counts[number]
+            assert one.masked_M[one.cell_of_masked_M == number].tolist() == list(range(start + n_known, stop))
+            n_genes = stop - start - 1
+            assert n_known in {1 + n_genes - int(ratio * n_genes) for ratio in (0.25, 0.5, 0.75)}
+
+
+def test_cells_of_one_shape_are_together():
+    """A run of them is one call of attention."""
+    (batch,) = packed(placed([40] * 60), Draws(41, 41, (0.25, 0.5, 0.75), seed=0), generative=True)
+    assert batch.known.counts == sorted(batch.known.counts)
+    assert set(batch.known.counts) == {11, 21, 31}
+
+
 def test_lengths_are_uniform_on_a_logarithmic_scale():
     (batch,) = packed(placed([200] * 400), Draws(10, 160, (0.5,), seed=0))
     lengths = np.diff(batch.cells.offsets)
@@ -171,4 +195,4 @@ def test_any_cells(sizes, shortest, spread, budget, seed):
             assert len(set(genes)) == len(genes)
             assert min(size, shortest - 1) <= len(genes) <= min(size, draws.longest - 1)
             n_masked = int((batch.cell_of_masked_M == number).sum())
-            assert n_masked in {round(ratio * len(genes)) for ratio in draws.mask_ratios}
+            assert n_masked in {int(ratio * len(genes)) for ratio in draws.mask_ratios}

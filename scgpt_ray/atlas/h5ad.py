@@ -88,6 +88,11 @@ class H5adSource:
             )
         return found
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Values of one of the requested obs columns for the selected cells, in the order of joinids."""
+        all_obs, selected = _obs(self)
+        return plain_columns(all_obs.select([name]).take(selected))[name]
+
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
         """Sum the counts of each gene over all selected cells; this checks every value.
 

@@ -138,6 +138,11 @@ class SomaSource:
             )
         return found
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Values of one of the requested obs columns for the selected cells, in the order of joinids."""
+        with self._opened() as experiment:
+            return self._obs(experiment, slice(None), (name,))[name]
+
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
         """Sum the counts of each var row over a sample of the atlas.
 
@@ -176,7 +181,7 @@ class SomaSource:
             WorkerError: If the atlas has changed since the plan was made.
         """
         with self._opened() as experiment:
-            obs = self._obs(experiment, partition)
+            obs = self._obs(experiment, slice(partition.first, partition.last), self.obs_columns)
             partition.require(obs[JOINID].to_numpy(), self.uri)
             matrix = self._matrix(experiment)
 
@@ -186,11 +191,16 @@ class SomaSource:
 
             yield from in_order(cells, obs_blocks(obs), _BLOCKS_AHEAD if "://" in self.uri else 0)
 
-    def _obs(self, experiment: Any, partition: Partition) -> pa.Table:
-        own_name = cell_name_column(experiment.obs)
-        carried = [name for name in self.obs_columns if name != OBS_ID]
+    def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:
+        own_name = _own_name(experiment.obs)
+        carried = [name for name in obs_columns if name != OBS_ID]
         columns = list(dict.fromkeys([JOINID, *([own_name] if own_name else []), *carried]))
-        table = pa.concat_tables(self._rows(experiment, columns, (slice(partition.first, partition.last),)))
+        table = experiment.obs.read(
+            (joinids,),
+            value_filter=self._value_filter(experiment),
+            column_names=columns,
+        ).concat()
+        # The result also holds the columns of the filter.
         renamed = {
             JOINID: JOINID,
             **({OBS_ID: own_name} if own_name else {}),

@@ -50,6 +50,9 @@ class Source(Protocol):
     def joinids(self) -> Int64Array:
         """Sorted joinids of the selected cells; raises AtlasError if there are none."""
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Values of one of the requested obs columns for the selected cells, in the order of joinids."""
+
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
         """Total counts of each row of `var`, float64 [n_var], and the number of cells they were measured on.
 

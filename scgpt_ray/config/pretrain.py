@@ -16,6 +16,9 @@ class ObjectiveSettings(Settings):
 
     group = "Objectives"
 
+    objective: Literal["generative", "masked"] = "generative"
+    """How bins are predicted. generative: those of unknown genes from known ones, then again from the cell's embedding,
+    as in whole-human's pretraining; masked: those of masked genes among the others."""
     label_column: Text | None = None
     """obs column of cell types: adds their cross-entropy as an objective. Null, empty and `unknown` are not labels; the
     types of each atlas are a set of classes. Default: none."""
@@ -23,15 +26,22 @@ class ObjectiveSettings(Settings):
     """obs column, such as assay, to remove from the embedding by adversarial training (gradient reversal). Default:
     none."""
     mask_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
-    """Fractions of a cell's genes to mask; one is drawn per cell and step."""
+    """Fractions of a cell's genes to predict; one is drawn per cell and step (upstream: the same three, one drawn per
+    batch)."""
     value_weight: Weight = 1.0
-    """Weight of the loss of masked values, predicted from their own tokens."""
+    """Weight of the squared error, in bins, predicted from the genes' own tokens. The loss is the weighted sum of the
+    objectives' means; squared errors are about 100 times cross-entropies, so --label-weight may have to be raised."""
     cell_weight: Weight = 1.0
-    """Weight of the loss of masked values, predicted from <cls>."""
+    """Weight of the squared error, in bins, predicted from <cls>."""
+    prompt_weight: Weight = 1.0
+    """Weight of the squared error, in bins, of the second pass, with --objective generative; 0 omits that pass."""
+    unprompted_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps without the second pass."""
     label_weight: Weight = 1.0
-    """Weight of the loss of cell types, with --label-column."""
-    domain_weight: Weight = 0.1
-    """Weight of the adversarial loss, with --domain-column."""
+    """Weight of the cross-entropy of cell types, with --label-column; 0 only measures how well the embedding tells them
+    apart."""
+    domain_weight: Weight = 1.0
+    """Weight of the adversarial cross-entropy, with --domain-column."""
 
 
 class OptimisationSettings(Settings):
@@ -51,6 +61,13 @@ class OptimisationSettings(Settings):
     """Largest norm of the gradient of a step."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Dropout probability."""
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Probability of dropping an attention weight. With 0 and --objective masked, GPUs use a kernel without padding.
+    Default: --dropout, as upstream's."""
+    freeze_embeddings: bool = False
+    """Keep the embeddings of genes and values of --checkpoint as they are."""
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """Keep this many transformer layers of --checkpoint as they are, from the first."""
     max_length: Annotated[int, Field(ge=2)] = 1200
     """Most tokens per cell and step, including <cls>."""
     min_length: Annotated[int, Field(ge=2)] | None = None
@@ -68,11 +85,17 @@ class ValidationSettings(Settings):
 
     validation_filter: Text | None = None
     """Condition on obs columns that selects validation cells: "donor_id == 'd7'". Default: a random fraction of all
-    cells."""
+    cells. However they are selected, training cells with the same tokens or observation id are left out."""
+    validate_by: Text | None = None
+    """obs column of groups, such as donor_id: a random fraction of the groups, at least one, is for validation, with
+    all of their cells. Cells of unknown group are not used. Default: none."""
     validation_share: Fraction = 0.05
-    """Fraction of cells for validation, 0 to 1, without --validation-filter."""
+    """Fraction of cells, or of the groups of --validate-by, for validation, 0 to 1, without --validation-filter."""
     steps_per_checkpoint: Count = 500
     """Steps between validations; a resumable checkpoint is saved at each one."""
+    best_by: Literal["loss", "label_accuracy", "label_asw", "last"] = "loss"
+    """Which validation has the weights of the checkpoint: the lowest loss; with --label-column, the highest accuracy of
+    labels by a vote of the 10 nearest other validation cells, or their highest silhouette width; or the last."""
 
 
 class NetworkSettings(Settings):
@@ -101,7 +124,8 @@ class LearnerSettings(ExecutionSettings):
     workers: Count = 1
     """Number of workers that share each step: each on a GPU, if the cluster has any."""
     tokens_per_microbatch: Count | None = None
-    """Most tokens in one pass through the network. Default: 65536 on a GPU, 8192 without."""
+    """Most tokens in one pass through the network. Default: 65536 on a GPU, 8192 without; half with the second pass of
+    --objective generative."""
     cells_per_partition: Count = 2048
     """Cells per token file."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -131,6 +155,11 @@ class PretrainSettings(
     checkpoint: Text | None = None
     """Checkpoint folder to continue from, or demo. Default: random weights of the size given below."""
 
+    @property
+    def second_pass_weight(self) -> float:
+        """Weight of the second pass; 0 where the objective has none."""
+        return self.prompt_weight if self.objective == "generative" else 0.0
+
     @field_validator("atlas")
     @classmethod
     def _distinct(cls, atlas: tuple[str, ...]) -> tuple[str, ...]:
@@ -144,6 +173,8 @@ class PretrainSettings(
             raise ValueError(f"--embsize {self.embsize} is not a multiple of --nheads {self.nheads}")
         if self.checkpoint and self.vocabulary:
             raise ValueError("give one of --checkpoint and --vocabulary")
+        if self.validation_filter and self.validate_by:
+            raise ValueError("give one of --validation-filter and --validate-by")
         if self.min_length and self.min_length > self.max_length:
             raise ValueError(f"--min-length {self.min_length} is above --max-length {self.max_length}")
         if self.warmup_steps >= self.steps:
@@ -152,7 +183,7 @@ class PretrainSettings(
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        from_values = self.value_weight + self.cell_weight if self.mask_ratios else 0.0
+        from_values = self.value_weight + self.cell_weight + self.second_pass_weight if self.mask_ratios else 0.0
         if not from_values + (self.label_weight if self.label_column else 0.0):
             raise ValueError("with these weights, --mask-ratios and --label-column there is nothing to learn")
         return self
@@ -162,6 +193,13 @@ class PretrainSettings(
         sizes = self.model_fields_set & {"embsize", "nheads", "d_hid", "nlayers"}
         if self.checkpoint and sizes:
             raise ValueError(f"--checkpoint has its own {', '.join(sorted(sizes))}")
+        if (self.freeze_embeddings or self.freeze_layers) and not self.checkpoint:
+            raise ValueError("--freeze-embeddings and --freeze-layers need --checkpoint")
+        if self.best_by.startswith("label") and not self.label_column:
+            raise ValueError(f"--best-by {self.best_by} needs --label-column")
+        second_pass = self.model_fields_set & {"prompt_weight", "unprompted_steps"}
+        if second_pass and self.objective == "masked":
+            raise ValueError("--prompt-weight and --unprompted-steps are for --objective generative")
         if self.gene_table and not self.checkpoint and not self.vocabulary:
             raise ValueError("--gene-table needs --vocabulary or --checkpoint")
         return self

@@ -3,6 +3,7 @@
 The first row group has the training cells, the second the validation cells, so that either can be read alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -108,10 +109,10 @@ def known(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(unknown, pa.scalar(None, pa.string()), texts)
 
 
-def read_tokens(folder: Folder, part: TokenPart, *, validation: bool) -> pa.Table:
-    """Read the training cells of a token file, or its validation cells."""
+def read_tokens(folder: Folder, part: TokenPart, *, validation: bool, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the training cells of a token file, or its validation cells: those of the columns that exist, or all."""
     with folder.open(part.name) as stream:
-        return pq.ParquetFile(stream).read_row_group(int(validation))
+        return pq.ParquetFile(stream).read_row_group(int(validation), columns)
 
 
 def committed_tokens(folder: Folder, fingerprint: str) -> dict[int, TokenPart]:

@@ -62,7 +62,7 @@ class Trained:
 
     def to_dict(self) -> dict[str, Any]:
         """The main figures, for programs."""
-        return {name: self.metrics[name] for name in ("steps", "n_cells", "n_validation", "best_loss")}
+        return {name: self.metrics[name] for name in ("steps", "n_cells", "n_validation", "best")}
 
 
 def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
@@ -133,21 +133,29 @@ def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: b
         architecture=job.architecture,
         checkpoint=settings.checkpoint and portable_name(settings.checkpoint),
         dropout=settings.dropout,
+        attention_dropout=settings.dropout if settings.attention_dropout is None else settings.attention_dropout,
+        generative=settings.objective == "generative",
+        freeze_embeddings=settings.freeze_embeddings,
+        freeze_layers=settings.freeze_layers,
         cells=cells,
         validation=validation,
         schedule=Schedule(settings.steps, settings.learning_rate, settings.warmup_steps, settings.clip),
         weights=Weights(
             value=settings.value_weight,
             cell=settings.cell_weight,
+            prompt=settings.second_pass_weight,
             label=settings.label_weight,
             domain=settings.domain_weight,
         ),
+        unprompted_steps=settings.unprompted_steps,
         draws=Draws(
             settings.min_length or settings.max_length, settings.max_length, settings.mask_ratios, settings.seed
         ),
         cells_per_step=settings.cells_per_step,
         steps_per_checkpoint=settings.steps_per_checkpoint,
-        tokens_per_microbatch=settings.tokens_per_microbatch or (_GPU_TOKENS if on_gpu else _CPU_TOKENS),
+        best_by=settings.best_by,
+        tokens_per_microbatch=settings.tokens_per_microbatch
+        or (_GPU_TOKENS if on_gpu else _CPU_TOKENS) // (2 if settings.second_pass_weight else 1),
         precision=settings.precision,
         seed=settings.seed,
     )
@@ -164,7 +172,7 @@ def _require(cells: Cells, validation: Cells, settings: PretrainSettings) -> Non
         raise ConfigError(
             f"{validation.n} validation cells",
             expected=f"at least {settings.workers}, one per worker",
-            remedy="change --validation-filter or raise --validation-share",
+            remedy="change --validation-filter or --validate-by, or raise --validation-share",
         )
     two = 2
     for column, values in ((settings.label_column, cells.labels), (settings.domain_column, cells.domains)):
@@ -182,12 +190,12 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
     more = {
         "mask_value": int(MASK_VALUE),
         "mask_ratio": list(settings.mask_ratios),
-        "training_tasks": "pcpt",
+        "training_tasks": "both" if training.generative else "pcpt",
         "MVC": settings.cell_weight > 0,
-        "no_cls": settings.label_column is None,
+        "no_cls": not training.predicted_labels,
         "input_style": "binned",
         "dropout": settings.dropout,
-        "cell_types": list(training.cells.labels),
+        "cell_types": list(training.predicted_labels),
     }
     for name, as_safetensors in ((CHECKPOINT, False), ("safetensors", True)):
         place = job.output.folder(name)
@@ -198,10 +206,12 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "steps": settings.steps,
         "n_cells": training.cells.n,
         "n_validation": training.validation.n,
+        "n_left_out": sum(atlas.n_left_out for atlas in training.cells.atlases),
+        "validation_groups": list(job.split.groups),
         "n_tokens": job.vocabulary.size,
         "n_parameters": sum(tensor.numel() for tensor in kept["best"].values()),
         "labels": list(training.cells.labels),
-        "best_loss": kept["best_loss"],
+        "best": kept["best_validation"],
         "validations": list(kept["validations"]),
         "versions": versions(),
     }

@@ -1,6 +1,7 @@
 """A request to train, checked as far as that is possible before an executor is opened."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,12 +16,16 @@ from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import digest_of, require_same_run
 from scgpt_ray.network.checkpoint import Architecture, Checkpoint, read_checkpoint
+from scgpt_ray.parts.token_file import known
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect
 from scgpt_ray.records import PretrainRequest
 from scgpt_ray.schema import RESERVED
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
+from scgpt_ray.training.split import Split, choose_groups
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoint"
@@ -60,9 +65,10 @@ class TrainingJob:
         atlases: Atlases to read; empty if the run is finished.
         vocabulary: Vocabulary of the tokens.
         architecture: Sizes of the network.
-        rules: Token rules; files hold all genes of a cell, from which each training step samples.
-        request: All that determines the result.
-        done: Metrics of the finished run; None if there is work left.
+        rules: How cells become tokens: all genes of a cell, for each step draws its own.
+        split: How cells are split into training and validation cells.
+        request: What fixes the result.
+        done: What a finished run of the same request left; None while there is something to do.
     """
 
     settings: PretrainSettings
@@ -71,6 +77,7 @@ class TrainingJob:
     vocabulary: Vocabulary
     architecture: Architecture
     rules: TokenRules
+    split: Split
     request: PretrainRequest
     done: dict[str, Any] | None
 
@@ -78,7 +85,8 @@ class TrainingJob:
     def tokens_fingerprint(self) -> str:
         """Digest of all that determines the tokens and the split into training and validation cells."""
         names = (
-            "ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validation_share",
+            "ties", "seed", "obs_columns", "label_column", "domain_column", "validation_filter", "validate_by",
+            "validation_share",
         )  # fmt: skip
         request = self.request
         tokens = [request.atlases, request.vocabulary, request.token_rules]
@@ -95,6 +103,12 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
     began = PretrainRequest.read(output)
     sources = _sources(settings, began)
     start = read_checkpoint(settings.checkpoint) if settings.checkpoint else None
+    if start and settings.freeze_layers > start.architecture.nlayers:
+        raise ConfigError(
+            f"--freeze-layers {settings.freeze_layers} of a checkpoint with {start.architecture.nlayers} layers",
+            expected="no more layers than there are",
+            remedy="lower --freeze-layers",
+        )
     vocabulary = start.vocabulary if start else _vocabulary(settings, sources)
     genes = [harmonize_genes(source, vocabulary, settings) for source in sources]
     rules = TokenRules(max_length=vocabulary.size + 1, seed=settings.seed, ties=settings.ties)
@@ -110,7 +124,8 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
             for source, gene_map in zip(sources, genes, strict=True)
         )
     architecture = start.architecture if start else _architecture(settings, vocabulary)
-    return TrainingJob(settings, output, atlases, vocabulary, architecture, rules, request, done)
+    split = _split(settings, [atlas.source for atlas in atlases])
+    return TrainingJob(settings, output, atlases, vocabulary, architecture, rules, split, request, done)
 
 
 def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:
@@ -121,7 +136,8 @@ def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple
     """
     earlier = began.atlases if began else []
     sources = []
-    read = [settings.label_column, settings.domain_column, *filter_columns(settings.validation_filter or "")]
+    by_filter = filter_columns(settings.validation_filter or "")
+    read = [settings.label_column, settings.domain_column, settings.validate_by, *by_filter]
     columns = tuple(dict.fromkeys(name for name in (*settings.obs_columns, *read) if name))
     if taken := RESERVED.intersection(columns):
         raise ConfigError(
@@ -200,6 +216,32 @@ def _request(
         checkpoint=start.weights_sha256 if start else None,
         token_rules=RULES_VERSION,
     )
+
+
+def _split(settings: PretrainSettings, sources: Sequence[Source]) -> Split:
+    """The split into training and validation cells; `sources` are empty if nothing is left to do.
+
+    Raises:
+        ConfigError: If the column of --validate-by has fewer than two groups.
+    """
+    groups: tuple[str, ...] = ()
+    if settings.validate_by is not None and sources:
+        values = [known(source.column(settings.validate_by)) for source in sources]
+        names = {name for of_atlas in values for name in of_atlas.unique().to_pylist() if name is not None}
+        two = 2
+        if len(names) < two:
+            raise ConfigError(
+                f"--validate-by {settings.validate_by}: {len(names)} known groups",
+                expected="at least two",
+                remedy="name another column",
+            )
+        groups = choose_groups(names, settings.validation_share, settings.seed)
+        n_unknown = sum(of_atlas.null_count for of_atlas in values)
+        logger.info(
+            "validation cells are those of %d of %d groups of %s: %s; %d cells of unknown group are not used",
+            len(groups), len(names), settings.validate_by, ", ".join(groups), n_unknown,
+        )  # fmt: skip
+    return Split(settings.validation_filter, settings.validate_by, groups, settings.validation_share, settings.seed)
 
 
 def _partitions(settings: PretrainSettings, source: Source, genes: GeneMap) -> tuple[Partition, ...]:

@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +15,11 @@ from scgpt_ray.parts.token_file import TokenPart, committed_tokens, write_tokens
 from scgpt_ray.pipelines.executor import Executor, Stages
 from scgpt_ray.pipelines.partition_steps import ReadPartition
 from scgpt_ray.pipelines.pretrain_request import AtlasJob, TrainingJob
+from scgpt_ray.schema import CONTENT
 from scgpt_ray.storage import Folder
 from scgpt_ray.training.dataset import AtlasTokens
-from scgpt_ray.training.split import validation_mask
+from scgpt_ray.training.overlap import without_overlap
+from scgpt_ray.training.split import NEITHER, VALIDATION, Split, content_digests
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,7 @@ class CommitTokens:
 
     Attributes:
         place: Folder of the token files of an atlas.
-        condition: Filter on obs columns that selects the validation cells; None for a random share.
-        share: Share of the validation cells.
-        seed: Seed of the share.
+        split: How cells are split into training and validation cells.
         label_column: Column of cell types, or None.
         domain_column: Column of domains, or None.
         fingerprint: Digest of what determines the tokens.
@@ -41,9 +40,7 @@ class CommitTokens:
     """
 
     place: Folder
-    condition: str | None
-    share: float
-    seed: int
+    split: Split
     label_column: str | None
     domain_column: str | None
     fingerprint: str
@@ -51,12 +48,14 @@ class CommitTokens:
 
     def __call__(self, tokens: pa.Table, partition: Partition, _figures: dict[str, Any]) -> dict[str, Any]:
         """Write the file of a partition; returns its footer."""
-        atlas = PurePosixPath(self.place.uri).name
+        content_N = content_digests(tokens)
+        side_N = self.split.sides(tokens, content_N, self.where)
+        is_used = side_N != NEITHER
         part = write_tokens(
             self.place,
-            tokens,
+            tokens.append_column(CONTENT, pa.array(content_N)).filter(pa.array(is_used)),
             partition,
-            validation_mask(tokens, self.condition, self.share, self.seed, atlas=atlas, where=self.where),
+            side_N[is_used] == VALIDATION,
             fingerprint=self.fingerprint,
             label_column=self.label_column,
             domain_column=self.domain_column,
@@ -65,10 +64,17 @@ class CommitTokens:
 
 
 def cache_tokens(job: TrainingJob, executor: Executor) -> tuple[AtlasTokens, ...]:
-    """Make the token files that do not exist yet; returns all of them, by atlas."""
+    """Make the token files that do not exist yet; returns all of them, by atlas.
+
+    Training cells that are also validation cells are left out.
+    """
     place = job.output.folder(TOKENS)
     place.write(VOCABULARY_FILE, json.dumps(dict(job.vocabulary.tokens)).encode())
-    return tuple(_cache_atlas(job, atlas, number, executor) for number, atlas in enumerate(job.atlases))
+    atlases = tuple(_cache_atlas(job, atlas, number, executor) for number, atlas in enumerate(job.atlases))
+    atlases = without_overlap(atlases, job.settings.label_column, job.settings.domain_column)
+    if n_left_out := sum(atlas.n_left_out for atlas in atlases):
+        logger.info("%d training cells are also validation cells, by tokens or observation id: left out", n_left_out)
+    return atlases
 
 
 def _cache_atlas(job: TrainingJob, atlas: AtlasJob, number: int, executor: Executor) -> AtlasTokens:
@@ -99,9 +105,7 @@ def _stages(job: TrainingJob, atlas: AtlasJob, place: Folder) -> Stages:
         arguments=(),
         commit=CommitTokens(
             place,
-            settings.validation_filter,
-            settings.validation_share,
-            settings.seed,
+            job.split,
             settings.label_column,
             settings.domain_column,
             job.tokens_fingerprint,

@@ -30,10 +30,22 @@ _RARITY = -0.5
 
 @dataclass(frozen=True)
 class AtlasTokens:
-    """The token files of one atlas."""
+    """The token files of one atlas.
+
+    Args:
+        folder: Folder of the files.
+        parts: Footers, with the counts of the training cells that are used.
+        left_out: Number of a partition -> rows of its training cells that are not used.
+    """
 
     folder: Folder
     parts: tuple[TokenPart, ...]
+    left_out: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def n_left_out(self) -> int:
+        """Number of training cells that are not used."""
+        return sum(map(len, self.left_out.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +134,9 @@ class Cells:
     def _read(self, file: int) -> list[CellTokens]:
         number, folder, part = self._files[file]
         tokens = read_tokens(folder, part, validation=self.validation)
+        left_out = () if self.validation else self.atlases[number].left_out.get(part.partition, ())
+        if left_out:
+            tokens = tokens.take(np.delete(np.arange(tokens.num_rows), left_out))
         offsets, genes = ragged(tokens[GENE])
         _, bins = ragged(tokens[BIN])
         label_N = _codes(tokens, self.label_column, self.labels)

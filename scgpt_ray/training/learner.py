@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor
 
 from scgpt_ray.errors import WorkerError
@@ -48,10 +49,11 @@ class Learner:
     """Network, optimiser and the number of finished steps.
 
     Args:
-        network: The network, on its device.
+        network: The network, on its device; parameters that need no gradient stay as they are.
         schedule: Learning rate and clipping.
         weights: Weights of the objectives.
         type_weights_AK: float32 [atlases, types], weight of a cell of each type; None without labels.
+        unprompted_steps: First steps that have no second pass.
         dtype: Precision of linear layers and attention; weights and sums are float32.
         seed: Seed of dropout.
     """
@@ -62,13 +64,15 @@ class Learner:
         schedule: Schedule,
         weights: Weights,
         type_weights_AK: Tensor | None,
+        unprompted_steps: int = 0,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
         self.network, self.schedule, self.weights = network, schedule, weights
-        self.type_weights_AK = type_weights_AK
+        self.type_weights_AK, self.unprompted_steps = type_weights_AK, unprompted_steps
         self.device = next(network.parameters()).device
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=schedule.learning_rate, fused=True)
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trainable, lr=schedule.learning_rate, fused=True)
         self.step = 0
         self._autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self._seed = seed
@@ -88,13 +92,17 @@ class Learner:
         self.network.train()
         # Seeded by step, so that a resumed run draws the same dropout as an uninterrupted one.
         torch.manual_seed((self._seed * 1_000_003 + self.step) * 4096 + _rank())
-        n_terms = _sum_over_workers(sum((counts(batch) for batch in batches), torch.zeros(len(OBJECTIVES))))
+        prompted = self.weights.prompt > 0 and self.step >= self.unprompted_steps
+        n_terms = torch.zeros(len(OBJECTIVES))
+        for batch in batches:
+            n_terms += counts(batch, prompted=prompted, labelled=self.type_weights_AK is not None)
+        n_terms = _sum_over_workers(n_terms)
         factors = self._factors(n_terms)
         sums = torch.zeros(len(OBJECTIVES), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             with self._autocast:
-                batch_sums = loss_sums(self.network, batch, self.type_weights_AK)
+                batch_sums = loss_sums(self.network, batch, self.type_weights_AK, prompted=prompted)
             torch.autograd.backward((batch_sums * factors).sum())
             sums += batch_sums.detach()
         self._sum_gradients()
@@ -119,15 +127,38 @@ class Learner:
             Mean of each objective, and their weighted sum without the domain, which is adversarial.
         """
         self.network.eval()
+        prompted = self.weights.prompt > 0
         sums, n_terms = torch.zeros(len(OBJECTIVES), device=self.device), torch.zeros(len(OBJECTIVES))
         for batch in batches:
             with self._autocast:
-                batch_sums = loss_sums(self.network, batch, self.type_weights_AK)
+                batch_sums = loss_sums(self.network, batch, self.type_weights_AK, prompted=prompted)
             sums += batch_sums
-            n_terms += counts(batch)
+            n_terms += counts(batch, prompted=prompted, labelled=self.type_weights_AK is not None)
         means = _means(_sum_over_workers(sums), _sum_over_workers(n_terms))
         per_unit = dict(zip(OBJECTIVES[:-1], self.weights.per_unit().tolist(), strict=False))
         return means, sum(per_unit[name] * means[name] for name in per_unit if name in means)
+
+    @torch.no_grad()
+    def embed(self, batches: Iterable[tuple[int, Microbatch]], n_cells: int) -> tuple[Tensor, Tensor]:
+        """Embed validation cells, and share the result with all workers.
+
+        Args:
+            batches: This worker's share: the number of the first cell of a step, and a microbatch of the step.
+            n_cells: Number of cells, over all workers.
+
+        Returns:
+            Embeddings, L2-normalised, float32 [n_cells, D], and codes of the labels, int64 [n_cells]; on the CPU.
+        """
+        self.network.eval()
+        width = self.network.encoder.enc_norm.normalized_shape[0]
+        vectors_CD, label_C = torch.zeros(n_cells, width), torch.zeros(n_cells, dtype=torch.int64)
+        for first, batch in batches:
+            with self._autocast:
+                x_TD, _ = self.network(batch.gene_T, batch.value_T, batch.cells)
+            rows = first + batch.place_C.cpu()
+            vectors_CD[rows] = F.normalize(x_TD[batch.cells.cu_seqlens[:-1]].float(), dim=1).cpu()
+            label_C[rows] = batch.label_C.cpu()
+        return _sum_over_workers(vectors_CD), _sum_over_workers(label_C)
 
     def state(self) -> dict[str, Any]:
         """Everything that a worker needs to resume, as tensors and plain values."""

@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from scgpt_ray.atlas.prefetch import in_order
+from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint import Architecture, read_checkpoint
+from scgpt_ray.training.attention import fits_varlen
 from scgpt_ray.training.dataset import Cells
+from scgpt_ray.training.label_metrics import label_metrics
 from scgpt_ray.training.learner import Learner, Schedule
 from scgpt_ray.training.network import ScGPT
-from scgpt_ray.training.objective import MASK_VALUE, Weights
+from scgpt_ray.training.objective import MASK_VALUE, UNLABELLED, Weights
 from scgpt_ray.training.packing import Draws, Microbatch, microbatches
 
 logger = logging.getLogger(__name__)
@@ -21,7 +24,8 @@ logger = logging.getLogger(__name__)
 VALIDATION_CELLS = 2048
 """Largest number of validation cells that are evaluated; the first ones in their order."""
 
-_HEADS = ("decoder.", "mvc_decoder.", "cls_decoder.")
+_FLAGS = "flag_encoder."
+_HEADS = ("decoder.", "mvc_decoder.", "cls_decoder.", _FLAGS)
 _ADVERSARY = "grad_reverse_discriminator."
 
 
@@ -33,13 +37,20 @@ class Training:
         architecture: Sizes of the network.
         checkpoint: Folder with the initial weights; None for random ones.
         dropout: Probability of dropout.
+        attention_dropout: Probability of dropping an attention weight.
+        generative: Whether genes to predict are unknown to the others, instead of masked.
+        freeze_embeddings: Whether the embeddings of genes and values stay as they are.
+        freeze_layers: Number of transformer layers that stay as they are, from the first.
         cells: Training cells.
         validation: Validation cells.
         schedule: Learning rate and clipping.
         weights: Weights of the objectives.
-        draws: Which genes of a cell are shown, and which are masked.
+        unprompted_steps: First steps that have no second pass.
+        draws: Which genes of a cell are shown, and which are predicted.
         cells_per_step: Number of cells of a step, over all workers.
         steps_per_checkpoint: Steps between validations; the state is saved at each.
+        best_by: Which validation has the weights of the checkpoint: the one with the lowest loss, the highest label
+            metric, or the last.
         tokens_per_microbatch: Maximum number of tokens of a microbatch.
         precision: Precision of linear layers and attention.
         seed: Seed of random weights and dropout.
@@ -48,16 +59,27 @@ class Training:
     architecture: Architecture
     checkpoint: str | None
     dropout: float
+    attention_dropout: float
+    generative: bool
+    freeze_embeddings: bool
+    freeze_layers: int
     cells: Cells
     validation: Cells
     schedule: Schedule
     weights: Weights
+    unprompted_steps: int
     draws: Draws
     cells_per_step: int
     steps_per_checkpoint: int
+    best_by: Literal["loss", "label_accuracy", "label_asw", "last"]
     tokens_per_microbatch: int
     precision: Literal["float32", "bfloat16"]
     seed: int
+
+    @property
+    def predicted_labels(self) -> tuple[str, ...]:
+        """Labels that the network learns to predict; they are only measured by if their weight is 0."""
+        return self.cells.labels if self.weights.label else ()
 
 
 class TrainContext(Protocol):
@@ -81,9 +103,12 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
         device: Device of this worker.
         context: The place of this worker in the run.
         resumed: A saved state to resume from; None to start.
+
+    Raises:
+        WorkerError: If a gradient is not finite, or the metric of --best-by is undefined.
     """
     learner = begin(training, device)
-    kept: dict[str, Any] = {"best": None, "best_loss": float("inf"), "validations": []}
+    kept: dict[str, Any] = {"best": None, "best_validation": None, "validations": []}
     if resumed is not None:
         learner.restore(resumed["learner"])
         kept = dict(resumed["kept"])
@@ -97,33 +122,70 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
         metrics = learner.learn(step_batches)
         context.step_done(learner.step, metrics)
         if learner.step % training.steps_per_checkpoint == 0 or learner.step == training.schedule.steps:
-            means, loss = learner.evaluate(_validation_batches(training, context, device))
-            if loss <= kept["best_loss"]:
-                kept |= {"best": weights_of(learner.network), "best_loss": loss}
-            validation = {"step": learner.step, "loss": loss, **means}
+            validation = _validate(training, learner, context, device)
+            if _is_best(training.best_by, validation, kept["best_validation"]):
+                kept |= {"best": weights_of(learner.network), "best_validation": validation}
             kept["validations"] = [*kept["validations"], validation]
             state = {"learner": learner.state(), "kept": kept} if context.rank == 0 else None
             context.save(state, validation)
 
 
+def _validate(training: Training, learner: Learner, context: TrainContext, device: torch.device) -> dict[str, float]:
+    """Objectives and label metrics of the validation cells."""
+    batches = (batch for _, batch in _validation_batches(training, context, device))
+    means, loss = learner.evaluate(batches)
+    validation = {"step": learner.step, "loss": loss, **means}
+    if training.cells.labels:
+        # As `embed` sees cells: nothing is hidden, and a longer cell is cut.
+        shown = replace(training.draws, shortest=training.draws.longest, mask_ratios=())
+        whole = replace(training, draws=shown, generative=False)
+        n_cells, _ = _validation_size(training)
+        vectors_ND, code_N = learner.embed(_validation_batches(whole, context, device), n_cells)
+        is_labelled = code_N != UNLABELLED
+        validation |= label_metrics(vectors_ND[is_labelled].numpy(), code_N[is_labelled].numpy())
+    return validation
+
+
+def _is_best(best_by: str, validation: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
+    if best_by == "last":
+        return True
+    if best_by not in validation:
+        raise WorkerError(
+            f"{best_by} of the validation cells is not defined: they have fewer than two labels; give --best-by loss"
+        )
+    if best is None:
+        return True
+    found, before = validation[best_by], best[best_by]
+    return found <= before if best_by == "loss" else found >= before
+
+
 def begin(training: Training, device: torch.device) -> Learner:
     """Create the learner of a run, before its first step."""
+    dtype: torch.dtype = getattr(torch, training.precision)
+    fits = fits_varlen(device, dtype, masked=training.generative, dropout=training.attention_dropout)
+    if fits_varlen(device, dtype, masked=False, dropout=0.0) and not fits:
+        logger.info(
+            "torch's varlen kernel has no masks and no dropout: attention is a call per run of cells of one shape"
+        )
     torch.manual_seed(training.seed)
     network = ScGPT(
         training.architecture,
         dropout=training.dropout,
-        n_labels=len(training.cells.labels),
+        attention_dropout=training.attention_dropout,
+        n_labels=len(training.predicted_labels),
         n_domains=len(training.cells.domains),
     )
     if training.checkpoint is not None:
-        _load_checkpoint(network, training.checkpoint, training.cells.labels)
-    type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.cells.labels else None
+        _load_checkpoint(network, training.checkpoint, training.predicted_labels, generative=training.generative)
+    network.freeze(embeddings=training.freeze_embeddings, layers=training.freeze_layers)
+    type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.predicted_labels else None
     return Learner(
         network.to(device),
         training.schedule,
         training.weights,
         type_weights_AK,
-        dtype=getattr(torch, training.precision),
+        unprompted_steps=training.unprompted_steps,
+        dtype=dtype,
         seed=training.seed,
     )
 
@@ -134,7 +196,7 @@ def weights_of(network: ScGPT) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if not name.startswith(_ADVERSARY)}
 
 
-def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...]) -> None:
+def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...], *, generative: bool) -> None:
     """Load the encoder's weights of a checkpoint, and those of the heads that fit.
 
     The head of cell types fits if its classes are the same types, not merely as many.
@@ -148,7 +210,7 @@ def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...]) -
         same_types = not shapes or head != "cls_decoder." or checkpoint.cell_types == cell_types
         if same_types and {name: tensor.shape for name, tensor in found.items()} == shapes:
             loaded |= found
-        else:
+        elif generative or head != _FLAGS:
             logger.info("%s of %s is missing or does not fit: initialised at random", head.rstrip("."), folder)
     network.load_state_dict({**initial, **loaded})
 
@@ -163,13 +225,23 @@ def _batches(
         training.tokens_per_microbatch,
         pad_value=training.architecture.pad_value,
         mask_value=MASK_VALUE,
+        generative=training.generative,
         device=device,
     )
 
 
-def _validation_batches(training: Training, context: TrainContext, device: torch.device) -> Iterator[Microbatch]:
-    """The same cells with the same masks at each validation."""
+def _validation_batches(
+    training: Training, context: TrainContext, device: torch.device
+) -> Iterator[tuple[int, Microbatch]]:
+    """The same cells with the same draws at each validation, with the number of the first cell of each step."""
+    n_cells, size = _validation_size(training)
+    for step in range(n_cells // size):
+        for batch in _batches(training, training.validation, step, size, context, device):
+            yield step * size, batch
+
+
+def _validation_size(training: Training) -> tuple[int, int]:
+    """Number of cells that are evaluated, in whole steps, and cells per step."""
     n_cells = min(training.validation.n, VALIDATION_CELLS)
     size = min(n_cells, training.cells_per_step)
-    for step in range(n_cells // size):
-        yield from _batches(training, training.validation, step, size, context, device)
+    return n_cells // size * size, size

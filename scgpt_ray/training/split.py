@@ -1,37 +1,100 @@
-"""The split into training and validation cells: by a filter, or a random share keyed by cell and atlas."""
+"""The split into training and validation cells: by a filter, by whole groups such as donors, or a random share.
+
+The random share is keyed by the tokens of a cell, so that cells of equal content are on the same side, in whichever
+atlases they are. What still occurs on both sides is left out of training (`training.overlap`).
+"""
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scgpt_ray.atlas.obs_filter import parse
-from scgpt_ray.schema import JOINID
+from scgpt_ray.parts.token_file import known
+from scgpt_ray.schema import BIN, GENE, ragged
+
+TRAINING, VALIDATION, NEITHER = 0, 1, -1
+"""Sides of a split; a cell whose group is unknown is on neither."""
+
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+"""A step of SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)."""
 
 
-def validation_mask(
-    tokens: pa.Table, condition: str | None, share: float, seed: int, *, atlas: str, where: str
-) -> npt.NDArray[np.bool_]:
-    """Choose the validation cells.
+@dataclass(frozen=True)
+class Split:
+    """How cells are split; the same for a cell wherever it is stored.
 
     Args:
-        tokens: TOKENS, or any table of cells with the columns of the condition.
-        condition: Filter on obs columns; None for a random share.
-        share: Share of the cells, 0 to 1.
+        condition: Filter on obs columns that selects the validation cells; None to split otherwise.
+        column: obs column of the groups that are never divided; None to split otherwise.
+        groups: Groups whose cells are for validation.
+        share: Share of the cells for validation if neither a condition nor a column is given, 0 to 1.
         seed: Seed of the share.
-        atlas: Name of the atlas within the run: two atlases draw differently, and one draws the same wherever it is
-            stored.
-        where: The atlas, for messages.
-
-    Returns:
-        bool [n], True for validation cells.
-
-    Raises:
-        AtlasError: If the condition is invalid.
     """
-    if condition is not None:
-        return parse(condition, tokens.schema, where, "--validation-filter").mask(tokens)
-    key = int.from_bytes(hashlib.sha256(f"{seed} {atlas}".encode()).digest()[:8])
-    draws = [np.random.Philox(key=[key, joinid]).random_raw() for joinid in tokens[JOINID].to_numpy()]
-    return np.array(draws, np.uint64) < share * 2.0**64
+
+    condition: str | None
+    column: str | None
+    groups: tuple[str, ...]
+    share: float
+    seed: int
+
+    def sides(self, tokens: pa.Table, content_N: npt.NDArray[np.uint64], where: str) -> npt.NDArray[np.int8]:
+        """Choose the side of each cell.
+
+        Args:
+            tokens: TOKENS, with the columns of the condition or groups.
+            content_N: Digests of the cells' tokens (`content_digests`).
+            where: The atlas, for messages.
+
+        Returns:
+            int8 [n]: TRAINING, VALIDATION or NEITHER.
+
+        Raises:
+            AtlasError: If the condition is invalid.
+        """
+        if self.condition is not None:
+            return parse(self.condition, tokens.schema, where, "--validation-filter").mask(tokens).astype(np.int8)
+        if self.column is not None:
+            group_N = known(tokens[self.column])
+            is_chosen = pc.is_in(group_N, value_set=pa.array(self.groups, pa.string())).to_numpy()
+            return np.where(pc.is_null(group_N).to_numpy(), NEITHER, is_chosen).astype(np.int8)
+        draw_N = _mixed(content_N ^ np.uint64(_key(str(self.seed))))
+        return (draw_N < self.share * 2.0**64).astype(np.int8)
+
+
+def choose_groups(names: Iterable[str], share: float, seed: int) -> tuple[str, ...]:
+    """Draw the validation groups: a share of them, but at least one and not all.
+
+    Args:
+        names: Names of at least two groups.
+        share: Share of the groups, 0 to 1.
+        seed: Seed of the draw.
+    """
+    drawn = sorted(set(names), key=lambda name: _key(f"{seed} {name}"))
+    return tuple(sorted(drawn[: min(max(1, round(share * len(drawn))), len(drawn) - 1)]))
+
+
+def content_digests(tokens: pa.Table) -> npt.NDArray[np.uint64]:
+    """Digest of the genes and bins of each cell, in any order of the genes, uint64 [n]."""
+    offsets, gene_T = ragged(tokens[GENE])
+    _, bin_T = ragged(tokens[BIN])
+    mixed_T = _mixed(gene_T.astype(np.uint64) << np.uint64(8) | bin_T.astype(np.uint64))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed_T, dtype=np.uint64)])
+    return _mixed(sums[offsets[1:]] - sums[offsets[:-1]])
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = values + _INCREMENT
+    values = (values ^ values >> _SHIFTS[0]) * _MULTIPLIERS[0]
+    values = (values ^ values >> _SHIFTS[1]) * _MULTIPLIERS[1]
+    return values ^ values >> _SHIFTS[2]
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
