@@ -192,15 +192,10 @@ class SomaSource:
             yield from in_order(cells, obs_blocks(obs), _BLOCKS_AHEAD if "://" in self.uri else 0)
 
     def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:
-        own_name = _own_name(experiment.obs)
+        own_name = cell_name_column(experiment.obs)
         carried = [name for name in obs_columns if name != OBS_ID]
         columns = list(dict.fromkeys([JOINID, *([own_name] if own_name else []), *carried]))
-        table = experiment.obs.read(
-            (joinids,),
-            value_filter=self._value_filter(experiment),
-            column_names=columns,
-        ).concat()
-        # The result also holds the columns of the filter.
+        table = pa.concat_tables(self._rows(experiment, columns, (joinids,)))
         renamed = {
             JOINID: JOINID,
             **({OBS_ID: own_name} if own_name else {}),
