@@ -53,14 +53,14 @@ class Point:
     Attributes:
         nprobe: Inverted lists of each shard.
         rerank: Candidates of each shard.
-        recall_at_1: Part of the true first neighbours found among ten.
-        recall_at_10: Part of the true ten neighbours found.
+        recall_1_at_10: Share of the queries whose true nearest neighbour is among the ten found (1-recall@10).
+        recall_at_10: Part of the true ten nearest neighbours that is among the ten found (10-recall@10).
         cost: Bytes read for a query, those from random places counted four times.
     """
 
     nprobe: int
     rerank: int
-    recall_at_1: float
+    recall_1_at_10: float
     recall_at_10: float
     cost: int
 
