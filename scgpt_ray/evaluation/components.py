@@ -9,6 +9,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from scgpt_ray.errors import InputError
+from scgpt_ray.evaluation.variable_genes import variable_genes
 from scgpt_ray.schema import Float32Matrix
 
 N_GENES = 2000
@@ -63,18 +64,9 @@ def hvg_pca(counts_NG: sparse.csr_matrix, *, seed: int) -> Float32Matrix:
     """
     require_counts(counts_NG)
     logs_NG = log1p_cp10k(counts_NG[:, np.flatnonzero(counts_NG.getnnz(axis=0))])
-    if logs_NG.shape[1] > N_GENES:
-        logs_NG = logs_NG[:, _variable_genes(logs_NG)]
+    logs_NG = logs_NG[:, variable_genes(logs_NG, N_GENES, "seurat")]
     _, components_NC = fit_components(logs_NG, N_COMPONENTS, seed=seed)
     return np.ascontiguousarray(components_NC, np.float32)
-
-
-def _variable_genes(logs_NG: sparse.csr_matrix) -> npt.NDArray[np.bool_]:
-    """The most variable genes, bool [G]."""
-    import scanpy as sc  # seconds to import
-
-    found = sc.pp.highly_variable_genes(sc.AnnData(logs_NG), n_top_genes=N_GENES, inplace=False)
-    return np.asarray(found["highly_variable"], bool)
 
 
 def require_whole(values: npt.NDArray[np.floating]) -> None:
