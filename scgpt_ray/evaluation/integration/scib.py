@@ -56,8 +56,8 @@ class EvaluatedCells:
     def graph(self) -> Any:
         """Symmetric graph of the 15 nearest neighbours, the cell itself included, weighted as by UMAP; CSR [n, n].
 
-        It is the `connectivities` of scanpy's neighbours, but exact also for more than 8,192 cells, of which scanpy takes
-        approximate ones: the clustering may then differ.
+        It is the `connectivities` of scanpy's neighbours, but exact also for more than 8,192 cells, where scanpy's are
+        approximate: clusterings may then differ.
         """
         return self.neighbors.subset_neighbors(_GRAPH_NEIGHBORS).knn_graph_connectivities
 
