@@ -1,10 +1,11 @@
 """Train the checkpoint that ships with the package, and evaluate it on cells that it was not trained on.
 
 python jobs/demo_model.py --data ../shared/data --output demo-model [--seeds 0 1 2] [--ship scgpt_ray/network/demo]
+python jobs/demo_model.py --data ../shared/data --output evaluated --checkpoint scgpt_ray/network/demo
 
-For each seed, a network is trained on masked values, and then continued with cell-type labels. They are compared with
-principal components, and with an untrained network of the first seed. Prints one line of JSON per network, seed and
-task, and writes all of them to `evaluated.json`.
+For each seed, a network is trained on masked values, and then continued with cell-type labels; or a checkpoint is
+given. They are compared with principal components, and with an untrained network of the first seed. Prints one line of
+JSON per network, seed and task, and writes all of them to `evaluated.json`.
 """
 
 import argparse
@@ -235,15 +236,16 @@ def ship(checkpoint: Path, folder: Path) -> None:
     write_checkpoint(folder, read.architecture, read.vocabulary, halves, more_args=more, as_safetensors=True)
 
 
-def figures(seeds: list[int], data: Path, output: Path) -> Iterator[dict[str, Any]]:
-    """Train and evaluate; yields a line per network, seed and task."""
-    files = training_files(data, output / "cells")
+def figures(seeds: list[int], data: Path, output: Path, given: Path | None) -> Iterator[dict[str, Any]]:
+    """Train, unless a checkpoint is given, and evaluate; yields a line per network, seed and task."""
+    files = [] if given else training_files(data, output / "cells")
     yield from mapping_lines(COMPONENTS, 0, evaluate_components(data, 0))
     for seed in seeds:
-        checkpoints = train(seed, files, data, output)
+        checkpoints = {"given": given} if given else train(seed, files, data, output)
         if seed == seeds[0]:
+            genes = genes_of(next(iter(checkpoints.values())))
             checkpoints["untrained"] = output / f"untrained-{seed}"
-            random_checkpoint(checkpoints["untrained"], genes_of(checkpoints["masked"]), seed=seed, **SIZE)
+            random_checkpoint(checkpoints["untrained"], genes, seed=seed, **SIZE)
         folders = {network: output / f"evaluated-{network}-{seed}" for network in checkpoints}
         for network, checkpoint in checkpoints.items():
             yield from mapping_lines(network, seed, evaluate(checkpoint, data, folders[network]))
@@ -271,10 +273,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for all results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a network for each [default: 0]")
     parser.add_argument("--ship", type=Path, help="folder for the better network of the first seed, in half precision")
+    parser.add_argument("--checkpoint", type=Path, help="evaluate this checkpoint instead of training")
     options = parser.parse_args()
+    if options.checkpoint and options.ship:
+        parser.error("--ship is for networks that are trained here")
     lines = []
     with connected():
-        for line in figures(options.seeds, options.data, options.output):
+        for line in figures(options.seeds, options.data, options.output, options.checkpoint):
             lines.append(line)
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()

@@ -45,6 +45,7 @@ BANNED = re.compile(
         ({**NEEDED, "tiledb_config": ["a=1", "b"]}, "--tiledb-config: 'b' is not KEY=VALUE; expected another value"),
         ({**NEEDED, "actors_per_gpu": 0}, "--actors-per-gpu is 0; expected greater than or equal to 1"),
         ({**NEEDED, "actors_per_gpu": 2, "actors": 1}, "--actors-per-gpu needs GPUs"),
+        ({**NEEDED, "flavor": "seurat"}, "--flavor and --rank-by need --highly-variable; expected options that agree"),
         ({**NEEDED, "actors_per_gpu": 2, "gpus": 0}, "--actors-per-gpu needs GPUs"),
     ],
 )
@@ -89,7 +90,13 @@ def test_examples_are_options_of_their_verb(verb):
 
 
 def test_headings():
-    assert list(EmbedSettings.groups()) == ["Input and output", "Tokens and network", "Cells and genes", "Compute"]
+    assert list(EmbedSettings.groups()) == [
+        "Input and output",
+        "Tokens and network",
+        "Highly variable genes",
+        "Cells and genes",
+        "Compute",
+    ]
     assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output"]
 
 

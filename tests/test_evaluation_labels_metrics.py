@@ -22,7 +22,8 @@ def test_scores_by_hand():
     assert [score.support for score in scores.per_label] == [2, 1, 3]
     assert [score.f1 for score in scores.per_label] == pytest.approx([1 / 2, 0, 2 / 3])
     assert [score.precision for score in scores.per_label] == pytest.approx([1 / 2, 0, 2 / 3])
-    assert scores.macro_f1 == pytest.approx((1 / 2 + 2 / 3) / 3)
+    assert scores.macro_f1_true_labels == pytest.approx((1 / 2 + 2 / 3) / 3)
+    assert scores.macro_f1 == pytest.approx((1 / 2 + 2 / 3) / 4), "Unknown was predicted, and is no true label"
     assert scores.majority_accuracy == pytest.approx(3 / 6)
     assert scores.absent_labels == ("NK",)
     assert (scores.n_in_reference, scores.accuracy_in_reference) == (5, pytest.approx(3 / 5))
@@ -42,7 +43,7 @@ def test_scores_as_json_and_as_text():
     lines = scores.table().splitlines()
     assert lines[2].split() == ["NK*", "0.000", "0.000", "0.000", "1"]
     assert lines[-2:] == [
-        "accuracy 0.500 (always the most frequent label: 0.500)",
+        "accuracy 0.500 (always the most frequent label: 0.500), macro-F1 over true or predicted labels 0.292",
         "* not a label of the reference",
     ]
     assert len({len(line) for line in lines[:5]}) == 1, "columns line up"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scgpt_ray.index.recall import RecallSample, choose_params, cost_model, recall_at
+from scgpt_ray.index.recall import RecallSample, choose_params, cost_model, point_at, recall_at
 from scgpt_ray.index.searcher import SearchParams
 
 
@@ -63,6 +63,20 @@ def test_the_cheapest_effort_that_meets_the_target(recall_of, nlist, target, cho
     assert [(entry.nprobe, entry.rerank) for entry in curve] == asked
     assert point in curve
     assert point.recall_at_10 == pytest.approx(recall_of(*chosen), abs=1e-3)
+
+
+def test_the_nearest_among_ten_and_the_ten_among_ten():
+    """The true nearest is found tenth by three of four queries; of the other nine, each query finds one."""
+    truth, own = np.arange(40).reshape(4, 10), np.full(4, 77)
+    found = truth + 100
+    found[:, 0], found[:3, 9] = truth[:, 5], truth[:3, 0]
+    recall_sample = RecallSample(own, np.zeros((4, 2), np.float32), truth, np.zeros((4, 10), np.float32))
+
+    def search(queries, k, params):
+        return np.hstack([own[:, None], found]), np.zeros((4, 11), np.float32)
+
+    point = point_at(SearchParams(1, 40), recall_sample, search, lambda _: 0)
+    assert (point.recall_1_at_10, point.recall_at_10) == (3 / 4, pytest.approx(7 / 40))
 
 
 def test_what_an_effort_costs():

@@ -1,5 +1,7 @@
 """The counts that a mapping's baseline is made of, read from atlases without an index; with one, see test_flows_map."""
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pyarrow as pa
@@ -55,6 +57,9 @@ def test_what_are_no_counts_is_refused(blood, tmp_path):
     cells.write_h5ad(tmp_path / "logs.h5ad")
     with pytest.raises(ReferenceSetError, match=r"logs.h5ad: the counts have the value \d\.\d+, which is no count"):
         list(atlas(tmp_path / "logs.h5ad").counts(np.arange(9), SHARED))
+    stored = replace(atlas(tmp_path / "logs.h5ad"), whole=False)
+    (values,) = stored.counts(np.arange(9), SHARED)
+    np.testing.assert_array_equal(values.toarray(), cells.X[:9][:, [62, 56, 23]].toarray())
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (4, 1), (3, 4), (4, 0)])

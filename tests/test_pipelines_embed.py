@@ -10,7 +10,7 @@ import pytest
 import scgpt_ray
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.errors import CompletenessError, OutputError
+from scgpt_ray.errors import CompletenessError, OutputError, ReferenceSetError
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
@@ -217,3 +217,29 @@ def test_the_driver_keeps_what_differs_between_actors_and_warns_of_what_does_not
     assert not set(COUNTERS) & set(actors[0])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "(triton: RuntimeError: an old driver)" in caplog.text
+
+
+def test_embeddings_of_variable_genes_are_those_of_a_file_with_only_these(blood, blood_file, checkpoint, tmp_path):
+    """Values are binned among the selected genes only; the map refuses a reference of them."""
+    pytest.importorskip("skmisc", reason="needs scikit-misc: pip install 'scgpt-ray[eval]'")
+    settings = {"executor": "serial", "checkpoint": str(checkpoint), "cells_per_partition": 100}
+    scgpt_ray.embed(
+        **settings, atlas=str(blood_file), output=str(tmp_path / "out"), obs_columns=["cell_type"], highly_variable=20
+    )
+    tokens = check(
+        EmbedSettings(
+            atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "none"), highly_variable=20
+        )
+    ).genes.token
+    blood[:, tokens >= 0].copy().write_h5ad(tmp_path / "only.h5ad")
+    scgpt_ray.embed(**settings, atlas=str(tmp_path / "only.h5ad"), output=str(tmp_path / "only"))
+    found = vectors(tmp_path / "out")
+    assert_same(found, vectors(tmp_path / "only"))
+    assert sum(vector is not None for vector in found.values()) > 250
+    scgpt_ray.build_index(
+        executor="serial", embeddings=str(tmp_path / "out"), output=str(tmp_path / "index"), label_columns=["cell_type"]
+    )
+    with pytest.raises(ReferenceSetError, match="index holds embeddings of 20 highly variable genes"):
+        scgpt_ray.map_query(
+            **settings, query=str(blood_file), index=str(tmp_path / "index"), output=str(tmp_path / "mapped")
+        )

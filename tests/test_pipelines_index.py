@@ -93,6 +93,10 @@ def test_an_approximate_index_and_its_measured_recall(reference, tmp_path, optio
     )
     assert 1 <= description.nprobe <= n_lists
     assert options.get("target_recall", 0.95) <= description.recall_at_10 <= 1
+    report = json.loads((tmp_path / "index" / "recall.json").read_text())
+    assert report["recall"].keys() == {"recall_at_1", "recall_at_10", "recall_at_50"}
+    assert report["recall"]["recall_at_10"] == description.recall_at_10
+    assert all(point.keys() >= {"recall_1_at_10", "recall_at_10"} for point in report["curve"])
     again = scgpt_ray.build_index(
         executor="serial", embeddings=reference.uri, output=str(tmp_path / "again"), **options
     )

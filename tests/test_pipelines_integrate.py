@@ -16,7 +16,7 @@ from scgpt_ray.atlas.source import locate
 from scgpt_ray.cli import BAD_INPUT, DONE, main
 from scgpt_ray.config import CellSettings, IntegrateSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
-from scgpt_ray.evaluation.components import N_COMPONENTS
+from scgpt_ray.evaluation.components import N_COMPONENTS, log1p_cp10k
 from scgpt_ray.evaluation.sample import MAX_CELLS
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
@@ -26,6 +26,7 @@ from scgpt_ray.pipelines.raw_counts import read_counts
 from scgpt_ray.storage import Folder
 
 pytest.importorskip("scib_metrics", reason="needs scib-metrics: pip install 'scgpt-ray[eval]'")
+pytest.importorskip("leidenalg", reason="needs leidenalg: pip install 'scgpt-ray[eval]'")
 pytest.importorskip("umap", reason="needs umap-learn: pip install 'scgpt-ray[eval]'")
 
 
@@ -233,6 +234,73 @@ def test_counts_of_other_cells_are_refused(embedded, lanes):
     logs.write_h5ad(embedded / "logs.h5ad")
     with pytest.raises(InputError, match="expected whole numbers"):
         scgpt_ray.integrate(**options(embedded, "refused", counts=str(embedded / "logs.h5ad")))
+
+
+@pytest.fixture(scope="module")
+def logs(lanes, checkpoint, place):
+    """Embeddings of the variable genes of log-normalised values; the raw counts are in a layer."""
+    pytest.importorskip("skmisc", reason="needs scikit-misc: pip install 'scgpt-ray[eval]'")
+    cells = lanes.copy()
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = log1p_cp10k(cells.X)
+    cells.write_h5ad(place / "norm.h5ad")
+    scgpt_ray.embed(
+        executor="serial",
+        atlas=str(place / "norm.h5ad"),
+        checkpoint=str(checkpoint),
+        output=str(place / "norm"),
+        obs_columns=["cell_type", "lane"],
+        highly_variable=24,
+    )
+    return place
+
+
+AS_STORED = {"factor_columns": [], "baseline_values": "stored", "highly_variable": 24, "flavor": "seurat_v3"}
+
+
+def test_components_of_values_as_stored_and_effects_on_counts(logs):
+    integrated = scgpt_ray.integrate(
+        **options(logs, "stored", embeddings=[str(logs / "norm")], counts_layer="counts", **AS_STORED)
+    )
+    import scanpy as sc
+
+    cells = anndata.read_h5ad(logs / "norm.h5ad")
+    cells = cells[np.delete(np.arange(260), [5, 77])].copy()
+    sc.pp.highly_variable_genes(cells, n_top_genes=24, flavor="seurat_v3", check_values=False)
+    sc.pp.pca(cells, n_comps=23, mask_var="highly_variable")
+    expected = (silhouette_score(cells.obsm["X_pca"], cells.obs["cell_type"]) + 1) / 2
+    mine, baseline = integrated.integration.scores
+    assert (mine.name, baseline.name) == ("norm", BASELINE)
+    assert baseline.asw_label == pytest.approx(expected, rel=1e-4)
+    assert integrated.baseline == "40 of 24 highly variable genes (seurat_v3), the values as stored"
+    assert integrated.effects[0].kind == "none", "the counts of the layer were read"
+
+
+def test_components_of_values_as_stored_without_counts(logs):
+    integrated = scgpt_ray.integrate(**options(logs, "no-counts", embeddings=[str(logs / "norm")], **AS_STORED))
+    assert [scores.name for scores in integrated.integration.scores] == ["norm", BASELINE]
+    assert integrated.effects[0].kind is None
+    assert "Without genes: " in integrated.text()
+    assert "norm.h5ad: the counts have the value" in integrated.no_counts
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"counts_layer": "raw_counts"}, "no layer raw_counts"), ({"counts_layer": "X"}, "expected whole numbers")],
+)
+def test_counts_that_are_named_must_be_there(logs, more, message):
+    with pytest.raises(InputError, match=message):
+        scgpt_ray.integrate(**options(logs, "refused", embeddings=[str(logs / "norm")], factor_columns=[], **more))
+
+
+@pytest.mark.parametrize("more", [{"counts_layer": "counts"}, {"baseline_values": "stored"}])
+def test_without_the_atlas_what_is_asked_of_it_is_refused(logs, more):
+    (logs / "norm.h5ad").rename(logs / "hidden-norm.h5ad")
+    try:
+        with pytest.raises(InputError, match=r"norm.h5ad: no such file.*name it with --counts"):
+            scgpt_ray.integrate(**options(logs, "refused", embeddings=[str(logs / "norm")], factor_columns=[], **more))
+    finally:
+        (logs / "hidden-norm.h5ad").rename(logs / "norm.h5ad")
 
 
 def test_one_batch_key_is_refused(blood, checkpoint, tmp_path, capsys):

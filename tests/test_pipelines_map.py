@@ -191,7 +191,8 @@ def assert_scored(scores, truth, voted, sure):
     }
     f1 = [2 * pairs[name, name] / (truth.count(name) + voted.count(name)) for name in names]
     assert scores["accuracy"] == right.mean()
-    assert scores["macro_f1"] == pytest.approx(np.mean(f1))
+    assert scores["macro_f1_true_labels"] == pytest.approx(np.mean(f1))
+    assert scores["macro_f1"] == pytest.approx(np.sum(f1) / len({*truth, *voted}))
     assert scores["confidence_right"] == pytest.approx(np.mean(np.array(sure)[right]))
     assert scores["confidence_wrong"] == pytest.approx(np.mean(np.array(sure)[~right]))
 
@@ -356,6 +357,35 @@ def test_the_baseline_meets_the_same_voters(beside, reference, files):
     plain = beside(neighbor_filter="sample != 's1'")
     assert (plain.labels[rows] == pca_knn(reference_logs[met], labels, query_logs, k=K, seed=0)[0]).all()
     assert (plain.labels != found.labels).any() or (plain.share != found.share).any()
+
+
+def test_the_baseline_of_values_as_stored(beside, reference, files, tmp_path, monkeypatch):
+    fitted = []
+
+    def fit(values_NG, *arguments, **more):
+        fitted.append(values_NG)
+        return fit_components(values_NG, *arguments, **more)
+
+    monkeypatch.setattr(baseline, "fit_components", fit)
+    values, names = [], pq.read_table(reference / "mapped" / "predictions.parquet")["obs_id"].to_pylist()
+    for file in files:
+        cells = anndata.read_h5ad(file)
+        cells.var_names = cells.var.get("feature_name", cells.var_names.to_series()).to_numpy()
+        values.append(cells[cells.X.sum(axis=1) > 0, SHARED_GENES].copy())
+    labels = values[0].obs["cell_type"].to_numpy(object)
+    said, _ = pca_knn(values[0].X, labels, values[1].X, k=K, seed=0)
+    found = beside(baseline_values="stored")
+    rows = [names.index(name) for name in values[1].obs_names]
+    np.testing.assert_array_equal(found.labels[rows], said)
+    assert sorted(fitted[0].data.tolist()) == sorted(values[0].X.data.tolist()), (
+        "types lie apart; so see what was fitted"
+    )
+    moved = shutil.move(files[0], tmp_path / "moved.h5ad")
+    try:
+        with pytest.raises(InputError, match="no such file or folder"):
+            beside(baseline_values="stored")
+    finally:
+        shutil.move(moved, files[0])
 
 
 def test_the_baseline_says_nothing_of_cells_without_truth(beside):

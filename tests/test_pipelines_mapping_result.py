@@ -114,7 +114,7 @@ def test_the_recall_report_of_an_index_that_has_lists_is_drawn(tmp_path):
     reference = Reference(Folder.at(tmp_path), index)
     assert _recall(reference) == [], "an index of before has none"
     one, two = (
-        {"nprobe": nprobe, "rerank": 4, "recall_at_1": 1.0, "recall_at_10": recall, "cost": 1}
+        {"nprobe": nprobe, "rerank": 4, "recall_1_at_10": 1.0, "recall_at_10": recall, "cost": 1}
         for nprobe, recall in ((1, 0.9), (2, 0.98))
     )
     for curve, pictures in (([two], 0), ([one, two], 1)):

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,15 @@ class GeneMap:
         tokens = np.full(int(self.joinid[-1]) + 1 if len(self.joinid) else 0, -1, np.int32)
         tokens[self.joinid] = self.token
         return tokens
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> "GeneMap":
+        """The same without tokens for some rows.
+
+        Args:
+            kept: bool [n_var], rows that keep theirs.
+        """
+        column = tuple(name if keep else "" for name, keep in zip(self.column, kept, strict=True))
+        return replace(self, column=column, token=np.where(kept, self.token, -1).astype(np.int32))
 
     def digest(self) -> str:
         """SHA-256 of the tokens by var joinid, as little-endian int32, in hex."""

@@ -6,7 +6,7 @@ under a field is its `--help`. Options override the file, the file overrides the
 
 from scgpt_ray.config.benchmark import BenchmarkSettings
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
-from scgpt_ray.config.embed import EmbedSettings
+from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
 from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice
 from scgpt_ray.config.folders import DemoSettings, ExportSettings, ValidateSettings
 from scgpt_ray.config.index import IndexSettings
@@ -30,5 +30,6 @@ __all__ = [
     "PretrainSettings",
     "Settings",
     "ValidateSettings",
+    "VariableGeneSettings",
     "parse_bytes",
 ]

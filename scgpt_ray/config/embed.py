@@ -1,11 +1,11 @@
 """The options of `embed`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
-from scgpt_ray.config.settings import Settings, Text
+from scgpt_ray.config.settings import Count, Settings, Text
 
 
 class TokenSettings(Settings):
@@ -25,7 +25,28 @@ class TokenSettings(Settings):
     or that of the first run into an output folder."""
 
 
-class EmbedSettings(TokenSettings, CellSettings, ComputeSettings):
+class VariableGeneSettings(Settings):
+    """Which genes become tokens."""
+
+    group = "Highly variable genes"
+
+    highly_variable: Count | None = None
+    """Embed only so many highly variable genes, as scanpy ranks them over the selected cells, all of which are read
+    into memory for it. Default: all genes."""
+    flavor: Literal["seurat_v3", "seurat"] = "seurat_v3"
+    """How genes are ranked. seurat_v3: by the variance of standardised values; seurat: by normalised dispersion."""
+    rank_by: Literal["stored", "log1p"] = "stored"
+    """Values by which genes are ranked. stored: as they stand in the layer; log1p: scaled to 10,000 per cell, then
+    log(1 + x)."""
+
+    @model_validator(mode="after")
+    def _ranked_for_something(self) -> Self:
+        if self.highly_variable is None and (self.flavor, self.rank_by) != ("seurat_v3", "stored"):
+            raise ValueError("--flavor and --rank-by need --highly-variable")
+        return self
+
+
+class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSettings):
     """Options of `embed`."""
 
     verb = "embed"

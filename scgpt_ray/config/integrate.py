@@ -1,13 +1,30 @@
 """The options of `integrate`."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.settings import Settings, Text, Texts
 
 
-class IntegrateSettings(Settings):
+class BaselineSettings(Settings):
+    """The principal components that embeddings are compared with."""
+
+    group = "PCA baseline"
+
+    highly_variable: Annotated[int, Field(ge=0)] = 2000
+    """Number of highly variable genes; 0: all genes."""
+    flavor: Literal["seurat", "seurat_v3"] = "seurat"
+    """How genes are ranked. seurat: by normalised dispersion; seurat_v3: by the variance of standardised values."""
+    baseline_values: Literal["log1p", "stored"] = "log1p"
+    """Values that are ranked and decomposed. log1p: counts scaled to 10,000 per cell, then log(1 + x); stored: as they
+    stand in the layer that was embedded, as in scGPT's tutorials; then the atlas must be there."""
+    counts_layer: Text | None = None
+    """Layer of the raw counts, where another one was embedded; then the atlas must be there. Default: the layer that
+    was embedded."""
+
+
+class IntegrateSettings(BaselineSettings):
     """Options of `integrate`."""
 
     verb = "integrate"

@@ -19,6 +19,9 @@ class VoteSettings(Settings):
     truth_column: Text | None = None
     """obs column of the query with the true labels of the first label column: adds accuracy and macro-F1, and PCA + kNN
     as a baseline if both atlases are unchanged on disks of this machine. Default: none."""
+    baseline_values: Literal["log1p", "stored"] = "log1p"
+    """Values that PCA + kNN is made of. log1p: counts scaled to 10,000 per cell, then log(1 + x); stored: as they stand
+    in the layers that were embedded, and then both atlases must be there."""
     k: Annotated[int, Field(ge=1, le=1024)] = 10
     """Number of neighbours that vote."""
     weighting: Literal["uniform", "distance"] = "uniform"

@@ -9,10 +9,14 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from scgpt_ray.errors import InputError
+from scgpt_ray.evaluation.variable_genes import variable_genes
 from scgpt_ray.schema import Float32Matrix
 
 N_GENES = 2000
-"""Number of highly variable genes; all genes if there are no more."""
+"""Default number of highly variable genes; all genes if there are no more."""
+
+FLAVOR = "seurat"
+"""Default ranking of them; see `variable_genes`."""
 
 N_COMPONENTS = 40
 """Number of principal components, as in the baseline of scGPT's authors."""
@@ -45,36 +49,39 @@ def fit_components(
     return components, components.fit_transform(logs_NG)
 
 
-def hvg_pca(counts_NG: sparse.csr_matrix, *, seed: int) -> Float32Matrix:
-    """Embed cells by 40 principal components of 2,000 highly variable genes.
+def hvg_pca(counts_NG: sparse.csr_matrix, *, n_genes: int = N_GENES, flavor: str = FLAVOR, seed: int) -> Float32Matrix:
+    """Embed cells by 40 principal components of the highly variable genes of their counts.
 
-    Counts are scaled to 10,000 per cell and log1p-transformed; genes are selected by normalised dispersion (scanpy's
-    flavor `seurat`) over all cells, regardless of batch keys.
+    Counts are scaled to 10,000 per cell and log1p-transformed; genes are ranked over all cells, regardless of batch
+    keys. See `variable_components`.
+
+    Raises:
+        InputError: If a value is not a whole number >= 0, or a cell has no counts.
+    """
+    require_counts(counts_NG)
+    return variable_components(log1p_cp10k(counts_NG), n_genes=n_genes, flavor=flavor, seed=seed)
+
+
+def variable_components(values_NG: sparse.csr_matrix, *, n_genes: int, flavor: str, seed: int) -> Float32Matrix:
+    """Embed cells by 40 principal components of highly variable genes, of values as they are.
 
     Args:
-        counts_NG: Counts [n, genes], CSR.
+        values_NG: [n, genes], CSR.
+        n_genes: Number of highly variable genes; 0 for all genes.
+        flavor: How they are ranked; see `variable_genes`.
         seed: Seed of the decomposition.
 
     Returns:
         float32 [n, min(40, n - 1, genes - 1)].
 
     Raises:
-        InputError: If a value is not a whole number >= 0, or a cell has no counts.
+        InputError: If the genes cannot be ranked.
     """
-    require_counts(counts_NG)
-    logs_NG = log1p_cp10k(counts_NG[:, np.flatnonzero(counts_NG.getnnz(axis=0))])
-    if logs_NG.shape[1] > N_GENES:
-        logs_NG = logs_NG[:, _variable_genes(logs_NG)]
-    _, components_NC = fit_components(logs_NG, N_COMPONENTS, seed=seed)
+    values_NG = values_NG[:, np.flatnonzero(values_NG.getnnz(axis=0))]
+    if n_genes:
+        values_NG = values_NG[:, variable_genes(values_NG, n_genes, flavor)]
+    _, components_NC = fit_components(values_NG, N_COMPONENTS, seed=seed)
     return np.ascontiguousarray(components_NC, np.float32)
-
-
-def _variable_genes(logs_NG: sparse.csr_matrix) -> npt.NDArray[np.bool_]:
-    """The most variable genes, bool [G]."""
-    import scanpy as sc  # seconds to import
-
-    found = sc.pp.highly_variable_genes(sc.AnnData(logs_NG), n_top_genes=N_GENES, inplace=False)
-    return np.asarray(found["highly_variable"], bool)
 
 
 def require_whole(values: npt.NDArray[np.floating]) -> None:

@@ -52,14 +52,14 @@ class Point:
     Attributes:
         nprobe: Inverted lists searched per shard.
         rerank: Candidates re-ranked per shard.
-        recall_at_1: Fraction of the nearest neighbours that are among the ten found.
-        recall_at_10: Fraction of the ten nearest neighbours that are among the ten found.
+        recall_1_at_10: Fraction of the nearest neighbours that are among the ten found (1-recall@10).
+        recall_at_10: Fraction of the ten nearest neighbours that are among the ten found (10-recall@10).
         cost: Bytes read per query; bytes read at random count four times.
     """
 
     nprobe: int
     rerank: int
-    recall_at_1: float
+    recall_1_at_10: float
     recall_at_10: float
     cost: int
 

@@ -101,12 +101,14 @@ def evaluate_baseline(
         truth: True label of each query cell.
 
     Raises:
-        InputError: If no cell has a true label.
+        InputError: If no cell has a true label, or stored values are requested and cannot be read.
     """
     evaluated = np.flatnonzero(require_truth(truth))
     try:
         return _baseline(settings, reference, column, reference_cells, embedded, queries, evaluated)
     except InputError as error:
+        if settings.baseline_values == "stored":
+            raise
         reason = error.found
     except OSError as error:  # embeddings of the reference in a place that cannot be reached any more
         reason = " ".join(str(error).split())
@@ -123,8 +125,9 @@ def _baseline(
     queries: pa.Table,
     evaluated: Int64Array,
 ) -> Baseline:
-    atlases = _reference_atlases(reference.index)
-    query = _Atlas.at(embedded.uri)
+    whole = settings.baseline_values == "log1p"
+    atlases = _reference_atlases(reference.index, whole=whole)
+    query = _Atlas.at(embedded.uri, whole=whole)
     tokens_G = reduce(np.intersect1d, [np.unique(atlas.tokens_V[atlas.tokens_V >= 0]) for atlas in (*atlases, query)])
     available = {label: cells for label, cells in reference_cells.items() if label is not None}
     quotas = stratum_quotas(np.fromiter(available.values(), np.int64), _MOST_CELLS)
@@ -132,13 +135,14 @@ def _baseline(
     quota_of = dict(zip(available, quotas.tolist(), strict=True))
     cells = draw_cells(reference, columns, quota_of, settings.neighbor_filter, _SEED)
     logger.info("%s: reading counts of %d reference and %d query cells", BASELINE, cells.num_rows, len(evaluated))
-    logs_NG = log1p_cp10k(_reference_counts(atlases, cells[JOINID].to_numpy(), tokens_G))
-    _require_variety(logs_NG)
-    components, reference_NC = fit_components(logs_NG, N_COMPONENTS, seed=_SEED)
+    scaled = log1p_cp10k if settings.baseline_values == "log1p" else _as_stored
+    values_NG = scaled(_reference_counts(atlases, cells[JOINID].to_numpy(), tokens_G))
+    _require_variety(values_NG)
+    components, reference_NC = fit_components(values_NG, N_COMPONENTS, seed=_SEED)
     projected, is_counted = [], []
-    for counts_NG in query.counts(queries[JOINID].to_numpy()[evaluated], tokens_G):
-        projected.append(components.transform(log1p_cp10k(counts_NG)))
-        is_counted.append(np.diff(counts_NG.indptr) > 0)
+    for values_NG in query.counts(queries[JOINID].to_numpy()[evaluated], tokens_G):
+        projected.append(components.transform(scaled(values_NG)))
+        is_counted.append(np.diff(values_NG.indptr) > 0)
     own = queries.take(pa.array(evaluated)).select(list(dict.fromkeys(settings.exclude_same)))
     groups = masked(NeighborFilter.among(None, own, len(evaluated)), len(evaluated), cells)
     labels_N = np.array(cells[column].cast(pa.string()).to_pylist(), object)
@@ -156,9 +160,11 @@ class _Atlas:
     source: Source
     tokens_V: _Tokens
     fingerprint: Fingerprint
+    whole: bool = True
+    """Whether the values must be counts."""
 
     @classmethod
-    def at(cls, place: str) -> "_Atlas":
+    def at(cls, place: str, *, whole: bool) -> "_Atlas":
         """The atlas that embeddings were made of.
 
         Raises:
@@ -173,7 +179,7 @@ class _Atlas:
             raise _unavailable(f"{folder.where(GENES)} is missing")
         with folder.open(GENES) as stream:
             tokens_V = GeneMap.from_table(pq.read_table(stream)).lookup()
-        return cls(source, tokens_V, plan.fingerprint)
+        return cls(source, tokens_V, plan.fingerprint, whole)
 
     def counts(self, joinids: Int64Array, tokens_G: _Tokens) -> Iterator[sparse.csr_matrix]:
         """Counts of some cells of the shared genes, [some, G], block by block."""
@@ -182,7 +188,8 @@ class _Atlas:
         for cells in counted_cells(self.source, joinids, place_V):
             if cells.num_rows:
                 counts_NG = counts_matrix(cells, len(tokens_G))
-                self._require_counts(counts_NG)
+                if self.whole:
+                    self._require_counts(counts_NG)
                 yield counts_NG
 
     def _require_counts(self, counts_NG: sparse.csr_matrix) -> None:
@@ -192,9 +199,13 @@ class _Atlas:
             raise _unavailable(f"{self.source.uri}: {error.found}, which is no count") from None
 
 
-def _reference_atlases(index: IndexDescription) -> list[_Atlas]:
+def _as_stored(values_NG: sparse.csr_matrix) -> sparse.csr_matrix:
+    return values_NG
+
+
+def _reference_atlases(index: IndexDescription, *, whole: bool) -> list[_Atlas]:
     """The atlases of all embeddings that an index was made of."""
-    first, *others = (_Atlas.at(place) for place in (index.embeddings, *index.appended))
+    first, *others = (_Atlas.at(place, whole=whole) for place in (index.embeddings, *index.appended))
     uri = index.fingerprint.cells.get("uri")
     if first.fingerprint != index.fingerprint or any(other.fingerprint.cells.get("uri") != uri for other in others):
         raise _unavailable(f"{index.embeddings} now holds other embeddings than were indexed")

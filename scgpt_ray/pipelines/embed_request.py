@@ -8,12 +8,13 @@ from typing import Any
 
 from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
 from scgpt_ray.atlas.source import Source, locate
-from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings
+from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, VariableGeneSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import Fingerprint, require_same_run
 from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.network.embedder import gpus_of_machine, has_gpu
 from scgpt_ray.network.precision import is_native, require_precision, resolve_precision
+from scgpt_ray.pipelines.raw_counts import read_counts
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
@@ -87,13 +88,19 @@ def check(
         require_device(settings)
         output.require_writable()
     selection = inspect(settings, source, genes) if began is None else None
+    genes = variable_only(settings, source, genes)
     if settings.precision == "auto":
         precision = precision_of(settings, preferred, count_gpus)
         settings = settings.model_copy(update={"precision": precision})
     rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
     fingerprint = Fingerprint(
         model=model_identity(checkpoint, rules, settings.precision),
-        cells={**source.identity(), "genes": genes.digest(), "obs_columns": list(source.obs_columns)},
+        cells={
+            **source.identity(),
+            "genes": genes.digest(),
+            **ranking_identity(settings),
+            "obs_columns": list(source.obs_columns),
+        },
     )
     if began is not None:
         require_same_run(output.uri, asdict(fingerprint), asdict(began.fingerprint))
@@ -146,6 +153,35 @@ def inspect(settings: CellSettings, source: Source, genes: GeneMap) -> tuple[Int
         logger.info(line)
     report.require(settings.min_coverage, source.uri)
     return joinids, report
+
+
+def variable_only(settings: EmbedSettings, source: Source, genes: GeneMap) -> GeneMap:
+    """Only the highly variable genes, if so many are asked for.
+
+    Raises:
+        InputError: If the genes cannot be ranked.
+    """
+    if settings.highly_variable is None:
+        return genes
+    # Imported on need: they bring scikit-learn.
+    from scgpt_ray.evaluation.components import log1p_cp10k
+    from scgpt_ray.evaluation.variable_genes import variable_genes
+
+    values_NG = read_counts(source, source.joinids(), None).counts_NG
+    if settings.rank_by == "log1p":
+        values_NG = log1p_cp10k(values_NG)
+    only = genes.only(variable_genes(values_NG, settings.highly_variable, settings.flavor))
+    logger.info(
+        "%d of the %d highly variable genes are in the vocabulary", (only.token >= 0).sum(), settings.highly_variable
+    )
+    return only
+
+
+def ranking_identity(settings: VariableGeneSettings) -> dict[str, Any]:
+    """How genes were selected, for the fingerprint; nothing where all are embedded."""
+    if settings.highly_variable is None:
+        return {}
+    return {name: getattr(settings, name) for name in VariableGeneSettings.model_fields}
 
 
 def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettings) -> GeneMap:

@@ -2,12 +2,14 @@
 
 import logging
 import re
+from typing import Any
 
 import numpy as np
 
+from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import IntegrateSettings
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.components import hvg_pca, require_counts
+from scgpt_ray.evaluation.components import N_COMPONENTS, hvg_pca, require_counts, variable_components
 from scgpt_ray.evaluation.factors.effects import Factor, explain_factors
 from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings
 from scgpt_ray.evaluation.sample import Selection, select_cells, strata_of
@@ -22,7 +24,7 @@ from scgpt_ray.pipelines.integration_result import (
 )
 from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas, read_counts
 from scgpt_ray.records import Plan
-from scgpt_ray.schema import JOINID, OBS_ID
+from scgpt_ray.schema import JOINID, OBS_ID, Float32Matrix
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
 
@@ -50,12 +52,13 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
     batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
     label_N = np.unique(labels, return_inverse=True)[1]
     with Tracker("integrate", output, {"config": settings.model_dump()}) as tracker:
-        counts = _counts(settings, cells, selection)
+        stored, counts = _counts(settings, cells, selection)
         known = counts if isinstance(counts, Counts) else None
-        if known:
-            embeddings[BASELINE] = hvg_pca(known.counts_NG, seed=settings.seed)
+        components_NC = _components(settings, stored, known)
+        if components_NC is not None:
+            embeddings[BASELINE] = components_NC
         integration = compare_embeddings(
-            embeddings, labels, batch_keys, seed=settings.seed, baseline=BASELINE if known else None
+            embeddings, labels, batch_keys, seed=settings.seed, baseline=BASELINE if BASELINE in embeddings else None
         )
         logger.info("%d embeddings of %d cells evaluated; next, %d factors", len(embeddings), len(labels), len(factors))
         effects = explain_factors(
@@ -68,7 +71,13 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             seed=settings.seed,
         )
         integrated = IntegrationResult(
-            output, selection, integration, effects, known.uri if known else None, None if known else str(counts)
+            output,
+            selection,
+            integration,
+            effects,
+            counts=known.uri if known else None,
+            no_counts=None if known else str(counts),
+            baseline=_described(settings) if BASELINE in embeddings else None,
         )
         strata = strata_of(label_N, np.unique(batch_keys, return_inverse=True)[1])
         named = [column for column in cells.columns.column_names if column != JOINID]
@@ -98,24 +107,59 @@ def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Select
     return selection, of_rows, factors
 
 
-def _counts(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Counts | str:
-    """Counts of the evaluated cells, or the reason why there are none; an atlas given by --counts must exist."""
+def _counts(
+    settings: IntegrateSettings, cells: ComparedCells, selection: Selection
+) -> tuple[Counts | str, Counts | str]:
+    """Values of the embedded layer and raw counts of the evaluated cells, or the reason why there are none.
+
+    Raises:
+        InputError: If an atlas or layer that the settings name does not exist.
+    """
     plan = Plan.read(cells.folder)
     source = named_atlas(settings.counts, plan) if settings.counts else embedded_atlas(plan)
     if isinstance(source, str):
-        logger.warning("without baseline and genes: %s", source)
-        return source
-    names = cells.values(OBS_ID, selection.rows) if OBS_ID in cells.columns.column_names else None
-    joinids = cells.columns[JOINID].to_numpy()[selection.rows]
-    counts = read_counts(source, joinids, names)
+        if settings.counts_layer or settings.baseline_values == "stored":
+            raise InputError(source, expected="the atlas that was embedded", remedy="name it with --counts")
+        return _without(source), source
+    stored = _read(source, cells, selection)
+    counts = stored
+    if settings.counts_layer:
+        counts = _read(named_atlas(source.uri, plan, settings.counts_layer), cells, selection)
     try:
         require_counts(counts.counts_NG)
     except InputError as error:
-        if settings.counts:
+        if settings.counts_layer or (settings.counts and settings.baseline_values != "stored"):
             raise
-        logger.warning("without baseline and genes: %s", error.found)
-        return f"{source.uri}: {error.found}"
-    return counts
+        return stored, _without(f"{source.uri}: {error.found}")
+    return stored, counts
+
+
+def _read(source: Source, cells: ComparedCells, selection: Selection) -> Counts:
+    names = cells.values(OBS_ID, selection.rows) if OBS_ID in cells.columns.column_names else None
+    return read_counts(source, cells.columns[JOINID].to_numpy()[selection.rows], names)
+
+
+def _without(reason: str) -> str:
+    logger.warning("without raw counts: %s", reason)
+    return reason
+
+
+def _components(settings: IntegrateSettings, stored: Counts | str, counts: Counts | None) -> Float32Matrix | None:
+    """The baseline, float32 [n, c]; None without counts to make it of."""
+    genes: dict[str, Any] = {"n_genes": settings.highly_variable, "flavor": settings.flavor, "seed": settings.seed}
+    if settings.baseline_values == "stored":
+        assert isinstance(stored, Counts), "required where they are asked for"
+        return variable_components(stored.counts_NG, **genes)
+    return hvg_pca(counts.counts_NG, **genes) if counts else None
+
+
+def _described(settings: IntegrateSettings) -> str:
+    """What the baseline was made of."""
+    values = {"log1p": "log1p of counts per 10,000", "stored": "the values as stored"}[settings.baseline_values]
+    genes = "all genes"
+    if settings.highly_variable:
+        genes = f"{settings.highly_variable:,} highly variable genes ({settings.flavor})"
+    return f"{N_COMPONENTS} of {genes}, {values}"
 
 
 def _logged(integration: Integration) -> dict[str, float]:

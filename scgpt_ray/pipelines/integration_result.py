@@ -38,6 +38,7 @@ class IntegrationResult:
         effects: Effects of the factors; that of the batch column first.
         counts: The atlas from which counts were read; None if there are no counts.
         no_counts: The reason why there are no counts.
+        baseline: Values and genes of the principal components; None without them.
     """
 
     output: Folder
@@ -46,10 +47,12 @@ class IntegrationResult:
     effects: tuple[FactorEffect, ...]
     counts: str | None
     no_counts: str | None
+    baseline: str | None
 
     def text(self) -> str:
         """Table of metrics and effects, for the terminal."""
-        without = [f"Without baseline and genes: {self.no_counts}."] if self.no_counts else []
+        lacking = "genes" if self.baseline else "baseline and genes"
+        without = [f"Without {lacking}: {self.no_counts}."] if self.no_counts else []
         verdicts = [verdict(effect) for effect in self.effects]
         return "\n".join(
             [self.selection.text(), self.integration.table(), *verdicts, *without, self.output.where(REPORT)]
@@ -77,6 +80,7 @@ class IntegrationResult:
             "effects": [effect_dict(effect) for effect in self.effects],
             "counts": self.counts,
             "no_counts": self.no_counts,
+            "baseline": self.baseline,
         }
 
 
@@ -158,5 +162,6 @@ def _facts(integrated: IntegrationResult, settings: IntegrateSettings) -> dict[s
         "labels": f"{settings.label_column}: {len(integrated.integration.labels)}" if settings.label_column else "none",
         "batch keys": f"{settings.batch_column}: {len(integrated.integration.batch_keys)}",
         "counts": integrated.counts or f"none: {integrated.no_counts}",
+        "principal components": integrated.baseline or "none",
         "seed": settings.seed,
     }

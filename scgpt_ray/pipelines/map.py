@@ -183,6 +183,12 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
         ReferenceSetError: If the reference was embedded with another checkpoint.
         ConfigError: If two columns of the output would have the same name.
     """
+    if "highly_variable" in index.fingerprint.cells:
+        raise ReferenceSetError(
+            f"{settings.index} holds embeddings of {index.fingerprint.cells['highly_variable']} highly variable genes",
+            expected="a reference and a query with the same genes",
+            remedy="embed all genes of the reference, from a file that has only those genes if need be",
+        )
     space = index.fingerprint.model
     rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
     mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])

@@ -65,15 +65,21 @@ def embedded_atlas(plan: Plan | None, option: str | None = "--counts") -> Source
     return source
 
 
-def named_atlas(place: str, plan: Plan | None) -> Source:
+def named_atlas(place: str, plan: Plan | None, layer: str | None = None) -> Source:
     """The atlas that --counts names, with the selection of cells of the embeddings.
+
+    Args:
+        place: Path or URI.
+        plan: Plan of the embeddings.
+        layer: Where the counts are; None for the layer that was embedded.
 
     Raises:
         InputError: If it is absent, or lacks what is needed.
     """
-    if plan is None:
-        return locate(place, CellSettings())
-    return locate(place, _cell_settings(plan), plan.fingerprint.cells)
+    settings = _cell_settings(plan) if plan else CellSettings()
+    if layer is not None:
+        settings = settings.model_copy(update={"layer": layer})
+    return locate(place, settings, plan.fingerprint.cells if plan else None)
 
 
 def _cell_settings(plan: Plan) -> CellSettings:

@@ -1,8 +1,10 @@
 """The recall report of an index, `recall.json`.
 
 queries, truth          how recall was measured
-recall                  {"1": .., "10": .., "50": ..} at the chosen search parameters
-curve                   nprobe, rerank, recall_at_1, recall_at_10 and cost of all search parameters tried
+recall                  recall_at_1, recall_at_10 and recall_at_50 at the chosen search parameters: the part of the true
+                        k nearest neighbours that is among the k found
+curve                   nprobe, rerank, recall_1_at_10, recall_at_10 and cost of all search parameters tried;
+                        recall_1_at_10 is the share of the queries whose true nearest neighbour is among the ten found
 labels                  column -> agreement of the majority label of ten found neighbours with that of the ten true
                         ones, overall and by label, rarest first
 speed, bytes_per_cell   measured on this machine
@@ -38,7 +40,7 @@ def write_report(
 ) -> None:
     """Measure recall, label agreement, speed and memory at the chosen search parameters, and write recall.json."""
     params = SearchParams(index.nprobe, index.rerank)
-    recall = {str(k): recall_sample.recall(recall_sample.found(search, k, params)[0], k) for k in RECALL_K}
+    recall = {f"recall_at_{k}": recall_sample.recall(recall_sample.found(search, k, params)[0], k) for k in RECALL_K}
     report = {
         "queries": len(recall_sample.ids_Q),
         "truth": "exact search over the embeddings in float32, without the query itself",

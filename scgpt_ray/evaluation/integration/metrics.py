@@ -1,7 +1,7 @@
 """Integration metrics: does an embedding separate cell types and mix batch keys?
 
-After Luecken et al. 2022 (doi:10.1038/s41592-021-01336-8), computed by scib-metrics, but for PCR. AvgBIO and AvgBATCH
-are the means that scGPT's authors report (Cui et al. 2024, doi:10.1038/s41592-024-02201-0).
+After Luecken et al. 2022 (doi:10.1038/s41592-021-01336-8). AvgBIO and AvgBATCH are the means that scGPT's authors
+report (Cui et al. 2024, doi:10.1038/s41592-024-02201-0), of metrics as scib 1.1.7 defines them (see `scib`).
 """
 
 from collections import Counter
@@ -47,9 +47,10 @@ class IntegrationScores:
         ari: Adjusted Rand index of the same clustering.
         asw_label: Silhouette of the labels, scaled to 0..1.
         asw_batch: 1 - |silhouette| of the batch keys within a label, mean over labels.
-        graph_connectivity: Share of a label's cells in its largest connected component, mean over labels.
-        clisi: Purity of neighbourhoods in labels.
-        ilisi: Mixing of batch keys in neighbourhoods.
+        graph_connectivity: Share of a label's cells in its largest connected component, mean over labels, in the
+            symmetric graph of 15 neighbours.
+        clisi: Purity of neighbourhoods in labels, by scib-metrics.
+        ilisi: Mixing of batch keys in neighbourhoods, by scib-metrics.
         kbet: Share of a label's cells whose neighbours within the label have its batch keys in proportion (chi
             squared, 5 %), mean over labels. Neighbours are those of the embedding; scIB takes those of a diffusion map.
         pcr: Share of the embedding's variance that the batch keys explain; smaller is better.
@@ -140,7 +141,7 @@ def compare_embeddings(
 
     Raises:
         InputError: If there are too few cells, all have one label and one batch key, or an embedding is not finite.
-        ConfigError: If scib-metrics is not installed.
+        ConfigError: If scib-metrics or leidenalg is not installed.
     """
     assert baseline is None or baseline in embeddings
     label_names, label_N = np.unique(np.asarray(labels, str), return_inverse=True)

@@ -21,6 +21,8 @@ class MethodScore:
     name: str
     accuracy: float
     macro_f1: float
+    """Over the labels that are true or predicted, as scikit-learn's default."""
+    macro_f1_true_labels: float
     accuracy_at: dict[str, float]
     """Share of the cells, the surest -> their accuracy."""
     area: float
@@ -73,5 +75,6 @@ def compare(
         right_N = np.asarray(np.asarray(predicted, object)[evaluated] == true_N, bool)
         curve = selective_accuracy(np.asarray(confidence)[evaluated], right_N)
         at = {f"{share:g}": curve.at(share) for share in SHARES}
-        found.append(MethodScore(name, scores.accuracy, scores.macro_f1, at, curve.area))
+        f1 = scores.macro_f1, scores.macro_f1_true_labels
+        found.append(MethodScore(name, scores.accuracy, *f1, at, curve.area))
     return Comparison(tuple(found))

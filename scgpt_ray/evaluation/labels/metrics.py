@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.schema import NO_LABEL, Int64Array
@@ -38,7 +38,10 @@ class LabelScores:
     """Cells left out because their true label is null, empty, `unknown` or `nan`."""
     accuracy: float
     macro_f1: float
-    """Mean F1 over the true labels, equally weighted."""
+    """Mean F1 over the labels that are true or predicted, equally weighted: scikit-learn's default, as published. A
+    label that is only predicted has F1 0."""
+    macro_f1_true_labels: float
+    """Mean F1 over the true labels alone."""
     majority_accuracy: float
     """Accuracy of predicting the most frequent true label for every cell."""
     n_in_reference: int
@@ -78,8 +81,11 @@ class LabelScores:
             f"{score.precision:9.3f}  {score.recall:6.3f}  {score.f1:.3f}  {score.support:7,}"
             for score in self.per_label
         ]
-        total = f"{'macro / total':<{width}}  {'':9}  {'':6}  {self.macro_f1:.3f}  {self.n:7,}"
-        notes = [f"accuracy {self.accuracy:.3f} (always the most frequent label: {self.majority_accuracy:.3f})"]
+        total = f"{'macro / total':<{width}}  {'':9}  {'':6}  {self.macro_f1_true_labels:.3f}  {self.n:7,}"
+        notes = [
+            f"accuracy {self.accuracy:.3f} (always the most frequent label: {self.majority_accuracy:.3f}), "
+            f"macro-F1 over true or predicted labels {self.macro_f1:.3f}"
+        ]
         if self.absent_labels:
             notes.append("* not a label of the reference")
         return "\n".join([head, *lines, total, *notes])
@@ -113,7 +119,8 @@ def score_labels(
         n=len(true_N),
         n_without_truth=int((~evaluated).sum()),
         accuracy=float(right_N.mean()),
-        macro_f1=float(np.mean([score.f1 for score in per_label])),
+        macro_f1=float(f1_score(true_N, predicted_N, average="macro", zero_division=0)),
+        macro_f1_true_labels=float(np.mean([score.f1 for score in per_label])),
         majority_accuracy=float(support.max() / len(true_N)),
         n_in_reference=int(known_N.sum()),
         accuracy_in_reference=_mean(right_N[known_N]),
