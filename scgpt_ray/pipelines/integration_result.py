@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.config import IntegrateSettings
-from scgpt_ray.evaluation.factors.effects import FactorEffect
+from scgpt_ray.evaluation.factors.effects import FactorEffect, Replicates
 from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
 from scgpt_ray.evaluation.integration.metrics import Integration
 from scgpt_ray.evaluation.report.picture import Picture, png
@@ -36,6 +36,7 @@ class Integrated:
         selection: Which cells were evaluated.
         integration: Metrics of each embedding, and of the baseline where there are counts.
         effects: What the factors do; that of the batch column first.
+        replicates: The units of their tests; None without a column of donors or samples.
         counts: The atlas whose counts were read; None where none were.
         no_counts: Why not.
     """
@@ -44,6 +45,7 @@ class Integrated:
     selection: Selection
     integration: Integration
     effects: tuple[FactorEffect, ...]
+    replicates: Replicates | None
     counts: str | None
     no_counts: str | None
 
@@ -75,6 +77,7 @@ class Integrated:
             "cells": self.selection.to_dict(),
             "integration": self.integration.to_dict(),
             "effects": [effect_dict(effect) for effect in self.effects],
+            "replicate_column": self.replicates.name if self.replicates else None,
             "counts": self.counts,
             "no_counts": self.no_counts,
         }
@@ -157,6 +160,9 @@ def _facts(integrated: Integrated, settings: IntegrateSettings) -> dict[str, obj
         "evaluated": selection.text(),
         "labels": f"{settings.label_column}: {len(integrated.integration.labels)}" if settings.label_column else "none",
         "batch keys": f"{settings.batch_column}: {len(integrated.integration.batch_keys)}",
+        "replicates": integrated.replicates.text()
+        if integrated.replicates
+        else "none; tests are about these cells only",
         "counts": integrated.counts or f"none: {integrated.no_counts}",
         "seed": settings.seed,
     }
