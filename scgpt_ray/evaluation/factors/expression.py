@@ -54,7 +54,7 @@ class DepthChange:
         """Whether the depth differs: type I; None if that cannot be determined."""
         if self.p is None:
             return None
-        return self.p < SIGNIFICANCE and abs(np.log(self.ratio)) >= np.log(LEAST_DEPTH_RATIO)
+        return self.p < SIGNIFICANCE and max(self.ratio, 1 / self.ratio) >= LEAST_DEPTH_RATIO
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _corrected_t(excess_F: npt.NDArray[np.float64], chance: float) -> tuple[floa
     1/k (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366).
     """
     k, mean = len(excess_F), float(excess_F.mean())
-    error = float(excess_F.std(ddof=1)) * np.sqrt(1 / k + 1 / (k - 1))
+    error = float(excess_F.std(ddof=1) * np.sqrt(1 / k + 1 / (k - 1)))
     half_width = float(stats.t.isf(SIGNIFICANCE / 2, k - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, k - 1)) if error else float(mean == 0)
     return chance + mean - half_width, chance + mean + half_width, p, chance + half_width

@@ -64,6 +64,8 @@ def pseudobulks(
         member_UN = sparse.csr_matrix((np.ones(len(cells)), (rows, cells)), shape=(len(units), len(in_label)))
         counts_UG = sparse.csr_matrix(member_UN @ counts_NG[in_label])
         enough = np.flatnonzero(n_cells_U >= MIN_CELLS)
+        if not len(enough):
+            continue
         size_U = depths(counts_UG[enough])
         kept = enough[np.isfinite(size_U)]
         level_U = level_N[first_U[kept]]
