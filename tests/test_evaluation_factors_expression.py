@@ -141,7 +141,7 @@ def test_a_few_genes_are_too_few():
         genes = shift_of(changed, label_N, level_N, donor_N).genes
         assert (genes.n_needed, genes.is_claimed) == (5, is_claimed)
         assert n <= genes.n_driven <= n + 1, "a false discovery rate of 5 %"
-        assert {gene.gene for gene in genes.strongest[:n]} == set(GENES[:n])
+        assert set(GENES[:n]) <= {gene.gene for gene in genes.strongest if gene.fdr < 0.05}
 
 
 def test_the_threshold_of_genes_separates_what_is_found():
