@@ -1,16 +1,16 @@
 """Factors in embeddings and counts: cases known beforehand, and effects planted in real cells."""
 
 import json
+import re
 
 import numpy as np
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.components import hvg_pca
-from scgpt_ray.evaluation.factors.effects import DEPTH, Factor, FactorInEmbedding, explain_factors
-from scgpt_ray.evaluation.factors.probe import Probe, neighbour_purity, probe_levels, probe_number
-from scgpt_ray.evaluation.factors.variance import VarianceShares, explained_variance
+from scgpt_ray.evaluation.factors.effects import DEPTH, Factor, Replicates, explain_factors
+from scgpt_ray.evaluation.factors.probe import _corrected_t, neighbour_purity, probe_levels
+from scgpt_ray.evaluation.factors.variance import explained_variance
 from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
 
 N = 300
@@ -68,59 +68,64 @@ def test_variance_of_a_number(random):
 def test_a_probe_finds_a_level_where_it_is():
     found = probe_levels(vectors(level=1.0), LABEL, LEVEL, None, seed=0)
     assert found.score > 0.95
-    assert (found.chance, found.held_out, found.n_cells, found.n_labels) == (0.5, "cells", N, 3)
+    assert (found.chance, found.held_out, found.n_folds, found.n_cells, found.n_labels) == (0.5, "cells", 5, N, 3)
+    assert (found.p, found.low, found.threshold, found.is_above_chance) == (None,) * 4, "cells are not replicates"
     lost = probe_levels(vectors(), LABEL, LEVEL, None, seed=0)
-    assert abs(lost.score - 0.5) < 3 * lost.error
-    assert lost.error == pytest.approx(0.5 / np.sqrt(N))
+    assert abs(lost.score - 0.5) < 0.1
 
 
 def test_a_probe_weighs_levels_equally():
     """The feature is 1 in all 20 cells of one level and in half of the 80 of the other: recalls are 1 and a half."""
     level, feature = np.repeat([0, 1, 1], [20, 40, 40]), np.repeat([1, 1, 0], [20, 40, 40])
     found = probe_levels(feature[:, None].astype(np.float32), np.zeros(100, np.int64), level, None, seed=0)
-    assert (found.score, found.chance) == (0.75, 0.5)
-    assert found.error == pytest.approx(np.sqrt(0.25 / 20 + 0.25 / 80) / 2)
-
-
-@pytest.mark.parametrize(
-    ("gap", "error", "is_carried"),
-    [(0.08, 0.05, False), (0.14, 0.05, False), (0.16, 0.05, True), (0.04, 0.001, False), (0.06, 0.001, True)],
-)
-def test_carried_is_what_beats_chance_by_much_and_by_three_errors(gap, error, is_carried):
-    probe = Probe("balanced accuracy", 0.5 + gap, chance=0.5, error=error, held_out="cells", n_cells=100, n_labels=1)
-    found = FactorInEmbedding("mine", VarianceShares(0.0, 0.0, 0.0, 0.0), probe, purity=None)
-    assert found.is_carried is is_carried
+    assert (found.score, found.chance) == (pytest.approx(0.75), 0.5)
 
 
 def test_a_probe_looks_within_labels_only(random):
     assert probe_levels(vectors(), LABEL, LABEL, None, seed=0) is None
     mostly = np.where(random.random(N) < 0.8, LABEL == 1, LABEL != 1).astype(np.int64)
     found = probe_levels(vectors(label=5.0), LABEL, mostly, None, seed=0)
-    assert abs(found.score - 0.5) < 3 * found.error, "the label tells much of the level, but that does not count"
+    assert abs(found.score - 0.5) < 0.1, "the label predicts the level well, but that does not count"
 
 
-def test_a_probe_holds_out_groups(random):
-    """Donors can be told apart; the condition is nothing but which donors it has."""
+def test_a_probe_holds_out_replicates(random):
+    """Donors can be distinguished; the condition is nothing but which donors it has."""
     donor = np.arange(N) // 3 % 6
     condition = donor // 3
     by_donor = (np.eye(6)[donor] + 0.05 * random.standard_normal((N, 6))).astype(np.float32)
     assert probe_levels(by_donor, LABEL, condition, None, seed=0).score > 0.95
     held_out = probe_levels(by_donor, LABEL, condition, donor, seed=0)
-    assert held_out.held_out == "groups"
+    assert (held_out.held_out, held_out.n_folds, held_out.n_cells) == ("replicates", 3, N)
     assert held_out.score < 0.7
-    assert probe_levels(by_donor, LABEL, donor, donor, seed=0).held_out == "cells", (
-        "a donor cannot be held out of itself"
-    )
+    assert held_out.is_above_chance is False
+    assert probe_levels(by_donor, LABEL, donor, donor, seed=0).held_out == "cells", "a donor has no other donor"
 
 
-def test_a_probe_of_a_number(random):
-    number = random.standard_normal(N)
-    along = (number[:, None] + 0.1 * random.standard_normal((N, 3))).astype(np.float32)
-    found = probe_number(along, LABEL, number, seed=0)
-    assert (found.measure, found.chance) == ("R2", 0.0)
-    assert found.score > 0.5
-    assert probe_number(vectors(), LABEL, number, seed=0).score < 0.05
-    assert probe_number(vectors(), LABEL, np.ones(N), seed=0) is None
+@pytest.mark.parametrize(("n_donors", "n_folds", "is_above"), [(16, 5, True), (6, 3, True), (4, 2, None)])
+@pytest.mark.parametrize("is_within", [True, False])
+def test_a_probe_finds_a_level_in_other_replicates(n_donors, n_folds, is_above, is_within):
+    """Two replicates per level are held out in turn, but are too few for a claim."""
+    donor = np.arange(N) // 3 % n_donors
+    donor, level = (np.arange(N) // 6 % (n_donors // 2), LEVEL) if is_within else (donor, donor % 2)
+    moved = np.random.default_rng(3).normal(0, 0.7, (N, 4))
+    moved[:, 0] += 2 * level
+    found = probe_levels(moved.astype(np.float32), LABEL, level, donor, seed=0)
+    assert (found.n_folds, found.is_above_chance) == (n_folds, is_above)
+    assert found.score > 0.85
+    if is_above:
+        assert found.low < found.score < found.high
+        assert found.low > found.chance
+        assert found.threshold - found.chance == pytest.approx(found.score - found.low)
+
+
+def test_the_p_value_of_a_probe_by_hand():
+    """Folds that are 0.1, 0.2 and 0.3 above chance: mean 0.2, variance 0.01 (1/3 + 1/2), two degrees of freedom."""
+    low, high, p, threshold = _corrected_t(np.array([0.1, 0.2, 0.3]), 0.5)
+    error = 0.1 * np.sqrt(5 / 6)
+    assert p == pytest.approx(2 * stats.t.sf(0.2 / error, 2))
+    assert (low, high) == pytest.approx((0.7 - stats.t.isf(0.025, 2) * error, 0.7 + stats.t.isf(0.025, 2) * error))
+    assert threshold == pytest.approx(0.5 + stats.t.isf(0.025, 2) * error)
+    assert [_corrected_t(np.full(3, value), 0.5)[2] for value in (0.5, 0.0)] == [0, 1]
 
 
 def test_purity():
@@ -154,36 +159,44 @@ def test_columns_that_group_nothing_are_refused(values, message):
         Factor.of("x", values)
 
 
+DONOR = np.arange(N) // 6 % 5
+"""Five donors with all labels and both levels."""
+
+
 def explained(embedding, factor, **options):
-    defaults = {"counts_NG": None, "genes_G": None, "groups": None, "seed": 0}
-    return explain_factors([factor], {"mine": embedding}, LABEL, **(defaults | options))
+    donors = Replicates.of("donor", DONOR.tolist())
+    defaults = {"counts_NG": None, "genes_G": None, "replicates": donors, "seed": 0}
+    return explain_factors([factor], {"mine": embedding}, LABEL.astype(str), **(defaults | options))
 
 
 def test_without_counts_only_the_embedding_is_evaluated():
     (effect,) = explained(vectors(level=1.0), Factor.of("protocol", LEVEL.tolist()))
-    assert (effect.kind, effect.no_shift) == (None, "no counts were given")
+    assert (effect.kind, effect.no_shift, effect.unit) == ("cannot tell", "no counts were given", "donor")
+    assert effect.replicates == {"0": 5, "1": 5}
     assert effect.embeddings[0].is_carried
-    told = verdict(effect)
-    assert "cannot be determined: no counts were given." in told
-    assert told.endswith("this embedding carries it.")
+    text = verdict(effect)
+    assert "cannot tell whether its effect is type I or type II: no counts were given." in text
+    assert "for held-out replicates (donor)" in text
+    assert text.endswith("this embedding carries it.")
     assert json.loads(json.dumps(effect_dict(effect)))["embeddings"][0]["is_carried"] is True
 
 
-def test_missing_values_are_left_out_and_counted():
-    values = [None, *LEVEL.tolist()[1:]]
-    (effect,) = explained(vectors(), Factor.of("protocol", values))
-    assert effect.n_missing == 1
-    assert effect.levels == {"0": 149, "1": 150}
+def test_missing_values_and_replicates_are_left_out_and_counted():
+    values, donors = [None, *LEVEL.tolist()[1:]], ["x", "unknown", *DONOR.tolist()[2:]]
+    (effect,) = explained(vectors(), Factor.of("protocol", values), replicates=Replicates.of("donor", donors))
+    assert effect.n_missing == 2
+    assert effect.levels == {"0": 148, "1": 150}
     assert effect.embeddings[0].is_carried is False
-    assert "hardly carries it" in verdict(effect)
+    assert "below the detection threshold of 0." in verdict(effect)
 
 
-def test_a_factor_that_is_the_label(random):
-    counts = sparse.csr_matrix(random.poisson(2.0, (N, 60)).astype(np.float32))
-    effect, depth = explained(
-        vectors(), Factor.of("plate", LABEL.tolist()), counts_NG=counts, genes_G=np.arange(60).astype(object)
-    )
-    assert effect.kind is None
+COUNTS = sparse.csr_matrix(np.random.default_rng(0).poisson(5.0, (N, 60)).astype(np.float32))
+COUNTED = {"counts_NG": COUNTS, "genes_G": np.arange(60).astype(object)}
+
+
+def test_a_factor_that_is_the_label():
+    effect, depth = explained(vectors(), Factor.of("plate", LABEL.tolist()), **COUNTED)
+    assert effect.kind == "cannot tell"
     assert effect.embeddings[0].is_carried is None
     assert "no label has enough cells" in verdict(effect)
     assert (depth.name, depth.no_shift) == (DEPTH, "it is the depth itself")
@@ -192,84 +205,47 @@ def test_a_factor_that_is_the_label(random):
     )
 
 
+@pytest.mark.parametrize(
+    ("replicates", "unit", "why"),
+    [
+        (None, "cell", "there is no column of replicates such as donors. Unit: cell, which is about these cells only."),
+        (Replicates.of("lane", LEVEL.tolist()), "cell", "each value of lane is a single replicate. Unit: cell"),
+        (
+            Replicates.of("donor", (DONOR % 2).tolist()),
+            "donor",
+            "fewer than 3 replicates (donor) per level can be compared. Unit: donor.",
+        ),
+    ],
+)
+def test_without_enough_replicates_nothing_is_claimed(replicates, unit, why):
+    """Whatever is planted; the estimates are there."""
+    counts = sparse.csr_matrix(COUNTS.multiply(1 + 3 * LEVEL[:, None]))
+    effect, _ = explained(
+        vectors(level=3.0),
+        Factor.of("lane", LEVEL.tolist()),
+        **(COUNTED | {"counts_NG": counts}),
+        replicates=replicates,
+    )
+    assert (effect.kind, effect.unit, effect.embeddings[0].is_carried) == ("cannot tell", unit, None)
+    assert effect.shift.depth.ratio == pytest.approx(4, rel=0.1)
+    assert effect.embeddings[0].probe.score > 0.95
+    text = verdict(effect)
+    assert why in text
+    assert "(not tested)" in text
+    assert text.endswith("cannot tell whether this embedding carries it for other cells than these.")
+
+
+def test_what_is_not_detected_comes_with_interval_p_value_and_threshold():
+    effect, _ = explained(vectors(), Factor.of("lane", LEVEL.tolist()), **COUNTED)
+    assert effect.kind == "not detected"
+    text = verdict(effect)
+    assert text.startswith("lane: below the detection thresholds of type I and type II effects.")
+    assert "Compared: within 5 replicates (donor)." in text
+    assert re.search(r"times that of the others \(95 % interval 0\.\d\d to 1\.\d\d, p = 0\.\d+; below the", text)
+    assert "no effect" not in text
+
+
 def test_values_that_are_no_counts_are_refused():
     counts = sparse.csr_matrix(np.full((N, 3), 0.5))
     with pytest.raises(InputError, match="whole numbers"):
         explained(vectors(), Factor.of("x", LEVEL.tolist()), counts_NG=counts, genes_G=np.array(["a", "b", "c"]))
-
-
-@pytest.fixture(scope="module", params=["kang_ctrlstim", "pbmc3k"])
-def real(request, shared):
-    """Counts of at most 1,556 real cells, gene names, labels, and a factor that halves the cells at random."""
-    anndata = pytest.importorskip("anndata")
-    cells = anndata.read_h5ad(shared / "data" / f"{request.param}.h5ad")
-    cells = cells[(cells.obs["cell_type"].astype(str) != "unknown").to_numpy()]
-    cells = cells[:: -(-cells.n_obs // 1556)]
-    labels = np.unique(cells.obs["cell_type"].astype(str), return_inverse=True)[1]
-    half = np.random.default_rng(11).random(cells.n_obs) < 0.5
-    return sparse.csr_matrix(cells.X), cells.var["feature_name"].astype(str).to_numpy(object), labels, half
-
-
-def in_half(counts, half):
-    """Places of the stored counts of the second half."""
-    return np.repeat(half, np.diff(counts.indptr))
-
-
-def thin_half(counts, half, share=0.5):
-    changed, stored = counts.copy(), in_half(counts, half)
-    changed.data[stored] = np.random.default_rng(12).binomial(changed.data[stored].astype(np.int64), share)
-    changed.eliminate_zeros()
-    return changed
-
-
-def change_genes(counts, half, change):
-    """Change a tenth of the well detected genes of the second half; their columns are returned too."""
-    detected = np.flatnonzero(counts.getnnz(axis=0) > 0.1 * counts.shape[0])
-    genes = np.random.default_rng(13).choice(detected, len(detected) // 10, replace=False)
-    changed = counts.copy()
-    changed.data[in_half(counts, half) & np.isin(counts.indices, genes)] *= change
-    changed.eliminate_zeros()
-    return changed, genes
-
-
-def evaluated(counts, genes, labels, half):
-    factor = Factor.of("planted", np.where(half, "changed", "as it was").tolist())
-    embedding = {"PCA": hvg_pca(counts, seed=0)}
-    effect, depth = explain_factors([factor], embedding, labels, counts_NG=counts, genes_G=genes, groups=None, seed=0)
-    assert depth.embeddings[0].probe.measure == "R2"
-    return effect
-
-
-def test_nothing_planted(real):
-    counts, genes, labels, half = real
-    effect = evaluated(counts, genes, labels, half)
-    assert effect.kind == "none"
-    assert effect.shift.n_driven == 0
-    assert effect.embeddings[0].is_carried is False
-    assert "planted: no effect on the counts." in verdict(effect)
-
-
-def test_a_planted_type_i_effect(real):
-    counts, genes, labels, half = real
-    effect = evaluated(thin_half(counts, half), genes, labels, half)
-    assert effect.kind == "type I"
-    assert effect.shift.depth_fold == pytest.approx(0.5, rel=0.1)
-    assert "planted: a type I effect, global. Within labels the depth of changed is 0." in verdict(effect)
-
-
-@pytest.mark.parametrize("change", [0, 3])
-def test_a_planted_type_ii_effect(real, change):
-    counts, genes, labels, half = real
-    changed, planted = change_genes(counts, half, change)
-    effect = evaluated(changed, genes, labels, half)
-    assert effect.kind == "type II"
-    assert {gene.gene for gene in effect.shift.driven} <= set(genes[planted])
-    assert effect.embeddings[0].is_carried
-    assert "planted: a type II effect, gene-specific." in verdict(effect)
-
-
-def test_both_planted(real):
-    counts, genes, labels, half = real
-    changed, _ = change_genes(counts, half, 3)
-    effect = evaluated(thin_half(changed, half), genes, labels, half)
-    assert effect.kind == "both"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scgpt_ray.evaluation.factors.effects import FactorEffect, FactorInEmbedding
-from scgpt_ray.evaluation.factors.expression import DrivenGene, ExpressionShift
+from scgpt_ray.evaluation.factors.expression import DepthChange, ExpressionShift, GeneChange, GeneChanges
 from scgpt_ray.evaluation.factors.probe import Probe, Purity
 from scgpt_ray.evaluation.factors.variance import VarianceShares
 from scgpt_ray.evaluation.integration.metrics import METRICS, Integration, IntegrationScores
@@ -93,9 +93,11 @@ def mapping_page():
 
 
 def effect(name, embeddings, rng):
-    genes = tuple(DrivenGene(f"ISG{number}", "stimulated", 1.4, 2.0, 1e-9) for number in range(4))
-    shift = ExpressionShift(900, 4, "stimulated", 1.1, 0.1, 0.4, 1200, 40, genes) if name == "condition" else None
-    probe = Probe("R2" if name == "n_genes" else "balanced accuracy", 0.72, 0.5, 0.01, "cells", 900, 4)
+    genes = tuple(GeneChange(f"ISG{number}", "T", "stimulated", 2.0, 1.5, 2.5, 1e-9, 1e-7) for number in range(4))
+    depth = DepthChange("stimulated", 1.1, 0.95, 1.27, 0.4, 1.16)
+    shift = ExpressionShift(True, 4, 4, 4, depth, GeneChanges(1200, 4, 12, 0.2, 2.1, genes))
+    shift = shift if name == "condition" else None
+    probe = Probe(0.72, 0.5, 0.6, 0.84, 0.01, 0.62, "replicates", 4, 900, 4)
     carried = tuple(
         FactorInEmbedding(
             embedding,
@@ -105,7 +107,8 @@ def effect(name, embeddings, rng):
         )
         for embedding in embeddings
     )
-    return FactorEffect(name, {"a": 700, "b": 800}, 0, shift, None if shift else "no counts were given", carried)
+    why = None if shift else "no counts were given"
+    return FactorEffect(name, "donor", {"a": 700, "b": 800}, {"a": 4, "b": 4}, 0, shift, why, carried)
 
 
 def integration_page():

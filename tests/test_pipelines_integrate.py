@@ -113,13 +113,15 @@ def test_what_was_evaluated_is_in_the_metrics(integrated, embedded):
 
 def test_factors_are_explained(integrated):
     lane, donor, n_genes, depth = integrated.effects
-    assert (lane.name, lane.kind) == ("lane", "none")
-    assert donor.kind is None, "each label has one donor"
+    assert (integrated.replicates.name, integrated.replicates.n) == ("donor", 2), "by default"
+    assert (lane.name, lane.kind, lane.unit, lane.replicates) == ("lane", "cannot tell", "donor", {"l1": 2, "l2": 2})
+    assert lane.no_shift == "fewer than 3 replicates (donor) per level can be compared"
+    assert (donor.kind, donor.unit) == ("cannot tell", "cell"), "each label has one donor"
     assert donor.no_shift == "no label has two of its levels with enough cells and counts to compare"
     assert n_genes.name == "n_genes"
-    assert n_genes.embeddings[0].probe.measure == "R2"
+    assert n_genes.embeddings[0].probe.chance == 0.25
     assert depth.no_shift == "it is the depth itself"
-    assert "lane: no effect on the counts." in integrated.text()
+    assert "lane: cannot tell whether its effect is type I or type II" in integrated.text()
 
 
 def test_report_and_pictures(integrated, embedded):
@@ -139,7 +141,7 @@ def test_report_and_pictures(integrated, embedded):
     assert counts == integrated.integration.batch_keys
     assert "UMAP of 258 of the 258 evaluated cells" in page
     assert "by lane; 2 cells have none." in page
-    for text in ("AvgBIO", BASELINE, "lane: no effect on the counts.", "258 of 260 cells are evaluated"):
+    for text in ("AvgBIO", BASELINE, "lane: cannot tell whether", "donor: 2", "258 of 260 cells are evaluated"):
         assert text in page
     for name in ("umap.png", "umap-batch.png"):
         assert (output / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -176,7 +178,7 @@ def test_the_command_line_on_a_sample_without_labels_or_counts(embedded, tmp_pat
     assert result["scores"]["moved"]["avg_bio"] is None
     assert result["scores"]["moved"]["avg_batch"] > 0
     assert result["scores"]["given.parquet"] == result["scores"]["moved"], "the same vectors in another order"
-    assert result["effects"] == {"lane": None}
+    assert result["effects"] == {"lane": "cannot tell"}
     assert "Without baseline and genes:" in told.out
     assert "blood.h5ad: no such file" in told.out
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_bytes())
@@ -207,6 +209,7 @@ def test_an_atlas_that_changed_is_not_read(embedded, lanes, tmp_path):
             "carries no column tissue; expected one of n_genes, cell_type, donor, lane",
         ),
         ({"batch_column": "site"}, ConfigError, "carries no column site"),
+        ({"replicate_column": "mouse"}, ConfigError, "carries no column mouse"),
         ({"factor_columns": ["age"]}, ConfigError, "carries no column age"),
         ({"factor_columns": ["lane"]}, ConfigError, "name a column twice"),
         ({"embeddings": []}, ConfigError, "--embeddings"),
@@ -387,10 +390,10 @@ def test_stimulated_cells(shared, tmp_path):
         output=str(tmp_path / "out"),
     )
     condition, _ = integrated.effects
-    assert condition.shift.is_gene_specific
-    assert {"ISG15", "IFI6"} <= {gene.gene for gene in condition.shift.driven}
+    assert condition.kind == "cannot tell", "no donors were carried along"
+    assert {"ISG15", "IFI6"} <= {gene.gene for gene in condition.shift.genes.strongest}
     mine, baseline = integrated.integration.scores
     assert (mine.name, baseline.name) == ("kang", BASELINE)
     assert not {"nmi", "asw_batch", "kbet", "pcr_comparison"} & set(mine.undefined)
-    assert condition.embeddings[1].is_carried
+    assert condition.embeddings[1].probe.score > 0.9
     assert baseline.ilisi < 0.3

@@ -49,7 +49,11 @@ class IntegrateSettings(BaselineSettings):
     """obs column of cell types that should stay separate; null, empty and `unknown` are not labels. Default: none;
     batch mixing and effects are then evaluated without cell types."""
     factor_columns: Texts = ()
-    """More obs columns, text or numeric, whose effects are analysed like those of --batch-column. Default: none."""
+    """More obs columns, text or numbers, whose effects are explained like those of --batch-column. Default: none."""
+    replicate_column: Text | None = None
+    """obs column of donors or samples, the units of the tests of factors: with fewer than three per level, nothing is
+    claimed. Default: the first of donor_id, donor, individual, patient_id, patient, subject_id, subject, sample_id and
+    sample that the embeddings carry with at least two values; without one, results are about these cells only."""
     counts: Text | None = None
     """Atlas with the counts of these cells, as for `embed --atlas`; for the PCA baseline and to find the genes that
     explain an effect. Default: the embedded atlas, if it is unchanged on a disk of this machine."""

@@ -46,13 +46,14 @@ class ComparedCells:
         return values
 
 
-def compared_cells(places: tuple[str, ...], columns: list[str]) -> ComparedCells:
+def compared_cells(places: tuple[str, ...], columns: list[str], optional: tuple[str, ...] = ()) -> ComparedCells:
     """Open sets of embeddings of the same cells.
 
     Args:
         places: Output folders of `embed`; after the first also Parquet files of external embeddings, which are not
             opened before their vectors are read.
         columns: obs columns to read from the first set.
+        optional: obs columns to read if the first set carries them.
 
     Raises:
         ReferenceSetError: If a folder holds no finished run, or other cells than the first.
@@ -66,7 +67,8 @@ def compared_cells(places: tuple[str, ...], columns: list[str]) -> ComparedCells
         )
     names = short_names([Folder.at(place).uri for place in places])
     first = _EmbeddedSet.at(places[0])
-    cells = first.columns(dict.fromkeys([*first.ids, *columns]))
+    carried = [column for column in optional if column in first.manifest.obs_columns]
+    cells = first.columns(dict.fromkeys([*first.ids, *columns, *carried]))
     sets: dict[str, Callable[[Int64Array], Float32Matrix]] = {names[0]: first.vectors}
     for name, place in zip(names[1:], places[1:], strict=True):
         if place.endswith(SUFFIX):

@@ -10,7 +10,7 @@ from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import IntegrateSettings
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.components import N_COMPONENTS, hvg_pca, require_counts, variable_components
-from scgpt_ray.evaluation.factors.effects import Factor, explain_factors
+from scgpt_ray.evaluation.factors.effects import Factor, Replicates, explain_factors
 from scgpt_ray.evaluation.integration.metrics import Integration, compare_embeddings
 from scgpt_ray.evaluation.sample import Selection, select_cells, strata_of
 from scgpt_ray.pipelines.embedding_sets import ComparedCells, compared_cells
@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 BASELINE = "HVG + PCA"
 """Name of the baseline among the embeddings."""
 
+REPLICATE_COLUMNS = (
+    "donor_id", "donor", "individual", "patient_id", "patient", "subject_id", "subject", "sample_id", "sample"
+)  # fmt: skip
+"""Columns of replicates by default, the first that is there; donors come before samples, for they may have several."""
+
 _NO_LABEL = "all cells"
 
 
@@ -44,13 +49,16 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             batch key, or the output cannot be written.
     """
     output = Folder.at(settings.output)
-    columns = [settings.label_column, settings.batch_column, *settings.factor_columns]
-    cells = compared_cells(tuple(settings.embeddings), [column for column in columns if column])
+    named = settings.replicate_column
+    needed = [settings.label_column, settings.batch_column, *settings.factor_columns, named]
+    cells = compared_cells(
+        tuple(settings.embeddings), [column for column in needed if column], () if named else REPLICATE_COLUMNS
+    )
     selection, labels, factors = _selected(settings, cells)
     embeddings = {name: read(selection.rows) for name, read in cells.sets.items()}
     output.require_writable()
     batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
-    label_N = np.unique(labels, return_inverse=True)[1]
+    replicates = _replicates(settings, cells, selection)
     with Tracker("integrate", output, {"config": settings.model_dump()}) as tracker:
         stored, counts = _counts(settings, cells, selection)
         known = counts if isinstance(counts, Counts) else None
@@ -64,10 +72,10 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
         effects = explain_factors(
             factors,
             embeddings,
-            label_N,
+            labels,
             counts_NG=known.counts_NG if known else None,
             genes_G=known.genes_G if known else None,
-            groups=factors[0],
+            replicates=replicates,
             seed=settings.seed,
         )
         integrated = IntegrationResult(
@@ -75,13 +83,14 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             selection,
             integration,
             effects,
+            replicates,
             counts=known.uri if known else None,
             no_counts=None if known else str(counts),
             baseline=_described(settings) if BASELINE in embeddings else None,
         )
-        strata = strata_of(label_N, np.unique(batch_keys, return_inverse=True)[1])
-        named = [column for column in cells.columns.column_names if column != JOINID]
-        values = {column: cells.values(column, selection.rows) for column in named}
+        strata = strata_of(np.array(labels), np.array(batch_keys))
+        shown = [column for column in cells.columns.column_names if column != JOINID]
+        values = {column: cells.values(column, selection.rows) for column in shown}
         write_integration(integrated, settings, embeddings, values, strata)
         tracker.log_metrics(_logged(integration))
         for name in (METRICS, UMAP, UMAP_BATCH, REPORT):
@@ -105,6 +114,23 @@ def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Select
     factors += [Factor.of(column, cells.values(column, rows)) for column in settings.factor_columns]
     of_rows = [_NO_LABEL] * len(rows) if labels is None else [str(labels[row]) for row in rows]
     return selection, of_rows, factors
+
+
+def _replicates(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Replicates | None:
+    """Replicates of the evaluated cells: by the named column, or by the first usual one with at least two of them."""
+    if settings.replicate_column:
+        return Replicates.of(settings.replicate_column, cells.values(settings.replicate_column, selection.rows))
+    for column in REPLICATE_COLUMNS:
+        if column in cells.columns.column_names:
+            replicates = Replicates.of(column, cells.values(column, selection.rows))
+            if replicates.n > 1:
+                logger.info("replicates: the %d values of %s (--replicate-column)", replicates.n, column)
+                return replicates
+    logger.warning(
+        "no replicates: effects are about these cells only, for the embeddings carry none of %s (--replicate-column)",
+        ", ".join(REPLICATE_COLUMNS),
+    )
+    return None
 
 
 def _counts(

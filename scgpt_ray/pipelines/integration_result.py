@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scgpt_ray.config import IntegrateSettings
-from scgpt_ray.evaluation.factors.effects import FactorEffect
+from scgpt_ray.evaluation.factors.effects import FactorEffect, Replicates
 from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
 from scgpt_ray.evaluation.integration.metrics import Integration
 from scgpt_ray.evaluation.report.picture import Picture, png
@@ -36,6 +36,7 @@ class IntegrationResult:
         selection: The evaluated cells.
         integration: Metrics of each embedding, and of the baseline if there are counts.
         effects: Effects of the factors; that of the batch column first.
+        replicates: Units of the tests of factors; None without a column of donors or samples.
         counts: The atlas from which counts were read; None if there are no counts.
         no_counts: The reason why there are no counts.
         baseline: Values and genes of the principal components; None without them.
@@ -45,6 +46,7 @@ class IntegrationResult:
     selection: Selection
     integration: Integration
     effects: tuple[FactorEffect, ...]
+    replicates: Replicates | None
     counts: str | None
     no_counts: str | None
     baseline: str | None
@@ -78,6 +80,7 @@ class IntegrationResult:
             "cells": self.selection.to_dict(),
             "integration": self.integration.to_dict(),
             "effects": [effect_dict(effect) for effect in self.effects],
+            "replicate_column": self.replicates.name if self.replicates else None,
             "counts": self.counts,
             "no_counts": self.no_counts,
             "baseline": self.baseline,
@@ -161,6 +164,9 @@ def _facts(integrated: IntegrationResult, settings: IntegrateSettings) -> dict[s
         "evaluated": selection.text(),
         "labels": f"{settings.label_column}: {len(integrated.integration.labels)}" if settings.label_column else "none",
         "batch keys": f"{settings.batch_column}: {len(integrated.integration.batch_keys)}",
+        "replicates": integrated.replicates.text()
+        if integrated.replicates
+        else "none; tests are about these cells only",
         "counts": integrated.counts or f"none: {integrated.no_counts}",
         "principal components": integrated.baseline or "none",
         "seed": settings.seed,

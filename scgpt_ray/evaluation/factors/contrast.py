@@ -1,75 +1,101 @@
-"""Differences between the levels of a factor, within labels and pooled over labels.
+"""Differences between the levels of a factor with the replicate, such as the donor, as the unit: t-tests.
 
-Shape suffixes: N cells, G genes, L levels.
+Cells of one donor resemble one another, so a test that counts cells finds differences between any two groups of donors.
+Here each replicate contributes one value, or one difference between two levels that it has.
+
+Shape suffixes: U units (a replicate at a level), R replicates, F features (genes, or one).
 """
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+from scipy import stats
 
 from scgpt_ray.evaluation.neighbors import groups_of
 from scgpt_ray.schema import Int64Array
 
-Float64Matrix = npt.NDArray[np.float64]
+Float64Array = npt.NDArray[np.float64]
+
+MIN_REPLICATES = 3
+"""Replicates per level below which nothing is tested."""
+
+SIGNIFICANCE = 0.05
+"""Rate of false claims: of the depth (familywise over levels), of the probe, and false discovery rate of the genes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Each level against the other levels of the same labels, per gene; NaN if its labels have no other level.
+    """A level against the other levels.
 
     Attributes:
-        level_LG: Mean of the level, float64 [levels, genes]; the weight of a label is n1 n2 / (n1 + n2).
-        others_LG: Mean of the other levels, float64 [levels, genes].
-        effect_LG: Difference of the means, in standard deviations within labels.
-        z_LG: Difference of the means, in standard errors: standard normal without an effect.
+        level: Number of the level.
+        is_paired: Whether differences within replicates are tested (paired t-test), or replicates of the level against
+            other replicates (Student's t-test).
+        n_level: Replicates with the level.
+        n_others: Replicates with other levels; the same ones if paired.
+        estimate_F: Difference of the means over replicates, float64 [features].
+        test: Result of scipy; None below MIN_REPLICATES.
     """
 
-    level_LG: Float64Matrix
-    others_LG: Float64Matrix
-    effect_LG: Float64Matrix
-    z_LG: Float64Matrix
+    level: int
+    is_paired: bool
+    n_level: int
+    n_others: int
+    estimate_F: Float64Array
+    test: Any
+
+    @property
+    def p_F(self) -> Float64Array:
+        """Two-sided p values, float64 [features]; 1 where nothing varies."""
+        return np.nan_to_num(np.asarray(self.test.pvalue, np.float64), nan=1.0)
+
+    def half_width_F(self, rate: float) -> Float64Array:
+        """Half the width of the interval of confidence 1 - `rate`: the smallest difference with p below `rate`."""
+        low_F, high_F = self.test.confidence_interval(1 - rate)
+        return np.asarray(high_F - low_F, np.float64) / 2
 
 
-def level_contrasts(values_NG: sparse.csr_matrix, label_N: Int64Array, level_N: Int64Array, n_levels: int) -> Contrast:
-    """Compare each level with the others within every label, and pool over labels.
+def contrasts(values_UF: Float64Array, replicate_U: Int64Array, level_U: Int64Array) -> list[Contrast]:
+    """Compare each level with the others; of two levels, the second with the first.
+
+    Replicates that have both the level and another are compared with themselves if there are at least MIN_REPLICATES
+    of them. Otherwise those that have only the level are compared with those that have only others.
 
     Args:
-        values_NG: [n, genes], CSR.
-        label_N: int64 [n].
-        level_N: int64 [n], numbered from 0.
-        n_levels: Number of levels.
+        values_UF: float64 [units, features].
+        replicate_U: int64 [units].
+        level_U: int64 [units].
+
+    Returns:
+        Those of levels with enough replicates for a test, or of all levels if none has; empty for one level.
     """
-    shape = (n_levels, values_NG.shape[1])
-    own_LG, others_LG, spread_LG = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    weight_L = np.zeros(n_levels)
-    for cells in groups_of(label_N):
-        rows_NG, level = values_NG[cells], level_N[cells]
-        n_L = np.bincount(level, minlength=n_levels)
-        compared = np.flatnonzero((n_L > 0) & (n_L < len(cells)))
-        if not len(compared):
-            continue
-        sum_LG = level_sums(rows_NG, level, n_levels)
-        total_G = sum_LG.sum(axis=0)
-        square_G = np.asarray(rows_NG.multiply(rows_NG).sum(axis=0), np.float64).ravel()
-        variance_G = np.maximum(0, square_G - total_G**2 / len(cells)) / (len(cells) - 1)
-        n, rest = n_L[compared], len(cells) - n_L[compared]
-        weight = n * rest / len(cells)
-        own_LG[compared] += (weight / n)[:, None] * sum_LG[compared]
-        others_LG[compared] += (weight / rest)[:, None] * (total_G - sum_LG[compared])
-        spread_LG[compared] += weight[:, None] * variance_G
-        weight_L[compared] += weight
-    with np.errstate(divide="ignore", invalid="ignore"):
-        own_LG, others_LG = own_LG / weight_L[:, None], others_LG / weight_L[:, None]
-        deviation_LG = np.sqrt(spread_LG / weight_L[:, None])
-        effect_LG = np.where(deviation_LG > 0, (own_LG - others_LG) / deviation_LG, 0.0)
-    effect_LG[weight_L == 0] = np.nan
-    return Contrast(own_LG, others_LG, effect_LG, effect_LG * np.sqrt(weight_L)[:, None])
+    levels = np.unique(level_U)
+    compared = levels[1:] if len(levels) <= 2 else levels  # noqa: PLR2004 - one of two levels mirrors the other
+    found = [_contrast(values_UF, replicate_U, level_U == level, int(level)) for level in compared]
+    return [contrast for contrast in found if contrast.test is not None] or found
 
 
-def level_sums(values_NG: sparse.csr_matrix, level_N: Int64Array, n_levels: int) -> Float64Matrix:
-    """Sums over the cells of each level, float64 [levels, genes]."""
-    n = len(level_N)
-    member_LN = sparse.csr_matrix((np.ones(n), (level_N, np.arange(n))), shape=(n_levels, n))
-    return np.asarray((member_LN @ values_NG).toarray(), np.float64)
+def _contrast(
+    values_UF: Float64Array, replicate_U: Int64Array, is_level_U: npt.NDArray[np.bool_], level: int
+) -> Contrast:
+    own, others = (_by_replicate(values_UF[units], replicate_U[units]) for units in (is_level_U, ~is_level_U))
+    both, own_only, others_only = own.keys() & others.keys(), own.keys() - others.keys(), others.keys() - own.keys()
+    too_few_apart = min(len(own_only), len(others_only)) < MIN_REPLICATES
+    is_paired = len(both) >= MIN_REPLICATES or (bool(both) and too_few_apart)
+    own_RF = np.array([own[replicate] for replicate in sorted(both if is_paired else own_only)])
+    others_RF = np.array([others[replicate] for replicate in sorted(both if is_paired else others_only)])
+    test = None
+    if min(len(own_RF), len(others_RF)) >= MIN_REPLICATES:
+        with warnings.catch_warnings():  # values that do not vary: p is 0, or not a number if they do not differ
+            warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+            test = (stats.ttest_rel if is_paired else stats.ttest_ind)(own_RF, others_RF)
+    estimate_F = own_RF.mean(axis=0) - others_RF.mean(axis=0)
+    return Contrast(level, is_paired, len(own_RF), len(others_RF), estimate_F, test)
+
+
+def _by_replicate(values_UF: Float64Array, replicate_U: Int64Array) -> dict[int, Float64Array]:
+    """Replicate -> mean of its units, float64 [features]."""
+    return {int(replicate_U[units[0]]): values_UF[units].mean(axis=0) for units in groups_of(replicate_U)}

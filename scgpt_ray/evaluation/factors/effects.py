@@ -14,8 +14,9 @@ from scipy import sparse
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.components import require_counts
+from scgpt_ray.evaluation.factors.contrast import MIN_REPLICATES
 from scgpt_ray.evaluation.factors.expression import ExpressionShift, expression_shift
-from scgpt_ray.evaluation.factors.probe import Probe, Purity, neighbour_purity, probe_levels, probe_number
+from scgpt_ray.evaluation.factors.probe import Probe, Purity, neighbour_purity, probe_levels
 from scgpt_ray.evaluation.factors.variance import VarianceShares, explained_variance
 from scgpt_ray.evaluation.labels.metrics import has_truth
 from scgpt_ray.schema import Float32Matrix, Int64Array
@@ -26,7 +27,9 @@ MAX_LEVELS = 500
 DEPTH = "counts per cell (log10)"
 """Name of the factor that is added if counts are given."""
 
-_CARRIED_LEAST, _CARRIED_ERRORS = 0.05, 3
+CELL = "cell"
+"""Unit of a factor without replicates: what is found then holds for the evaluated cells only."""
+
 _NUMERIC_FROM = 11
 _QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 
@@ -86,6 +89,37 @@ def _numeric(name: str, known: npt.NDArray[np.bool_], numbers: npt.NDArray[np.fl
     return Factor(name, _QUARTERS, level_N, number_N)
 
 
+@dataclass(frozen=True, eq=False)
+class Replicates:
+    """The column whose values, such as donors, are the units of tests.
+
+    Attributes:
+        name: Name of the column.
+        replicate_N: int64 [n], numbered from 0; -1 for a missing value.
+    """
+
+    name: str
+    replicate_N: Int64Array
+
+    @property
+    def n(self) -> int:
+        """Number of replicates."""
+        return int(self.replicate_N.max(initial=-1)) + 1
+
+    def text(self) -> str:
+        """The column, and the numbers of replicates and of cells without one."""
+        missing = int((self.replicate_N < 0).sum())
+        return f"{self.name}: {self.n:,}" + (f"; {missing:,} cells have none" if missing else "")
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Any]) -> "Replicates":
+        """Number the values, one per cell; null, empty, `unknown` and `nan` are missing."""
+        known = has_truth(np.asarray(values, object))
+        replicate_N = np.full(len(known), -1, np.int64)
+        replicate_N[known] = np.unique(np.asarray(values, object)[known].astype(str), return_inverse=True)[1]
+        return cls(name, replicate_N)
+
+
 @dataclass(frozen=True)
 class FactorInEmbedding:
     """How much of a factor an embedding carries in addition to the label.
@@ -104,10 +138,8 @@ class FactorInEmbedding:
 
     @property
     def is_carried(self) -> bool | None:
-        """Whether the probe beats chance by more than 0.05 and three standard errors; None without a probe."""
-        if self.probe is None:
-            return None
-        return self.probe.score - self.probe.chance > max(_CARRIED_LEAST, _CARRIED_ERRORS * self.probe.error)
+        """Whether the probe is above chance for held-out replicates; None if that cannot be determined."""
+        return None if self.probe is None else self.probe.is_above_chance
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values for JSON."""
@@ -126,37 +158,43 @@ class FactorEffect:
 
     Attributes:
         name: Name of the factor.
+        unit: Column of the replicates, or CELL without replicates.
         levels: Level -> number of cells.
-        n_missing: Cells without a value, which are left out.
+        replicates: Level -> number of replicates that have it; empty without replicates.
+        n_missing: Cells without a value or without a replicate, which are left out.
         shift: Differences in the counts; None if they cannot be determined.
-        no_shift: Why they cannot be determined.
+        no_shift: Why they, or the kind of effect, cannot be determined; None if they can.
         embeddings: How much of the factor each embedding carries.
     """
 
     name: str
+    unit: str
     levels: dict[str, int]
+    replicates: dict[str, int]
     n_missing: int
     shift: ExpressionShift | None
     no_shift: str | None
     embeddings: tuple[FactorInEmbedding, ...]
 
     @property
-    def kind(self) -> str | None:
-        """`type I` (global), `type II` (gene-specific), `both` or `none`; None if it cannot be determined."""
+    def kind(self) -> str:
+        """`type I` (global), `type II` (gene-specific), `both`, `not detected` or `cannot tell`."""
         if self.shift is None:
-            return None
-        kinds = {(True, False): "type I", (False, True): "type II", (True, True): "both", (False, False): "none"}
-        return kinds[self.shift.is_global, self.shift.is_gene_specific]
+            return "cannot tell"
+        depth, genes = self.shift.depth.is_claimed, self.shift.genes and self.shift.genes.is_claimed
+        if depth or genes:
+            return "both" if depth and genes else "type I" if depth else "type II"
+        return "cannot tell" if depth is None or genes is None else "not detected"
 
 
 def explain_factors(
     factors: Sequence[Factor],
     embeddings: Mapping[str, Float32Matrix],
-    label_N: Int64Array,
+    labels: Sequence[str],
     *,
     counts_NG: sparse.csr_matrix | None,
     genes_G: npt.NDArray[np.object_] | None,
-    groups: Factor | None,
+    replicates: Replicates | None,
     seed: int,
 ) -> tuple[FactorEffect, ...]:
     """Determine the effects of factors within labels.
@@ -164,11 +202,11 @@ def explain_factors(
     Args:
         factors: Columns of the evaluated cells.
         embeddings: Name -> float32 [n, d].
-        label_N: int64 [n], numbered from 0; all 0 without labels.
+        labels: Label of each cell; all the same without labels.
         counts_NG: Counts [n, genes], CSR, whole numbers, or None. Their sum per cell becomes one more factor.
         genes_G: Name of each gene of `counts_NG`.
-        groups: Factor, such as the donor, whose levels are held out as a whole by probes of other factors if possible.
-        seed: Seed of folds and thinning.
+        replicates: Units of the tests; None without a column of them.
+        seed: Seed of the folds.
 
     Raises:
         InputError: If the counts are not whole numbers, or a cell has no counts.
@@ -178,22 +216,28 @@ def explain_factors(
         require_counts(counts_NG)
         totals = np.log10(np.asarray(counts_NG.sum(axis=1), np.float64).ravel())
         depth = [_numeric(DEPTH, np.ones(len(totals), bool), totals)]
+    label_names, label_N = np.unique(np.asarray(labels, str), return_inverse=True)
     effects = []
     for factor in (*factors, *depth):
-        known = np.flatnonzero(factor.level_N >= 0)
+        has_units = replicates is not None and replicates.name != factor.name
+        known = np.flatnonzero((factor.level_N >= 0) & (not has_units or replicates.replicate_N >= 0))
         label, level = label_N[known], factor.level_N[known]
+        # Without replicates all cells are one; those of a factor that is the column itself are its levels.
+        unit = np.zeros(len(known), np.int64) if replicates is None else replicates.replicate_N[known]
         shift = None
         if counts_NG is not None and genes_G is not None and factor not in depth:
-            shift = expression_shift(counts_NG[known], genes_G, label, level, factor.levels, seed=seed)
+            shift = expression_shift(counts_NG[known], genes_G, label, level, unit, label_names.tolist(), factor.levels)
         effects.append(
             FactorEffect(
                 name=factor.name,
-                levels={factor.levels[number]: int(cells) for number, cells in enumerate(np.bincount(level)) if cells},
+                unit=replicates.name if has_units else CELL,
+                levels=_named_counts(factor, level),
+                replicates=_named_counts(factor, *np.unique([level, unit], axis=1)[:1]) if has_units else {},
                 n_missing=len(factor.level_N) - len(known),
                 shift=shift,
-                no_shift=None if shift else _no_shift(factor, has_counts=counts_NG is not None),
+                no_shift=_no_shift(factor, shift, replicates, has_counts=counts_NG is not None),
                 embeddings=tuple(
-                    _carried(name, vectors[known], label, factor, known, groups, seed)
+                    _carried(name, vectors[known], label, factor, known, unit if has_units else None, seed)
                     for name, vectors in embeddings.items()
                 ),
             )
@@ -201,12 +245,29 @@ def explain_factors(
     return tuple(effects)
 
 
-def _no_shift(factor: Factor, *, has_counts: bool) -> str:
+def _named_counts(factor: Factor, level: Int64Array) -> dict[str, int]:
+    return {factor.levels[number]: int(count) for number, count in enumerate(np.bincount(level)) if count}
+
+
+def _no_shift(
+    factor: Factor, shift: ExpressionShift | None, replicates: Replicates | None, *, has_counts: bool
+) -> str | None:
+    """Why the effect on the counts cannot be determined, None if it can."""
     if not has_counts:
         return "no counts were given"
     if factor.name == DEPTH:
         return "it is the depth itself"
-    return "no label has two of its levels with enough cells and counts to compare"
+    if shift is None:
+        return "no label has two of its levels with enough cells and counts to compare"
+    if replicates is None:
+        return "there is no column of replicates such as donors"
+    if replicates.name == factor.name:
+        return f"each value of {factor.name} is a single replicate"
+    if shift.depth.is_claimed is None:
+        return f"fewer than {MIN_REPLICATES} replicates ({replicates.name}) per level can be compared"
+    if shift.genes is None or shift.genes.is_claimed is None:
+        return f"no label has enough counts in {MIN_REPLICATES} replicates ({replicates.name}) per level to test genes"
+    return None
 
 
 def _carried(
@@ -215,19 +276,14 @@ def _carried(
     label_N: Int64Array,
     factor: Factor,
     known: npt.NDArray[np.integer],
-    groups: Factor | None,
+    replicate_N: Int64Array | None,
     seed: int,
 ) -> FactorInEmbedding:
     level_N = factor.level_N[known]
     number_N = None if factor.number_N is None else factor.number_N[known]
-    if number_N is None:
-        held_out = groups.level_N[known] if groups is not None and groups.name != factor.name else None
-        probe = probe_levels(vectors_ND, label_N, level_N, held_out, seed=seed)
-    else:
-        probe = probe_number(vectors_ND, label_N, number_N, seed=seed)
     return FactorInEmbedding(
         embedding=name,
         variance=explained_variance(vectors_ND, label_N, level_N, number_N),
-        probe=probe,
+        probe=probe_levels(vectors_ND, label_N, level_N, replicate_N, seed=seed),
         purity=neighbour_purity(vectors_ND, label_N, level_N),
     )

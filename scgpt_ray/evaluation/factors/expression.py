@@ -1,12 +1,12 @@
-"""How a factor changes the counts: a change of depth that all genes share, or changes of single genes.
+"""How a factor changes the counts: a change of depth that all genes share (type I), or of single genes (type II).
 
-Each level is compared with the others within labels, pooled over labels. Before genes are compared, cells are thinned
-binomially to the same distribution of depths in all levels of a label. Thinned counts are distributed like counts at
-lower depth, so that a change of depth alone changes no gene.
+Counts are summed over the cells of each replicate, label and level, and compared between levels with the replicate as
+the unit: the depth over all labels at once, each gene in each label relative to the depth.
 
-Shape suffixes: N cells, G genes, T tested genes, L levels.
+Shape suffixes: G genes, T tested genes, U units (a replicate at a level), K tests (a gene, in a label, of a level).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,46 +14,98 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse, stats
 
-from scgpt_ray.evaluation.factors.contrast import level_contrasts
-from scgpt_ray.evaluation.factors.depth import matched_depth, robust_depth, thinned
-from scgpt_ray.evaluation.neighbors import groups_of
+from scgpt_ray.evaluation.factors.contrast import SIGNIFICANCE, Contrast, contrasts
+from scgpt_ray.evaluation.factors.pseudobulk import Pseudobulk, pseudobulks
 from scgpt_ray.schema import Int64Array
 
-GLOBAL_FOLD = 1.2
-"""Change of depth from which an effect is called global."""
-
-GENE_EFFECT = 0.2
-"""Standardised difference (Cohen's d) from which a gene counts as driven: a small effect, by Cohen's convention."""
+LEAST_DEPTH_RATIO = 1.1
+"""Ratio of depths from which an effect is called global; halving a tenth of the genes moves the depth by up to 1.05."""
 
 DRIVEN_SHARE, DRIVEN_LEAST = 0.01, 5
 """Share of the tested genes, and number of genes, from which an effect is called gene-specific."""
 
-SIGNIFICANCE = 0.01
-"""Significance level of the change of depth, and false discovery rate of the genes."""
-
 _SHOWN = 20
-_DETECTED_SHARE, _DETECTED_CELLS = 0.05, 10
-_COUNTS_PER_CELL = 1e4
-_PSEUDOCOUNT = 0.1
+_COUNTS_PER_UNIT = 10
+_PSEUDOCOUNT = 0.5
 
 
 @dataclass(frozen=True)
-class DrivenGene:
-    """A gene that differs between a level and the others of the same label, at equal depth.
+class DepthChange:
+    """Depth of a level relative to the others of the same labels.
+
+    Attributes:
+        level: The level that differs most.
+        ratio: Ratio of its geometric mean depth over replicates to that of the others.
+        low: Lower end of the 95 % interval, simultaneous over levels; None if there are too few replicates, also below.
+        high: Its upper end.
+        p: P-value, times the number of levels compared (Bonferroni).
+        threshold: Ratio from which a change would have been claimed.
+    """
+
+    level: str
+    ratio: float
+    low: float | None
+    high: float | None
+    p: float | None
+    threshold: float | None
+
+    @property
+    def is_claimed(self) -> bool | None:
+        """Whether the depth differs: type I; None if that cannot be determined."""
+        if self.p is None:
+            return None
+        return self.p < SIGNIFICANCE and max(self.ratio, 1 / self.ratio) >= LEAST_DEPTH_RATIO
+
+
+@dataclass(frozen=True)
+class GeneChange:
+    """Expression of a gene at a level relative to the others of the same label, at equal depth.
 
     Attributes:
         gene: Name of the gene.
+        label: The label.
         level: The level.
-        effect: Difference of mean log1p expression in standard deviations within labels; > 0 if higher in the level.
-        log2_fold: Log2 of the ratio of mean expression.
+        log2_fold: Log2 of the ratio of the geometric means over replicates.
+        low: Lower end of the 95 % interval of this gene alone; None if there are too few replicates, also below.
+        high: Its upper end.
+        p: P-value of this gene alone.
         fdr: Smallest false discovery rate at which the gene is found (Benjamini and Hochberg).
     """
 
     gene: str
+    label: str
     level: str
-    effect: float
     log2_fold: float
-    fdr: float
+    low: float | None
+    high: float | None
+    p: float | None
+    fdr: float | None
+
+
+@dataclass(frozen=True)
+class GeneChanges:
+    """Changes of single genes.
+
+    Attributes:
+        n_genes: Genes tested, those with ten counts per unit of some label on average.
+        n_driven: Genes that differ in some label; None if there are too few replicates, also below.
+        n_needed: Number from which the effect is called gene-specific.
+        p: False discovery rate at which `n_needed` genes differ.
+        threshold: Fold change that, in `n_needed` genes of median spread, would have been claimed.
+        strongest: At most twenty: those that differ by size of the change, then others by p value.
+    """
+
+    n_genes: int
+    n_driven: int | None
+    n_needed: int
+    p: float | None
+    threshold: float | None
+    strongest: tuple[GeneChange, ...]
+
+    @property
+    def is_claimed(self) -> bool | None:
+        """Whether single genes differ: type II; None if that cannot be determined."""
+        return None if self.p is None else self.p < SIGNIFICANCE
 
 
 @dataclass(frozen=True)
@@ -61,40 +113,25 @@ class ExpressionShift:
     """Differences in the counts between the levels of a factor, within labels.
 
     Attributes:
-        n_cells: Number of cells compared.
-        n_labels: Number of their labels.
-        level: The level whose depth differs most from the others of its labels.
-        depth_fold: Ratio of its geometric mean depth to that of the others.
-        depth_effect: Difference of log depth in standard deviations within labels.
-        depth_p: P-value of that difference, times the number of levels compared (Bonferroni).
-        n_tested: Number of genes tested, those detected in enough cells.
-        n_driven: Number of genes that differ.
-        driven: The strongest of them by absolute effect, at most twenty.
+        is_paired: Whether levels are compared within replicates, or between them.
+        n_level: Replicates compared that have the level of `depth`.
+        n_others: Replicates compared that have other levels; the same ones if paired.
+        n_labels: Labels compared.
+        depth: Change of depth.
+        genes: Changes of genes; None if no gene has enough counts.
     """
 
-    n_cells: int
+    is_paired: bool
+    n_level: int
+    n_others: int
     n_labels: int
-    level: str
-    depth_fold: float
-    depth_effect: float
-    depth_p: float
-    n_tested: int
-    n_driven: int
-    driven: tuple[DrivenGene, ...]
-
-    @property
-    def is_global(self) -> bool:
-        """Whether the depth differs: type I."""
-        return bool(abs(np.log(self.depth_fold)) >= np.log(GLOBAL_FOLD)) and self.depth_p < SIGNIFICANCE
-
-    @property
-    def is_gene_specific(self) -> bool:
-        """Whether single genes differ: type II."""
-        return self.n_driven >= max(DRIVEN_LEAST, DRIVEN_SHARE * self.n_tested)
+    depth: DepthChange
+    genes: GeneChanges | None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values for JSON."""
-        return {**vars(self), "driven": [vars(gene) for gene in self.driven]}
+        genes = self.genes and vars(self.genes) | {"strongest": [vars(gene) for gene in self.genes.strongest]}
+        return {**vars(self), "depth": vars(self.depth), "genes": genes}
 
 
 def expression_shift(
@@ -102,87 +139,111 @@ def expression_shift(
     genes_G: npt.NDArray[np.object_],
     label_N: Int64Array,
     level_N: Int64Array,
-    levels: tuple[str, ...],
-    *,
-    seed: int,
+    replicate_N: Int64Array,
+    labels: Sequence[str],
+    levels: Sequence[str],
 ) -> ExpressionShift | None:
     """Compare the counts of a factor's levels within labels.
 
     Args:
         counts_NG: Counts [n, genes], CSR, whole numbers.
         genes_G: Name of each gene.
-        label_N: int64 [n].
+        label_N: int64 [n], numbered from 0.
         level_N: int64 [n], numbered from 0.
+        replicate_N: int64 [n].
+        labels: Name of each label.
         levels: Name of each level.
-        seed: Seed of the thinning.
 
     Returns:
-        None if no label has two levels with enough cells and counts (see `robust_depth`).
+        None if no label has two levels with enough cells and counts (see `pseudobulks`).
     """
-    depth_N = robust_depth(counts_NG, label_N, level_N)
-    kept = np.flatnonzero(np.isfinite(depth_N))
-    if not len(kept):
+    bulks = pseudobulks(counts_NG, label_N, replicate_N, level_N)
+    if not bulks:
         return None
-    counts_NG, label_N, level_N, depth_N = counts_NG[kept], label_N[kept], level_N[kept], depth_N[kept]
-    depth = level_contrasts(sparse.csr_matrix(np.log(depth_N)[:, None]), label_N, level_N, len(levels))
-    effect_L, z_L = depth.effect_LG[:, 0], depth.z_LG[:, 0]
-    compared = np.flatnonzero(np.isfinite(z_L))
-    if len(compared) == 2:  # noqa: PLR2004 - of two levels, one contrast is the negative of the other
-        compared = compared[1:]
-    most = int(compared[np.argmax(np.abs(effect_L[compared]))])
-    n_tested, driven = _driven_genes(counts_NG, genes_G, depth_N, label_N, level_N, levels, compared, seed)
+    compared = _depth_contrasts(bulks)
+    most = min(compared, key=lambda each: (each.p_F[0] if each.test else 0.0, -abs(each.estimate_F[0])))
     return ExpressionShift(
-        n_cells=len(kept),
-        n_labels=len(groups_of(label_N)),
-        level=levels[most],
-        depth_fold=float(np.exp(depth.level_LG[most, 0] - depth.others_LG[most, 0])),
-        depth_effect=float(effect_L[most]),
-        depth_p=float(min(1.0, 2 * stats.norm.sf(abs(z_L[most])) * len(compared))),
-        n_tested=n_tested,
-        n_driven=len({gene.gene for gene in driven}),
-        driven=tuple(driven[:_SHOWN]),
+        is_paired=most.is_paired,
+        n_level=most.n_level,
+        n_others=most.n_others,
+        n_labels=len(bulks),
+        depth=_depth_change(most, len(compared), levels),
+        genes=_gene_changes(bulks, genes_G, labels, levels),
     )
 
 
-def _driven_genes(
-    counts_NG: sparse.csr_matrix,
-    genes_G: npt.NDArray[np.object_],
-    depth_N: npt.NDArray[np.float64],
-    label_N: Int64Array,
-    level_N: Int64Array,
-    levels: tuple[str, ...],
-    compared: npt.NDArray[np.integer],
-    seed: int,
-) -> tuple[int, list[DrivenGene]]:
-    """Number of genes tested, and the genes that differ at equal depth, strongest first."""
-    target_N = matched_depth(depth_N, label_N, level_N)
-    fewer_NG = thinned(counts_NG, target_N / depth_N, seed=seed)
-    tested_T = _detected(fewer_NG, label_N)
-    if not len(tested_T):
-        return 0, []
-    scaled_NT = sparse.csr_matrix(sparse.diags(_COUNTS_PER_CELL / target_N) @ fewer_NG[:, tested_T])
-    logs = level_contrasts(scaled_NT.log1p(), label_N, level_N, len(levels))
-    means = level_contrasts(scaled_NT, label_N, level_N, len(levels))
-    effect, z = logs.effect_LG[compared], logs.z_LG[compared]
-    fold = np.log2((means.level_LG[compared] + _PSEUDOCOUNT) / (means.others_LG[compared] + _PSEUDOCOUNT))
-    fdr = stats.false_discovery_control(2 * stats.norm.sf(np.abs(z)), axis=None).reshape(z.shape)
-    found = np.argwhere((fdr < SIGNIFICANCE) & (np.abs(effect) >= GENE_EFFECT))
-    driven = [
-        DrivenGene(
-            gene=str(genes_G[tested_T[gene]]),
-            level=levels[compared[row]],
-            effect=float(effect[row, gene]),
-            log2_fold=float(fold[row, gene]),
-            fdr=float(fdr[row, gene]),
-        )
-        for row, gene in found
-    ]
-    return len(tested_T), sorted(driven, key=lambda gene: (-abs(gene.effect), gene.gene, gene.level))
+def _depth_contrasts(bulks: list[Pseudobulk]) -> list[Contrast]:
+    """Contrasts of the log depth of units, relative to what their cells would have at the mean depths of the labels."""
+    replicate, level = (np.concatenate([getattr(bulk, name) for bulk in bulks]) for name in ("replicate_U", "level_U"))
+    expected = [bulk.n_cells_U * (bulk.size_U / bulk.n_cells_U).mean() for bulk in bulks]
+    pairs_U2, unit = np.unique(np.stack([replicate, level], axis=1), axis=0, return_inverse=True)
+    size_U, expected_U = (
+        np.bincount(unit, np.concatenate(parts)) for parts in ([bulk.size_U for bulk in bulks], expected)
+    )
+    return contrasts(np.log(size_U / expected_U)[:, None], pairs_U2[:, 0], pairs_U2[:, 1])
 
 
-def _detected(counts_NG: sparse.csr_matrix, label_N: Int64Array) -> Int64Array:
-    """Genes detected in at least ten cells, and in at least 5 % of the cells of some label."""
-    detected = np.zeros(counts_NG.shape[1], bool)
-    for cells in groups_of(label_N):
-        detected |= counts_NG[cells].getnnz(axis=0) >= _DETECTED_SHARE * len(cells)
-    return np.flatnonzero(detected & (counts_NG.getnnz(axis=0) >= _DETECTED_CELLS)).astype(np.int64)
+def _depth_change(contrast: Contrast, n_compared: int, levels: Sequence[str]) -> DepthChange:
+    log_ratio, level = float(contrast.estimate_F[0]), levels[contrast.level]
+    if contrast.test is None:
+        return DepthChange(level, float(np.exp(log_ratio)), None, None, None, None)
+    half_width = float(contrast.half_width_F(SIGNIFICANCE / n_compared)[0])
+    low, ratio, high = np.exp([log_ratio - half_width, log_ratio, log_ratio + half_width]).tolist()
+    p = min(1.0, float(contrast.p_F[0]) * n_compared)
+    return DepthChange(level, ratio, low, high, p, max(float(np.exp(half_width)), LEAST_DEPTH_RATIO))
+
+
+def _gene_changes(
+    bulks: list[Pseudobulk], genes_G: npt.NDArray[np.object_], labels: Sequence[str], levels: Sequence[str]
+) -> GeneChanges | None:
+    compared = [(bulk.label, *each) for bulk in bulks for each in _gene_contrasts(bulk)]
+    compared = [each for each in compared if each[2].test is not None] or compared
+    if not compared:
+        return None
+    gene_K = np.concatenate([genes_T for _, genes_T, _ in compared])
+    source_K = np.repeat(np.arange(len(compared)), [len(genes_T) for _, genes_T, _ in compared])
+    fold_K = np.concatenate([contrast.estimate_F for *_, contrast in compared])
+    n_genes = len(np.unique(gene_K))
+    n_needed = max(DRIVEN_LEAST, int(np.ceil(DRIVEN_SHARE * n_genes)))
+
+    def change(test: int, *figures: float | None) -> GeneChange:
+        label, _, contrast = compared[source_K[test]]
+        gene = str(genes_G[gene_K[test]])
+        return GeneChange(gene, labels[label], levels[contrast.level], float(fold_K[test]), *figures)
+
+    if compared[0][2].test is None:
+        shown = np.argsort(-np.abs(fold_K), kind="stable")[:_SHOWN]
+        return GeneChanges(n_genes, None, n_needed, None, None, tuple(change(k, None, None, None, None) for k in shown))
+    p_K = np.concatenate([contrast.p_F for *_, contrast in compared])
+    fdr_K = stats.false_discovery_control(p_K)
+    fdr_G = np.ones(len(genes_G))
+    np.minimum.at(fdr_G, gene_K, fdr_K)
+    half_K, rate = _half_widths(compared, SIGNIFICANCE), SIGNIFICANCE * n_needed / len(p_K)
+    shown = np.lexsort((-np.abs(fold_K), np.where(fdr_K < SIGNIFICANCE, 0, p_K)))[:_SHOWN]
+    ends_K2 = np.stack([fold_K - half_K, fold_K + half_K], axis=1)
+    return GeneChanges(
+        n_genes=n_genes,
+        n_driven=int((fdr_G < SIGNIFICANCE).sum()),
+        n_needed=n_needed,
+        p=float(np.partition(fdr_G, n_needed - 1)[n_needed - 1]) if n_needed <= len(fdr_G) else 1.0,
+        threshold=float(2 ** np.median(_half_widths(compared, min(rate, SIGNIFICANCE)))),
+        strongest=tuple(change(k, *ends_K2[k].tolist(), float(p_K[k]), float(fdr_K[k])) for k in shown),
+    )
+
+
+def _gene_contrasts(bulk: Pseudobulk) -> list[tuple[Int64Array, Contrast]]:
+    """Genes with enough counts, int64 [t], and each level's contrast of their log2 expression at equal depth.
+
+    The pseudocount is in proportion to the depth, so that a change of depth changes no gene.
+    """
+    mean_G = np.asarray(bulk.counts_UG.mean(axis=0)).ravel()
+    genes_T = np.flatnonzero(mean_G >= _COUNTS_PER_UNIT).astype(np.int64)
+    if not len(genes_T):
+        return []
+    scale_U1 = (bulk.size_U / bulk.size_U.mean())[:, None]
+    values_UT = np.log2(bulk.counts_UG[:, genes_T].toarray() / scale_U1 + _PSEUDOCOUNT)
+    return [(genes_T, contrast) for contrast in contrasts(values_UT, bulk.replicate_U, bulk.level_U)]
+
+
+def _half_widths(compared: Sequence[tuple[int, Int64Array, Contrast]], rate: float) -> npt.NDArray[np.float64]:
+    return np.concatenate([contrast.half_width_F(rate) for *_, contrast in compared])

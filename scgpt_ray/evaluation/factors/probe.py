@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import Ridge, RidgeClassifier
-from sklearn.metrics import r2_score, recall_score
-from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+from scipy import stats
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import recall_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scgpt_ray.evaluation.factors.contrast import MIN_REPLICATES, SIGNIFICANCE
 from scgpt_ray.evaluation.neighbors import groups_of, nearest
+from scgpt_ray.evaluation.sample import strata_of
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 MIN_CELLS_PER_LEVEL = 10
@@ -27,25 +29,36 @@ _NEIGHBORS = 15
 
 @dataclass(frozen=True)
 class Probe:
-    """Scores of a linear probe on held-out cells; means over labels, weighted by cells.
+    """Balanced accuracy of a linear probe within labels; means over folds.
 
     Attributes:
-        measure: `balanced accuracy`, or `R2` for a numeric factor.
-        score: Score of the probe.
-        chance: Expected score by chance.
-        error: Standard error of the score by chance.
-        held_out: What a fold holds out: `cells`, whole `groups` of cells, or `groups where possible` (in some labels).
+        score: Mean over folds, and in a fold over labels, weighted by cells.
+        chance: Score expected by chance.
+        low: Lower end of the 95 % interval; None unless at least three folds hold out replicates, also below.
+        high: Its upper end.
+        p: P-value of the difference from chance.
+        threshold: Score from which the embedding would have been said to carry the factor.
+        held_out: What a fold holds out: `replicates` or `cells`.
+        n_folds: Number of folds.
         n_cells: Number of cells predicted.
         n_labels: Number of their labels.
     """
 
-    measure: str
     score: float
     chance: float
-    error: float
+    low: float | None
+    high: float | None
+    p: float | None
+    threshold: float | None
     held_out: str
+    n_folds: int
     n_cells: int
     n_labels: int
+
+    @property
+    def is_above_chance(self) -> bool | None:
+        """Whether the score is above chance for replicates that were held out; None if that cannot be determined."""
+        return None if self.p is None else self.p < SIGNIFICANCE and self.score > self.chance
 
 
 @dataclass(frozen=True)
@@ -67,80 +80,101 @@ def probe_levels(
     vectors_ND: Float32Matrix,
     label_N: Int64Array,
     level_N: Int64Array,
-    group_N: Int64Array | None,
+    replicate_N: Int64Array | None,
     *,
     seed: int,
 ) -> Probe | None:
-    """Predict a factor's level from the embedding within each label, by five-fold cross-validation.
+    """Predict a factor's level from the embedding within each label, by cross-validation over replicates.
 
-    The probe is a ridge classifier on standardised dimensions, with equal weights of the levels.
+    The probe is a ridge classifier on standardised dimensions, with equal weights of the levels. Folds, at most five,
+    hold out whole replicates, of each level at least one. If a level has one replicate only, they hold out cells.
 
     Args:
         vectors_ND: float32 [n, d].
         label_N: int64 [n].
         level_N: int64 [n], levels numbered from 0.
-        group_N: int64 [n], groups such as donors: held out as a whole if every training fold then has every level.
+        replicate_N: int64 [n]; None to hold out cells.
         seed: Seed of the folds.
 
     Returns:
-        None if no label has two levels with at least ten cells each.
+        None if no label has two levels with at least ten cells each, or none can be predicted.
     """
-    parts: list[tuple[int, float, float, float]] = []
-    grouped = []
-    for cells in _probed_labels(label_N, level_N):
-        level = level_N[cells]
-        splits = _group_splits(level, group_N[cells], seed) if group_N is not None else None
-        grouped.append(splits is not None)
-        folds = splits or StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-        model = make_pipeline(StandardScaler(), RidgeClassifier(_PENALTY, class_weight="balanced"))
-        predicted = cross_val_predict(model, vectors_ND[cells], level, cv=folds)
-        counts = np.unique(level, return_counts=True)[1]
-        chance = 1 / len(counts)
-        error = chance * np.sqrt(chance * (1 - chance) * (1 / counts).sum())
-        parts.append((len(cells), float(recall_score(level, predicted, average="macro")), chance, float(error)))
-    if not parts:
+    labels = list(_probed_labels(label_N, level_N))
+    if not labels:
         return None
-    n, score, chance, error = np.array(parts).T
+    probed = np.concatenate(labels)
+    fold_N, n_folds, held_out = np.full(len(level_N), -1), 1, "replicates"
+    if replicate_N is not None:
+        fold_N[probed], n_folds = _replicate_folds(level_N[probed], replicate_N[probed], seed)
+    if n_folds == 1:
+        held_out, n_folds = "cells", _FOLDS
+        fold_N[probed] = _dealt(strata_of(label_N[probed], level_N[probed]), n_folds, seed)
+    figures = [
+        (fold, number, *_fold_score(vectors_ND[cells], level_N[cells], fold_N[cells] == fold))
+        for number, cells in enumerate(labels)
+        for fold in range(n_folds)
+    ]
+    fold_P, label_P, n_P, score_P, chance_P = np.array([each for each in figures if each[2]]).reshape(-1, 5).T
+    if not len(fold_P):
+        return None
+    folds = groups_of(fold_P.astype(np.int64))
+    excess_F = np.array([np.average((score_P - chance_P)[parts], weights=n_P[parts]) for parts in folds])
+    chance = float(np.average(chance_P, weights=n_P))
+    is_tested = held_out == "replicates" and len(folds) >= MIN_REPLICATES
     return Probe(
-        measure="balanced accuracy",
-        score=float(np.average(score, weights=n)),
-        chance=float(np.average(chance, weights=n)),
-        error=float(np.sqrt(((n * error) ** 2).sum()) / n.sum()),
-        held_out="groups" if all(grouped) else "groups where possible" if any(grouped) else "cells",
-        n_cells=int(n.sum()),
-        n_labels=len(parts),
+        float(chance + excess_F.mean()),
+        chance,
+        *(_corrected_t(excess_F, chance) if is_tested else (None, None, None, None)),
+        held_out=held_out,
+        n_folds=len(folds),
+        n_cells=int(n_P.sum()),
+        n_labels=len(np.unique(label_P)),
     )
 
 
-def probe_number(
-    vectors_ND: Float32Matrix, label_N: Int64Array, number_N: npt.NDArray[np.float64], *, seed: int
-) -> Probe | None:
-    """Predict a numeric factor from the embedding within each label, by ridge regression in five folds.
+def _replicate_folds(level: Int64Array, replicate: Int64Array, seed: int) -> tuple[Int64Array, int]:
+    """Fold of each cell, and the number of folds; replicates are dealt to folds by their most frequent level."""
+    names, replicate = np.unique(replicate, return_inverse=True)
+    cells_RL = np.zeros((len(names), level.max() + 1), np.int64)
+    np.add.at(cells_RL, (replicate, level), 1)
+    n_folds = min(_FOLDS, (cells_RL > 0).sum(axis=0)[cells_RL.any(axis=0)].min())
+    return _dealt(cells_RL.argmax(axis=1), int(n_folds), seed)[replicate], int(n_folds)
 
-    Returns:
-        None if the number varies in no label of at least fifty cells.
+
+def _dealt(strata: Int64Array, n_folds: int, seed: int) -> Int64Array:
+    """Fold of each member, dealt at random within strata."""
+    random, fold = np.random.default_rng(seed), np.empty(len(strata), np.int64)
+    for members in groups_of(strata):
+        fold[random.permutation(members)] = np.arange(len(members)) % n_folds
+    return fold
+
+
+def _fold_score(
+    vectors_ND: Float32Matrix, level_N: Int64Array, is_held_out_N: npt.NDArray[np.bool_]
+) -> tuple[int, float, float]:
+    """Cells predicted in a label, their balanced accuracy, and chance; no cells if a level is not in training."""
+    levels, training = np.unique(level_N), np.unique(level_N[~is_held_out_N])
+    if len(training) < len(levels) or not is_held_out_N.any():
+        return 0, 0.0, 0.0
+    model = make_pipeline(StandardScaler(), RidgeClassifier(_PENALTY, class_weight="balanced"))
+    model.fit(vectors_ND[~is_held_out_N], level_N[~is_held_out_N])
+    held_out = level_N[is_held_out_N]
+    predicted = model.predict(vectors_ND[is_held_out_N])
+    score = recall_score(held_out, predicted, labels=np.unique(held_out), average="macro")
+    return len(held_out), float(score), 1 / len(levels)
+
+
+def _corrected_t(excess_F: npt.NDArray[np.float64], chance: float) -> tuple[float, float, float, float]:
+    """Interval, p value and threshold of the mean over folds.
+
+    Training sets overlap, so that folds are not independent: their variance is weighted by 1/k + 1/(k - 1) instead of
+    1/k (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366).
     """
-    parts: list[tuple[int, float]] = []
-    for cells in groups_of(label_N):
-        number = number_N[cells]
-        if len(cells) < _FOLDS * MIN_CELLS_PER_LEVEL or np.ptp(number) == 0:
-            continue
-        model = make_pipeline(StandardScaler(), Ridge(_PENALTY))
-        folds = KFold(_FOLDS, shuffle=True, random_state=seed)
-        predicted = cross_val_predict(model, vectors_ND[cells], number, cv=folds)
-        parts.append((len(cells), float(r2_score(number, predicted))))
-    if not parts:
-        return None
-    n, score = np.array(parts).T
-    return Probe(
-        measure="R2",
-        score=float(np.average(score, weights=n)),
-        chance=0.0,
-        error=float(1 / np.sqrt(n.sum())),
-        held_out="cells",
-        n_cells=int(n.sum()),
-        n_labels=len(parts),
-    )
+    k, mean = len(excess_F), float(excess_F.mean())
+    error = float(excess_F.std(ddof=1) * np.sqrt(1 / k + 1 / (k - 1)))
+    half_width = float(stats.t.isf(SIGNIFICANCE / 2, k - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, k - 1)) if error else float(mean == 0)
+    return chance + mean - half_width, chance + mean + half_width, p, chance + half_width
 
 
 def neighbour_purity(vectors_ND: Float32Matrix, label_N: Int64Array, level_N: Int64Array) -> Purity | None:
@@ -167,17 +201,3 @@ def _probed_labels(label_N: Int64Array, level_N: Int64Array) -> Iterator[Int64Ar
         enough = np.bincount(level_N[cells]) >= MIN_CELLS_PER_LEVEL
         if enough.sum() > 1:
             yield cells[enough[level_N[cells]]]
-
-
-def _group_splits(
-    level: Int64Array, group: Int64Array, seed: int
-) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]] | None:
-    """Folds that hold out whole groups; None if a training fold would lack a level."""
-    groups_per_level = [len(np.unique(group[level == one])) for one in np.unique(level)]
-    n_folds = min(_FOLDS, *groups_per_level)
-    if n_folds < 2:  # noqa: PLR2004 - a level of one group cannot be held out
-        return None
-    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    splits = list(folds.split(np.zeros(len(level)), level, group))
-    n_levels = len(groups_per_level)
-    return splits if all(len(np.unique(level[training])) == n_levels for training, _ in splits) else None

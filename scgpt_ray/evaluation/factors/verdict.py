@@ -2,15 +2,17 @@
 
 from typing import Any
 
-from scgpt_ray.evaluation.factors.effects import DEPTH, FactorEffect, FactorInEmbedding
-from scgpt_ray.evaluation.factors.expression import GLOBAL_FOLD, ExpressionShift
+from scgpt_ray.evaluation.factors.contrast import SIGNIFICANCE
+from scgpt_ray.evaluation.factors.effects import CELL, DEPTH, FactorEffect, FactorInEmbedding
+from scgpt_ray.evaluation.factors.expression import DepthChange, GeneChanges
+from scgpt_ray.evaluation.factors.probe import Probe
 
 _NAMED_GENES = 6
 _KINDS = {
     "type I": "a type I effect, global",
     "type II": "a type II effect, gene-specific",
     "both": "a type I and a type II effect, global and gene-specific",
-    "none": "no effect on the counts",
+    "not detected": "below the detection thresholds of type I and type II effects",
 }
 
 
@@ -23,11 +25,11 @@ def sentences(effect: FactorEffect) -> list[str]:
     """The sentences of the verdict: first the effect on the counts, then one for each embedding."""
     if effect.name == DEPTH:
         first = f"{effect.name}: the depth itself, which every type I effect changes."
-    elif effect.shift is None or effect.kind is None:
-        first = f"{effect.name}: whether its effect is type I or type II cannot be determined: {effect.no_shift}."
+    elif effect.shift is None:
+        first = f"{effect.name}: cannot tell whether its effect is type I or type II: {effect.no_shift}."
     else:
-        first = f"{effect.name}: {_KINDS[effect.kind]}. {_counts(effect.shift)}"
-    return [first, *(_embedding(carried) for carried in effect.embeddings)]
+        first = f"{_kind(effect)} {_depth(effect.shift.depth)}{_genes(effect.shift.genes)}."
+    return [first, *(_embedding(carried, effect.unit) for carried in effect.embeddings)]
 
 
 def effect_dict(effect: FactorEffect) -> dict[str, Any]:
@@ -36,7 +38,9 @@ def effect_dict(effect: FactorEffect) -> dict[str, Any]:
         "name": effect.name,
         "kind": effect.kind,
         "verdict": verdict(effect),
+        "unit": effect.unit,
         "levels": effect.levels,
+        "replicates": effect.replicates,
         "n_missing": effect.n_missing,
         "shift": effect.shift.to_dict() if effect.shift else None,
         "no_shift": effect.no_shift,
@@ -44,20 +48,54 @@ def effect_dict(effect: FactorEffect) -> dict[str, Any]:
     }
 
 
-def _counts(shift: ExpressionShift) -> str:
-    depth = f"Within labels the depth of {shift.level} is {shift.depth_fold:.2f} times that of the others"
-    limit = "" if shift.is_global else f" (called global from {GLOBAL_FOLD:g}-fold)"
-    genes = f"at equal depth {shift.n_driven:,} of {shift.n_tested:,} genes differ"
-    strongest = list(dict.fromkeys(f"{gene.gene} ({_direction(gene.effect)} in {gene.level})" for gene in shift.driven))
+def design(effect: FactorEffect) -> str:
+    """What is compared with what, such as `4 against 4 donor`; the cells without replicates."""
+    if effect.unit == CELL or effect.shift is None:
+        return "these cells only" if effect.unit == CELL else f"by {effect.unit}"
+    shift = effect.shift
+    if shift.is_paired:
+        return f"within {shift.n_level} replicates ({effect.unit})"
+    return f"{shift.n_level} replicates ({effect.unit}) against {shift.n_others}"
+
+
+def _kind(effect: FactorEffect) -> str:
+    if effect.kind == "cannot tell":
+        about = ", which is about these cells only" if effect.unit == CELL else ""
+        return (
+            f"{effect.name}: cannot tell whether its effect is type I or type II: {effect.no_shift}. "
+            f"Unit: {effect.unit}{about}."
+        )
+    return f"{effect.name}: {_KINDS[effect.kind]}. Compared: {design(effect)}."
+
+
+def _depth(depth: DepthChange) -> str:
+    found = f"Within labels the depth of {depth.level} is {depth.ratio:.2f} times that of the others"
+    if depth.p is None or depth.low is None or depth.high is None or depth.threshold is None:
+        return f"{found} (not tested)"
+    tested = f"95 % interval {depth.low:.2f} to {depth.high:.2f}, p = {depth.p:.2g}"
+    below = "" if depth.is_claimed else f"; below the detection threshold of {depth.threshold:.2f} times"
+    return f"{found} ({tested}{below})"
+
+
+def _genes(genes: GeneChanges | None) -> str:
+    if genes is None:
+        return "; no gene has enough counts"
+    shown = genes.strongest if genes.n_driven is None else genes.strongest[: genes.n_driven]
+    strongest = list(
+        dict.fromkeys(f"{gene.gene} ({'more' if gene.log2_fold > 0 else 'less'} in {gene.level})" for gene in shown)
+    )
     named = f", most of all {', '.join(strongest[:_NAMED_GENES])}" if strongest else ""
-    return f"{depth}{limit}; {genes}{named}."
+    if genes.n_driven is None:
+        return f"; at equal depth genes differ{named} (not tested)"
+    found = f"at equal depth {genes.n_driven:,} of {genes.n_genes:,} genes differ at a false discovery rate of "
+    found += f"{SIGNIFICANCE:.0%}{named} (p = {genes.p:.2g} for {genes.n_needed})"
+    below = "" if genes.is_claimed else (
+        f"; below the detection threshold of {genes.threshold:.2f} times in {genes.n_needed} genes"
+    )  # fmt: skip
+    return f"; {found}{below}"
 
 
-def _direction(effect: float) -> str:
-    return "more" if effect > 0 else "less"
-
-
-def _embedding(carried: FactorInEmbedding) -> str:
+def _embedding(carried: FactorInEmbedding, unit: str) -> str:
     variance = carried.variance
     clauses = [
         f"explains {variance.factor:.1%} of the variance in addition to the label's {variance.label:.1%}, "
@@ -65,20 +103,25 @@ def _embedding(carried: FactorInEmbedding) -> str:
     ]
     probe, purity = carried.probe, carried.purity
     if probe is not None:
-        held_out = {"cells": "held-out cells", "groups": "held-out batch keys"}.get(
-            probe.held_out, "held-out cells or batch keys"
-        )
-        clauses.append(
-            f"a linear probe predicts it for {held_out} with {probe.measure} {probe.score:.2f} "
-            f"(chance {probe.chance:.2f})"
-        )
+        clauses.append(_probe(probe, unit))
     if purity is not None:
         clauses.append(
             f"{purity.share:.0%} of a cell's neighbours of its label share it (by chance {purity.expected:.0%})"
         )
     ends = {
         True: "this embedding carries it",
-        False: "this embedding hardly carries it",
-        None: "no label has enough cells of two levels for a probe",
+        False: f"below the detection threshold of {probe.threshold or 0:.2f}" if probe else "",
+        None: "cannot tell whether this embedding carries it for other cells than these"
+        if probe
+        else "no label has enough cells of two levels for a probe",
     }
     return f"In {carried.embedding} it {'; '.join(clauses)}: {ends[carried.is_carried]}."
+
+
+def _probe(probe: Probe, unit: str) -> str:
+    held_out = "held-out cells" if probe.held_out == "cells" else f"held-out replicates ({unit})"
+    interval = "" if probe.p is None else f"95 % interval {probe.low:.2f} to {probe.high:.2f}, p = {probe.p:.2g}, "
+    return (
+        f"a linear probe predicts it for {held_out} with balanced accuracy {probe.score:.2f} "
+        f"({interval}chance {probe.chance:.2f})"
+    )

@@ -106,6 +106,7 @@ def _templates() -> Environment:
     templates.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's JSON refers back to what came before
     templates.filters |= {
         "score": lambda value: "-" if value is None else f"{value:.3f}",
+        "p_value": lambda value: "-" if value is None else f"{value:.2g}",
         "share": lambda value: "" if value is None else f"{value:.1%}",
         "fact": lambda value: f"{value:,}" if type(value) is int else str(value),
     }
