@@ -19,11 +19,9 @@ from scgpt_ray.network.checkpoint_files import (
     SAFETENSORS_FILE,
     VOCABULARY_FILE,
     WEIGHTS_FILE,
-    checkpoint_place,
-    file_content,
+    CheckpointFiles,
+    CheckpointName,
     incomplete,
-    portable_name,
-    read_vocabulary,
 )
 from scgpt_ray.network.weights import UNUSED, encoder_shapes, match, pack, unpack
 from scgpt_ray.storage import Folder
@@ -79,13 +77,14 @@ class Checkpoint:
     """Everything an `Embedder` is made of.
 
     Args:
-        folder: Path, URI or name it was read from, which means the same on every node.
+        folder: Path or URI it was read from, or demo.
         architecture: Sizes, which the tensors are known to have.
         vocabulary: Tokens, one for each row of the gene embedding.
         tensors: The encoder's, under canonical names: float32, contiguous, finite, on the CPU.
         weights_sha256: Of the weights file.
         heads: Tensors of the training objectives that the file has beside the encoder, as they are there.
         cell_types: What the classes of `cls_decoder` are, where args.json says; the published ones do not.
+        files: Its files, with the sums of what was read; None for one that was made in memory.
     """
 
     folder: str
@@ -95,33 +94,38 @@ class Checkpoint:
     weights_sha256: str
     heads: dict[str, Tensor] = field(default_factory=dict)
     cell_types: tuple[str, ...] = ()
+    files: CheckpointFiles | None = None
 
 
-def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint from a path or a URI, or `demo`, the one that ships with the package.
+def read_checkpoint(name: CheckpointName) -> Checkpoint:
+    """Read a checkpoint from a path or a URI, or by its name (`CheckpointFiles.at`).
 
     Raises:
         CheckpointError: If a file is missing or unreadable, or the three do not fit together.
     """
-    place = checkpoint_place(folder)
+    files = CheckpointFiles.at(name)
+    place = files.folder
     weights = _weights_name(place)
-    vocabulary = read_vocabulary(folder)
-    args = _read_args(file_content(place, ARGS_FILE), place.where(ARGS_FILE))
+    contents = {file: files.read(file) for file in (VOCABULARY_FILE, ARGS_FILE, weights)}
+    vocabulary = Vocabulary.from_json(contents[VOCABULARY_FILE], place.where(VOCABULARY_FILE))
+    args = _read_args(contents[ARGS_FILE], place.where(ARGS_FILE))
     architecture = _architecture(args, place.where(ARGS_FILE), vocabulary.size)
-    content = file_content(place, weights)
     where = place.where(weights)
-    found = unpack(content, where)
+    found = unpack(contents[weights], where)
     _require_rows(found, vocabulary, where)
     tensors = match(found, architecture.shapes(), where)
     heads = {name: tensor for name, tensor in found.items() if name.startswith(UNUSED)}
+    known = dict(files.sha256)  # what is known was checked
+    sha256 = {file: known.get(file) or hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     return Checkpoint(
-        portable_name(folder),
+        files.uri,
         architecture,
         vocabulary,
         tensors,
-        hashlib.sha256(content).hexdigest(),
+        sha256[weights],
         heads,
         tuple(args.get("cell_types", ())),
+        CheckpointFiles(files.uri, tuple(sha256.items())),
     )
 
 

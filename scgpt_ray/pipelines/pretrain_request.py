@@ -15,6 +15,7 @@ from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import digest_of, require_same_run
 from scgpt_ray.network.checkpoint import Architecture, Checkpoint, read_checkpoint
+from scgpt_ray.network.checkpoint_files import CheckpointFiles
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect
 from scgpt_ray.records import PretrainRequest
 from scgpt_ray.schema import RESERVED
@@ -58,6 +59,7 @@ class TrainingJob:
         atlases: Atlases to read; empty if the run is finished.
         vocabulary: Vocabulary of the tokens.
         architecture: Sizes of the network.
+        start: Files of the checkpoint to continue from, or None.
         rules: How cells become tokens: all genes of a cell, for each step draws its own.
         request: What fixes the result.
         done: What a finished run of the same request left; None while there is something to do.
@@ -68,6 +70,7 @@ class TrainingJob:
     atlases: tuple[AtlasJob, ...]
     vocabulary: Vocabulary
     architecture: Architecture
+    start: CheckpointFiles | None
     rules: TokenRules
     request: PretrainRequest
     done: dict[str, Any] | None
@@ -108,7 +111,8 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
             for source, gene_map in zip(sources, genes, strict=True)
         )
     architecture = start.architecture if start else _architecture(settings, vocabulary)
-    return TrainingJob(settings, output, atlases, vocabulary, architecture, rules, request, done)
+    files = start.files if start else None
+    return TrainingJob(settings, output, atlases, vocabulary, architecture, files, rules, request, done)
 
 
 def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:
