@@ -1,9 +1,9 @@
 """A Hugging Face Hub and a public bucket on loopback: python hub_server.py FOLDER; prints its port.
 
-FOLDER/hub/OWNER/REPO/BRANCH/ has the files of a branch; FOLDER/s3/BUCKET/ those of a bucket. The commit of a branch is a
-digest of its files. Requests are logged to FOLDER/log.jsonl. FOLDER/faults.json changes answers, by name of file: `sends`
-is how many bytes come before the connection hangs, `truncated` to how many bytes the file is cut after its size was
-announced.
+FOLDER/hub/OWNER/REPO/BRANCH/ has the files of a branch; FOLDER/s3/BUCKET/ those of a bucket. The commit of a branch is
+a digest of its files. Requests are logged to FOLDER/log.jsonl. FOLDER/faults.json changes answers, by name of file:
+it comes after `seconds`; after `sends` bytes the connection hangs; it is cut to `truncated` bytes, of a size that was
+announced before.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_arguments):
         pass
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         self.answer()
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.answer()
 
     def answer(self):
@@ -109,6 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(headers | {"Content-Length": str(last + 1 - first), "Accept-Ranges": "bytes"})
         if self.command == "HEAD":
             return None
+        time.sleep(fault.get("seconds", 0))
         sends = fault.get("sends")
         self.wfile.write(content[first : last + 1][:sends])
         self.wfile.flush()
