@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the options, evaluate, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", required=True, help="cells to embed")
-    parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoint folders, or demo")
+    parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoints, see scgpt-ray embed")
     parser.add_argument("--label-column", required=True, help="obs column of cell types")
     parser.add_argument("--batch-column", required=True, help="obs column of batch keys")
     parser.add_argument("--output", required=True, help="folder for all results")

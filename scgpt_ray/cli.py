@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("faiss", "jax", "matplotlib", "numba"):
+    for noisy in ("faiss", "httpx2", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         name, options = _read(sys.argv[1:] if arguments is None else arguments)
