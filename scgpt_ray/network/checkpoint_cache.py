@@ -162,10 +162,11 @@ def _pin(path: Path, known: Known) -> dict[str, Any]:
 def _download_any(name: str, folder: Path, published: Published, missing: list[str]) -> str:
     """Download files from the first source that has all of them, as they should be; returns the source."""
     errors: dict[str, Exception] = {}
+    refusals: tuple[type[Exception], ...] = (CheckpointError, *transfer_errors())
     for source in published.sources:
         try:
             _download_all(name, source, folder, {file: published.files[file] for file in missing})
-        except (CheckpointError, *transfer_errors()) as error:
+        except refusals as error:
             errors[source] = error
             if source != published.sources[-1]:
                 logger.warning("%s: %s (%s); trying the next source", name, source, _short(error))

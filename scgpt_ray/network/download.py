@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -105,7 +105,7 @@ def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
     # Imported on need: most checkpoints are on a disk.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     # The library reads HF_ENDPOINT when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT") or None
@@ -164,8 +164,10 @@ def _stored(where: str, size: int | None, opened: Callable[[], pa.NativeFile]) -
     def append(stream: BinaryIO, n_bytes: int) -> None:
         from tqdm import tqdm
 
-        shown = {"desc": where.rpartition("/")[2], "unit": "B", "unit_scale": True}
-        bar = tqdm(total=size, initial=n_bytes, disable=not sys.stderr.isatty(), **shown)
+        name = where.rpartition("/")[2]
+        bar: tqdm[Any] = tqdm(
+            desc=name, total=size, initial=n_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
+        )
         with opened() as source, bar:
             source.seek(n_bytes)
             while chunk := source.read(_CHUNK):

@@ -84,7 +84,7 @@ def _describe(name: str) -> NamedCheckpoint:
         return _shipped()
     published, folder = PUBLISHED[name], cache_folder() / name
     pinned = read_pinned(folder)
-    sums = pinned or {file: known.sha256 for file, known in published.files.items()}
+    sums: Mapping[str, str | None] = pinned or {file: known.sha256 for file, known in published.files.items()}
     size = sum((folder / file).stat().st_size for file in pinned) if pinned else _expected_size(published)
     return NamedCheckpoint(
         name, published.summary, published.licence, str(folder), pinned is not None, size, dict(sums),

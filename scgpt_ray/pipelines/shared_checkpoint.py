@@ -25,7 +25,7 @@ def share(files: CheckpointFiles, place: Folder, executor: Executor) -> Checkpoi
     """
     if executor.is_here or files.uri == DEMO or not files.folder.is_local:
         return files
-    for name, _ in files.sha256:
+    for name, _ in files.sha256:  # content is checked where it is read
         if place.size(name) != files.folder.size(name):
             logger.info("copying %s to %s, for all workers", files.folder.where(name), place.uri)
             place.write(name, files.read(name))
