@@ -1,8 +1,9 @@
 """Published checkpoints by name: where their files are, and what is known of their content.
 
 Upstream publishes folders on Google Drive, from which no program downloads; hub and bucket hold copies. The sums of
-whole-human are those of its hub mirrors' model card, those of scGPT_CP's weights and vocabulary and of heart's weights
-were found in two independent public records each. For what has no sum here, the first download is trusted and pinned.
+whole-human are on the model card of u-cellm/scGPT-whole-human and in several public records of its files. Those of
+scGPT_CP and heart come from public records by users of the files. For what has no sum here, the first download is
+trusted and pinned.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 FILES = ("args.json", "vocab.json")
-"""The files that every checkpoint has beside its weights."""
+"""The files that every checkpoint has in addition to its weights."""
 
 WEIGHTS = ("best_model.pt", "model.safetensors")
 """The names of a weights file, of which a checkpoint has one."""
