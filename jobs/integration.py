@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", choices=EXPERIMENTS, help="published experiment to repeat")
     parser.add_argument("--cells", required=True, nargs="+", help="cells to embed; several .h5ad files are joined")
-    parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoint folders, or demo")
+    parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoints, see scgpt-ray embed")
     parser.add_argument("--output", required=True, help="folder for all results")
     parser.add_argument("--label-column", help="obs column of cell types")
     parser.add_argument("--batch-column", help="obs column of batch keys")

@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--experiment", choices=EXPERIMENTS, help="published experiment to repeat")
     parser.add_argument("--reference", required=True, help="labelled cells")
     parser.add_argument("--query", required=True, help="cells to label")
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder, or demo")
+    parser.add_argument("--checkpoint", required=True, help="see scgpt-ray embed")
     parser.add_argument("--output", required=True, help="folder for all results")
     parser.add_argument("--label-column", help="obs column of labels in both")
     parser.add_argument("--gene-columns", nargs="+", help="see scgpt-ray embed")

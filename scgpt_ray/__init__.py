@@ -1,9 +1,9 @@
 """Zero-shot scGPT for single-cell atlases, on Ray.
 
 The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
-`embed`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `export`, `demo` and `run_benchmark`; their
-table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function of that name. Libraries are
-imported when a function is called, so that `scgpt_ray.network` works on a bare GPU machine.
+`embed`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `export`, `checkpoints`, `demo` and
+`run_benchmark`; their table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function of that
+name. Libraries are imported when a function is called, so that `scgpt_ray.network` works on a bare GPU machine.
 """
 
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
-    "build_index", "demo", "embed", "embed_data", "export", "integrate", "map_query", "pretrain", "run_benchmark",
-    "validate",
+    "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "integrate", "map_query", "pretrain",
+    "run_benchmark", "validate",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from scgpt_ray import config
     from scgpt_ray.benchmark import stages
+    from scgpt_ray.pipelines import checkpoints as _checkpoints
     from scgpt_ray.pipelines import demo as _demo
     from scgpt_ray.pipelines import embed as _embed
     from scgpt_ray.pipelines import export as _export
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     pretrain = _typed(config.PretrainSettings, _pretrain.pretrain)
     validate = _typed(config.ValidateSettings, _validate.validate)
     export = _typed(config.ExportSettings, _export.export)
+    checkpoints = _typed(config.CheckpointsSettings, _checkpoints.checkpoints)
     demo = _typed(config.DemoSettings, _demo.demo)
     run_benchmark = _typed(config.BenchmarkSettings, stages.run_benchmark)
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("faiss", "jax", "matplotlib", "numba"):
+    for noisy in ("faiss", "httpx2", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     began, settings = time.monotonic(), None
     try:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def embed_data(
 
     Args:
         adata_or_file: Cells, or an .h5ad file of them; X is embedded.
-        model_dir: Checkpoint folder.
+        model_dir: Checkpoint folder, or a name that `scgpt-ray checkpoints` lists.
         gene_col: Column of var with gene names, or "index".
         max_length: Most tokens per cell, <cls> included.
         batch_size: No effect.
@@ -66,7 +66,7 @@ def embed_data(
             expected=f"columns of obs ({', '.join(map(str, adata.obs))})",
             remedy="name those",
         )
-    checkpoint = read_checkpoint(Path(model_dir))
+    checkpoint = read_checkpoint(fspath(model_dir))
     genes = harmonize(
         adata.var,
         checkpoint.vocabulary.tokens,

@@ -110,6 +110,12 @@ VERBS = {
         "pipelines.export:export",
         "Exported: The file and its number of cells.",
     ),
+    "checkpoints": Verb(
+        "List the published checkpoints by name: sizes, licences, sources, and which are on this machine.",
+        "CheckpointsSettings",
+        "pipelines.checkpoints:checkpoints",
+        "CheckpointList: What is known of each checkpoint, and the folder of the cache.",
+    ),
     "demo": Verb(
         "Run all steps on 700 blood cells: atlas, embeddings, index, labels, plots.",
         "DemoSettings",

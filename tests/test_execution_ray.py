@@ -225,3 +225,13 @@ def test_an_actor_with_other_weights_is_refused(checkpoint):
 
     with pytest.raises(CheckpointError, match=r"the weights of .* have sha256 .* on this worker; expected 0000"):
         EmbedPartition(str(checkpoint), "0" * 64, "float32", "cpu", 1)
+
+
+def test_a_checkpoint_is_copied_for_a_cluster(local_ray, options, tmp_path, monkeypatch):
+    assert RayExecutor().is_here
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # as in a submitted job; this process stays connected
+    assert not RayExecutor().is_here
+    scgpt_ray.embed(**options | {"output": str(tmp_path / "out"), "obs_filter": "cell_type == 'B'"})
+    assert sorted(path.name for path in (tmp_path / "out" / "checkpoint").iterdir()) == [
+        "args.json", "best_model.pt", "vocab.json",
+    ]  # fmt: skip

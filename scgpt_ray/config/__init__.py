@@ -8,7 +8,7 @@ from scgpt_ray.config.benchmark import BenchmarkSettings
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
 from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice
-from scgpt_ray.config.folders import DemoSettings, ExportSettings, ValidateSettings
+from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ExportSettings, ValidateSettings
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.map import MapSettings
@@ -18,6 +18,7 @@ from scgpt_ray.config.settings import Settings, parse_bytes
 __all__ = [
     "BenchmarkSettings",
     "CellSettings",
+    "CheckpointsSettings",
     "ComputeSettings",
     "DemoSettings",
     "EmbedSettings",

@@ -35,7 +35,7 @@ class BenchmarkSettings(Settings):
     lengths_from: Text | None = None
     """An .h5ad file with the cells whose lengths the stage model uses. Default: --tokens."""
     checkpoint: Text | None = None
-    """Checkpoint folder, or demo. Default: random weights of the size of whole-human."""
+    """Checkpoint: a name, a folder or hf://..., as for `embed`. Default: random weights of the size of whole-human."""
     against: Literal["naive"] | None = None
     """naive: also measure a baseline. Stages model and tokens: padded batches and cell-by-cell tokens in plain torch;
     index: scGPT's own index (PCA64,IVF16384_HNSW32,PQ16 without re-ranking). Default: none."""

@@ -60,7 +60,8 @@ class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSe
     atlas: Text
     """Cells to embed: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:RELEASE[/ORGANISM]."""
     checkpoint: Text
-    """Checkpoint folder with args.json, vocab.json, and best_model.pt or model.safetensors. demo: the small network for
-    blood that ships with the package."""
+    """Checkpoint: whole-human or another name that `scgpt-ray checkpoints` lists, downloaded when it is first used; a
+    folder (path or s3:// URI) with args.json, vocab.json, and best_model.pt or model.safetensors; or
+    hf://owner/repo[@revision][/subfolder]. demo: the small network for blood that ships with the package."""
     output: Text
     """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Settings, Text
+from scgpt_ray.config.settings import Settings, Text, Texts
 
 
 class ValidateSettings(Settings):
@@ -50,6 +50,24 @@ class ExportSettings(Settings):
     """File format. h5ad: obsm["X_scGPT"] and the obs columns that the embeddings carry."""
 
 
+class CheckpointsSettings(Settings):
+    """Options of `checkpoints`."""
+
+    verb = "checkpoints"
+    group = "Checkpoints"
+    examples = (
+        "scgpt-ray checkpoints",
+        "scgpt-ray checkpoints --names whole-human scGPT_CP",
+        "scgpt-ray checkpoints --names demo --download",
+    )
+
+    names: Texts = ()
+    """Names to list. Default: all."""
+    download: bool = False
+    """Download those that are not in the cache ($SCGPT_RAY_CACHE, or ~/.cache/scgpt_ray), for later use without a
+    network."""
+
+
 class DemoSettings(ExecutionSettings):
     """Options of `demo`."""
 
@@ -64,4 +82,4 @@ class DemoSettings(ExecutionSettings):
     output: Text = "demo"
     """Local folder for all output."""
     checkpoint: Text = "demo"
-    """Checkpoint folder. demo: the small network for blood that ships with the package."""
+    """Checkpoint, as for `embed`. demo: the small network for blood that ships with the package."""

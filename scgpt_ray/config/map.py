@@ -91,7 +91,7 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     index: Text
     """Output folder of `index`."""
     checkpoint: Text
-    """Checkpoint folder that the reference was embedded with, or demo."""
+    """Checkpoint that the reference was embedded with: a name, a folder or hf://..., as for `embed`."""
     output: Text
     """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json; a path or
     s3:// URI."""

@@ -153,7 +153,8 @@ class PretrainSettings(
     output: Text
     """Folder for tokens/, training/, checkpoint/, metrics.json and curve.png; a path or s3:// URI."""
     checkpoint: Text | None = None
-    """Checkpoint folder to continue from, or demo. Default: random weights of the size given below."""
+    """Checkpoint to continue from: a name, a folder or hf://..., as for `embed`. Default: random weights of the
+    size given below."""
 
     @property
     def second_pass_weight(self) -> float:

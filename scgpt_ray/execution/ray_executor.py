@@ -1,5 +1,7 @@
 """The executor on Ray: streams by Ray Data, calls by tasks, instances by actors, training by Ray Train."""
 
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -30,6 +32,12 @@ class RayExecutor:
     def gpus(self) -> int:
         """GPUs of the cluster."""
         return int(ray.cluster_resources().get("GPU", 0))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is a Ray of this machine alone; a cluster may start nodes at any time."""
+        hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        return "RAY_ADDRESS" not in os.environ and hosts == {socket.gethostname()}
 
     def pool(self, compute: ComputeSettings) -> Pool:
         """One actor per GPU; without GPUs, one CPU actor per node unless another number is requested."""

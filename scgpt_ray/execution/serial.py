@@ -32,6 +32,11 @@ class SerialExecutor:
 
         return int(has_gpu())
 
+    @property
+    def is_here(self) -> bool:
+        """True."""
+        return True
+
     def pool(self, compute: ComputeSettings) -> Pool:
         """One actor with all cores, on the GPU if there is one and no CPU actors are requested."""
         on_gpu = self.gpus and compute.actors is None and compute.gpus != 0

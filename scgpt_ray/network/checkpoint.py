@@ -19,11 +19,9 @@ from scgpt_ray.network.checkpoint_files import (
     SAFETENSORS_FILE,
     VOCABULARY_FILE,
     WEIGHTS_FILE,
-    checkpoint_place,
-    file_content,
+    CheckpointFiles,
+    CheckpointName,
     incomplete,
-    portable_name,
-    read_vocabulary,
 )
 from scgpt_ray.network.weights import UNUSED, encoder_shapes, match, pack, unpack
 from scgpt_ray.storage import Folder
@@ -79,7 +77,7 @@ class Checkpoint:
     """A validated checkpoint in memory.
 
     Args:
-        folder: Absolute path, URI or name it was read from; valid on every node.
+        folder: Absolute path or URI it was read from, or demo.
         architecture: Sizes; the tensors have been checked against them.
         vocabulary: Tokens, one per row of the gene embedding.
         tensors: Tensors of the encoder under canonical names: float32, contiguous, finite, on the CPU.
@@ -87,6 +85,7 @@ class Checkpoint:
         heads: Unchanged tensors of the training objectives, if the file has any.
         cell_types: Names of the classes of `cls_decoder`, if args.json has them; published checkpoints do not.
         training_sets: Names of the data sets whose cell types it was trained on, likewise.
+        files: Its files, with the digests of what was read; None for one that was made in memory.
     """
 
     folder: str
@@ -97,34 +96,39 @@ class Checkpoint:
     heads: dict[str, Tensor] = field(default_factory=dict)
     cell_types: tuple[str, ...] = ()
     training_sets: tuple[str, ...] = ()
+    files: CheckpointFiles | None = None
 
 
-def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint from a path or URI, or the shipped checkpoint `demo`.
+def read_checkpoint(name: CheckpointName) -> Checkpoint:
+    """Read a checkpoint from a path or URI, or by its name (`CheckpointFiles.at`).
 
     Raises:
         CheckpointError: If a file is missing or invalid, or the files do not belong together.
     """
-    place = checkpoint_place(folder)
+    files = CheckpointFiles.at(name)
+    place = files.folder
     weights = _weights_name(place)
-    vocabulary = read_vocabulary(folder)
-    args = _read_args(file_content(place, ARGS_FILE), place.where(ARGS_FILE))
+    contents = {file: files.read(file) for file in (VOCABULARY_FILE, ARGS_FILE, weights)}
+    vocabulary = Vocabulary.from_json(contents[VOCABULARY_FILE], place.where(VOCABULARY_FILE))
+    args = _read_args(contents[ARGS_FILE], place.where(ARGS_FILE))
     architecture = _architecture(args, place.where(ARGS_FILE), vocabulary.size)
-    content = file_content(place, weights)
     where = place.where(weights)
-    found = unpack(content, where)
+    found = unpack(contents[weights], where)
     _require_rows(found, vocabulary, where)
     tensors = match(found, architecture.shapes(), where)
     heads = {name: tensor for name, tensor in found.items() if name.startswith(UNUSED)}
+    known = dict(files.sha256)  # what is known was checked
+    sha256 = {file: known.get(file) or hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     return Checkpoint(
-        portable_name(folder),
+        files.uri,
         architecture,
         vocabulary,
         tensors,
-        hashlib.sha256(content).hexdigest(),
+        sha256[weights],
         heads,
         tuple(args.get("cell_types", ())),
         tuple(args.get("training_sets", ())),
+        CheckpointFiles(files.uri, tuple(sha256.items())),
     )
 
 

@@ -1,52 +1,101 @@
 """The files of a checkpoint folder. Does not import torch, which processes that only tokenise do not need."""
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from scgpt_ray.errors import CheckpointError
+from scgpt_ray.network.checkpoint_cache import cached, is_cached_name, local_copy
+from scgpt_ray.network.published import FILES, WEIGHTS
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 
-ARGS_FILE = "args.json"
-VOCABULARY_FILE = "vocab.json"
-WEIGHTS_FILE = "best_model.pt"
-SAFETENSORS_FILE = "model.safetensors"
+ARGS_FILE, VOCABULARY_FILE = FILES
+WEIGHTS_FILE, SAFETENSORS_FILE = WEIGHTS
 
 DEMO = "demo"
 """Name of the shipped checkpoint; write ./demo for a folder of that name."""
 
 
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where the files of a checkpoint are, and what is in them. It pickles, and means the same in every process.
+
+    Attributes:
+        uri: Path or URI of their folder, or demo.
+        sha256: Pairs of a file's name and the SHA-256 (hex) of its content, of those that are known. What is read is
+            checked against them; from an object store it is read once per machine.
+    """
+
+    uri: str
+    sha256: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def at(cls, name: "CheckpointName") -> "CheckpointFiles":
+        """Find a checkpoint; a published one, and one on a hub, is downloaded if the cache does not have it.
+
+        Args:
+            name: Path or URI, demo, a name of `published.PUBLISHED`, or hf://owner/repo[@revision][/subfolder].
+
+        Raises:
+            CheckpointError: If it can neither be found nor downloaded.
+        """
+        if isinstance(name, CheckpointFiles):
+            return name
+        text = str(name)
+        if is_cached_name(text):
+            folder, sums = cached(text)
+            return cls(str(folder), tuple(sums.items()))
+        return cls(DEMO if text == DEMO else Folder.at(name).uri)
+
+    @property
+    def folder(self) -> Folder:
+        """Their folder, on this machine where it is the one in the package."""
+        return checkpoint_place(self.uri)
+
+    def read(self, name: str) -> bytes:
+        """Read a file.
+
+        Raises:
+            CheckpointError: If it is missing, cannot be read, or has another content than it should.
+        """
+        place, expected = self.folder, dict(self.sha256).get(name)
+        try:
+            if expected is None:
+                return place.read(name)
+            is_here = place.is_local
+            content = place.read(name) if is_here else local_copy(place, name, expected).read_bytes()
+        except (OSError, pa.ArrowException) as error:
+            raise incomplete(f"{place.where(name)} cannot be read ({error})") from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise CheckpointError(
+                f"{place.where(name)} has sha256 {found[:12]}",
+                expected=f"{expected[:12]}, as at the start of the run or when it was downloaded",
+                remedy="restore the file, or delete it if it is in the cache",
+            )
+        return content
+
+
+CheckpointName = str | Path | CheckpointFiles
+"""What names a checkpoint."""
+
+
 def checkpoint_place(name: str | Path) -> Folder:
-    """The folder of a checkpoint; for `demo`, the one in the installed package."""
+    """The folder of a checkpoint that is a path, a URI or demo."""
     return Folder.at(Path(__file__).parent / DEMO if str(name) == DEMO else name)
 
 
-def portable_name(name: str | Path) -> str:
-    """A name of the checkpoint that is valid on every node: an absolute URI, or `demo`."""
-    return DEMO if str(name) == DEMO else checkpoint_place(name).uri
-
-
-def read_vocabulary(folder: str | Path) -> Vocabulary:
+def read_vocabulary(name: CheckpointName) -> Vocabulary:
     """Read only the vocabulary of a checkpoint, which is enough to tokenise.
 
     Raises:
         CheckpointError: If vocab.json is missing or unusable.
     """
-    place = checkpoint_place(folder)
-    return Vocabulary.from_json(file_content(place, VOCABULARY_FILE), place.where(VOCABULARY_FILE))
-
-
-def file_content(place: Folder, name: str) -> bytes:
-    """Read a file of a checkpoint.
-
-    Raises:
-        CheckpointError: If it is missing or cannot be read.
-    """
-    try:
-        return place.read(name)
-    except (OSError, pa.ArrowException) as error:
-        raise incomplete(f"{place.where(name)} cannot be read ({error})") from error
+    files = CheckpointFiles.at(name)
+    return Vocabulary.from_json(files.read(VOCABULARY_FILE), files.folder.where(VOCABULARY_FILE))
 
 
 def incomplete(found: str) -> CheckpointError:
@@ -54,5 +103,5 @@ def incomplete(found: str) -> CheckpointError:
     return CheckpointError(
         found,
         expected=f"a folder with {ARGS_FILE}, {VOCABULARY_FILE} and {WEIGHTS_FILE} (or {SAFETENSORS_FILE})",
-        remedy="point --checkpoint at a folder that has all three",
+        remedy="give --checkpoint a folder that has all three, or a name that scgpt-ray checkpoints lists",
     )

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
+from scgpt_ray.network.checkpoint_files import CheckpointFiles
 from scgpt_ray.network.embedder import COUNTERS, report_refused
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete, require_reported
@@ -20,6 +21,7 @@ from scgpt_ray.pipelines.embed_request import EmbedJob, check
 from scgpt_ray.pipelines.executor import Engine, Executor, Pool, Stages
 from scgpt_ray.pipelines.partition_steps import CommitPartition, EmbedPartition, ReadPartition
 from scgpt_ray.pipelines.progress import Progress
+from scgpt_ray.pipelines.shared_checkpoint import CHECKPOINT, share
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.tracking import Tracker, versions
 
@@ -98,8 +100,11 @@ def run_plan(
     logger.info("%d cells in %d partitions, %d of them done", plan.n_cells, len(plan.partitions), len(parts))
     if not todo:
         return parts, actors
+    assert job.checkpoint.files is not None, "it was read from files"
+    checkpoint = share(job.checkpoint.files, job.output.folder(CHECKPOINT), executor)
+    stages = stages_of(job, checkpoint, workers)
     with Progress(total=plan.n_cells, done=sum(part.n_cells for part in parts.values())) as progress:
-        for number, receipt in enumerate(executor.stream(todo, stages_of(job, workers), workers)):
+        for number, receipt in enumerate(executor.stream(todo, stages, workers)):
             if number == 0:
                 logger.info("%d actors of %s", workers.size, json.dumps(receipt["actor"]))
                 tracker.log_params({"actors": workers.size, "actor": receipt["actor"]})
@@ -112,15 +117,14 @@ def run_plan(
     return parts, actors
 
 
-def stages_of(job: EmbedJob, workers: Pool) -> Stages:
+def stages_of(job: EmbedJob, checkpoint: CheckpointFiles, workers: Pool) -> Stages:
     """The stages of a job: read, embed, commit."""
-    checkpoint, precision = job.checkpoint.folder, job.settings.precision
-    share = workers.num_gpus or 1.0
+    precision, device_share = job.settings.precision, workers.num_gpus or 1.0
     vocabulary = job.checkpoint.vocabulary.sha256
     return Stages(
         read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
         compute=EmbedPartition,
-        arguments=(checkpoint, job.checkpoint.weights_sha256, precision, workers.device, workers.threads, share),
+        arguments=(checkpoint, job.checkpoint.weights_sha256, precision, workers.device, workers.threads, device_share),
         commit=CommitPartition(job.output, job.fingerprint.digest),
     )
 

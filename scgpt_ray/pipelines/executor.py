@@ -92,6 +92,10 @@ class Executor(Protocol):
     def gpus(self) -> int:
         """Total number of GPUs."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all work runs on this machine, and finds the files on its disk."""
+
     def pool(self, compute: ComputeSettings) -> Pool:
         """Choose the actors for a stream of partitions."""
 

@@ -18,7 +18,7 @@ from scgpt_ray.atlas.genes import GeneMap
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.errors import CheckpointError, OutputError
-from scgpt_ray.network.checkpoint_files import read_vocabulary
+from scgpt_ray.network.checkpoint_files import CheckpointFiles, CheckpointName, read_vocabulary
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.parts.parts import PARTS, write_part
 from scgpt_ray.schema import BIN
@@ -37,7 +37,7 @@ class ReadPartition:
         source: Source of the cells.
         output: Folder with genes.parquet.
         genes: Digest of the gene map in genes.parquet.
-        checkpoint: Name of the checkpoint whose vocabulary is read.
+        checkpoint: The checkpoint whose vocabulary is read.
         vocabulary: SHA-256 of the vocabulary.
         rules: Token rules.
     """
@@ -45,7 +45,7 @@ class ReadPartition:
     source: Source
     output: Folder
     genes: str
-    checkpoint: str
+    checkpoint: CheckpointName
     vocabulary: str
     rules: TokenRules
 
@@ -82,7 +82,7 @@ def gene_tokens(output: Folder, digest: str) -> npt.NDArray[np.int32]:
 
 
 @lru_cache(maxsize=_KEPT)
-def vocabulary_of(checkpoint: str, sha256: str) -> Vocabulary:
+def vocabulary_of(checkpoint: CheckpointName, sha256: str) -> Vocabulary:
     """Read the vocabulary of a checkpoint.
 
     Raises:
@@ -98,7 +98,7 @@ class EmbedPartition:
     """TOKENS -> EMBEDDINGS, by one copy of the network on one device, warmed up.
 
     Args:
-        checkpoint: Name of the checkpoint.
+        checkpoint: The checkpoint.
         weights: SHA-256 of the weights.
         precision: Precision of the network.
         device: cpu, cuda or cuda:N.
@@ -110,7 +110,13 @@ class EmbedPartition:
     """
 
     def __init__(
-        self, checkpoint: str, weights: str, precision: str, device: str, threads: int, device_share: float = 1.0
+        self,
+        checkpoint: CheckpointName,
+        weights: str,
+        precision: str,
+        device: str,
+        threads: int,
+        device_share: float = 1.0,
     ) -> None:
         # Imported here: readers use this module, too, and have no use for torch.
         from scgpt_ray.network.checkpoint import read_checkpoint
@@ -153,9 +159,9 @@ class CommitPartition:
         return {**figures, "part": asdict(part)}
 
 
-def _changed(checkpoint: str, what: str, found: str, expected: str) -> CheckpointError:
+def _changed(checkpoint: CheckpointName, what: str, found: str, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"the {what} of {checkpoint} have sha256 {found[:12]} on this worker",
+        f"the {what} of {CheckpointFiles.at(checkpoint).uri} have sha256 {found[:12]} on this worker",
         expected=f"{expected[:12]}, as at the start of the run",
         remedy="give all nodes the same checkpoint",
     )

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -15,10 +15,10 @@ from scgpt_ray.errors import ConfigError
 from scgpt_ray.evaluation.report.picture import png
 from scgpt_ray.evaluation.report.plots import training_curve
 from scgpt_ray.network.checkpoint import write_checkpoint
-from scgpt_ray.network.checkpoint_files import portable_name
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.pipelines.executor import Engine, Executor
 from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, TrainingJob, check_training
+from scgpt_ray.pipelines.shared_checkpoint import share
 from scgpt_ray.pipelines.token_cache import cache_tokens
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker, versions
@@ -32,6 +32,9 @@ from scgpt_ray.training.state import read_state
 logger = logging.getLogger(__name__)
 
 CURVE = "curve.png"
+START = "initial_checkpoint"
+"""Subfolder to which the checkpoint that training continues is copied for other machines."""
+
 _GPU_TOKENS, _CPU_TOKENS = 65_536, 8_192
 """Tokens per microbatch. At the size of whole-human, a token takes about 300 kB of activations in float32."""
 
@@ -88,6 +91,8 @@ def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
         require_precision("cuda" if on_gpu else "cpu", settings.precision)
         job.request.write(job.output)
         training = training_of(job, cache_tokens(job, executor), on_gpu=on_gpu)
+        if job.start is not None:
+            training = replace(training, checkpoint=share(job.start, job.output.folder(START), executor))
         with _StepProgress(tracker, settings.steps) as progress:
             executor.train(training, job.output, settings.workers, progress.on_step)
         state = read_state(job.output)
@@ -131,7 +136,7 @@ def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: b
     _require(cells, validation, settings)
     return Training(
         architecture=job.architecture,
-        checkpoint=settings.checkpoint and portable_name(settings.checkpoint),
+        checkpoint=job.start,
         dropout=settings.dropout,
         attention_dropout=settings.dropout if settings.attention_dropout is None else settings.attention_dropout,
         generative=settings.objective == "generative",

@@ -16,6 +16,7 @@ from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import digest_of, require_same_run
 from scgpt_ray.network.checkpoint import Architecture, Checkpoint, read_checkpoint
+from scgpt_ray.network.checkpoint_files import CheckpointFiles
 from scgpt_ray.parts.token_file import known
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect
 from scgpt_ray.records import PretrainRequest
@@ -65,6 +66,7 @@ class TrainingJob:
         atlases: Atlases to read; empty if the run is finished.
         vocabulary: Vocabulary of the tokens.
         architecture: Sizes of the network.
+        start: Files of the checkpoint to continue from, or None.
         rules: How cells become tokens: all genes of a cell, for each step draws its own.
         split: How cells are split into training and validation cells.
         request: What fixes the result.
@@ -76,6 +78,7 @@ class TrainingJob:
     atlases: tuple[AtlasJob, ...]
     vocabulary: Vocabulary
     architecture: Architecture
+    start: CheckpointFiles | None
     rules: TokenRules
     split: Split
     request: PretrainRequest
@@ -124,8 +127,9 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
             for source, gene_map in zip(sources, genes, strict=True)
         )
     architecture = start.architecture if start else _architecture(settings, vocabulary)
+    files = start.files if start else None
     split = _split(settings, [atlas.source for atlas in atlases])
-    return TrainingJob(settings, output, atlases, vocabulary, architecture, rules, split, request, done)
+    return TrainingJob(settings, output, atlases, vocabulary, architecture, files, rules, split, request, done)
 
 
 def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from scgpt_ray.atlas.prefetch import in_order
 from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint import Architecture, read_checkpoint
+from scgpt_ray.network.checkpoint_files import CheckpointName
 from scgpt_ray.training.attention import fits_varlen
 from scgpt_ray.training.dataset import Cells
 from scgpt_ray.training.label_metrics import label_metrics
@@ -35,7 +36,7 @@ class Training:
 
     Attributes:
         architecture: Sizes of the network.
-        checkpoint: Folder with the initial weights; None for random ones.
+        checkpoint: The initial weights; None for random ones.
         dropout: Probability of dropout.
         attention_dropout: Probability of dropping an attention weight.
         generative: Whether genes to predict are unknown to the others, instead of masked.
@@ -57,7 +58,7 @@ class Training:
     """
 
     architecture: Architecture
-    checkpoint: str | None
+    checkpoint: CheckpointName | None
     dropout: float
     attention_dropout: float
     generative: bool
@@ -196,12 +197,14 @@ def weights_of(network: ScGPT) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if not name.startswith(_ADVERSARY)}
 
 
-def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...], *, generative: bool) -> None:
+def _load_checkpoint(
+    network: ScGPT, name: CheckpointName, cell_types: tuple[str, ...], *, generative: bool
+) -> None:
     """Load the encoder's weights of a checkpoint, and those of the heads that fit.
 
     The head of cell types fits if its classes are the same types, not merely as many.
     """
-    checkpoint = read_checkpoint(folder)
+    checkpoint = read_checkpoint(name)
     initial = network.state_dict()
     loaded = dict(checkpoint.tensors)
     for head in _HEADS:
@@ -211,7 +214,9 @@ def _load_checkpoint(network: ScGPT, folder: str, cell_types: tuple[str, ...], *
         if same_types and {name: tensor.shape for name, tensor in found.items()} == shapes:
             loaded |= found
         elif generative or head != _FLAGS:
-            logger.info("%s of %s is missing or does not fit: initialised at random", head.rstrip("."), folder)
+            logger.info(
+                "%s of %s is missing or does not fit: initialised at random", head.rstrip("."), checkpoint.folder
+            )
     network.load_state_dict({**initial, **loaded})
 
 
