@@ -85,17 +85,17 @@ def splits(donor_N: Int64Array, n_donors: int, repeats: int, *, is_between: bool
 
 
 def effect_of(
-    counts_NG: sparse.csr_matrix, changed_N: Cells, labels: Sequence[str], donors: Sequence[str]
+    counts_NG: sparse.csr_matrix, changed_N: Cells, labels: npt.NDArray[np.str_], donors: npt.NDArray[np.str_]
 ) -> FactorEffect:
     """The effect that `integrate` finds of a factor of two levels, with principal components as the embedding."""
     genes_G = np.array([f"gene {number}" for number in range(counts_NG.shape[1])], object)
     return explain_factors(
         [Factor.of("planted", np.where(changed_N, "changed", "other").tolist())],
         {"components": hvg_pca(counts_NG, seed=0)},
-        labels,
+        labels.tolist(),
         counts_NG=counts_NG,
         genes_G=genes_G,
-        replicates=Replicates.of("donor", donors),
+        replicates=Replicates.of("donor", donors.tolist()),
         seed=0,
     )[0]
 
@@ -114,7 +114,7 @@ def table(
         of_donors = np.isin(donor_N, largest[:n])
         rank_N = np.argsort(largest)[donor_N[of_donors]]
         for planted, plant in PLANTED.items():
-            found = []
+            found: list[FactorEffect] = []
             for changed_N in splits(rank_N, n, repeats, is_between=is_between):
                 counts = plant(counts_NG[of_donors], changed_N, np.random.default_rng(len(found)))
                 kept = np.asarray(counts.sum(axis=1)).ravel() > 0
@@ -133,15 +133,13 @@ def _row(design: str, planted: str, found: Sequence[FactorEffect]) -> str:
             [effect.embeddings[0].is_carried for effect in found],
         )
     ]
-    medians = [
-        np.median([value(shift) for shift in shifts])
-        for value in (
-            lambda shift: max(shift.depth.ratio, 1 / shift.depth.ratio),
-            lambda shift: shift.depth.threshold,
-            lambda shift: shift.genes.n_driven,
-        )
+    figures = [
+        (max(shift.depth.ratio, 1 / shift.depth.ratio), shift.depth.threshold or np.nan, shift.genes.n_driven or 0)
+        for shift in shifts
+        if shift.genes
     ]
-    return f"| {design} | {planted} | {' | '.join(claims)} | {medians[0]:.2f}, {medians[1]:.2f} | {medians[2]:.0f} |"
+    ratio, threshold, n_driven = np.median(figures, axis=0)
+    return f"| {design} | {planted} | {' | '.join(claims)} | {ratio:.2f}, {threshold:.2f} | {n_driven:.0f} |"
 
 
 def read(path: str, label_column: str, donor_column: str) -> tuple[sparse.csr_matrix, pa.Table]:

@@ -49,10 +49,11 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             batch key, or the output cannot be written.
     """
     output = Folder.at(settings.output)
-    named = settings.replicate_column
-    needed = [settings.label_column, settings.batch_column, *settings.factor_columns, named]
+    needed = [settings.label_column, settings.batch_column, *settings.factor_columns, settings.replicate_column]
     cells = compared_cells(
-        tuple(settings.embeddings), [column for column in needed if column], () if named else REPLICATE_COLUMNS
+        tuple(settings.embeddings),
+        [column for column in needed if column],
+        () if settings.replicate_column else REPLICATE_COLUMNS,
     )
     selection, labels, factors = _selected(settings, cells)
     embeddings = {name: read(selection.rows) for name, read in cells.sets.items()}

@@ -219,8 +219,8 @@ def explain_factors(
     label_names, label_N = np.unique(np.asarray(labels, str), return_inverse=True)
     effects = []
     for factor in (*factors, *depth):
-        has_units = replicates is not None and replicates.name != factor.name
-        known = np.flatnonzero((factor.level_N >= 0) & (not has_units or replicates.replicate_N >= 0))
+        units = replicates if replicates and replicates.name != factor.name else None
+        known = np.flatnonzero((factor.level_N >= 0) & (units is None or units.replicate_N >= 0))
         label, level = label_N[known], factor.level_N[known]
         # Without replicates all cells are one; those of a factor that is the column itself are its levels.
         unit = np.zeros(len(known), np.int64) if replicates is None else replicates.replicate_N[known]
@@ -230,14 +230,14 @@ def explain_factors(
         effects.append(
             FactorEffect(
                 name=factor.name,
-                unit=replicates.name if has_units else CELL,
+                unit=units.name if units else CELL,
                 levels=_named_counts(factor, level),
-                replicates=_named_counts(factor, *np.unique([level, unit], axis=1)[:1]) if has_units else {},
+                replicates=_named_counts(factor, *np.unique([level, unit], axis=1)[:1]) if units else {},
                 n_missing=len(factor.level_N) - len(known),
                 shift=shift,
                 no_shift=_no_shift(factor, shift, replicates, has_counts=counts_NG is not None),
                 embeddings=tuple(
-                    _carried(name, vectors[known], label, factor, known, unit if has_units else None, seed)
+                    _carried(name, vectors[known], label, factor, known, unit if units else None, seed)
                     for name, vectors in embeddings.items()
                 ),
             )

@@ -97,7 +97,7 @@ def probe_levels(
         seed: Seed of the folds.
 
     Returns:
-        None if no label has two levels with at least ten cells each, or none can be predicted.
+        None if no label has two levels with at least ten cells each, or each has them in a single replicate only.
     """
     labels = list(_probed_labels(label_N, level_N))
     if not labels:
@@ -121,10 +121,14 @@ def probe_levels(
     excess_F = np.array([np.average((score_P - chance_P)[parts], weights=n_P[parts]) for parts in folds])
     chance = float(np.average(chance_P, weights=n_P))
     is_tested = held_out == "replicates" and len(folds) >= MIN_REPLICATES
+    low, high, p, threshold = _corrected_t(excess_F, chance) if is_tested else (None, None, None, None)
     return Probe(
-        float(chance + excess_F.mean()),
-        chance,
-        *(_corrected_t(excess_F, chance) if is_tested else (None, None, None, None)),
+        score=float(chance + excess_F.mean()),
+        chance=chance,
+        low=low,
+        high=high,
+        p=p,
+        threshold=threshold,
         held_out=held_out,
         n_folds=len(folds),
         n_cells=int(n_P.sum()),

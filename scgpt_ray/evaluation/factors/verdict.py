@@ -113,7 +113,7 @@ def _embedding(carried: FactorInEmbedding, unit: str) -> str:
         False: f"below the detection threshold of {probe.threshold or 0:.2f}" if probe else "",
         None: "cannot tell whether this embedding carries it for other cells than these"
         if probe
-        else "no label has enough cells of two levels for a probe",
+        else "no label has enough cells of two levels, and replicates to hold out, for a probe",
     }
     return f"In {carried.embedding} it {'; '.join(clauses)}: {ends[carried.is_carried]}."
 
