@@ -197,9 +197,7 @@ def weights_of(network: ScGPT) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if not name.startswith(_ADVERSARY)}
 
 
-def _load_checkpoint(
-    network: ScGPT, name: CheckpointName, cell_types: tuple[str, ...], *, generative: bool
-) -> None:
+def _load_checkpoint(network: ScGPT, name: CheckpointName, cell_types: tuple[str, ...], *, generative: bool) -> None:
     """Load the encoder's weights of a checkpoint, and those of the heads that fit.
 
     The head of cell types fits if its classes are the same types, not merely as many.
