@@ -215,7 +215,7 @@ def start():
 def wait_for_part(hub):
     for _ in range(600):
         parts = list((hub.cache / "whole-human").glob(".best_model.pt.*.part"))
-        if parts and parts[0].stat().st_size:
+        if parts and parts[0].stat().st_size >= 10 * 2**20:
             return parts[0]
         time.sleep(0.05)
     raise AssertionError("the download did not begin")
@@ -227,8 +227,10 @@ def test_a_killed_download_is_resumed(hub):
     hub.publish(f"hf://{REPO}", **{"best_model.pt": Known()})
     faults(hub, **{"best_model.pt": {"sends": HANGS_AFTER}})
     with start() as process:
-        n_bytes = wait_for_part(hub).stat().st_size
+        part = wait_for_part(hub)
         process.kill()
+        process.wait()
+        n_bytes = part.stat().st_size
     faults(hub)
     assert cached("whole-human")[1] == sums(hub.branch) == sums(hub.cache / "whole-human")
     ranges = [entry["range"] for entry in hub.requests() if "stored" in entry["path"]]

@@ -277,13 +277,13 @@ def test_components_of_values_as_stored_and_effects_on_counts(logs):
     assert (mine.name, baseline.name) == ("norm", BASELINE)
     assert baseline.asw_label == pytest.approx(expected, rel=1e-4)
     assert integrated.baseline == "40 of 24 highly variable genes (seurat_v3), the values as stored"
-    assert integrated.effects[0].kind == "none", "the counts of the layer were read"
+    assert integrated.effects[0].shift is not None, "the counts of the layer were read"
 
 
 def test_components_of_values_as_stored_without_counts(logs):
     integrated = scgpt_ray.integrate(**options(logs, "no-counts", embeddings=[str(logs / "norm")], **AS_STORED))
     assert [scores.name for scores in integrated.integration.scores] == ["norm", BASELINE]
-    assert integrated.effects[0].kind is None
+    assert integrated.effects[0].shift is None
     assert "Without genes: " in integrated.text()
     assert "norm.h5ad: the counts have the value" in integrated.no_counts
 

@@ -132,7 +132,7 @@ def label_columns(settings: MapSettings, index: IndexDescription) -> list[str]:
     twice = [name for name in columns if output_name(name, [other for other in columns if other != name]) != name]
     if twice:
         raise ConfigError(
-            f"label column {twice[0]} has the name of a prediction of another",
+            f"label column {twice[0]} has the name of an output column of another",
             expected="label columns whose predictions have different names",
             remedy="leave it out of --label-columns",
         )
