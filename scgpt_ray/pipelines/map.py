@@ -227,7 +227,7 @@ def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
         raise ConfigError(
             f"two columns of the query would be called {', '.join(twice)}",
             expected="a separate name for each, with labels and query columns in one table",
-            remedy="take one of them out of --obs-columns",
+            remedy="remove one of them from --obs-columns",
         )
     return carried
 
