@@ -50,6 +50,7 @@ def test_the_smallest_difference_with_a_p_value_is_half_the_width_of_the_interva
         ([0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 0, 0, 0, 1, 1, 1], False, 3, 3, True),  # one has both: left out
         ([0, 0, 1, 1, 2, 3, 4, 5], [0, 1, 0, 1, 0, 0, 1, 1], True, 2, 2, False),
         ([0, 0, 1, 1, 2, 2, 3, 4], [0, 1, 0, 1, 0, 1, 1, 0], True, 3, 3, True),
+        ([0, 0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8], [0, 1, 0, 1, 0, 1, 0, 0, 0, 1, 1, 1], True, 3, 3, True),
         ([0, 0, 0], [0, 1, 2], True, 1, 1, False),
     ],
 )

@@ -9,7 +9,7 @@ from scipy import sparse, stats
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.factors.effects import DEPTH, Factor, Replicates, explain_factors
-from scgpt_ray.evaluation.factors.probe import _corrected_t, neighbour_purity, probe_levels
+from scgpt_ray.evaluation.factors.probe import Probe, _corrected_t, neighbour_purity, probe_levels
 from scgpt_ray.evaluation.factors.variance import explained_variance
 from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
 
@@ -116,6 +116,13 @@ def test_a_probe_finds_a_level_in_other_replicates(n_donors, n_folds, is_above, 
         assert found.low < found.score < found.high
         assert found.low > found.chance
         assert found.threshold - found.chance == pytest.approx(found.score - found.low)
+
+
+@pytest.mark.parametrize(
+    ("score", "p", "is_above"), [(0.7, 0.049, True), (0.7, 0.051, False), (0.3, 0.001, False), (0.7, None, None)]
+)
+def test_a_probe_is_above_chance_where_it_is_no_chance(score, p, is_above):
+    assert Probe(score, 0.5, 0.0, 1.0, p, 0.6, "replicates", 4, 100, 1).is_above_chance is is_above
 
 
 def test_the_p_value_of_a_probe_by_hand():

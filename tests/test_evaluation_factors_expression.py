@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
+from scgpt_ray.evaluation.factors import expression
 from scgpt_ray.evaluation.factors.expression import DepthChange, GeneChanges, expression_shift
 from scgpt_ray.evaluation.factors.pseudobulk import depths, pseudobulks
 
@@ -154,6 +155,16 @@ def test_the_threshold_of_genes_separates_what_is_found():
         more = counts.copy()
         more[changed] = np.random.default_rng(1).poisson(counts[changed] * fold)
         assert shift_of(more, label_N, level_N, donor_N).genes.is_claimed is is_claimed
+
+
+def test_the_threshold_of_genes_by_hand(monkeypatch):
+    """The median interval, widened from 95 % to the rate at which the fifth of all tests is found; 6 degrees."""
+    monkeypatch.setattr(expression, "_SHOWN", 1000)
+    genes = shift_of(*cells()).genes
+    n_tests = len(genes.strongest)
+    assert 290 < n_tests <= 300
+    errors = [(gene.high - gene.low) / 2 / stats.t.isf(0.025, 6) for gene in genes.strongest]
+    assert genes.threshold == pytest.approx(2 ** (np.median(errors) * stats.t.isf(0.05 * 5 / n_tests / 2, 6)))
 
 
 def test_nothing_to_compare():
