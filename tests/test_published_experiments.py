@@ -125,7 +125,7 @@ def test_pancreas(network, tmp_path):
     lines, _ = printed(integration, *words, tmp_path / "pancreas.h5ad")
     scores, metrics = scores_of(tmp_path / "out")
     assert scores[BASELINE]["asw_label"] == pytest.approx(components_of(cells.copy(), 1800, "celltype"), abs=1e-4)
-    assert (metrics["effects"][0]["name"], metrics["effects"][0]["kind"]) == ("tech", "none")
+    assert (metrics["effects"][0]["name"], metrics["effects"][0]["kind"]) == ("tech", "cannot tell")
     assert metrics["no_counts"] is None
     assert "published, scGPT_CP          0.6348    0.9236" in lines
 
