@@ -99,7 +99,8 @@ def integrate_cells(options: argparse.Namespace, how: Experiment) -> Integration
         InputError: If a file lacks what is named.
     """
     output, cells, checkpoints = Folder.at(options.output), options.cells, options.checkpoint
-    columns = [how.label_column, how.batch_column]
+    replicates = [options.replicate_column] if options.replicate_column else []
+    columns = list(dict.fromkeys([how.label_column, how.batch_column, *replicates]))
     gene_column = how.embed.get("gene_columns", ["index"])[0]
     atlas = cells[0] if len(cells) == 1 else joined(cells, gene_column, columns, output)
     places = [output.where(f"embeddings/{name}") for name in short_names(checkpoints)]
@@ -116,6 +117,7 @@ def integrate_cells(options: argparse.Namespace, how: Experiment) -> Integration
         embeddings=places,
         label_column=how.label_column,
         batch_column=how.batch_column,
+        replicate_column=options.replicate_column,
         output=output.where("integration"),
         **how.integrate,
     )
@@ -228,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder for all results")
     parser.add_argument("--label-column", help="obs column of cell types")
     parser.add_argument("--batch-column", help="obs column of batch keys")
+    parser.add_argument("--replicate-column", help="obs column of donors or samples, see scgpt-ray integrate")
     parser.add_argument("--gene-columns", nargs="+", help="see scgpt-ray embed")
     parser.add_argument("--max-length", type=int, default=1200, help="see scgpt-ray embed; published: 1200")
     options = parser.parse_args(arguments)

@@ -207,7 +207,7 @@ def accepted_before(sample: Sample, mapped: LabelVotes, target: float) -> npt.ND
 
 
 def error_of(wrong_Q: npt.NDArray[np.bool_], accepted_Q: npt.NDArray[np.bool_]) -> float | None:
-    """Share of wrong cells among some; None where there is none."""
+    """Share of wrong cells among some; None for no cells."""
     return float(wrong_Q[accepted_Q].mean()) if accepted_Q.any() else None
 
 

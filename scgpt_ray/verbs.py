@@ -102,7 +102,7 @@ VERBS = {
         "Audit an output folder of embed or index.",
         "ValidateSettings",
         "pipelines.validate:validate",
-        "Problems: A list with one line per problem; empty if there is none.",
+        "Problems: A list with one line per problem; empty without problems.",
     ),
     "export": Verb(
         "Write embeddings to a file that other tools open.",

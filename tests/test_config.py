@@ -1,7 +1,6 @@
 """The options of all verbs."""
 
 import argparse
-import re
 import shlex
 
 import pytest
@@ -13,11 +12,6 @@ from scgpt_ray.options import add_options
 from scgpt_ray.verbs import VERBS
 
 NEEDED = {"atlas": "a", "checkpoint": "c", "output": "o"}
-
-BANNED = re.compile(
-    r"\b(told|beside|kept out|judged|made up|wanted|nobody|what is worth|there is none|of its own)\b", re.IGNORECASE
-)
-"""Words that hide what a help means."""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +68,6 @@ def test_each_option_has_one_heading_and_a_help_with_its_default(verb):
         assert text.endswith("."), name
         says_default = "efault: " in text or "(the default)" in text
         assert says_default == (info.get_default(call_default_factory=True) in (None, (), {})), name
-        assert not BANNED.search(text), name
 
 
 @pytest.mark.parametrize("verb", [*VERBS])

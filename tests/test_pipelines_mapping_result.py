@@ -53,9 +53,9 @@ def test_cells_without_an_embedding_are_unknown_in_every_column():
     assert table["soma_joinid"].to_pylist() == [3, 4, 5, 6]
     rows = table.drop_columns(["soma_joinid", "t_query"]).to_pylist()
     assert [rows[1], rows[3]] == pa.table(columns).to_pylist()
-    nobody = {f"t{suffix}": 0.0 if suffix in floats else None for suffix in SUFFIXES}
-    nobody |= {"t": "Unknown", "t_rolled_up": "Unknown", "t_rolled_up_label": "Unknown", "t_unknown": "no embedding"}
-    assert rows[0] == rows[2] == nobody | {"neighbor": [], "score": []}
+    unmapped = {f"t{suffix}": 0.0 if suffix in floats else None for suffix in SUFFIXES}
+    unmapped |= {"t": "Unknown", "t_rolled_up": "Unknown", "t_rolled_up_label": "Unknown", "t_unknown": "no embedding"}
+    assert rows[0] == rows[2] == unmapped | {"neighbor": [], "score": []}
     assert predictions_of(queries.slice(0, 0), pa.table(columns).slice(0, 0), ["t"]).schema == table.schema
 
 
@@ -82,7 +82,7 @@ def test_which_labels_are_transferred_and_how():
     )
     assert rules(balance_by="none", kept=("cell_type", "none")).vote.balance_by == "none", "a column like any other"
     calibrated = rules(calibrate_by="donor", exclude_same=["dataset"])
-    assert calibrated.columns == ("cell_type", TERMS), "of its own donor and dataset a cell meets nobody"
+    assert calibrated.columns == ("cell_type", TERMS), "of its own donor and dataset a cell finds no neighbour"
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,8 @@ def test_all_that_are_allowed_are_found_and_no_more(reference):
     ids, scores = reference.neighbors(QUERIES, 250, NeighborFilter.among(None, own, 40))
     assert ((ids == -1) == np.isneginf(scores)).all()
     assert (ids != -1).sum(axis=1).tolist() == [199, 200] * 20  # cell 7, which is empty, is a T
-    nobody, _ = reference.neighbors(QUERIES, 3, NeighborFilter.among("age < 0", pa.table({}), 40))
-    assert (nobody == -1).all()
+    found, _ = reference.neighbors(QUERIES, 3, NeighborFilter.among("age < 0", pa.table({}), 40))
+    assert (found == -1).all()
 
 
 @pytest.mark.parametrize("n", [0, 1, 50, 1000])

@@ -106,9 +106,11 @@ def test_integration_over_donors(evaluated):
 
 def test_integration_over_stimulation(evaluated):
     """Interferon drives single genes: principal components part the cells by it, the network by type."""
-    _, scores, effects = evaluated("kang_ctrlstim", "condition", condition=["ctrl", "stim"])
+    words = ("--replicate-column", "donor")
+    _, scores, effects = evaluated("kang_ctrlstim", "condition", *words, condition=["ctrl", "stim"])
     condition = effects["condition"]
-    assert condition["kind"] == "cannot tell", "no donors were carried along"
+    assert (condition["kind"], condition["unit"]) == ("cannot tell", "donor"), "two donors are too few"
+    assert condition["replicates"] == {"ctrl": 2, "stim": 2}
     assert {"IFIT1", "CXCL10"} <= {gene["gene"] for gene in condition["shift"]["genes"]["strongest"]}
     mine, components = condition["embeddings"]
     assert (mine["embedding"], components["embedding"]) == ("demo", BASELINE)

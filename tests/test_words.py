@@ -21,6 +21,7 @@ INSTEAD = {
     "wanted": "requested, target",
     "nobody": "no cell, no query, None",
     "what is worth": "say what is measured",
+    "there is none": "if missing, without, None",
     "of its own": "separate, private",
 }
 """Words that hide what is meant -> what to write."""

@@ -86,7 +86,7 @@ def find_release(
         )
     described = directory[version]
     where = _location(described["soma"], urljoin(url, _MIRRORS), mirror)
-    _tell_state(name, version, described, where["uri"], directory, is_resumed=is_resumed)
+    _report_state(name, version, described, where["uri"], directory, is_resumed=is_resumed)
     config = {"vfs.s3.no_sign_request": "true"} if where["uri"].startswith("s3://") else {}
     if config and where["region"]:
         config["vfs.s3.region"] = where["region"]
@@ -103,7 +103,7 @@ def _follow(directory: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _tell_state(
+def _report_state(
     name: str, version: str, described: Mapping[str, Any], uri: str, directory: Mapping[str, Any], *, is_resumed: bool
 ) -> None:
     """Log which release this is; refuse a retracted one, as the Census package does, unless a run began with it."""

@@ -32,7 +32,7 @@ def audit_index(folder: Folder) -> list[str]:
     bytes per cell.
 
     Returns:
-        One line per problem; empty if there is none.
+        One line per problem; empty without problems.
 
     Raises:
         ReferenceSetError: If the folder holds no finished index.

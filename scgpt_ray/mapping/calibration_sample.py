@@ -38,7 +38,7 @@ def one_group_labels(labels: pa.ChunkedArray, groups: pa.ChunkedArray, cells: In
     """Find the labels that one group alone has.
 
     Args:
-        labels: str [P], of pairs of a label and a group; null where there is none.
+        labels: str [P], of pairs of a label and a group; null if missing.
         groups: str [P].
         cells: int64 [P], reference cells of each pair, at least 1.
 

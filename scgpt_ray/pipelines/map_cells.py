@@ -51,7 +51,7 @@ class Drawn:
 
 
 def drawn_cells(mapped: MappingResult, reference: Reference, queries: pa.Table) -> Drawn | str:
-    """Compute the UMAP, or return the reason why there is none.
+    """Compute the UMAP, or return the reason why it was not computed.
 
     Reference cells are drawn only if the index is local: shards on an object store would have to be copied whole.
     """

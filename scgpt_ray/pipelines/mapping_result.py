@@ -142,7 +142,7 @@ class MappingResult:
         return "\n".join(lines)
 
     def baseline_text(self) -> str:
-        """What the baseline rests on, or why there is none."""
+        """Cells and genes of the baseline, or the reason why it was not computed."""
         return self.baseline.text() if isinstance(self.baseline, Baseline) else f"left out, {self.baseline}"
 
     def to_dict(self) -> dict[str, Any]:

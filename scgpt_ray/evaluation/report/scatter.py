@@ -36,7 +36,7 @@ class Column:
 
     Attributes:
         name: Of the column.
-        values: One per cell, in the order of the coordinates; None or NaN where there is none. Numbers get a
+        values: One per cell, in the order of the coordinates; None or NaN if missing. Numbers get a
             continuous scale, everything else a colour for each value.
         family: Columns of one family share the colours of labels, such as predicted and true labels. None: its own.
         colours: Colours of some labels, where they have a meaning.
