@@ -118,6 +118,18 @@ def test_a_probe_finds_a_level_in_other_replicates(n_donors, n_folds, is_above, 
         assert found.threshold - found.chance == pytest.approx(found.score - found.low)
 
 
+def test_replicates_of_both_levels_are_held_out_in_turn():
+    """Of two donors one has more cells of the one level, and one of the other: held out together, none would train."""
+    donor = np.arange(N) // 3 % 2
+    level = np.where(np.arange(N) % 5 < 2, donor, 1 - donor)
+    moved = np.random.default_rng(4).normal(0, 0.5, (N, 4))
+    moved[:, 0] += 2 * level
+    for seed in range(4):
+        found = probe_levels(moved.astype(np.float32), LABEL, level, donor, seed=seed)
+        assert (found.held_out, found.n_folds, found.n_cells) == ("replicates", 2, N)
+        assert found.score > 0.85
+
+
 @pytest.mark.parametrize(
     ("score", "p", "is_above"), [(0.7, 0.049, True), (0.7, 0.051, False), (0.3, 0.001, False), (0.7, None, None)]
 )

@@ -137,19 +137,21 @@ def probe_levels(
 
 
 def _replicate_folds(level: Int64Array, replicate: Int64Array, seed: int) -> tuple[Int64Array, int]:
-    """Fold of each cell, and the number of folds; replicates are dealt to folds by their most frequent level."""
+    """Fold of each cell, and the number of folds; replicates with the same levels are spread over the folds."""
     names, replicate = np.unique(replicate, return_inverse=True)
-    cells_RL = np.zeros((len(names), level.max() + 1), np.int64)
-    np.add.at(cells_RL, (replicate, level), 1)
-    n_folds = min(_FOLDS, (cells_RL > 0).sum(axis=0)[cells_RL.any(axis=0)].min())
-    return _dealt(cells_RL.argmax(axis=1), int(n_folds), seed)[replicate], int(n_folds)
+    has_RL = np.zeros((len(names), level.max() + 1), bool)
+    has_RL[replicate, level] = True
+    n_folds = int(min(_FOLDS, has_RL.sum(axis=0)[has_RL.any(axis=0)].min()))
+    stratum_R = np.unique(has_RL, axis=0, return_inverse=True)[1]
+    return _dealt(stratum_R, n_folds, seed)[replicate], n_folds
 
 
 def _dealt(strata: Int64Array, n_folds: int, seed: int) -> Int64Array:
-    """Fold of each member, dealt at random within strata."""
+    """Fold of each member, dealt at random, one stratum after another."""
     random, fold = np.random.default_rng(seed), np.empty(len(strata), np.int64)
-    for members in groups_of(strata):
-        fold[random.permutation(members)] = np.arange(len(members)) % n_folds
+    # The deal goes on where the last stratum ended: small strata would all begin in the same fold.
+    order = np.concatenate([random.permutation(members) for members in groups_of(strata)])
+    fold[order] = np.arange(len(order)) % n_folds
     return fold
 
 
