@@ -9,7 +9,7 @@
 `indptr`, attention `cu_seqlens` and faiss `lims`; `ragged` and `ragged_array` are the only way in and out of it.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,13 @@ def ragged(column: pa.Array | pa.ChunkedArray) -> tuple[Int64Array, npt.NDArray[
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy()
     return offsets - offsets[0], values
+
+
+def one_type(values: npt.NDArray[np.generic], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """View an array as the one type for which numba compiles a kernel: of this dtype, contiguous, and read-only."""
+    view = np.require(values, dtype, ["C", "A"]).view()
+    view.flags.writeable = False
+    return view
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:

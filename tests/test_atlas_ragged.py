@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from scgpt_ray.atlas import ragged as module
 from scgpt_ray.atlas.ragged import add_totals, as_part, blocks, gather
 from scgpt_ray.schema import ragged
 
@@ -105,3 +106,19 @@ def test_gather_equals_the_definition(dense, data):
         wanted = [(t, c) for t, c in zip(tokens, dense[row], strict=True) if t >= 0 and c > 0]
         assert sorted(zip(genes, counts, strict=True)) == sorted(wanted)
     assert ragged(table["gene"])[0][-1] == len(ragged(table["count"])[1])
+
+
+def test_each_kernel_is_compiled_for_one_type():
+    """Processes that compile one kernel for two types can exchange the codes in numba's cache."""
+    writable = [np.array([0, 1]), np.array([0, 2]), np.ones(2, np.float32)]
+    mapped = [pa.array(values).to_numpy() for values in writable]
+    small = [np.array([0, 1], np.int32), np.array([0, 2], np.uint16), np.array([1, 2], np.int16)]
+    for columns in (writable, mapped, small, [values[::-1] for values in writable]):
+        parts = [as_part(*columns)]
+        gather(parts, np.array([0, 1]), np.array(TOKENS), refuse)
+        gather(parts, np.array([0, 1]), pa.array(TOKENS).to_numpy(), refuse)
+        add_totals(parts, np.array([0, 1]), np.zeros(3), refuse)
+    kernels = {name: kernel.signatures for name, kernel in vars(module).items() if hasattr(kernel, "signatures")}
+    assert {name: len(found) for name, found in kernels.items()} == dict.fromkeys(
+        ("_add", "_close_gaps", "_count_stored", "_scatter"), 1
+    )

@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.types import unliteral
 
 from scgpt_ray.schema import ragged
+from scgpt_ray.tokenizer import kernels
 from scgpt_ray.tokenizer.kernels import CLS_BIN, N_BINS
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules, tokenize
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
@@ -211,6 +213,20 @@ def test_a_large_vocabulary_has_int32_tokens():
     tokens = tokenize(cells_table([([69_999, 65_536, 3], [1, 2, 3])]), large, TOP)
     assert tokens.schema.field("gene").type == pa.list_(pa.int32())
     assert tokens["gene"].to_pylist() == [[large.cls_token, 3, 65_536, 69_999]]
+
+
+def test_each_kernel_is_compiled_for_one_type():
+    """Processes that compile one kernel for two types can exchange the codes in numba's cache."""
+    large = Vocabulary({f"G{i}": i for i in range(70_000)})
+    table, doubles = cells_table(random_cells()), cells_table([([1, 2], [0.5, 3])])
+    doubles = doubles.set_column(3, "count", doubles["count"].cast(pa.list_(pa.float64())))
+    for cells, vocabulary in [(table, VOCABULARY), (table.slice(7, 11), VOCABULARY), (table, large), (doubles, large)]:
+        tokenize(cells, vocabulary, RULES)
+    compiled = {name: kernel.signatures for name, kernel in vars(kernels).items() if hasattr(kernel, "signatures")}
+    # A kernel that calls another with a literal zero always compiles it for that, and first.
+    types = {name: {tuple(map(unliteral, types)) for types in found} for name, found in compiled.items()}
+    assert len(types["tokenize_cells"]) == 1
+    assert all(len(found) <= 1 for found in types.values())
 
 
 @pytest.mark.parametrize("n", [1, 398, 399, 400, 401, 2500])

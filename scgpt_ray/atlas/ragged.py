@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from scgpt_ray.schema import COUNT, GENE, Int64Array, ragged_array
+from scgpt_ray.schema import COUNT, GENE, Int64Array, one_type, ragged_array
 
 TILE = 2048
 """Rows per block: the tile size of the Census, and small enough for the scatter to stay in the CPU cache."""
@@ -40,8 +40,8 @@ def blocks(joinids: Int64Array, tile: int = TILE) -> list[Int64Array]:
 def as_part(rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> Part:
     """Convert coordinates to the dtypes of a part; values beyond float32 become infinite, which is refused later."""
     with np.errstate(over="ignore"):
-        counts = values.astype(np.float32, copy=False)
-    return rows.astype(np.int64, copy=False), columns.astype(np.int64, copy=False), counts
+        counts = one_type(values, np.float32)
+    return one_type(rows, np.int64), one_type(columns, np.int64), counts
 
 
 def gather(parts: Sequence[Part], joinids: Int64Array, gene_tokens: Int32Array, refuse: Refuse) -> pa.Table:
@@ -57,7 +57,7 @@ def gather(parts: Sequence[Part], joinids: Int64Array, gene_tokens: Int32Array, 
         Columns gene list<int32> and count list<float>, one row per joinid. Entries of a cell are in the order of the
         parts; a token repeats where several var rows with counts have it.
     """
-    row_map_R = _row_map(joinids)
+    row_map_R, gene_tokens = _row_map(joinids), one_type(gene_tokens, np.int32)
     first = int(joinids[0])
     stored_N = np.zeros(len(joinids), np.int64)
     for row_E, _, _ in parts:

@@ -2,7 +2,8 @@
 
 Values are finite and >= 0 (sources refuse others), and tokens are in the vocabulary. Loops are written out because
 numba takes seconds to compile slices and sorts. All kernels are in this file because numba's cache does not notice
-changes in other files.
+changes in other files. Each is called with arguments of one type: two processes that compile a kernel for different
+types at the same time can exchange the compiled codes in numba's cache.
 """
 
 from typing import Any
@@ -48,7 +49,7 @@ def tokenize_cells(
         count: Finite values >= 0.
         cell: Scratch memory.
         rules: Rules for ties and long cells.
-        token_gene: Output, uint16 or int32, large enough for <cls> and up to most_genes genes of each cell.
+        token_gene: Output, large enough for <cls> and up to most_genes genes of each cell.
         token_bin: Output, of the same length.
 
     Returns:

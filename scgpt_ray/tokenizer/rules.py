@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from scgpt_ray.schema import BIN, COUNT, GENE, JOINID, N_GENES, obs_columns, ragged, ragged_array
+from scgpt_ray.schema import BIN, COUNT, GENE, JOINID, N_GENES, obs_columns, one_type, ragged, ragged_array
 from scgpt_ray.tokenizer.kernels import tokenize_cells
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.tokenizer.workspace import Rules, Scratch, scratch
@@ -94,15 +94,16 @@ def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memor
     # As uint32, negative tokens are the largest: one comparison checks both bounds.
     assert gene.view(np.uint32).max(initial=0) < vocabulary.size, "genes are tokens"
     n_tokens = (np.minimum(np.diff(offsets), rules.most_genes) + 1).sum()
-    token_gene, token_bin = np.empty(n_tokens, vocabulary.gene_dtype), np.empty(n_tokens, np.uint8)
+    token_gene, token_bin = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.uint8)
     token_offsets, n_genes = tokenize_cells(
-        offsets, gene, count.astype(np.float32, copy=False), memory, rules, token_gene, token_bin
-    )
+        one_type(offsets, np.int64), one_type(gene, np.int32), one_type(count, np.float32), memory, rules,
+        token_gene, token_bin,
+    )  # fmt: skip
     used = slice(0, token_offsets[-1])
     return pa.record_batch(
         [
             pa.array(n_genes),
-            ragged_array(token_offsets, token_gene[used]),
+            ragged_array(token_offsets, token_gene[used].astype(vocabulary.gene_dtype, copy=False)),
             ragged_array(token_offsets, token_bin[used]),
         ],
         schema=_made_schema(vocabulary),
