@@ -158,6 +158,7 @@ def test_going_on_with_labels(supervised):
     assert tuple(heads["cls_decoder.out_layer.weight"].shape) == (3, 16)
     args = json.loads((folder / "checkpoint" / "args.json").read_text())
     assert args["cell_types"] == trained.metrics["labels"] == ["B", "NK", "T"]
+    assert args["training_sets"] == ["blood"]
     assert args["no_cls"] is False
     assert args["training_tasks"] == "pcpt"
 

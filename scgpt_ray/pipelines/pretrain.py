@@ -201,6 +201,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "input_style": "binned",
         "dropout": settings.dropout,
         "cell_types": list(training.predicted_labels),
+        "training_sets": list(job.training_sets),
     }
     for name, as_safetensors in ((CHECKPOINT, False), ("safetensors", True)):
         place = job.output.folder(name)

@@ -67,6 +67,7 @@ class TrainingJob:
         vocabulary: Vocabulary of the tokens.
         architecture: Sizes of the network.
         start: Files of the checkpoint to continue from, or None.
+        training_sets: Names of the data sets whose labels train the network, or trained that checkpoint.
         rules: How cells become tokens: all genes of a cell, for each step draws its own.
         split: How cells are split into training and validation cells.
         request: What fixes the result.
@@ -79,6 +80,7 @@ class TrainingJob:
     vocabulary: Vocabulary
     architecture: Architecture
     start: CheckpointFiles | None
+    training_sets: tuple[str, ...]
     rules: TokenRules
     split: Split
     request: PretrainRequest
@@ -129,7 +131,16 @@ def check_training(settings: PretrainSettings) -> TrainingJob:
     architecture = start.architecture if start else _architecture(settings, vocabulary)
     files = start.files if start else None
     split = _split(settings, [atlas.source for atlas in atlases])
-    return TrainingJob(settings, output, atlases, vocabulary, architecture, files, rules, split, request, done)
+    sets = _training_sets(settings, sources, start)
+    return TrainingJob(settings, output, atlases, vocabulary, architecture, files, sets, rules, split, request, done)
+
+
+def _training_sets(settings: PretrainSettings, sources: Sequence[Source], start: Checkpoint | None) -> tuple[str, ...]:
+    """Names by which `training_overlap` finds references that hold the same cells: of files, and URIs of atlases."""
+    sets = start.training_sets if start else ()
+    if settings.label_column and settings.label_weight:
+        sets += tuple(Path(source.uri).stem if source.uri.endswith(".h5ad") else source.uri for source in sources)
+    return tuple(dict.fromkeys(sets))
 
 
 def _sources(settings: PretrainSettings, began: PretrainRequest | None) -> tuple[Source, ...]:
