@@ -1,8 +1,8 @@
 """The Arrow tables that flow between the rooms, one row per cell.
 
     CELLS       soma_joinid  obs...  gene list<int32>           count list<float>
-    TOKENS      soma_joinid  obs...  n_genes  gene list<uint16> bin list<uint8>
-    EMBEDDINGS  soma_joinid  obs...  n_genes  embedding fixed_size_list<float>[d]
+    TOKENS      soma_joinid  obs...  n_genes  content_digest  gene list<uint16> bin list<uint8>
+    EMBEDDINGS  soma_joinid  obs...  n_genes  content_digest  embedding fixed_size_list<float>[d]
     NEIGHBORS   soma_joinid  neighbor fixed_size_list<int64>[k]  score fixed_size_list<float>[k]
 
 `obs...` are the columns a run was asked to carry along. A ragged column is the pair (offsets, values) that CSR calls
@@ -31,7 +31,7 @@ EMBEDDING = "embedding"
 NEIGHBOR = "neighbor"
 SCORE = "score"
 CONTENT = "content_digest"
-"""Digest of the tokens of a cell, uint64; in token files for training."""
+"""Digest of the genes and bin ranges of a cell, uint64; cells that share it have the same tokens and embedding."""
 
 RESERVED = frozenset({JOINID, GENE, COUNT, BIN, N_GENES, EMBEDDING, NEIGHBOR, SCORE, CONTENT})
 """Names that an obs column carried along must not have."""

@@ -58,7 +58,7 @@ def vectors(table):
 
 
 def test_columns_nulls_and_unit_length(tokens, embeddings):
-    assert embeddings.schema.names == ["soma_joinid", "tissue", "n_genes", "embedding"]
+    assert embeddings.schema.names == ["soma_joinid", "tissue", "n_genes", "content_digest", "embedding"]
     assert embeddings.schema.field("embedding").type == pa.list_(pa.float32(), 16)
     for column in ("soma_joinid", "tissue", "n_genes"):
         assert embeddings[column].equals(tokens[column])

@@ -69,7 +69,15 @@ def test_what_is_left(embedded, checkpoint):
     assert json.loads((output / "manifest.json").read_text())["actors"] == manifest.actors
     assert manifest.coverage["genes_matched"] == 60
     table = pq.read_table(output / "parts")  # as a user would: plain pyarrow
-    assert table.column_names == ["soma_joinid", "obs_id", "cell_type", "donor", "n_genes", "embedding"]
+    assert table.column_names == [
+        "soma_joinid",
+        "obs_id",
+        "cell_type",
+        "donor",
+        "n_genes",
+        "content_digest",
+        "embedding",
+    ]
     assert table[EMBEDDING].null_count == 2
     norms = np.linalg.norm(np.stack(table[EMBEDDING].drop_null().to_numpy()), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-6)

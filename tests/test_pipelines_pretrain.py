@@ -98,7 +98,7 @@ def test_what_is_left(generative):
     assert metrics["best"] == min(reversed(metrics["validations"]), key=lambda evaluated: evaluated["loss"])
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     tokens = pq.read_table(folder / "tokens" / "atlas-0" / "part-00001.parquet")  # as a user would
-    assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "gene", "bin", "content_digest"]
+    assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "content_digest", "gene", "bin"]
     assert f"checkpoint  {folder}/checkpoint" in trained.text()
 
 

@@ -1,6 +1,7 @@
 """Tokens: bins against the definition, and what they must not depend on."""
 
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
@@ -179,7 +180,7 @@ def test_a_cell_does_not_see_its_neighbours():
     together = tokenize(cells_table(cells), VOCABULARY, RULES).to_pylist()
     for i, cell in enumerate(cells):
         (alone,) = tokenize(cells_table([cell]), VOCABULARY, RULES).to_pylist()
-        assert all(together[i][column] == alone[column] for column in ("n_genes", "gene", "bin"))
+        assert all(together[i][column] == alone[column] for column in ("n_genes", "content_digest", "gene", "bin"))
 
 
 def test_slices_and_chunks():
@@ -199,7 +200,7 @@ def test_an_empty_table_has_the_same_columns():
 
 def test_columns_and_types():
     tokens = tokenize(cells_table([([4, 2], [1, 1]), ([], [])]), VOCABULARY, TOP)
-    assert tokens.schema.names == ["soma_joinid", "tissue", "n_genes", "gene", "bin"]
+    assert tokens.schema.names == ["soma_joinid", "tissue", "n_genes", "content_digest", "gene", "bin"]
     assert tokens.schema.field("n_genes").type == pa.int32()
     assert tokens.schema.field("gene").type == pa.list_(pa.uint16())
     assert tokens.schema.field("bin").type == pa.list_(pa.uint8())
@@ -213,6 +214,17 @@ def test_a_large_vocabulary_has_int32_tokens():
     tokens = tokenize(cells_table([([69_999, 65_536, 3], [1, 2, 3])]), large, TOP)
     assert tokens.schema.field("gene").type == pa.list_(pa.int32())
     assert tokens["gene"].to_pylist() == [[large.cls_token, 3, 65_536, 69_999]]
+
+
+@given(st.lists(st.dictionaries(st.integers(1, 3), st.integers(1, 3), max_size=3), min_size=2, max_size=6))
+def test_digests_are_those_of_genes_and_the_order_of_their_values(cells):
+    """Equal digests mean equal tokens, whatever the seed draws for ties."""
+    table = tokenize(cells_table([(list(cell), list(cell.values())) for cell in cells]), VOCABULARY, RULES)
+    ranks = [{gene: sorted(set(cell.values())).index(cell[gene]) for gene in cell} for cell in cells]
+    digests = table["content_digest"].to_pylist()
+    assert [digest == 0 for digest in digests] == [not cell for cell in cells]
+    for (one, first), (other, second) in combinations(zip(ranks, digests, strict=True), 2):
+        assert (first == second) == (one == other)
 
 
 def test_each_kernel_is_compiled_for_one_type():

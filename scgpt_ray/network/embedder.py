@@ -23,10 +23,8 @@ from scgpt_ray.schema import (
     EMBEDDING,
     GENE,
     JOINID,
-    N_GENES,
     Int64Array,
     matrix_array,
-    obs_columns,
     ragged,
 )
 
@@ -169,8 +167,7 @@ class Embedder:
             raise WorkerError(f"the embedding of cell {cells.joinids[~finite][0]} is not finite ({self.describe()})")
         embedding = np.zeros((len(tokens), self._encoder.width), np.float32)
         embedding[~absent] = found
-        columns = tokens.select([JOINID, *obs_columns(tokens), N_GENES])
-        return columns.append_column(EMBEDDING, matrix_array(embedding, absent))
+        return tokens.drop_columns([GENE, BIN]).append_column(EMBEDDING, matrix_array(embedding, absent))
 
     def _report_overflow(self, n_cells: int) -> None:
         with self._lock:

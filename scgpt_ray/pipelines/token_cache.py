@@ -15,11 +15,10 @@ from scgpt_ray.parts.token_file import TokenPart, committed_tokens, write_tokens
 from scgpt_ray.pipelines.executor import Executor, Stages
 from scgpt_ray.pipelines.partition_steps import ReadPartition
 from scgpt_ray.pipelines.pretrain_request import AtlasJob, TrainingJob
-from scgpt_ray.schema import CONTENT
 from scgpt_ray.storage import Folder
 from scgpt_ray.training.dataset import AtlasTokens
 from scgpt_ray.training.overlap import without_overlap
-from scgpt_ray.training.split import NEITHER, VALIDATION, Split, content_digests
+from scgpt_ray.training.split import NEITHER, VALIDATION, Split
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +47,11 @@ class CommitTokens:
 
     def __call__(self, tokens: pa.Table, partition: Partition, _figures: dict[str, Any]) -> dict[str, Any]:
         """Write the file of a partition; returns its footer."""
-        content_N = content_digests(tokens)
-        side_N = self.split.sides(tokens, content_N, self.where)
+        side_N = self.split.sides(tokens, self.where)
         is_used = side_N != NEITHER
         part = write_tokens(
             self.place,
-            tokens.append_column(CONTENT, pa.array(content_N)).filter(pa.array(is_used)),
+            tokens.filter(pa.array(is_used)),
             partition,
             side_N[is_used] == VALIDATION,
             fingerprint=self.fingerprint,

@@ -40,7 +40,7 @@ kernel = numba.njit(nogil=True, cache=True)
 @kernel
 def tokenize_cells(
     offsets: Int64s, gene: Int32s, count: Float32s, cell: Scratch, rules: Rules, token_gene: Int32s, token_bin: Bytes
-) -> tuple[Int64s, Int32s]:
+) -> tuple[Int64s, Int32s, Uint64s]:
     """Tokenise cells one by one.
 
     Args:
@@ -53,20 +53,23 @@ def tokenize_cells(
         token_bin: Output, of the same length.
 
     Returns:
-        Boundaries of the cells in the output, [n_cells + 1], and their numbers of genes, [n_cells].
+        Boundaries of the cells in the output, [n_cells + 1], their numbers of genes, [n_cells], and their content keys,
+        [n_cells].
     """
     token_offsets, n_genes = np.zeros(offsets.size, np.int64), np.zeros(offsets.size - 1, np.int32)
+    keys = np.zeros(n_genes.size, np.uint64)
     end = 0
     for i in range(n_genes.size):
         start, stop = offsets[i], offsets[i + 1]
         n = canonicalise(gene[start:stop], count[start:stop], cell)
         if n > 0:
             bin_ranges(n, cell)
-            draw(n, cell, rules)
+            keys[i] = content_key(n, cell, rules.seed)
+            draw(n, cell, rules, keys[i])
             end = write(n, cell, rules, token_gene, token_bin, end)
         n_genes[i] = n
         token_offsets[i + 1] = end
-    return token_offsets, n_genes
+    return token_offsets, n_genes, keys
 
 
 @kernel
@@ -237,12 +240,11 @@ def content_key(n: int, cell: Scratch, seed: np.uint64) -> np.uint64:
 
 
 @kernel
-def draw(n: int, cell: Scratch, rules: Rules) -> None:
+def draw(n: int, cell: Scratch, rules: Rules, key: np.uint64) -> None:
     """Fill cell.bins, and cell.hashes if genes must be sampled.
 
     The upper half of a gene's hash draws its bin from its range; a hash of that hash decides whether it is sampled.
     """
-    key = content_key(n, cell, rules.seed)
     for i in range(n):
         cell.hashes[i] = mix(key ^ (np.uint64(cell.tokens[i]) * MIX1))
     for i in range(n):

@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from scgpt_ray.schema import BIN, COUNT, GENE, JOINID, N_GENES, obs_columns, one_type, ragged, ragged_array
+from scgpt_ray.schema import BIN, CONTENT, COUNT, GENE, JOINID, N_GENES, obs_columns, one_type, ragged, ragged_array
 from scgpt_ray.tokenizer.kernels import tokenize_cells
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.tokenizer.workspace import Rules, Scratch, scratch
@@ -65,8 +65,9 @@ def tokenize(cells: pa.Table, vocabulary: Vocabulary, rules: TokenRules) -> pa.T
         rules: Length, seed and ties.
 
     Returns:
-        One row per cell: `n_genes`, the number of distinct genes with counts, and ragged `gene` (<cls>, then
-        ascending) and `bin`. A cell without counts has no tokens, not even <cls>.
+        One row per cell: `n_genes`, the number of distinct genes with counts; `content_digest`, the content key, 0
+        without counts; and ragged `gene` (<cls>, then ascending) and `bin`. A cell without counts has no tokens, not
+        even <cls>.
     """
     memory = scratch(vocabulary.size)
     kernel_rules = Rules(vocabulary.cls_token, rules.max_length - 1, np.uint64(rules.seed), rules.ties == "top")
@@ -83,7 +84,9 @@ def tokenize(cells: pa.Table, vocabulary: Vocabulary, rules: TokenRules) -> pa.T
 
 def _made_schema(vocabulary: Vocabulary) -> pa.Schema:
     gene = pa.from_numpy_dtype(vocabulary.gene_dtype)
-    return pa.schema([(N_GENES, pa.int32()), (GENE, pa.list_(gene)), (BIN, pa.list_(pa.uint8()))])
+    return pa.schema(
+        [(N_GENES, pa.int32()), (CONTENT, pa.uint64()), (GENE, pa.list_(gene)), (BIN, pa.list_(pa.uint8()))]
+    )
 
 
 def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memory: Scratch) -> pa.RecordBatch:
@@ -95,7 +98,7 @@ def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memor
     assert gene.view(np.uint32).max(initial=0) < vocabulary.size, "genes are tokens"
     n_tokens = (np.minimum(np.diff(offsets), rules.most_genes) + 1).sum()
     token_gene, token_bin = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.uint8)
-    token_offsets, n_genes = tokenize_cells(
+    token_offsets, n_genes, keys = tokenize_cells(
         one_type(offsets, np.int64), one_type(gene, np.int32), one_type(count, np.float32), memory, rules,
         token_gene, token_bin,
     )  # fmt: skip
@@ -103,6 +106,7 @@ def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memor
     return pa.record_batch(
         [
             pa.array(n_genes),
+            pa.array(keys),
             ragged_array(token_offsets, token_gene[used].astype(vocabulary.gene_dtype, copy=False)),
             ragged_array(token_offsets, token_bin[used]),
         ],

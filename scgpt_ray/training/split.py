@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from scgpt_ray.atlas.obs_filter import parse
 from scgpt_ray.parts.token_file import known
-from scgpt_ray.schema import BIN, GENE, ragged
+from scgpt_ray.schema import CONTENT
 
 TRAINING, VALIDATION, NEITHER = 0, 1, -1
 """Sides of a split; a cell whose group is unknown is on neither."""
@@ -44,12 +44,11 @@ class Split:
     share: float
     seed: int
 
-    def sides(self, tokens: pa.Table, content_N: npt.NDArray[np.uint64], where: str) -> npt.NDArray[np.int8]:
+    def sides(self, tokens: pa.Table, where: str) -> npt.NDArray[np.int8]:
         """Choose the side of each cell.
 
         Args:
             tokens: TOKENS, with the columns of the condition or groups.
-            content_N: Digests of the cells' tokens (`content_digests`).
             where: The atlas, for messages.
 
         Returns:
@@ -64,7 +63,7 @@ class Split:
             group_N = known(tokens[self.column])
             is_chosen = pc.is_in(group_N, value_set=pa.array(self.groups, pa.string())).to_numpy()
             return np.where(pc.is_null(group_N).to_numpy(), NEITHER, is_chosen).astype(np.int8)
-        draw_N = _mixed(content_N ^ np.uint64(_key(str(self.seed))))
+        draw_N = _mixed(tokens[CONTENT].to_numpy() ^ np.uint64(_key(str(self.seed))))
         return (draw_N < self.share * 2.0**64).astype(np.int8)
 
 
@@ -78,15 +77,6 @@ def choose_groups(names: Iterable[str], share: float, seed: int) -> tuple[str, .
     """
     drawn = sorted(set(names), key=lambda name: _key(f"{seed} {name}"))
     return tuple(sorted(drawn[: min(max(1, round(share * len(drawn))), len(drawn) - 1)]))
-
-
-def content_digests(tokens: pa.Table) -> npt.NDArray[np.uint64]:
-    """Digest of the genes and bins of each cell, in any order of the genes, uint64 [n]."""
-    offsets, gene_T = ragged(tokens[GENE])
-    _, bin_T = ragged(tokens[BIN])
-    mixed_T = _mixed(gene_T.astype(np.uint64) << np.uint64(8) | bin_T.astype(np.uint64))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed_T, dtype=np.uint64)])
-    return _mixed(sums[offsets[1:]] - sums[offsets[:-1]])
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
