@@ -1,8 +1,8 @@
 """The command line: `scgpt-ray VERB [--config FILE.yaml] [--option value ...]`.
 
-Every option is a field of the verb's settings class. Exit codes: 0 done, 1 failure, 2 bad input, 130 Ctrl-C, 143
-SIGTERM. The last line on stdout is one JSON object, the result. `result.json` in the output folder has it as well, or
-why the run ended, but for bad input, which changes nothing.
+Every option is a field of the verb's settings class. Exit codes: 0 done, 1 failure, 2 bad input, 3 done but for cells
+that could not be read or embedded, 130 Ctrl-C, 143 SIGTERM. The last line on stdout is one JSON object, the result.
+`result.json` in the output folder has it as well, or why the run ended, but for bad input, which changes nothing.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from scgpt_ray.ending import Terminated, interruptible, write_result
 from scgpt_ray.errors import ConfigError, InputError, ScgptRayError
 from scgpt_ray.verbs import VERBS
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, INCOMPLETE = 0, 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
 """128 and the number of the signal, as shells have it."""
 
@@ -69,10 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = "interrupted; what is committed stays, and the same command resumes"
         return _end(settings, began, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, reason=reason)
     values = {"verb": name, **_output(settings), **result.to_dict()}
-    code = DONE if values.get("ok", True) else FAILED
-    _end(settings, began, code, status="done" if code == DONE else "failed", **values)
+    code = _code(values)
+    status = {DONE: "done", INCOMPLETE: "incomplete", FAILED: "failed"}[code]
+    _end(settings, began, code, status=status, **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
     return code
+
+
+def _code(values: dict[str, Any]) -> int:
+    if values.get("n_quarantined"):
+        return INCOMPLETE
+    return DONE if values.get("ok", True) else FAILED
 
 
 def _end(settings: Any, began: float, code: int, *, status: str = "interrupted", **values: Any) -> int:

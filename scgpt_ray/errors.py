@@ -4,6 +4,7 @@ ScgptRayError
 |-- InputError (ValueError)        the user's mistake: exit code 2, one line
 |   |-- ConfigError                an option or a YAML key
 |   |-- AtlasError                 cells that cannot be read, or are not counts
+|   |   `-- DamagedError           stored bytes of some cells that cannot be decoded: costs these, not the run
 |   |-- GeneCoverageError          too few counts belong to genes of the vocabulary
 |   |-- CheckpointError            a checkpoint folder that is not what it says
 |   |-- OutputError                an output folder that cannot or must not be written
@@ -46,6 +47,10 @@ class ConfigError(InputError):
 
 class AtlasError(InputError):
     """Cells that cannot be opened, selected or read, or that are not counts."""
+
+
+class DamagedError(AtlasError):
+    """Stored bytes of some cells that cannot be read, in an atlas that can be opened."""
 
 
 class GeneCoverageError(InputError):

@@ -1,6 +1,7 @@
 """The JSON files that runs leave in their folders, and what each of them must hold.
 
     plan.json             embed: which cells make which partition, written before any cell is read
+    quarantine.json       embed: cells that could not be read or embedded; absent if there are none
     manifest.json         embed: what a finished run made, written last
     index.json            index: what a search needs to know, written last
     shard-00000.json      index: the commit marker of a shard
@@ -13,11 +14,13 @@ contradicts the rest.
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import Fingerprint
+from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
 
 Count = Annotated[int, Field(ge=0)]
@@ -123,6 +126,62 @@ class Plan(Record):
         return self
 
 
+@dataclass(frozen=True)
+class QuarantinedCells:
+    """Cells of a partition that failed together."""
+
+    partition: Count
+    """Number of the partition."""
+    n_cells: Size
+    joinids: tuple[tuple[Count, Count], ...]
+    """Their joinids, as ranges with both ends."""
+    reason: str
+    """Why the last attempt failed."""
+    log: tuple[str, ...]
+    """Last lines of the traceback or of the log of the worker."""
+
+    @classmethod
+    def of(cls, partition: int, joinids: Int64Array, reason: str, log: tuple[str, ...]) -> "QuarantinedCells":
+        """Describe some cells, by their sorted joinids."""
+        runs = np.split(joinids, np.flatnonzero(np.diff(joinids) != 1) + 1)
+        ranges = tuple((int(run[0]), int(run[-1])) for run in runs)
+        return cls(partition, len(joinids), ranges, reason, log)
+
+    @property
+    def ids(self) -> Int64Array:
+        """Their joinids, sorted, int64 [n_cells]."""
+        return np.concatenate([np.arange(first, last + 1, dtype=np.int64) for first, last in self.joinids])
+
+
+class Quarantine(Record):
+    """Cells that could not be read or embedded; the next run tries them again."""
+
+    file = "quarantine.json"
+    remedy = "delete it, with the manifest.json of its folder, and run the same embed command again"
+
+    format: Literal[1] = 1
+    cells: tuple[QuarantinedCells, ...]
+    """In the order of their partitions and joinids."""
+
+    @property
+    def n_cells(self) -> int:
+        """Number of these cells."""
+        return sum(cells.n_cells for cells in self.cells)
+
+    def ids(self, partition: int) -> Int64Array:
+        """Joinids of these cells of a partition, sorted, int64."""
+        found = [cells.ids for cells in self.cells if cells.partition == partition]
+        return np.sort(np.concatenate(found)) if found else np.array([], np.int64)
+
+    @model_validator(mode="after")
+    def _ranges_hold_the_cells(self) -> Self:
+        for cells in self.cells:
+            held = sum(last - first + 1 for first, last in cells.joinids)
+            if held != cells.n_cells:
+                raise ValueError(f"partition {cells.partition}: {cells.n_cells} cells, but {held} in its ranges")
+        return self
+
+
 class PretrainRequest(Record):
     """What fixes the result of training; equal requests give equal checkpoints."""
 
@@ -151,7 +210,9 @@ class Manifest(Record):
     fingerprint: Fingerprint
     """What made the numbers."""
     n_cells: Count
-    """Cells planned, and therefore rows in all parts together."""
+    """Rows in all parts together: every planned cell but those in quarantine."""
+    n_quarantined: Count
+    """Planned cells that could not be read or embedded; quarantine.json lists them."""
     n_empty: Count
     """Cells without an embedding: no count of a gene in the vocabulary."""
     n_tokens: Count
@@ -182,13 +243,15 @@ class Manifest(Record):
 
     def text(self) -> str:
         """A line for people."""
-        return f"{self.n_cells} cells embedded ({self.n_empty} without tokens) in {len(self.parts)} parts"
+        lost = f"; {self.n_quarantined} cells are in {Quarantine.file}" if self.n_quarantined else ""
+        return f"{self.n_cells} cells embedded ({self.n_empty} without tokens) in {len(self.parts)} parts{lost}"
 
     def to_dict(self) -> dict[str, Any]:
         """The main figures, for programs."""
         return {
             "fingerprint": self.fingerprint.digest,
             "n_cells": self.n_cells,
+            "n_quarantined": self.n_quarantined,
             "n_empty": self.n_empty,
             "n_tokens": self.n_tokens,
             "parts": len(self.parts),

@@ -223,6 +223,7 @@ def make_embeddings():
         manifest = Manifest(
             fingerprint=fingerprint,
             n_cells=n_cells,
+            n_quarantined=0,
             n_empty=int(absent.sum()),
             n_tokens=sum(part.n_tokens for part in parts),
             dimension=dimension,

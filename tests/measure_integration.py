@@ -89,7 +89,7 @@ def write_run(folder, cells, vectors):
     )
     plan.write(folder)
     manifest = Manifest(
-        fingerprint=fingerprint, n_cells=n_cells, n_empty=0, n_tokens=n_cells, dimension=WIDTH,
+        fingerprint=fingerprint, n_cells=n_cells, n_quarantined=0, n_empty=0, n_tokens=n_cells, dimension=WIDTH,
         obs_columns=[TYPE, DONOR], parts=parts, digests=digests, coverage=plan.coverage, versions={},
     )  # fmt: skip
     manifest.write(folder)

@@ -59,7 +59,7 @@ def test_two_rows_are_not_one_partition():
 @pytest.mark.ray
 def test_one_read_task_a_partition(local_ray):
     partitions = cut(np.arange(10), 4)
-    source = PartitionSource(None, partitions)
+    source = PartitionSource(None, partitions, None)
     tasks = source.get_read_tasks(1)
     assert [task.metadata.num_rows for task in tasks] == [1] * len(partitions)
     assert source.estimate_inmemory_data_size() == sum(task.metadata.size_bytes for task in tasks)

@@ -15,8 +15,9 @@ from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import committed_parts
-from scgpt_ray.pipelines.embed import finish, note_actor
+from scgpt_ray.pipelines.embed import finish
 from scgpt_ray.pipelines.embed_request import check
+from scgpt_ray.pipelines.embed_run import note_actor
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder

@@ -24,6 +24,7 @@ PLAN = Plan(
 MANIFEST = Manifest(
     fingerprint=FINGERPRINT,
     n_cells=10,
+    n_quarantined=0,
     n_empty=1,
     n_tokens=50,
     dimension=8,

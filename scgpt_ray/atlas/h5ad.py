@@ -19,9 +19,9 @@ from anndata.io import read_elem
 from scgpt_ray.atlas.matrix import CsrRows, DenseRows, Matrix, csr_rows
 from scgpt_ray.atlas.obs_filter import parse
 from scgpt_ray.atlas.plan import Partition
-from scgpt_ray.atlas.ragged import Refuse, add_totals, blocks, gather
+from scgpt_ray.atlas.ragged import Refuse, add_readable, add_totals, blocks, gather
 from scgpt_ray.atlas.table import cells_block, concatenated, not_counts, obs_blocks, plain_columns, refuse_missing
-from scgpt_ray.errors import AtlasError, WorkerError
+from scgpt_ray.errors import AtlasError, DamagedError, WorkerError
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 
 
@@ -94,7 +94,7 @@ class H5adSource:
         return plain_columns(all_obs.select([name]).take(selected))[name]
 
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
-        """Sum the counts of each gene over all selected cells; this checks every value.
+        """Sum the counts of each gene over all selected cells that can be read; this checks every value.
 
         Args:
             joinids: Sorted row numbers of the selected cells.
@@ -103,14 +103,15 @@ class H5adSource:
             Counts per var row, float64 [n_var], and the number of cells.
 
         Raises:
-            AtlasError: If a value is not a count.
+            AtlasError: If a value is not a count, or no cell can be read.
         """
         totals = np.zeros(len(self.var()))
-        with self._opened() as file:
-            matrix = self._matrix(file)
-            for ids in blocks(joinids):
-                add_totals(matrix.parts(int(ids[0]), int(ids[-1])), ids, totals, self._refuse)
-        return totals, len(joinids)
+
+        def add(ids: Int64Array) -> None:
+            with self._opened() as file:
+                add_totals(self._matrix(file).parts(int(ids[0]), int(ids[-1])), ids, totals, self._refuse)
+
+        return totals, add_readable(add, blocks(joinids))
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a block of rows at a time.
@@ -150,17 +151,23 @@ class H5adSource:
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
-        """Open the file after checking that it is unchanged; errors of HDF5 become AtlasError."""
+        """Open the file after checking that it is unchanged; errors of HDF5 become AtlasError, DamagedError of data."""
         if not Path(self.uri).exists():
             raise WorkerError(f"{self.uri} does not exist on this machine")
         state = Path(self.uri).stat()
         if (state.st_size, state.st_mtime_ns) != (self.n_bytes, self.mtime_ns):
             raise WorkerError(f"{self.uri} changed during the run; start again in a new output folder")
         try:
-            with h5py.File(self.uri, "r") as file:
-                yield file
-        except (OSError, KeyError) as error:
+            file = h5py.File(self.uri, "r")
+        except OSError as error:
             raise _unreadable(self.uri, str(error)) from error
+        with file:
+            try:
+                yield file
+            except KeyError as error:
+                raise _unreadable(self.uri, str(error)) from error
+            except OSError as error:  # such as a chunk that does not inflate
+                raise _unreadable(self.uri, str(error), DamagedError) from error
 
 
 def cells_of(adata: anndata.AnnData, layer: str | None, gene_tokens: npt.NDArray[np.int32]) -> pa.Table:
@@ -295,7 +302,5 @@ def _no_layer(where: str, layer: str, existing: list[str]) -> AtlasError:
     )
 
 
-def _unreadable(path: str, found: str) -> AtlasError:
-    return AtlasError(
-        f"{path}: {found}", expected="a complete .h5ad file", remedy="check the file with anndata.read_h5ad"
-    )
+def _unreadable(path: str, found: str, kind: type[AtlasError] = AtlasError) -> AtlasError:
+    return kind(f"{path}: {found}", expected="a complete .h5ad file", remedy="check the file with anndata.read_h5ad")

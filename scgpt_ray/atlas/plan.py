@@ -1,7 +1,7 @@
 """Partitions: which cells are read together, fixed before any cell is read."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -28,6 +28,11 @@ class Partition:
     n_cells: int
     digest: str
 
+    @classmethod
+    def of(cls, number: int, joinids: Int64Array) -> "Partition":
+        """The partition of sorted unique joinids, at least one."""
+        return cls(number, int(joinids[0]), int(joinids[-1]), len(joinids), digest_joinids(joinids))
+
     def require(self, joinids: Int64Array, where: str) -> None:
         """Require that these are the planned joinids, in order.
 
@@ -40,6 +45,34 @@ class Partition:
                 f"{self.first} to {self.last}) selects {len(joinids)} cells, not the {self.n_cells} planned; "
                 "start again in a new output folder"
             )
+
+
+@dataclass(frozen=True)
+class Remainder(Partition):
+    """The cells of a partition without some of them; `digest` is theirs.
+
+    Attributes:
+        pieces: The cells between those that are left out, as partitions that can be read.
+    """
+
+    pieces: tuple[Partition, ...]
+
+    @classmethod
+    def without(cls, partition: Partition, joinids: Int64Array, left_out: Int64Array) -> "Remainder | None":
+        """A partition without some of its cells; None if no cell remains.
+
+        Args:
+            partition: The planned partition.
+            joinids: Its joinids, sorted.
+            left_out: The joinids to leave out.
+        """
+        partition.require(joinids, "the plan")
+        keep = ~np.isin(joinids, left_out)
+        if not keep.any():
+            return None
+        runs = np.split(joinids, np.flatnonzero(np.diff(keep)) + 1)
+        pieces = tuple(Partition.of(partition.number, run) for run in runs if run[0] not in left_out)
+        return cls(**asdict(Partition.of(partition.number, joinids[keep])), pieces=pieces)
 
 
 def cut(joinids: Int64Array, cells_per_partition: int, *, tile: int = 2048) -> tuple[Partition, ...]:
@@ -67,9 +100,7 @@ def cut(joinids: Int64Array, cells_per_partition: int, *, tile: int = 2048) -> t
         else _split_tiles(tile_ends, cells_per_partition)
     )
     pieces = np.split(joinids, ends[:-1])
-    return tuple(
-        Partition(number, int(ids[0]), int(ids[-1]), len(ids), digest_joinids(ids)) for number, ids in enumerate(pieces)
-    )
+    return tuple(Partition.of(number, ids) for number, ids in enumerate(pieces))
 
 
 def _split_tiles(tile_ends: Int64Array, capacity: int) -> list[int]:

@@ -7,6 +7,7 @@ cell; the same passes translate genes to tokens, select rows and check values.
 Shape suffixes: E stored entries, R rows of the range read, N selected cells, V var rows by joinid.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
@@ -15,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from scgpt_ray.errors import DamagedError
 from scgpt_ray.schema import COUNT, GENE, Int64Array, one_type, ragged_array
+
+logger = logging.getLogger(__name__)
 
 TILE = 2048
 """Rows per block: the tile size of the Census, and small enough for the scatter to stay in the CPU cache."""
@@ -35,6 +39,28 @@ def blocks(joinids: Int64Array, tile: int = TILE) -> list[Int64Array]:
     if not len(joinids):
         return []
     return np.split(joinids, np.flatnonzero(np.diff(joinids // tile)) + 1)
+
+
+def add_readable(add: Callable[[Int64Array], None], pieces: Sequence[Int64Array]) -> int:
+    """Call `add` with the joinids of each block; a damaged block is left out, with a warning.
+
+    Returns:
+        Number of cells in the blocks that could be read.
+
+    Raises:
+        DamagedError: If none could.
+    """
+    n_cells, damaged = 0, None
+    for joinids in pieces:
+        try:
+            add(joinids)
+            n_cells += len(joinids)
+        except DamagedError as error:
+            damaged = error
+            logger.warning("cells %d to %d are left out of the gene coverage: %s", joinids[0], joinids[-1], error.found)
+    if damaged is not None and not n_cells:
+        raise damaged
+    return n_cells
 
 
 def as_part(rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> Part:

@@ -22,10 +22,10 @@ from scgpt_ray.atlas.genes import VAR_JOINID
 from scgpt_ray.atlas.obs_filter import Combination, Comparison, Condition, parse
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.prefetch import in_order
-from scgpt_ray.atlas.ragged import Part, add_totals, as_part, blocks, gather
+from scgpt_ray.atlas.ragged import Part, add_readable, add_totals, as_part, blocks, gather
 from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment
 from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, plain_columns, refuse_missing
-from scgpt_ray.errors import AtlasError
+from scgpt_ray.errors import AtlasError, DamagedError
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 
 logger = logging.getLogger(__name__)
@@ -151,18 +151,19 @@ class SomaSource:
 
         Returns:
             Counts per var row, float64 [n_var], and the size of the sample: at most 512 cells of each of 4 tiles.
+            Tiles that cannot be read are left out.
 
         Raises:
-            AtlasError: If a value in the sample is not a count.
+            AtlasError: If a value in the sample is not a count, or none of it can be read.
         """
         rows = np.asarray(self.var()[VAR_JOINID])
         totals = np.zeros(int(rows[-1]) + 1 if len(rows) else 0)
-        n_cells = 0
-        with self._opened() as experiment:
-            matrix = self._matrix(experiment)
-            for ids in _sample(joinids):
-                add_totals(_parts(matrix, ids), ids, totals, self._refuse)
-                n_cells += len(ids)
+
+        def add(ids: Int64Array) -> None:
+            with self._opened() as experiment:
+                add_totals(_parts(self._matrix(experiment), ids), ids, totals, self._refuse)
+
+        n_cells = add_readable(add, _sample(joinids))
         return totals[rows], n_cells
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
@@ -273,11 +274,15 @@ class SomaSource:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        """Open the experiment at its snapshot; errors of TileDB become AtlasError."""
+        """Open the experiment at its snapshot; errors of TileDB become AtlasError, DamagedError of data."""
+        kind = AtlasError
         try:
-            yield open_experiment(os.getpid(), self.uri, self.timestamp, self.tiledb_config)
+            experiment = open_experiment(os.getpid(), self.uri, self.timestamp, self.tiledb_config)
+            kind = DamagedError
+            yield experiment
         except soma.SOMAError as error:
-            raise AtlasError(
+            open_experiment.cache_clear()  # whoever asks next whether the place can be reached asks the place
+            raise kind(
                 f"{self.uri} at snapshot {self.timestamp}: {error}",
                 expected="a SOMA experiment written before the snapshot",
                 remedy="check the path or URI, --snapshot, and --tiledb-config for a remote one",

@@ -20,7 +20,7 @@ from scgpt_ray.benchmark.measurement import Figure, private_bytes, seconds_of
 from scgpt_ray.benchmark.synthetic import WHOLE_HUMAN_TOKENS, cell_lengths, synthetic_tokens
 from scgpt_ray.config import ExecutorChoice
 from scgpt_ray.execution.engine import LocalOrRay
-from scgpt_ray.pipelines.executor import Pool, Stages
+from scgpt_ray.pipelines.executor import Failure, Pool, Stages
 from scgpt_ray.pipelines.partition_steps import CommitPartition
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, matrix_array
 from scgpt_ray.storage import Folder
@@ -137,4 +137,6 @@ def run(
     """Run the stream of `embed` with the stand-in for the network; yields a receipt per part."""
     stages = Stages(reading, StandIn, (seconds,), CommitPartition(output, _RUN))
     with LocalOrRay(choice).open(sum(partition.n_cells for partition in partitions)) as executor:
-        yield from executor.stream(partitions, stages, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1))
+        for receipt in executor.stream(partitions, stages, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1)):
+            assert not isinstance(receipt, Failure), "synthetic cells do not fail"
+            yield receipt

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
-from scgpt_ray.config.settings import Count, Settings, Text
+from scgpt_ray.config.settings import Count, Fraction, Settings, Text
 
 
 class TokenSettings(Settings):
@@ -65,3 +65,7 @@ class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSe
     hf://owner/repo[@revision][/subfolder]. demo: the small network for blood that ships with the package."""
     output: Text
     """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""
+    max_failed: Fraction = 0.001
+    """Largest fraction of the cells that may fail, 0 to 1. Cells whose bytes are damaged, or that kill their worker,
+    are listed in quarantine.json and the rest is finished (exit code 3). The cells of one partition may always fail,
+    but for 0."""

@@ -11,7 +11,7 @@ import ray
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
-from scgpt_ray.pipelines.executor import OnStep, Pool, Stages
+from scgpt_ray.pipelines.executor import Failure, OnStep, Pool, Stages
 from scgpt_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ class RayExecutor:
             threads=max(1, cpus // per_node),
         )
 
-    def stream(self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None
+    ) -> Iterator[dict[str, Any] | Failure]:
         """Run a Ray Data pipeline."""
         from scgpt_ray.execution.ray_stream import stream  # Ray Data takes seconds to import
 

@@ -1,13 +1,13 @@
 """A stream of partitions on Ray Data: one row is one partition.
 
 A row holds a whole table, one `large_list` value per column, so that Ray neither splits nor merges partitions, and the
-flat buffers are not copied.
+flat buffers are not copied. The row of a partition that was given up holds its failure instead.
 """
 
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -18,15 +18,18 @@ from ray.data.datasource import ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 
 from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.execution.attempts import Attempts, attempt
 from scgpt_ray.execution.cluster import failed
-from scgpt_ray.pipelines.executor import Pool, Stages
+from scgpt_ray.pipelines.executor import Failure, Pool, Stages
 
 _NO_PROGRESS_S = 900
 _BYTES_PER_CELL = 8_000  # about 2,000 genes of 3 bytes, an id and a few columns; for Ray's accounting only
 _RECEIPT = "receipt"
+_FAILURE = "row.failure"
+_PARTITION = [field.name for field in fields(Partition)]
 
 
-def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any]]:
+def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any] | Failure]:
     """Run partitions through the stages on the Ray this process is connected to; see `Executor.stream`.
 
     Args:
@@ -35,15 +38,16 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
         pool: Actors for `stages.compute`; None without that stage.
     """
     _quiet_data()
+    attempts = Attempts.start(stages.attempts)
     read_cpus = pool.read_cpus if pool else 1
     dataset = ray.data.read_datasource(
-        PartitionSource(stages.read, todo), override_num_blocks=len(todo), num_cpus=read_cpus
+        PartitionSource(stages.read, todo, attempts), override_num_blocks=len(todo), num_cpus=read_cpus
     )
     if stages.compute is not None:
         assert pool is not None, "actors come from a pool"
         dataset = dataset.map_batches(
             _Actor,
-            fn_constructor_args=(stages.compute, stages.arguments),
+            fn_constructor_args=(stages.compute, stages.arguments, attempts),
             batch_size=1,
             batch_format="pyarrow",
             num_gpus=pool.num_gpus or None,
@@ -62,7 +66,7 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
     )
     try:
         for row in committed.iter_rows():
-            yield json.loads(row[_RECEIPT])
+            yield _failure(row[_FAILURE]) if row[_FAILURE] else json.loads(row[_RECEIPT])
     except ExecutionTimeoutError as error:
         raise failed(error) from error
 
@@ -72,7 +76,7 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # the wrapper loses its cause between processes
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S  # ends a run with a partition that kills every worker
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S  # ends a run that hangs
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
 
@@ -80,17 +84,37 @@ def _quiet_data() -> None:
 class _Actor:
     """An actor around an instance of `Stages.compute`."""
 
-    def __init__(self, kind: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._compute = kind(*arguments)
+    def __init__(self, kind: Callable[..., Any], arguments: tuple[Any, ...], attempts: Any) -> None:
+        self._compute, self._attempts = kind(*arguments), attempts
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        if _FAILURE in row.column_names:
+            return row
         table, partition, _ = from_row(row)
-        computed, figures = self._compute(table)
-        return as_row(computed, partition, figures)
+        step = partial(self._compute, table)
+        done = attempt(self._attempts, "compute", partition, step, in_new_process=True)
+        return _failed(done) if isinstance(done, Failure) else as_row(done[0], partition, done[1])
 
 
 def _commit(row: pa.Table, commit: Callable[..., dict[str, Any]]) -> pa.Table:
-    return pa.table({_RECEIPT: [json.dumps(commit(*from_row(row)))]})
+    if _FAILURE in row.column_names:
+        return pa.table({_RECEIPT: [""], _FAILURE: row[_FAILURE]})
+    return pa.table({_RECEIPT: [json.dumps(commit(*from_row(row)))], _FAILURE: [""]})
+
+
+def _failed(failure: Failure) -> pa.Table:
+    """The row of a partition that was given up."""
+    return pa.table({_FAILURE: [json.dumps({**asdict(failure), "partition": _described(failure.partition)})]})
+
+
+def _failure(text: str) -> Failure:
+    values = json.loads(text)
+    return Failure(Partition(**values["partition"]), values["reason"], tuple(values["log"]))
+
+
+def _described(partition: Partition) -> dict[str, Any]:
+    """A partition without the pieces that it is read in."""
+    return {name: getattr(partition, name) for name in _PARTITION}
 
 
 def as_row(table: pa.Table, partition: Partition, figures: dict[str, Any] | None = None) -> pa.Table:
@@ -99,7 +123,7 @@ def as_row(table: pa.Table, partition: Partition, figures: dict[str, Any] | None
         name: pa.LargeListArray.from_arrays(pa.array([0, table.num_rows]), column.combine_chunks())
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
-    values = {"row.partition": [json.dumps(asdict(partition))], "row.figures": [json.dumps(figures or {})]}
+    values = {"row.partition": [json.dumps(_described(partition))], "row.figures": [json.dumps(figures or {})]}
     return pa.table({**values, **columns})
 
 
@@ -118,17 +142,19 @@ class PartitionSource(ray.data.Datasource):
     Args:
         read: Partition -> table.
         partitions: Partitions to read.
+        attempts: Counts the attempts at each partition.
     """
 
-    def __init__(self, read: Callable[[Partition], pa.Table], partitions: tuple[Partition, ...]) -> None:
+    def __init__(self, read: Callable[[Partition], pa.Table], partitions: tuple[Partition, ...], attempts: Any) -> None:
         super().__init__()
-        self._read = read
+        self._read, self._attempts = read, attempts
         self._partitions = partitions
 
     def get_read_tasks(self, *_args: Any, **_kwargs: Any) -> list[ReadTask]:
         """The read tasks; cheap and repeatable, since Ray calls this several times."""
         return [
-            ReadTask(partial(_read_row, self._read, partition), _metadata(partition)) for partition in self._partitions
+            ReadTask(partial(_read_row, self._read, partition, self._attempts), _metadata(partition))
+            for partition in self._partitions
         ]
 
     def estimate_inmemory_data_size(self) -> int:
@@ -136,8 +162,9 @@ class PartitionSource(ray.data.Datasource):
         return sum(partition.n_cells for partition in self._partitions) * _BYTES_PER_CELL
 
 
-def _read_row(read: Callable[[Partition], pa.Table], partition: Partition) -> Iterable[Block]:
-    yield as_row(read(partition), partition)
+def _read_row(read: Callable[[Partition], pa.Table], partition: Partition, attempts: Any) -> Iterable[Block]:
+    done = attempt(attempts, "read", partition, partial(read, partition))
+    yield _failed(done) if isinstance(done, Failure) else as_row(done, partition)
 
 
 def _metadata(partition: Partition) -> BlockMetadata:

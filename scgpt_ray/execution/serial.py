@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
-from scgpt_ray.pipelines.executor import OnStep, Pool, Stages
+from scgpt_ray.pipelines.executor import POISON, Failure, OnStep, Pool, Stages, is_poison
 from scgpt_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -42,15 +44,19 @@ class SerialExecutor:
         on_gpu = self.gpus and compute.actors is None and compute.gpus != 0
         return Pool(size=1, num_gpus=int(on_gpu), num_cpus=1, threads=self.nodes[0])
 
-    def stream(self, todo: tuple[Partition, ...], stages: Stages, _pool: Pool | None) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, todo: tuple[Partition, ...], stages: Stages, _pool: Pool | None
+    ) -> Iterator[dict[str, Any] | Failure]:
         """Process one partition after the other."""
         compute = stages.compute(*stages.arguments) if stages.compute else None
-        for partition in todo:
+
+        def computed(partition: Partition) -> tuple[pa.Table, dict[str, Any]]:
             table = stages.read(partition)
-            figures: dict[str, Any] = {}
-            if compute is not None:
-                table, figures = compute(table)
-            yield stages.commit(table, partition, figures)
+            return compute(table) if compute is not None else (table, {})
+
+        for partition in todo:
+            done = _attempted(computed, partition, stages.attempts)
+            yield done if isinstance(done, Failure) else stages.commit(done[0], partition, done[1])
 
     def tasks(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
@@ -76,6 +82,21 @@ class SerialExecutor:
 
         assert workers == 1, "several workers need Ray"
         fit(training, device_of(self.gpus), LocalContext(output, on_step), read_state(output))
+
+
+def _attempted(
+    computed: Callable[[Partition], tuple[pa.Table, dict[str, Any]]], partition: Partition, attempts: int
+) -> tuple[pa.Table, dict[str, Any]] | Failure:
+    """Table and figures of a partition, or the last failure."""
+    while True:
+        try:
+            return computed(partition)
+        except POISON as error:
+            attempts -= 1
+            if not is_poison(error):
+                raise
+            if not attempts:
+                return Failure.of(partition, error)
 
 
 def _call(instance: Any, method: str, *arguments: Any) -> Callable[[], Any]:

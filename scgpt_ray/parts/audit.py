@@ -10,8 +10,8 @@ from scgpt_ray.atlas.plan import Partition, digest_joinids
 from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.manifest import committed_parts, prove_complete, require_manifest
 from scgpt_ray.parts.parts import PARTS, data_digest, part_name, read_part, vectors_of
-from scgpt_ray.records import Manifest, Plan
-from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
+from scgpt_ray.records import Manifest, Plan, Quarantine
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Int64Array
 from scgpt_ray.storage import Folder
 
 _NORM_TOLERANCE = 1e-5  # float32 rounding of a unit vector of 512 numbers
@@ -38,8 +38,11 @@ def audit_embeddings(folder: Folder) -> list[str]:
     parts = folder.folder(PARTS)
     digests = dict(zip(manifest.parts, manifest.digests, strict=True))
     n_cells = n_empty = 0
+    quarantine = Quarantine.read(folder) or Quarantine(cells=())
     for partition in plan.partitions:
-        name = part_name(partition.number)
+        name, lost = part_name(partition.number), quarantine.ids(partition.number)
+        if len(lost) == partition.n_cells and not parts.has(name):
+            continue
         try:
             table = read_part(parts, name)
             digest = data_digest(parts.read(name))
@@ -48,7 +51,7 @@ def audit_embeddings(folder: Folder) -> list[str]:
             continue
         if digest != digests.get(name, digest):
             problems.append(f"{name} holds other data than were committed")
-        problems.extend(f"{name}: {problem}" for problem in _audit_part(table, partition, manifest))
+        problems.extend(f"{name}: {problem}" for problem in _audit_part(table, partition, manifest, lost))
         n_cells += table.num_rows
         n_empty += table[EMBEDDING].null_count if EMBEDDING in table.column_names else 0
     if (n_cells, n_empty) != (manifest.n_cells, manifest.n_empty):
@@ -63,21 +66,28 @@ def _audit_records(folder: Folder, manifest: Manifest, plan: Plan) -> Iterator[s
     """Plan, manifest and footers against each other."""
     if plan.fingerprint != manifest.fingerprint:
         yield "plan.json and manifest.json have different fingerprints"
+    quarantine = Quarantine.read(folder) or Quarantine(cells=())
+    if quarantine.n_cells != manifest.n_quarantined:
+        yield f"{quarantine.n_cells} cells in quarantine; the manifest says {manifest.n_quarantined}"
+    elif quarantine.cells:
+        yield f"{quarantine.n_cells} of {plan.n_cells} cells are not embedded; {Quarantine.file} says why"
     try:
-        prove_complete(plan, committed_parts(folder, manifest.fingerprint))
+        if not quarantine.cells:
+            prove_complete(plan, committed_parts(folder, manifest.fingerprint))
     except CompletenessError as error:
         yield str(error)
-    if list(manifest.parts) != [part_name(partition.number) for partition in plan.partitions]:
+    planned = [part_name(partition.number) for partition in plan.partitions]
+    if list(manifest.parts) != [name for name in planned if name in manifest.parts or not quarantine.cells]:
         yield "manifest.json lists other parts than were planned"
 
 
-def _audit_part(table: pa.Table, partition: Partition, manifest: Manifest) -> Iterator[str]:
+def _audit_part(table: pa.Table, partition: Partition, manifest: Manifest, lost: Int64Array) -> Iterator[str]:
     missing = {JOINID, N_GENES, EMBEDDING, *manifest.obs_columns} - set(table.column_names)
     if missing:
         yield f"columns {', '.join(sorted(missing))} are missing"
         return
     joinids = table[JOINID].to_numpy()
-    if digest_joinids(joinids) != partition.digest:
+    if digest_joinids(np.sort(np.concatenate([joinids, lost]))) != partition.digest:
         yield "holds other cells than planned"
     if np.any(np.diff(joinids) <= 0):
         yield "soma_joinid is not strictly ascending"

@@ -1,18 +1,22 @@
-"""The manifest of finished embeddings, and the check that every planned cell is in exactly one part."""
+"""The manifest of finished embeddings, and the check that every planned cell is in one part or in quarantine."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
+from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.errors import CompletenessError, OutputError, ReferenceSetError
 from scgpt_ray.identity import Fingerprint
 from scgpt_ray.parts.parts import PARTS, Part, committed
-from scgpt_ray.records import Manifest, Plan
+from scgpt_ray.records import Manifest, Plan, Quarantine
 from scgpt_ray.storage import Folder
+
+logger = logging.getLogger(__name__)
 
 GENES = "genes.parquet"
 
 
 def require_manifest(folder: Folder) -> Manifest:
-    """Read the manifest of a finished run.
+    """Read the manifest of a finished run; warns of cells in quarantine.
 
     Raises:
         ReferenceSetError: If the folder holds no finished run.
@@ -25,6 +29,12 @@ def require_manifest(folder: Folder) -> Manifest:
             expected="the output folder of a finished embed",
             remedy="run the same embed command again to finish it" if unfinished else "give its path to --embeddings",
         )
+    if manifest.n_quarantined:
+        planned = manifest.n_cells + manifest.n_quarantined
+        logger.warning(
+            "%s lacks %d of %d cells, which could not be embedded (%s)",
+            folder.uri, manifest.n_quarantined, planned, Quarantine.file,
+        )  # fmt: skip
     return manifest
 
 
@@ -46,16 +56,25 @@ def committed_parts(folder: Folder, fingerprint: Fingerprint) -> dict[int, Part]
     return parts
 
 
-def prove_complete(plan: Plan, parts: Mapping[int, Part]) -> None:
+def prove_complete(
+    plan: Plan, parts: Mapping[int, Part], expected: Mapping[int, Partition | None] | None = None
+) -> None:
     """Check, by the footers of the parts, that every planned cell is committed exactly once.
+
+    Args:
+        plan: The plan.
+        parts: Parts by partition.
+        expected: What is committed of the partitions with cells in quarantine; None for nothing.
 
     Raises:
         CompletenessError: If a planned partition has no part, or a part was not planned or holds other cells.
     """
     problems = [f"part-{number:05d} was never planned" for number in parts if number >= len(plan.partitions)]
-    for partition in plan.partitions:
-        part = parts.get(partition.number)
-        if part is None:
+    for planned in plan.partitions:
+        partition, part = (expected or {}).get(planned.number, planned), parts.get(planned.number)
+        if partition is None:
+            problems += [f"{part.name} holds cells that are in quarantine"] if part else []
+        elif part is None:
             problems.append(f"partition {partition.number} ({partition.n_cells} cells) has no part")
         elif (part.joinids, part.n_cells) != (partition.digest, partition.n_cells):
             problems.append(f"{part.name} holds other cells than planned")

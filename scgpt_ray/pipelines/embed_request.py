@@ -84,6 +84,8 @@ def check(
     checkpoint = read_checkpoint(settings.checkpoint)
     genes = harmonize_genes(source, checkpoint.vocabulary, settings)
     done = Manifest.read(output) if began else None
+    if done is not None and done.n_quarantined:
+        done = None  # these cells are tried again
     if done is None:
         require_device(settings)
         output.require_writable()

@@ -4,6 +4,7 @@ A step is a module-level function or a class whose arguments pickle: locators, s
 weights. All executors give the same results.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
+from scgpt_ray.errors import DamagedError, ScgptRayError
 
 if TYPE_CHECKING:
     from scgpt_ray.storage import Folder
@@ -20,6 +22,23 @@ if TYPE_CHECKING:
 
 _CELLS_PER_GPU_PARTITION = 8192
 _CELLS_PER_CPU_PARTITION = 256
+
+ATTEMPTS = 3
+"""How often a partition may fail, or kill its worker, before it is given up."""
+
+POISON = (DamagedError, RuntimeError, MemoryError)
+"""Exceptions of reading or computing that may be due to the cells; see `is_poison`."""
+
+_LOG_LINES = 5
+
+
+def is_poison(error: BaseException) -> bool:
+    """Whether an exception of reading or computing costs the partition and not the run.
+
+    It does if stored bytes are damaged, memory is short, or a library under the network fails (RuntimeError). All else
+    is a mistake of the user (InputError), work that cannot go on (RunError, OSError) or a fault of this package.
+    """
+    return isinstance(error, DamagedError) or (isinstance(error, POISON) and not isinstance(error, ScgptRayError))
 
 
 @dataclass(frozen=True)
@@ -69,12 +88,41 @@ class Stages:
             table, and figures of the call (JSON values).
         arguments: Arguments of the class.
         commit: Writes the table of a partition, given the figures as well; returns a receipt (JSON values).
+        attempts: How often reading, and how often computing may fail before a partition is given up.
     """
 
     read: Callable[[Partition], pa.Table]
     compute: Callable[..., Callable[[pa.Table], tuple[pa.Table, dict[str, Any]]]] | None
     arguments: tuple[Any, ...]
     commit: Callable[[pa.Table, Partition, dict[str, Any]], dict[str, Any]]
+    attempts: int = ATTEMPTS
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A partition that was given up, in place of its receipt.
+
+    Attributes:
+        partition: The partition.
+        reason: Why, in one line.
+        log: Last lines of the traceback or of the log of the worker.
+    """
+
+    partition: Partition
+    reason: str
+    log: tuple[str, ...]
+
+    @classmethod
+    def of(cls, partition: Partition, error: BaseException) -> "Failure":
+        """The failure that an exception means."""
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return cls(partition, reason, tuple(lines[-_LOG_LINES:]))
+
+    @classmethod
+    def killed(cls, partition: Partition, attempts: int, log: Sequence[str]) -> "Failure":
+        """That of a partition that killed its workers; `log` is that of the last."""
+        return cls(partition, f"killed its worker {attempts} times", tuple(log[-_LOG_LINES:]))
 
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -99,8 +147,14 @@ class Executor(Protocol):
     def pool(self, compute: ComputeSettings) -> Pool:
         """Choose the actors for a stream of partitions."""
 
-    def stream(self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> Iterator[dict[str, Any]]:
-        """Run partitions through the stages; yields receipts in the order in which partitions finish."""
+    def stream(
+        self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None
+    ) -> "Iterator[dict[str, Any] | Failure]":
+        """Run partitions through the stages; yields receipts in the order in which partitions finish.
+
+        A partition whose reading or computing fails (`is_poison`) or kills its worker `stages.attempts` times yields a
+        Failure; other exceptions are raised.
+        """
 
     def tasks(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0

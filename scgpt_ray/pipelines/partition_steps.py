@@ -7,6 +7,7 @@ run cannot use files of that run for the next one.
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.genes import GeneMap
-from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.atlas.plan import Partition, Remainder
 from scgpt_ray.atlas.source import Source
-from scgpt_ray.errors import CheckpointError, OutputError
+from scgpt_ray.errors import CheckpointError, DamagedError, OutputError
 from scgpt_ray.network.checkpoint_files import CheckpointFiles, CheckpointName, read_vocabulary
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.parts.parts import PARTS, write_part
@@ -55,12 +56,19 @@ class ReadPartition:
         Raises:
             OutputError: If genes.parquet belongs to another run.
             CheckpointError: If the vocabulary has changed since the run started.
+            DamagedError: If stored bytes cannot be read although the atlas can be opened.
         """
-        blocks = self.source.read(partition, gene_tokens(self.output, self.genes))
+        tokens = gene_tokens(self.output, self.genes)
+        pieces = partition.pieces if isinstance(partition, Remainder) else (partition,)
+        blocks = chain.from_iterable(self.source.read(piece, tokens) for piece in pieces)
         vocabulary = vocabulary_of(self.checkpoint, self.vocabulary)
         tokenized = partial(tokenize, vocabulary=vocabulary, rules=self.rules)
         # map instead of a loop: a loop variable would keep a block in memory while the next one is read.
-        return pa.concat_tables(map(tokenized, blocks))
+        try:
+            return pa.concat_tables(map(tokenized, blocks))
+        except DamagedError:
+            self.source.check()  # storage that cannot be reached is no fault of these cells
+            raise
 
 
 @lru_cache(maxsize=_KEPT)
@@ -157,6 +165,11 @@ class CommitPartition:
         n_tokens = figures["n_tokens"]
         part = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, n_tokens=n_tokens)
         return {**figures, "part": asdict(part)}
+
+
+def discard(_embeddings: pa.Table, _partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:
+    """Commit nothing: for cells that are only tried."""
+    return figures
 
 
 def _changed(checkpoint: CheckpointName, what: str, found: str, expected: str) -> CheckpointError:

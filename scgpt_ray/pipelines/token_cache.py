@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint_files import VOCABULARY_FILE, read_vocabulary
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.parts.token_file import TokenPart, committed_tokens, write_tokens
-from scgpt_ray.pipelines.executor import Executor, Stages
+from scgpt_ray.pipelines.executor import Executor, Failure, Stages
 from scgpt_ray.pipelines.partition_steps import ReadPartition
 from scgpt_ray.pipelines.pretrain_request import AtlasJob, TrainingJob
 from scgpt_ray.storage import Folder
@@ -88,6 +89,8 @@ def _cache_atlas(job: TrainingJob, atlas: AtlasJob, number: int, executor: Execu
         pq.write_table(atlas.genes.to_table(), sink, compression="zstd")
         place.write(GENES, sink.getvalue())
         for receipt in executor.stream(todo, _stages(job, atlas, place), None):
+            if isinstance(receipt, Failure):
+                raise WorkerError(f"partition {receipt.partition.number} of {atlas.source.uri} {receipt.reason}")
             part = TokenPart(**receipt)
             parts[part.partition] = part
     return AtlasTokens(place, tuple(parts[partition.number] for partition in atlas.partitions))
