@@ -3,6 +3,7 @@
     plan.json             embed: which cells make which partition, written before any cell is read
     quarantine.json       embed: cells that could not be read or embedded; absent if there are none
     manifest.json         embed: what a finished run made, written last
+    changes.json          refresh: which cells differ from those of the earlier embeddings
     index.json            index: what a search needs to know, written last
     shard-00000.json      index: the commit marker of a shard
     request.json          pretrain: what was asked for
@@ -256,6 +257,54 @@ class Manifest(Record):
             "n_tokens": self.n_tokens,
             "parts": len(self.parts),
         }
+
+
+@dataclass(frozen=True)
+class ChangeCounts:
+    """Cells of a data set, earlier and later."""
+
+    added: Count
+    """New cells."""
+    carried: Count
+    """Cells of equal content; their vectors were copied, unless all cells were embedded anew."""
+    changed: Count
+    """Cells with other counts."""
+    removed: Count
+    """Cells that are no longer there."""
+
+
+class Changes(Record):
+    """How refreshed embeddings differ from the earlier ones."""
+
+    file = "changes.json"
+    remedy = "delete it, and run the same refresh command again"
+
+    format: Literal[1] = 1
+    status: Literal["nothing_new", "refreshed"]
+    """nothing_new: no cell was added, changed or removed."""
+    earlier: str
+    """Digest of the fingerprint of the earlier embeddings."""
+    later: str
+    """That of the refreshed ones."""
+    earlier_folder: str
+    identified_by: tuple[str, ...]
+    """Columns that identify a cell in both."""
+    datasets: dict[str, ChangeCounts]
+    """Counts by data set."""
+
+    def total(self, kind: str) -> int:
+        """Sum of a count over data sets."""
+        return sum(getattr(counts, kind) for counts in self.datasets.values())
+
+    def text(self) -> str:
+        """A line for people."""
+        counts = ", ".join(f"{self.total(kind)} {kind}" for kind in ("added", "carried", "changed", "removed"))
+        return f"{self.status.replace('_', ' ')}: {counts}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main figures, for programs."""
+        kinds = ("added", "carried", "changed", "removed")
+        return {"status": self.status, "fingerprint": self.later, **{kind: self.total(kind) for kind in kinds}}
 
 
 @dataclass(frozen=True)

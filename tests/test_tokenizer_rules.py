@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba.core.types import unliteral
+from numba.core import types as numba_types
 
 from scgpt_ray.schema import ragged
 from scgpt_ray.tokenizer import kernels
@@ -236,7 +236,7 @@ def test_each_kernel_is_compiled_for_one_type():
         tokenize(cells, vocabulary, RULES)
     compiled = {name: kernel.signatures for name, kernel in vars(kernels).items() if hasattr(kernel, "signatures")}
     # A kernel that calls another with a literal zero always compiles it for that, and first.
-    types = {name: {tuple(map(unliteral, types)) for types in found} for name, found in compiled.items()}
+    types = {name: {tuple(map(numba_types.unliteral, types)) for types in found} for name, found in compiled.items()}
     assert len(types["tokenize_cells"]) == 1
     assert all(len(found) <= 1 for found in types.values())
 

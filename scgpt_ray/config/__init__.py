@@ -13,6 +13,7 @@ from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.map import MapSettings
 from scgpt_ray.config.pretrain import PretrainSettings
+from scgpt_ray.config.refresh import RefreshSettings
 from scgpt_ray.config.settings import Settings, parse_bytes
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "IntegrateSettings",
     "MapSettings",
     "PretrainSettings",
+    "RefreshSettings",
     "Settings",
     "ValidateSettings",
     "VariableGeneSettings",

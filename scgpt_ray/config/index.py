@@ -25,6 +25,8 @@ class IndexSettings(ExecutionSettings):
     """Folder for index.json, template.faiss, shards and label tables; a path or s3:// URI."""
     label_columns: Texts = ()
     """obs columns to store with the index. Default: all that the embeddings carry, but observation_joinid."""
+    template: Text | None = None
+    """Index whose template is used instead of training one; it fixes --factory. Default: none."""
     append: bool = False
     """Add the cells that a finished index in --output lacks, as new shards with the same template."""
     factory: Text = "auto"

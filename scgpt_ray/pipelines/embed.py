@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Remainder, cut
+from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.network.precision import require_precision
+from scgpt_ray.parts.earlier import TABLE
 from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete, require_reported
 from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
@@ -37,19 +39,44 @@ def embed(settings: EmbedSettings, engine: Engine) -> Manifest:
         InputError: If anything in the input is invalid; see `scgpt_ray.errors`.
         RunError: If the work failed; committed parts are kept, and the same command resumes.
     """
-    job = check(settings, count_gpus=engine.gpus)
+    return complete(check(settings, count_gpus=engine.gpus), engine, "embed")
+
+
+def complete(job: EmbedJob, engine: Engine, verb: str) -> Manifest:
+    """Do what is left of a checked request.
+
+    Args:
+        job: The request.
+        engine: Opens the executor.
+        verb: Name of the run in MLflow.
+
+    Raises:
+        RunError: If the work failed; committed parts are kept.
+    """
     if job.done is not None:
         logger.info("%s is finished: %d cells; nothing to do", job.output.uri, job.done.n_cells)
+        _report_newer(job)
         return job.done
-    params = {"config": settings.model_dump(), "fingerprint": asdict(job.fingerprint)}
+    params = {"config": job.settings.model_dump(), "fingerprint": asdict(job.fingerprint)}
     with (
-        engine.open(job.n_cells, compute=settings) as executor,
-        Tracker("embed", job.output, params) as tracker,
+        engine.open(job.n_cells, compute=job.settings) as executor,
+        Tracker(verb, job.output, params) as tracker,
     ):
         manifest = run(job, executor, tracker)
         for name in (Plan.file, Manifest.file):
             tracker.log_artifact(name)
     return manifest
+
+
+def _report_newer(job: EmbedJob) -> None:
+    """Say so if the atlas has been written since it was embedded."""
+    now = locate(job.settings.atlas, job.settings, identifiers=True).identity()
+    if now != job.source.identity():
+        logger.warning(
+            "%s has been written since: scgpt-ray refresh --embeddings %s --output NEW embeds what is new",
+            job.source.uri,
+            job.output.uri,
+        )
 
 
 def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
@@ -123,4 +150,6 @@ def finish(
     if not quarantine.cells and job.output.has(Quarantine.file):
         job.output.remove(Quarantine.file)
     manifest.write(job.output)
+    if job.output.has(TABLE):
+        job.output.remove(TABLE)
     return manifest

@@ -14,6 +14,7 @@ from scgpt_ray.identity import Fingerprint, require_same_run
 from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.network.embedder import gpus_of_machine, has_gpu
 from scgpt_ray.network.precision import is_native, require_precision, resolve_precision
+from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.pipelines.raw_counts import read_counts
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
@@ -39,6 +40,7 @@ class EmbedJob:
         began: The plan of an earlier run of the same request, to be finished.
         done: The manifest of a finished one: there is nothing to do.
         selection: Joinids of the selected cells and the gene coverage, where no plan has fixed them yet.
+        earlier: Embeddings whose vectors are copied for cells of equal content; None to compute all.
     """
 
     settings: EmbedSettings
@@ -51,6 +53,7 @@ class EmbedJob:
     began: Plan | None
     done: Manifest | None
     selection: tuple[Int64Array, Coverage] | None
+    earlier: EarlierVectors | None = None
 
     @property
     def n_cells(self) -> int:

@@ -13,7 +13,13 @@ from scgpt_ray.parts.manifest import committed_parts
 from scgpt_ray.parts.parts import PARTS, Part, part_name
 from scgpt_ray.pipelines.embed_request import EmbedJob
 from scgpt_ray.pipelines.executor import Executor, Failure, Pool, Stages
-from scgpt_ray.pipelines.partition_steps import CommitPartition, EmbedPartition, ReadPartition, discard
+from scgpt_ray.pipelines.partition_steps import (
+    CommitPartition,
+    EmbedPartition,
+    ReadPartition,
+    RefreshPartition,
+    discard,
+)
 from scgpt_ray.pipelines.progress import Progress
 from scgpt_ray.pipelines.quarantine import (
     isolate,
@@ -144,10 +150,13 @@ class EmbedRun:
         checkpoint = share(job.checkpoint.files, job.output.folder(CHECKPOINT), self.executor)
         weights, precision = job.checkpoint.weights_sha256, job.settings.precision
         vocabulary = job.checkpoint.vocabulary.sha256
+        arguments = (checkpoint, weights, precision, workers.device, workers.threads, workers.num_gpus or 1.0)
+        if job.earlier is not None:
+            job.earlier.write_table()
         return Stages(
             read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
-            compute=EmbedPartition,
-            arguments=(checkpoint, weights, precision, workers.device, workers.threads, workers.num_gpus or 1.0),
+            compute=EmbedPartition if job.earlier is None else RefreshPartition,
+            arguments=arguments if job.earlier is None else (job.earlier, *arguments),
             commit=CommitPartition(job.output, job.fingerprint.digest),
         )
 

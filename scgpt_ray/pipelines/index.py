@@ -24,10 +24,11 @@ from scgpt_ray.pipelines.executor import Engine, Executor
 from scgpt_ray.pipelines.index_steps import (
     ShardInput,
     TemplateSpec,
+    adopt_template,
     build_shards,
-    committed_template,
     new_cells,
     sample_of,
+    template_of,
     train_template,
 )
 from scgpt_ray.pipelines.recall import write_report
@@ -64,8 +65,11 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
     output.require_writable()
     params = {"config": settings.model_dump(), "request": request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
-        spec = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
-        template = train_template(executor, source, manifest, spec, output)
+        if settings.template is not None:
+            template = adopt_template(Folder.at(settings.template), output)
+        else:
+            spec = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
+            template = train_template(executor, source, manifest, spec, output)
         groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
         labels = tuple(request["labels"])
         inputs = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
@@ -114,7 +118,7 @@ def append(
             ShardInput(source, digest, tuple(group.tolist()), labels, there.shards)
             for group in np.array_split(parts, n_shards)
         ]
-        added = build_shards(executor, inputs, len(there.shards), _template_of(output), output)
+        added = build_shards(executor, inputs, len(there.shards), template_of(output), output)
         known = dict.fromkeys((there.embeddings, *there.appended, source.uri))
         described = there.replace(
             n_cells=there.n_cells + sum(shard.n_cells for shard in added),
@@ -122,18 +126,6 @@ def append(
             appended=tuple(known)[1:],
         )
         return _finish(described, source, manifest, output, executor, tracker)
-
-
-def _template_of(output: Folder) -> str:
-    """Digest of the template of an index."""
-    template = committed_template(output)
-    if template is None:
-        raise ReferenceSetError(
-            f"the template of {output.uri} is not the one that the index was built with",
-            expected="template.faiss, centre.npy and template.json as `index` wrote them",
-            remedy="build the index again; see scgpt-ray validate",
-        )
-    return str(template["content"])
 
 
 def _require_belongs(there: IndexDescription, manifest: Manifest, source: Folder, output: Folder) -> None:
@@ -180,7 +172,10 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
     n_shards = min(settings.shards or default_shards(n_cells), len(manifest.parts))
     budget = parse_bytes(settings.memory_budget) if settings.memory_budget else None
     factory = settings.factory
-    if factory == "auto":
+    template: dict[str, str] = {}
+    if settings.template is not None:
+        factory, template = _trained(settings, manifest)
+    elif factory == "auto":
         factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
     return {
         "embeddings": manifest.fingerprint.digest,
@@ -190,7 +185,27 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
         "shards": n_shards,
         "target_recall": settings.target_recall,
         "seed": settings.seed,
+        **template,
     }
+
+
+def _trained(settings: IndexSettings, manifest: Manifest) -> tuple[str, dict[str, str]]:
+    """Factory of the index whose template is to be used, and its digest for the request.
+
+    Raises:
+        InputError: If it is of another model, another factory was asked for, or its template is damaged.
+    """
+    assert settings.template is not None, "there is one"
+    folder = Folder.at(settings.template)
+    index = require_index(folder)
+    require_same_model(settings.embeddings, manifest.fingerprint.model, folder.uri, index.fingerprint.model)
+    if settings.factory not in ("auto", index.factory):
+        raise ConfigError(
+            f"--factory {settings.factory} with --template of {index.factory}",
+            expected="one of the two",
+            remedy="drop --factory",
+        )
+    return index.factory, {"template": template_of(folder)}
 
 
 def _finish(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import digest_of
 from scgpt_ray.index.description import CENTRE, TEMPLATE
 from scgpt_ray.index.factory import EXACT, empty_index, n_lists
@@ -92,6 +93,39 @@ def train_template(executor: Executor, source: Folder, manifest: Manifest, spec:
     call = (source, manifest, spec, output, threads)
     [trained] = executor.tasks(_train, [call], cpus=threads, gpus=1)
     return str(trained)
+
+
+def adopt_template(index: Folder, output: Folder) -> str:
+    """Copy the template of an index, unless it is there already.
+
+    Returns:
+        Digest of template and centre.
+
+    Raises:
+        ReferenceSetError: If the index has no whole template.
+    """
+    content = template_of(index)
+    there = committed_template(output)
+    if there is None or there["content"] != content:
+        for name in (TEMPLATE, CENTRE, TEMPLATE_MARKER):
+            output.write(name, index.read(name))
+    return content
+
+
+def template_of(output: Folder) -> str:
+    """Digest of the template of an index.
+
+    Raises:
+        ReferenceSetError: If it has changed since.
+    """
+    template = committed_template(output)
+    if template is None:
+        raise ReferenceSetError(
+            f"the template of {output.uri} is not the one that the index was built with",
+            expected="template.faiss, centre.npy and template.json as `index` wrote them",
+            remedy="build the index again; see scgpt-ray validate",
+        )
+    return str(template["content"])
 
 
 def committed_template(output: Folder) -> dict[str, Any] | None:

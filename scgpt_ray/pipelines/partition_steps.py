@@ -4,6 +4,7 @@ What a worker reads is checked against the digest in the request, and cached und
 run cannot use files of that run for the next one.
 """
 
+import threading
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -20,9 +21,10 @@ from scgpt_ray.atlas.plan import Partition, Remainder
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.errors import CheckpointError, DamagedError, OutputError
 from scgpt_ray.network.checkpoint_files import CheckpointFiles, CheckpointName, read_vocabulary
+from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.parts.parts import PARTS, write_part
-from scgpt_ray.schema import BIN
+from scgpt_ray.schema import BIN, CONTENT, EMBEDDING, GENE, N_GENES, matrix, matrix_array
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
@@ -145,6 +147,42 @@ class EmbedPartition:
             "embed_s": time.monotonic() - started,
             "actor": self._embedder.describe(),
         }
+
+
+class RefreshPartition:
+    """TOKENS -> EMBEDDINGS: vectors of equal cells are copied, the rest is computed.
+
+    Args:
+        earlier: Embeddings to copy from.
+        arguments: Those of `EmbedPartition`, which is made when there is something to compute.
+    """
+
+    def __init__(self, earlier: EarlierVectors, *arguments: Any) -> None:
+        self._earlier = earlier
+        self._arguments = arguments
+        self._network: EmbedPartition | None = None
+        self._opening = threading.Lock()  # an actor computes in several threads
+
+    def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+        """As `EmbedPartition`; `n_tokens` counts those of copied cells, too."""
+        has_tokens_N = tokens[N_GENES].to_numpy() > 0
+        found_N, vectors_FD = self._earlier.vectors(tokens[CONTENT].to_numpy())
+        rest_N = has_tokens_N & ~found_N
+        embedding_ND = np.zeros((len(tokens), self._earlier.dimension), np.float32)
+        embedding_ND[found_N] = vectors_FD
+        figures: dict[str, Any] = {"embed_s": 0.0, "actor": {"device": "none: all cells are carried over"}}
+        if rest_N.any():
+            computed, figures = self._open()(tokens.filter(pa.array(rest_N)))
+            embedding_ND[rest_N] = matrix(computed[EMBEDDING])
+        vectors = matrix_array(embedding_ND, ~has_tokens_N)
+        n_tokens = len(tokens[BIN].combine_chunks().flatten())
+        return tokens.drop_columns([GENE, BIN]).append_column(EMBEDDING, vectors), {**figures, "n_tokens": n_tokens}
+
+    def _open(self) -> EmbedPartition:
+        with self._opening:
+            if self._network is None:
+                self._network = EmbedPartition(*self._arguments)
+            return self._network
 
 
 @dataclass(frozen=True)

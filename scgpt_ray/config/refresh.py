@@ -1,0 +1,45 @@
+"""The options of `refresh`."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from scgpt_ray.config.cells import ComputeSettings
+from scgpt_ray.config.settings import Text
+
+
+class RefreshSettings(ComputeSettings):
+    """Options of `refresh`."""
+
+    verb = "refresh"
+    group = "Input and output"
+    examples = (
+        "scgpt-ray refresh --embeddings demo/reference --output refreshed",
+        "scgpt-ray refresh --embeddings demo/reference --atlas demo/atlas --output refreshed-again",
+        "scgpt-ray refresh --embeddings demo/reference --output all-anew --full-refresh",
+    )
+
+    embeddings: Text
+    """Output folder of a finished `embed` or `refresh`, whose options are used again."""
+    output: Text
+    """New folder, as that of `embed`, with changes.json; a path or s3:// URI. --embeddings stays as it is."""
+    atlas: Text | None = None
+    """The atlas as it is now, such as another release. Default: the one that was embedded, at its last write."""
+    checkpoint: Text | None = None
+    """Place of the checkpoint, which must have the same weights. Default: as given to `embed`."""
+    snapshot: Annotated[int, Field(ge=1)] | None = None
+    """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: the last write."""
+    full_refresh: bool = False
+    """Embed every cell, also those whose counts have not changed."""
+    index: Text | None = None
+    """Index of --embeddings, whose template is used for a new one without training. Default: none."""
+    index_output: Text | None = None
+    """Folder for the new index, with --index. Default: none."""
+
+    @model_validator(mode="after")
+    def _new_places(self) -> Self:
+        if (self.index is None) != (self.index_output is None):
+            raise ValueError("give both --index and --index-output, or neither")
+        if self.output == self.embeddings or (self.index is not None and self.index == self.index_output):
+            raise ValueError("the output must be another folder than the input")
+        return self

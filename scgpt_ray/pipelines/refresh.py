@@ -1,0 +1,129 @@
+"""Earlier embeddings + the atlas as it is now -> embeddings of the cells that are new, and all others carried over."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from scgpt_ray.config import EmbedSettings, IndexSettings, RefreshSettings
+from scgpt_ray.config.cells import ComputeSettings
+from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.identity import require_same_model
+from scgpt_ray.index.description import require_index
+from scgpt_ray.parts.changes import changes
+from scgpt_ray.parts.earlier import EarlierVectors
+from scgpt_ray.parts.manifest import require_manifest
+from scgpt_ray.pipelines.embed import complete
+from scgpt_ray.pipelines.embed_request import check
+from scgpt_ray.pipelines.executor import Engine
+from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.records import Changes, IndexDescription, Manifest, Plan
+from scgpt_ray.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """The result of a refresh.
+
+    Attributes:
+        changes: What differs from the earlier embeddings; None if the atlas has not been written since, so that no new
+            folder was made.
+        n_quarantined: Cells that could not be read or embedded.
+        index: The new index, if one was asked for.
+    """
+
+    changes: Changes | None
+    n_quarantined: int = 0
+    index: IndexDescription | None = None
+
+    def text(self) -> str:
+        """A line for people."""
+        if self.changes is None:
+            return "nothing new: the atlas has not been written since"
+        return "\n".join([self.changes.text(), *([self.index.text()] if self.index else [])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main figures, for programs."""
+        if self.changes is None:
+            return {"refresh": "nothing_new"}
+        figures = self.changes.to_dict()
+        return {"refresh": figures.pop("status"), **figures, "n_quarantined": self.n_quarantined}
+
+
+def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
+    """Embed what is new in an atlas, carry over the rest, and list the differences.
+
+    Every selected cell is read and tokenized, and its content digest looked up among those of the earlier embeddings.
+    The vectors of equal cells are copied; only the others go through the network. All obs columns are those of now. An
+    interrupted refresh is resumed by the same command. The earlier embeddings are not touched.
+
+    Raises:
+        InputError: If anything in the input is invalid, such as a checkpoint with other weights.
+        RunError: If the work failed; what is committed is kept.
+    """
+    earlier, output = Folder.at(settings.embeddings), Folder.at(settings.output)
+    before, plan = require_manifest(earlier), Plan.read(earlier)
+    if plan is None:
+        raise ReferenceSetError(
+            f"{earlier.uri} has no {Plan.file}",
+            expected="the output folder of embed as it was written",
+            remedy="restore the file, or embed the atlas anew",
+        )
+    index = require_index(Folder.at(settings.index)) if settings.index else None
+    job = check(_embed_settings(settings, plan, before), count_gpus=engine.gpus)
+    if not settings.full_refresh:
+        require_same_model("the refresh", job.fingerprint.model, earlier.uri, before.fingerprint.model)
+    if job.fingerprint == before.fingerprint and job.began is None and not settings.full_refresh:
+        logger.info("%s has not been written since %s was made", job.source.uri, earlier.uri)
+        return Refreshed(None)
+    if job.done is None and not settings.full_refresh:
+        job = replace(job, earlier=EarlierVectors.of(earlier, before, output))
+    after = complete(job, engine, "refresh")
+    found = _changes(earlier, before, output, after)
+    return Refreshed(found, after.n_quarantined, _indexed(settings, index, engine) if index else None)
+
+
+def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> EmbedSettings:
+    """The options of the run that made the earlier embeddings, for another output, with what is given now."""
+    given = {name: getattr(settings, name) for name in ("atlas", "checkpoint")}
+    compute = {name: getattr(settings, name) for name in ComputeSettings.model_fields}
+    changed = {**compute, "output": settings.output, "snapshot": settings.snapshot}
+    changed |= {name: value for name, value in given.items() if value is not None}
+    return EmbedSettings.of({**plan.settings, **changed, "precision": before.fingerprint.model["precision"]})
+
+
+def _changes(earlier: Folder, before: Manifest, output: Folder, after: Manifest) -> Changes:
+    """The differences; they are written unless they are there."""
+    known = Changes.read(output)
+    if known is not None and known.later == after.fingerprint.digest:
+        return known
+    columns, datasets = changes(earlier, before, output, after)
+    moved = sum(counts.added + counts.changed + counts.removed for counts in datasets.values())
+    found = Changes(
+        status="refreshed" if moved else "nothing_new",
+        earlier=before.fingerprint.digest,
+        later=after.fingerprint.digest,
+        earlier_folder=earlier.uri,
+        identified_by=columns,
+        datasets=datasets,
+    )
+    found.write(output)
+    return found
+
+
+def _indexed(settings: RefreshSettings, index: IndexDescription, engine: Engine) -> IndexDescription:
+    """An index of the refreshed embeddings with the template of the earlier one, as it is asked for there."""
+    assert settings.index_output is not None, "both are given"
+    return build_index(
+        IndexSettings(
+            embeddings=settings.output,
+            output=settings.index_output,
+            template=settings.index,
+            label_columns=index.label_columns,
+            target_recall=index.request["target_recall"],
+            seed=index.request["seed"],
+            executor=settings.executor,
+        ),
+        engine,
+    )
