@@ -74,12 +74,6 @@ VERBS = {
         "pipelines.embed:embed",
         "Manifest: The embedded cells, and the parts that hold them.",
     ),
-    "refresh": Verb(
-        "Bring embeddings up to date with their atlas: only new and changed cells are embedded.",
-        "RefreshSettings",
-        "pipelines.refresh:refresh",
-        "Refreshed: Cells added, carried over, changed and removed.",
-    ),
     "index": Verb(
         "Build a sharded faiss index of embeddings, with labels and a measured recall.",
         "IndexSettings",
@@ -103,6 +97,12 @@ VERBS = {
         "PretrainSettings",
         "pipelines.pretrain:pretrain",
         "Trained: The folder with the checkpoint, and the metrics of training.",
+    ),
+    "refresh": Verb(
+        "Bring embeddings up to date with their atlas: only new and changed cells are embedded.",
+        "RefreshSettings",
+        "pipelines.refresh:refresh",
+        "Refreshed: Cells added, carried over, changed and removed.",
     ),
     "validate": Verb(
         "Audit an output folder of embed or index.",

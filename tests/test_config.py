@@ -90,7 +90,7 @@ def test_headings():
         "Cells and genes",
         "Compute",
     ]
-    assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output"]
+    assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output", "max_failed"]
 
 
 @pytest.mark.parametrize(
