@@ -14,6 +14,17 @@ ScgptRayError
     `-- WorkerError                a partition that could not be finished
 """
 
+import re
+
+_PASSWORD = re.compile(
+    r"(://[^/\s:@]*:)[^/\s@]+(?=@)|([?&][^=&\s]*(?:secret|token|password|passwd)[^=&\s]*=)[^&\s]+", re.IGNORECASE
+)
+
+
+def redacted(text: str) -> str:
+    """Replace the passwords in URIs (`//user:password@`, `?token=...`) by asterisks."""
+    return _PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", text)
+
 
 class ScgptRayError(Exception):
     """Everything scgpt_ray raises on purpose."""

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from scgpt_ray import __version__
+from scgpt_ray.errors import redacted
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Tracker:
         patience = _HURRY_S if ended == "KILLED" else _PATIENCE_S
         self._thread.join(patience)
         if self._thread.is_alive():
-            logger.warning("MLflow at %s did not accept all events within %.0f s", self.uri, patience)
+            logger.warning("MLflow at %s did not accept all events within %.0f s", redacted(str(self.uri)), patience)
         self._keep_unsent()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -122,7 +123,8 @@ class Tracker:
             try:
                 run.send(event)
             except (MlflowException, OSError) as error:
-                logger.warning("MLflow at %s: %s; events go to %s", self.uri, " ".join(str(error).split())[:200], SPOOL)
+                reason = redacted(" ".join(str(error).split()))[:200]
+                logger.warning("MLflow at %s: %s; events go to %s", redacted(self.uri), reason, SPOOL)
                 self._unsent.append(event)
                 if event.kind != "end":
                     self._collect()

@@ -159,3 +159,18 @@ def test_k_is_bounded():
 def test_validate_takes_one_folder(options):
     with pytest.raises(ConfigError, match="one of --embeddings and --index"):
         ValidateSettings.of(options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"atlas": "s3://key:hunter2@bucket/atlas"},
+        {"census_directory": "https://me:hunter2@host/release.json"},
+        {"gene_table": "s3://bucket/genes.csv?access_key=a&secret_key=hunter2"},
+        {"gene_columns": ["name", "s3://key:hunter2@bucket"]},
+    ],
+)
+def test_passwords_in_options_are_refused_and_not_repeated(options):
+    with pytest.raises(ConfigError, match="holds a password, which belongs in the environment") as error:
+        EmbedSettings.of({"atlas": "a", "checkpoint": "c", "output": "o", **options})
+    assert "hunter2" not in str(error.value)

@@ -17,3 +17,16 @@ def test_input_errors_are_value_errors_and_travel_between_processes(kind):
     assert isinstance(error, ValueError)
     assert type(copy) is kind
     assert str(copy) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://me:secret@host:80/a and s3://key:se/cret", "at http://me:***@host:80/a and s3://key:se/cret"),
+        ("https://me@host/path:with@signs", "https://me@host/path:with@signs"),
+        ("https://host?Token=abc&x=1&secret_key=d", "https://host?Token=***&x=1&secret_key=***"),
+        ("a token=abc, key: value@home", "a token=abc, key: value@home"),
+    ],
+)
+def test_passwords_in_uris_are_redacted(text, shown):
+    assert errors.redacted(text) == shown

@@ -82,6 +82,15 @@ def test_a_server_that_is_down_costs_seconds_and_keeps_the_events(tmp_path, monk
     assert lines[2]["payload"]["values"] == {"cells": 3.0}
 
 
+def test_no_password_is_printed_or_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9?token=hunter2")
+    with Tracker("embed", Folder.at(tmp_path), {"cells": 5}):
+        pass
+    assert "MLflow at http://me:***@127.0.0.1:9?token=***: " in caplog.text
+    assert "hunter2" not in caplog.text
+    assert "hunter2" not in (tmp_path / SPOOL).read_text()
+
+
 def test_a_server_that_never_answers_costs_seconds(tmp_path, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

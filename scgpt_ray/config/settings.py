@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scgpt_ray.errors import ConfigError
+from scgpt_ray.errors import ConfigError, redacted
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -39,6 +39,18 @@ class Settings(BaseModel):
     """Heading, in `--help`, of the options that this class declares."""
     examples: ClassVar[tuple[str, ...]]
     """Example commands; they run in the folder in which `scgpt-ray demo` was run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_passwords(cls, values: Any) -> Any:
+        """Refuse URIs with a password, since options are written to plans, logs and MLflow."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            words = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(word, str) and redacted(word) != word for word in words):
+                raise ValueError(
+                    f"{option_name(name)} holds a password, which belongs in the environment, a profile or a role"
+                )
+        return values
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
