@@ -117,6 +117,7 @@ class Tracker:
 
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat the URL; the error is logged below
         run = _Run(self.output, self.uri)
         while True:
             event = self._pending.get()
