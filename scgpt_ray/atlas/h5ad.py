@@ -111,7 +111,7 @@ class H5adSource:
             with self._opened() as file:
                 add_totals(self._matrix(file).parts(int(ids[0]), int(ids[-1])), ids, totals, self._refuse)
 
-        return totals, add_readable(add, blocks(joinids))
+        return totals, add_readable(add, blocks(joinids), self.check)
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a block of rows at a time.

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 TILE = 2048
 """Rows per block: the tile size of the Census, and small enough for the scatter to stay in the CPU cache."""
 
+_FEW = 32
+"""Cells near a damaged one that may be left out of a sum."""
+
 Int32Array: TypeAlias = npt.NDArray[np.int32]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -41,23 +44,33 @@ def blocks(joinids: Int64Array, tile: int = TILE) -> list[Int64Array]:
     return np.split(joinids, np.flatnonzero(np.diff(joinids // tile)) + 1)
 
 
-def add_readable(add: Callable[[Int64Array], None], pieces: Sequence[Int64Array]) -> int:
-    """Call `add` with the joinids of each block; a damaged block is left out, with a warning.
+def add_readable(add: Callable[[Int64Array], None], pieces: Sequence[Int64Array], check: Callable[[], None]) -> int:
+    """Call `add` with the joinids of each block; of a damaged one, with those parts that can be read.
+
+    Args:
+        add: Reads cells and adds them to a sum.
+        pieces: Joinids of each block.
+        check: Raises an error if the damage is not that of some cells.
 
     Returns:
-        Number of cells in the blocks that could be read.
+        Number of cells that could be read.
 
     Raises:
         DamagedError: If none could.
     """
-    n_cells, damaged = 0, None
-    for joinids in pieces:
+    n_cells, damaged, todo = 0, None, list(reversed(pieces))
+    while todo:
+        joinids = todo.pop()
         try:
             add(joinids)
             n_cells += len(joinids)
         except DamagedError as error:
+            check()
             damaged = error
-            logger.warning("cells %d to %d are left out of the gene coverage: %s", joinids[0], joinids[-1], error.found)
+            if len(joinids) > _FEW:
+                todo += np.array_split(joinids, 2)[::-1]
+            else:
+                logger.warning("cells %d to %d are not in the gene coverage: %s", joinids[0], joinids[-1], error.found)
     if damaged is not None and not n_cells:
         raise damaged
     return n_cells

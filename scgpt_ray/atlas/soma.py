@@ -151,7 +151,7 @@ class SomaSource:
 
         Returns:
             Counts per var row, float64 [n_var], and the size of the sample: at most 512 cells of each of 4 tiles.
-            Tiles that cannot be read are left out.
+            Cells that cannot be read are left out.
 
         Raises:
             AtlasError: If a value in the sample is not a count, or none of it can be read.
@@ -163,7 +163,7 @@ class SomaSource:
             with self._opened() as experiment:
                 add_totals(_parts(self._matrix(experiment), ids), ids, totals, self._refuse)
 
-        n_cells = add_readable(add, _sample(joinids))
+        n_cells = add_readable(add, _sample(joinids), self.check)
         return totals[rows], n_cells
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
