@@ -35,4 +35,4 @@ def export(settings: ExportSettings) -> Exported:
     Raises:
         InputError: If the folder holds no finished run, or the file cannot be written.
     """
-    return Exported(settings.output, export_h5ad(Folder.at(settings.embeddings), settings.output))
+    return Exported(settings.output, export_h5ad(Folder.at(settings.embeddings), settings.output, half=settings.half))
