@@ -1,7 +1,6 @@
 """Mapping onto an index that was given away: the embeddings are gone, and the index is on a hub or in a bucket."""
 
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -112,39 +111,11 @@ def test_workers_on_other_machines_get_a_copy(published, cache, tmp_path):
     }
 
 
-@pytest.fixture(scope="module")
-def given(hub, tmp_path_factory):
-    """Folder of an index of blood cells, in the branch main of a hub, and a query; embeddings and atlas are deleted."""
-    from scgpt_ray.pipelines.demo_cells import blood_cells
-
-    place = tmp_path_factory.mktemp("given")
-    cells = blood_cells(0)[:160]
-    cells[:120].copy().write_h5ad(place / "atlas.h5ad")
-    cells[120:].copy().write_h5ad(place / "query.h5ad")
-    atlas, run, index = str(place / "atlas.h5ad"), str(place / "run"), hub[0] / "hub" / "owner" / "blood" / "main"
-    embed = {"atlas": atlas, "checkpoint": "demo", "output": run, "obs_columns": ["cell_type"]}
-    scgpt_ray.embed(executor="serial", **embed)
-    scgpt_ray.build_index(executor="serial", embeddings=run, output=str(index))
-    shutil.rmtree(place / "run")
-    (place / "atlas.h5ad").unlink()
-    return index, place / "query.h5ad"
-
-
-@pytest.mark.slow
-def test_the_command_of_the_card(given, tmp_path, monkeypatch):
-    index = shutil.copytree(given[0], tmp_path / "index")
-    shutil.copy(given[1], index / "cells.h5ad")
-    [command] = (line for line in (index / "README.md").read_text().splitlines() if line.startswith("scgpt-ray "))
-    monkeypatch.chdir(index)
-    assert main(shlex.split(command)[1:]) == DONE
-    assert pq.read_metadata(tmp_path / "mapped" / "predictions.parquet").num_rows == 40
-
-
-@pytest.mark.slow
-def test_from_everywhere_the_same_labels_without_the_embeddings(given, cache, tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def bucket(monkeypatch):
+    """URI of a bucket on loopback."""
     from moto.server import ThreadedMotoServer
 
-    index, query = given
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -152,18 +123,38 @@ def test_from_everywhere_the_same_labels_without_the_embeddings(given, cache, tm
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     pafs.FileSystem.from_uri("s3://given?allow_bucket_creation=true")[0].create_dir("given")
-    pafs.copy_files(str(index), "s3://given/index")
-    found = {}
-    for name, place in {"disk": str(index), "bucket": "s3://given/index", "hub": "hf://owner/blood"}.items():
-        output = tmp_path / name
-        options = {"query": str(query), "index": place, "checkpoint": "demo", "output": str(output)}
-        scgpt_ray.map_query(executor="serial", **options, truth_column="cell_type")
-        found[name] = pq.read_table(output / "predictions.parquet")
-        # What needs the embeddings is left out, and the log and the report say so.
-        reason = "plan.json, which names the atlas, is missing"
-        assert f"without PCA + kNN: {given[1].parent}/run: {reason}" in caplog.text
-        assert reason in (output / "report.html").read_text()
-        caplog.clear()
+    yield "s3://given"
     server.stop()
-    assert found["bucket"].equals(found["disk"])
-    assert found["hub"].equals(found["disk"])
+
+
+@pytest.mark.slow
+def test_an_index_that_was_given_away(blood, checkpoint, hub, bucket, cache, tmp_path, monkeypatch, caplog):
+    """The command of the card runs; a copy in a bucket or on a hub gives the same labels."""
+    blood[:60].copy().write_h5ad(tmp_path / "atlas.h5ad")
+    run, index = tmp_path / "run", hub[0] / "hub" / "owner" / "blood" / "main"
+    embed = {"atlas": str(tmp_path / "atlas.h5ad"), "checkpoint": str(checkpoint), "obs_columns": ["cell_type"]}
+    scgpt_ray.embed(executor="serial", output=str(run), **embed)
+    scgpt_ray.build_index(executor="serial", embeddings=str(run), output=str(index))
+    shutil.rmtree(run)
+    (tmp_path / "atlas.h5ad").unlink()
+    pafs.copy_files(str(index), f"{bucket}/index")
+
+    here = shutil.copytree(index, tmp_path / "here")
+    blood[60:80].copy().write_h5ad(here / "cells.h5ad")
+    (here / checkpoint.name).symlink_to(checkpoint)
+    monkeypatch.chdir(here)
+    [command] = (line for line in (here / "README.md").read_text().splitlines() if line.startswith("scgpt-ray "))
+    found = []
+    for place in (".", f"{bucket}/index", "hf://owner/blood"):
+        words = command.replace("--index .", f"--index {place}").split()[1:]
+        caplog.clear()
+        assert main([*words, "--truth-column", "cell_type", "--executor", "serial"]) == DONE
+        found.append(pq.read_table(tmp_path / "mapped" / "predictions.parquet"))
+        # What needs the embeddings is left out; log and report say so.
+        reason = "plan.json, which names the atlas, is missing"
+        assert f"without PCA + kNN: {run}: {reason}" in caplog.text
+        assert reason in (tmp_path / "mapped" / "report.html").read_text()
+        shutil.rmtree(tmp_path / "mapped")
+    assert found[0].num_rows == 20
+    assert found[1].equals(found[0])
+    assert found[2].equals(found[0])
