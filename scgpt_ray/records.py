@@ -4,7 +4,7 @@
     quarantine.json       embed: cells that could not be read or embedded; absent if there are none
     manifest.json         embed: what a finished run made, written last
     changes.json          refresh: which cells differ from those of the earlier embeddings
-    index.json            index: what a search needs to know, written last
+    index.json            index: what a search needs to know, written last; README.md has it as text
     shard-00000.json      index: the commit marker of a shard
     request.json          pretrain: what was asked for
 
@@ -354,7 +354,7 @@ class IndexDescription(Record):
     file = "index.json"
     remedy = "build the index again with this version of scgpt-ray"
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     metric: Literal["cosine"] = "cosine"
     request: dict[str, Any]
     """What was asked for, with defaults filled in; equal requests give equal indexes."""
@@ -382,6 +382,8 @@ class IndexDescription(Record):
     """Where the first embeddings came from."""
     appended: tuple[str, ...] = ()
     """Where those came from that were added later."""
+    license: str = "not stated"
+    """Licence of the index, for those who are given it."""
 
     @model_validator(mode="after")
     def _shards_hold_the_cells(self) -> Self:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scgpt_ray.atlas.anndata_file import OBSM_KEY, AnnData, read_anndata
+from scgpt_ray.atlas.anndata_file import AnnData, read_anndata
+from scgpt_ray.atlas.embedding_h5ad import OBSM_KEY
 from scgpt_ray.atlas.genes import harmonize
 from scgpt_ray.atlas.h5ad import cells_of
 from scgpt_ray.errors import ConfigError

@@ -111,10 +111,10 @@ VERBS = {
         "Problems: A list with one line per problem; empty without problems.",
     ),
     "export": Verb(
-        "Write embeddings to a file that other tools open.",
+        "Write embeddings as other tools open and publish them: .h5ad, SOMA, a data set of the Hugging Face Hub.",
         "ExportSettings",
         "pipelines.export:export",
-        "Exported: The file and its number of cells.",
+        "Exported: The file or folder, and its number of cells.",
     ),
     "checkpoints": Verb(
         "List the published checkpoints by name: sizes, licences, sources, and which are on this machine.",

@@ -1,11 +1,13 @@
 """Embeddings as an .h5ad file that anndata and scanpy open."""
 
 import os
+import subprocess
 
 import numpy as np
 import pytest
 
-from scgpt_ray.atlas.anndata_file import OBSM_KEY, read_anndata
+from scgpt_ray.atlas.anndata_file import read_anndata
+from scgpt_ray.atlas.embedding_h5ad import OBSM_KEY
 from scgpt_ray.errors import OutputError, ReferenceSetError
 from scgpt_ray.parts.export import export_h5ad, read_embeddings
 from scgpt_ray.records import Manifest
@@ -41,7 +43,15 @@ def test_the_file_holds_names_columns_and_vectors(run, tmp_path):
     for row, vector in enumerate(expected):
         if vector is not None:
             np.testing.assert_array_equal(vectors[row], np.float32(vector))
-    assert [path.name for path in file.parent.iterdir()] == ["cells.h5ad"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["cells.h5ad", "cells.h5ad.sha256"]
+    subprocess.run(["sha256sum", "--check", "--strict", "cells.h5ad.sha256"], cwd=file.parent, check=True)
+
+
+def test_half_precision(run, tmp_path):
+    export_h5ad(run, str(tmp_path / "half.h5ad"), half=True)
+    export_h5ad(run, str(tmp_path / "cells.h5ad"))
+    half, single = (read_anndata(tmp_path / name).obsm[OBSM_KEY] for name in ("half.h5ad", "cells.h5ad"))
+    np.testing.assert_array_equal(half, single.astype(np.float16))
 
 
 def test_scanpy_works_on_it(run, tmp_path):

@@ -1,6 +1,7 @@
 """Index and search on Ray, against numpy."""
 
 import json
+from collections import Counter
 
 import faiss
 import numpy as np
@@ -44,7 +45,7 @@ def test_what_is_left(built, reference):
     kinds = (("ids", "npy"), ("labels", "parquet"), ("shard", "faiss"), ("shard", "json"))
     names = [f"{kind}-{number:05d}.{suffix}" for kind, suffix in kinds for number in range(3)]
     left = sorted(path.name for path in output.iterdir() if not path.name.startswith("ml"))
-    others = ["centre.npy", "index.json", "recall.json", "template.faiss", "template.json"]
+    others = ["README.md", "centre.npy", "index.json", "recall.json", "template.faiss", "template.json"]
     assert left == sorted([*names, *others])
     assert (description.factory, description.n_cells, description.d) == ("Flat", N - len(EMPTY), 16)
     assert (description.nprobe, description.recall_at_10, description.recall_queries) == (1, 1.0, 256)
@@ -70,6 +71,29 @@ def test_each_embedded_cell_is_in_one_shard_with_its_labels_and_vector(built, re
             np.testing.assert_array_equal(index.reconstruct(place), np.float32(cells[row[JOINID]][EMBEDDING]))
         seen += ids.tolist()
     assert sorted(seen) == [joinid for joinid in range(10, 10 + N) if joinid - 10 not in EMPTY]
+
+
+def test_the_card(built, reference):
+    output, description = built
+    card = (output / "README.md").read_text()
+    assert card.startswith("---\npretty_name: Index of atlas\nlicense: unknown\n")
+    assert f"index of {N - len(EMPTY)} cells" in card
+    assert description.fingerprint.digest in card
+    assert "* **Recall@10**: 1.0000, measured on 256 cells" in card
+    kinds = Counter(row["kind"] for row in read_embeddings(reference).to_pylist() if row[EMBEDDING])
+    assert f"| B | {kinds['B']} |\n" in card
+    assert f"| not stated | {kinds[None]} |\n" in card
+
+
+def test_a_finished_index_gets_another_licence(reference, tmp_path):
+    options = {"executor": "serial", "embeddings": reference.uri, "output": str(tmp_path / "index")}
+    first = scgpt_ray.build_index(**options)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index").glob("*-*")}
+    again = scgpt_ray.build_index(**options, license="cc-by-4.0")
+    assert (first.license, again.license) == ("not stated", "cc-by-4.0")
+    assert scgpt_ray.build_index(**options) == again
+    assert "\nlicense: cc-by-4.0\n" in (tmp_path / "index" / "README.md").read_text()
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index").glob("*-*")} == before
 
 
 def test_a_finished_index_is_left_alone_and_another_refused(built, reference):

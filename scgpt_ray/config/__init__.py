@@ -8,7 +8,8 @@ from scgpt_ray.config.benchmark import BenchmarkSettings
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
 from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice
-from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ExportSettings, ValidateSettings
+from scgpt_ray.config.export import ExportSettings
+from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.map import MapSettings

@@ -1,6 +1,6 @@
-"""The options of `validate`, `export` and `demo`."""
+"""The options of `validate`, `checkpoints` and `demo`."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import model_validator
 
@@ -29,25 +29,6 @@ class ValidateSettings(Settings):
         if (self.embeddings is None) == (self.index is None):
             raise ValueError("give one of --embeddings and --index")
         return self
-
-
-class ExportSettings(Settings):
-    """Options of `export`."""
-
-    verb = "export"
-    group = "Input and output"
-    examples = (
-        "scgpt-ray export --embeddings demo/reference --output reference.h5ad",
-        "scgpt-ray export --embeddings demo/mapped/embeddings --output query.h5ad",
-        "scgpt-ray export --embeddings demo/untrained/embeddings --to h5ad --output exported/untrained.h5ad",
-    )
-
-    embeddings: Text
-    """Output folder of a finished `embed`."""
-    output: Text
-    """File to write; a path or s3:// URI."""
-    to: Literal["h5ad"] = "h5ad"
-    """File format. h5ad: obsm["X_scGPT"] and the obs columns that the embeddings carry."""
 
 
 class CheckpointsSettings(Settings):

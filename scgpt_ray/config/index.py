@@ -14,7 +14,7 @@ class IndexSettings(ExecutionSettings):
     verb = "index"
     group = "Index"
     examples = (
-        "scgpt-ray index --embeddings demo/reference --output index --label-columns cell_type",
+        "scgpt-ray index --embeddings demo/reference --output index --label-columns cell_type --license cc-by-4.0",
         "scgpt-ray index --embeddings demo/reference --output index --append",
         "scgpt-ray index --embeddings demo/reference --output index-ivf --factory IVF8,SQ8 --shards 2",
     )
@@ -22,7 +22,10 @@ class IndexSettings(ExecutionSettings):
     embeddings: Text
     """Output folder of a finished `embed`."""
     output: Text
-    """Folder for index.json, template.faiss, shards and label tables; a path or s3:// URI."""
+    """Folder for index.json, template.faiss, shards, label tables and README.md; a path or s3:// URI."""
+    license: Text | None = None
+    """Licence of the index for README.md, its card: an identifier such as cc-by-4.0, or any text. A finished index gets
+    another licence without being built again. Default: not stated; with --append that of the index."""
     label_columns: Texts = ()
     """obs columns to store with the index. Default: all that the embeddings carry, but observation_joinid."""
     template: Text | None = None

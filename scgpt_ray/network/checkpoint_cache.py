@@ -1,7 +1,7 @@
 """Checkpoints on this machine's disk: `$SCGPT_RAY_CACHE/NAME`, filled once, verified, and pinned.
 
     NAME/                   a published checkpoint: its files, and pinned.json
-    hub/OWNER--REPO@COMMIT/ a folder of a hub, the same way
+    hub/OWNER--REPO@COMMIT/ a folder of a hub, the same way; indexes of reference cells are there, too
     sha256/DIGEST           a file that a worker read from an object store
 
 A file gets its name after it was verified, and pinned.json, which has every sum, comes last. Processes that need the
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def cached(name: str) -> tuple[Path, Sums]:
         CheckpointError: If it can neither be found nor downloaded, or is not what is known of it.
     """
     if name.startswith("hf://"):
-        return _cached_hub_folder(name)
+        return cached_hub_folder(name, FILES[0], _checkpoint_files)
     folder = cache_folder() / name
     return folder, read_pinned(folder) or _fill(name, folder, PUBLISHED[name])
 
@@ -82,30 +82,39 @@ def read_pinned(folder: Path) -> Sums | None:
     return {name: pin["sha256"] for name, pin in files.items()} if is_whole else None
 
 
-def _cached_hub_folder(uri: str) -> tuple[Path, Sums]:
-    """A folder of a hub: if the revision is a branch or a tag, as it is at the moment."""
+def cached_hub_folder(uri: str, first: str, names_of: Callable[[str, Path], Iterable[str]]) -> tuple[Path, Sums]:
+    """A folder of a hub in the cache, and the sums of its files: if the revision is a branch or a tag, as it is now.
+
+    Args:
+        uri: hf://owner/repo[@revision][/subfolder].
+        first: A file that the folder must have.
+        names_of: Names of the files to download: names_of(source, folder in the cache, which need not exist).
+
+    Raises:
+        CheckpointError: If it can neither be found nor downloaded.
+    """
     place = HubFolder.of(uri)
     subfolder = f"/{place.subfolder}" if place.subfolder else ""
     home = cache_folder() / "hub"
     repo, inside = place.repo.replace("/", "--"), quote(subfolder, safe="")
     commit, ref = place.revision, home / "refs" / f"{repo}@{quote(place.revision, safe='')}"
     if not _COMMIT.fullmatch(commit):
-        commit = _commit_of(uri, place, ref)
+        commit = _commit_of(uri, first, place, ref)
     folder = home / f"{repo}@{commit}{inside}"
     sums = read_pinned(folder)
     if sums is None:
         source = f"hf://{place.repo}@{commit}{subfolder}"
-        files = dict.fromkeys((*FILES, _weights_of(source, folder, place.page)), Known())
+        files = dict.fromkeys(names_of(source, folder), Known())
         sums = _fill(uri, folder, Published("", place.page, (source,), files))
     if commit != place.revision:
         Folder.at(ref.parent).write(ref.name, commit.encode())
     return folder, sums
 
 
-def _commit_of(uri: str, place: HubFolder, ref: Path) -> str:
+def _commit_of(uri: str, first: str, place: HubFolder, ref: Path) -> str:
     """The commit that a branch or tag names; that of the last download if the hub does not answer."""
     try:
-        return locate_file(uri, FILES[0]).commit
+        return locate_file(uri, first).commit
     except transfer_errors() as error:
         if not ref.is_file():
             raise _unavailable(uri, None, place.page, {uri: error}) from error
@@ -114,11 +123,11 @@ def _commit_of(uri: str, place: HubFolder, ref: Path) -> str:
         return commit
 
 
-def _weights_of(source: str, folder: Path, page: str) -> str:
-    """Which of the two names the weights have, in the cache or there."""
+def _checkpoint_files(source: str, folder: Path) -> tuple[str, ...]:
+    """The files of a checkpoint; the weights have one of two names, in the cache or there."""
     for name in WEIGHTS:
         if (folder / name).is_file():
-            return name
+            return (*FILES, name)
     errors: dict[str, Exception] = {}
     for name in WEIGHTS:
         try:
@@ -126,8 +135,8 @@ def _weights_of(source: str, folder: Path, page: str) -> str:
         except transfer_errors() as error:
             errors[f"{source}/{name}"] = error
         else:
-            return name
-    raise _unavailable(source, None, page, errors)
+            return (*FILES, name)
+    raise _unavailable(source, None, HubFolder.of(source).page, errors)
 
 
 def _fill(name: str, folder: Path, published: Published) -> Sums:
@@ -192,7 +201,7 @@ def _unavailable(name: str, folder: Path | None, page: str, errors: Mapping[str,
     files = f"{', '.join(FILES)} and {WEIGHTS[0]}"
     where = "give --checkpoint their folder" if folder is None else f"put them into {folder}"
     return CheckpointError(
-        f"the checkpoint {name} is not in the cache and cannot be downloaded ({tried})",
+        f"{name} is not in the cache and cannot be downloaded ({tried})",
         expected="a source that answers",
         remedy=f"or download {files} from {page} and {where}",
     )

@@ -50,7 +50,7 @@ class HubFolder:
         match = _HUB.fullmatch(uri.rstrip("/"))
         if match is None:
             raise CheckpointError(
-                f"--checkpoint {uri} names no repository",
+                f"{uri} names no repository",
                 expected="hf://owner/repo[@revision][/subfolder]",
                 remedy="write a slash in a revision as %2F",
             )

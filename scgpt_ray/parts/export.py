@@ -1,16 +1,21 @@
-"""Export of embeddings to one table or file."""
+"""Finished embeddings as a table in memory, and as an .h5ad file."""
 
-import tempfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from scgpt_ray.atlas.anndata_file import write_embedding_h5ad
+from scgpt_ray.atlas.embedding_h5ad import write_embedding_h5ad
 from scgpt_ray.errors import OutputError
+from scgpt_ray.parts.checksums import line_of
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS, iterate_parts
-from scgpt_ray.schema import JOINID
+from scgpt_ray.schema import EMBEDDING, JOINID
 from scgpt_ray.storage import Folder
+
+SUM_SUFFIX = ".sha256"
+"""Ending of the file with the checksum of a single file, which is next to it."""
 
 
 def read_embeddings(folder: Folder) -> pa.Table:
@@ -27,34 +32,44 @@ def read_embeddings(folder: Folder) -> pa.Table:
     return pa.concat_tables(tables).replace_schema_metadata(None).sort_by(JOINID)
 
 
-def export_h5ad(folder: Folder, file: str) -> int:
-    """Write an .h5ad file with obsm["X_scGPT"] and the carried obs columns; cells without an embedding get NaN rows.
+def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
+    """Write an .h5ad file with obsm["X_scGPT"] and the carried obs columns, and its checksum to FILE.sha256.
 
-    Needs memory for a few copies of all embeddings, each of 4 x d bytes per cell.
+    One part is in memory at a time. For an object store the file is first written to the local disk.
 
     Args:
         folder: Output folder of `embed`.
         file: Path or URI of the .h5ad file.
+        half: Store vectors as float16.
 
     Returns:
-        Number of cells written.
+        Number of cells written; those without an embedding have rows of NaN.
 
     Raises:
         ReferenceSetError: If the folder is not that of a finished run.
         OutputError: If the file cannot be written.
     """
+    names = list(require_manifest(folder).parts)
     place = Folder.at(str(PurePosixPath(file).parent) if "://" not in file else file.rpartition("/")[0])
     place.require_writable()
-    if place.is_local and (place.path / PurePosixPath(file).name).is_dir():
+    name = PurePosixPath(file).name
+    if place.is_local and (place.path / name).is_dir():
         raise OutputError(f"{file} is a folder", expected="the name of a file", remedy="name a file, such as x.h5ad")
-    embeddings = read_embeddings(folder)
-    write_h5ad(place, PurePosixPath(file).name, embeddings)
-    return int(embeddings.num_rows)
+    parts = folder.folder(PARTS)
+    with parts.open(names[0]) as stream:
+        columns = [column for column in pq.read_schema(stream).names if column != EMBEDDING]
+
+    def tables(with_vectors: bool) -> Iterator[pa.Table]:
+        return iterate_parts(parts, names, None if with_vectors else columns)
+
+    with place.staged(name) as path:
+        n_cells = write_embedding_h5ad(path, tables, half=half)
+        checksum = line_of(path, name)
+    place.write(name + SUM_SUFFIX, checksum.encode())
+    return n_cells
 
 
 def write_h5ad(place: Folder, name: str, embeddings: pa.Table) -> None:
-    """Write EMBEDDINGS as an .h5ad file, atomically."""
-    with tempfile.TemporaryDirectory(prefix="scgpt-ray-") as scratch:
-        written = Path(scratch) / name
-        write_embedding_h5ad(written, embeddings)
-        place.write(name, written.read_bytes())
+    """Write EMBEDDINGS in memory as an .h5ad file, atomically."""
+    with place.staged(name) as path:
+        write_embedding_h5ad(path, lambda _: [embeddings])

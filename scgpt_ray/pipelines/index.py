@@ -1,6 +1,7 @@
 """Embeddings -> a trained template -> one shard per group of parts -> search parameters for the target recall."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from scgpt_ray.config import IndexSettings, parse_bytes
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model, require_same_run
+from scgpt_ray.index.card import CARD, index_card
 from scgpt_ray.index.description import RECALL, require_index
 from scgpt_ray.index.factory import (
     EXACT,
@@ -20,6 +22,7 @@ from scgpt_ray.index.factory import (
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
+from scgpt_ray.parts.provenance import NOT_STATED, Provenance
 from scgpt_ray.pipelines.executor import Engine, Executor
 from scgpt_ray.pipelines.index_steps import (
     ShardInput,
@@ -60,8 +63,13 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
     there = IndexDescription.read(output)
     if there is not None:
         require_same_run(output.uri, request, there.request)
-        logger.info("%s is finished: %d cells; nothing to do", output.uri, there.n_cells)
-        return there
+        if settings.license in (None, there.license):
+            logger.info("%s is finished: %d cells; nothing to do", output.uri, there.n_cells)
+            return there
+        described = there.replace(license=settings.license)
+        with engine.open(there.n_cells) as executor:
+            _commit(Reference(output, described, executor), source, manifest)
+        return described
     output.require_writable()
     params = {"config": settings.model_dump(), "request": request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
@@ -87,6 +95,7 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             label_columns=labels,
             fingerprint=manifest.fingerprint,
             embeddings=source.uri,
+            license=settings.license or NOT_STATED,
         )
         return _finish(described, source, manifest, output, executor, tracker)
 
@@ -124,6 +133,7 @@ def append(
             n_cells=there.n_cells + sum(shard.n_cells for shard in added),
             shards=(*there.shards, *added),
             appended=tuple(known)[1:],
+            license=settings.license or there.license,
         )
         return _finish(described, source, manifest, output, executor, tracker)
 
@@ -240,12 +250,21 @@ def _finish(
         recall_queries=len(recall_sample.ids_Q),
     )
     write_report(output, described, recall_sample, search, curve, reference.labels)
-    described.write(output)
+    _commit(replace(reference, index=described), source, manifest)
     figures = {"nprobe": chosen.nprobe, "rerank": chosen.rerank, "recall_at_10": chosen.recall_at_10}
     tracker.log_metrics({"n_cells": described.n_cells, **figures})
-    for name in (IndexDescription.file, RECALL):
+    for name in (IndexDescription.file, RECALL, CARD):
         tracker.log_artifact(name)
     return described
+
+
+def _commit(reference: Reference, source: Folder, manifest: Manifest) -> None:
+    """Write the card, and the description, which makes the index a finished one."""
+    index = reference.index
+    provenance = Provenance.of(source, index.fingerprint, manifest.coverage)
+    counts = {column: reference.cell_counts(column) for column in index.label_columns}
+    reference.folder.write(CARD, index_card(index, provenance, counts).encode())
+    index.write(reference.folder)
 
 
 def _recall_sample(reference: Reference, executor: Executor, source: Folder, manifest: Manifest) -> RecallSample:

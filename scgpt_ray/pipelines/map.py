@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -25,6 +26,7 @@ from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.executor import Engine
+from scgpt_ray.pipelines.hub_index import INDEX_COPY, is_on_hub, share_index
 from scgpt_ray.pipelines.map_report import write_mapping
 from scgpt_ray.pipelines.mapping_result import MappingResult, output_name
 from scgpt_ray.pipelines.reference import Reference
@@ -62,6 +64,8 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         engine.open(job.n_cells, compute=settings) as executor,
         Tracker("map", output, {"config": settings.model_dump(), "index": reference.index.request}) as tracker,
     ):
+        if is_on_hub(settings.index):
+            reference = replace(reference, folder=share_index(reference.folder, output.folder(INDEX_COPY), executor))
         reference = reference.on(executor)
         cells = reference_cells(settings, reference, rules)
         calibrated = calibrations(settings, reference, rules, cells)

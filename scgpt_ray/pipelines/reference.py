@@ -23,6 +23,7 @@ from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neig
 from scgpt_ray.index.searcher import Searcher, SearchParams, Shard
 from scgpt_ray.parts.parts import read_vectors
 from scgpt_ray.pipelines.executor import Executor
+from scgpt_ray.pipelines.hub_index import cached_index, is_on_hub
 from scgpt_ray.records import IndexDescription, ShardDescription
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
@@ -68,12 +69,12 @@ class Reference:
 
     @classmethod
     def at(cls, place: str) -> "Reference":
-        """Make a reference of the output folder of a finished `index`.
+        """Make a reference of the output folder of a finished `index`, or of its copy on a hub (hf://...).
 
         Raises:
-            ReferenceSetError: If the folder is not that of a finished index.
+            ReferenceSetError: If the folder is not that of a finished index, or cannot be downloaded.
         """
-        folder = Folder.at(place)
+        folder = cached_index(place) if is_on_hub(place) else Folder.at(place)
         return cls(folder, require_index(folder))
 
     def on(self, executor: Executor) -> "Reference":

@@ -1,0 +1,57 @@
+"""Checksums as `sha256sum -c` reads them, and folders that appear complete, with those of all their files."""
+
+import hashlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scgpt_ray.errors import OutputError
+from scgpt_ray.storage import Folder
+
+SUMS = "SHA256SUMS"
+
+
+def line_of(path: Path, name: str) -> str:
+    """The line of a file: SHA-256 (hex), two spaces, name."""
+    with path.open("rb") as stream:
+        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n"
+
+
+@contextmanager
+def new_folder(output: Folder, last: str = "") -> Iterator[Path]:
+    """A local folder for the block to fill; after the block it gets SHA256SUMS and becomes the output.
+
+    A local folder is renamed. For an object store the files are uploaded, and need space on the local disk until they
+    are; SHA256SUMS comes last.
+
+    Args:
+        output: Where the folder will be.
+        last: Start of the names of files that are uploaded after the others, as readers look for them.
+
+    Raises:
+        OutputError: If the output cannot be written, or holds files.
+        OSError: If a file cannot be written; nothing is left behind on a disk.
+    """
+    output.require_writable()
+    if output.has(SUMS) or (output.is_local and output.path.exists() and any(output.path.iterdir())):
+        raise OutputError(f"{output.uri} holds files", expected="a new folder", remedy="delete it, or name another")
+    if output.is_local:
+        output.path.parent.mkdir(parents=True, exist_ok=True)
+    parent = output.path.parent if output.is_local else Path(tempfile.gettempdir())
+    place = parent / f".export.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        place.mkdir()
+        yield place
+        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+        (place / SUMS).write_text("".join(line_of(place / name, name) for name in files))
+        if output.is_local:
+            place.rename(output.path)
+            return
+        for name in [*sorted(files, key=lambda name: bool(last) and name.startswith(last)), SUMS]:
+            with output.staged(name) as path:
+                (place / name).rename(path)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
