@@ -14,6 +14,7 @@ from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.map import MapSettings
 from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.settings import Settings, parse_bytes
+from scgpt_ray.config.storage import StorageSettings
 
 __all__ = [
     "BenchmarkSettings",
@@ -30,6 +31,7 @@ __all__ = [
     "MapSettings",
     "PretrainSettings",
     "Settings",
+    "StorageSettings",
     "ValidateSettings",
     "VariableGeneSettings",
     "parse_bytes",
