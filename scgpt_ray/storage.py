@@ -175,7 +175,7 @@ class Folder:
         """Replace an object, whole or not at all.
 
         Closing an upload commits what has been sent, and Arrow closes it in any case. So that no exception comes
-        between, such as that of a signal, it runs in a thread of its own: signals only reach the main one.
+        between, such as that of a signal, it runs in a separate thread: signals only reach the main one.
         """
         filesystem, path = self.remote(name)
         with ThreadPoolExecutor(1, "upload") as thread:
