@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 from scgpt_ray import __version__
 from scgpt_ray.ending import Terminated, interruptible, write_result
 from scgpt_ray.errors import ConfigError, InputError, ScgptRayError
-from scgpt_ray.verbs import VERBS
+from scgpt_ray.object_store import ObjectStore, pairs, using
+from scgpt_ray.verbs import VERBS, store_of
 
 DONE, FAILED, BAD_INPUT, INCOMPLETE = 0, 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
@@ -56,10 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             name, options = _read(sys.argv[1:] if arguments is None else arguments)
-            verb = VERBS[name]
-            settings = verb.settings_class().load(options.pop("config", None), options)
+            settings = _load(name, options)
             logger.info("scgpt-ray %s: %s", __version__, name)  # the libraries of a verb take seconds to import
-            result = verb.run(settings)
+            result = VERBS[name].run(settings)
     except InputError as error:
         sys.stderr.write(f"scgpt-ray: {error}\n")
         return BAD_INPUT
@@ -88,7 +88,8 @@ def _end(settings: Any, began: float, code: int, *, status: str = "interrupted",
         sys.stderr.write(f"scgpt-ray: {values['reason']}\n")
     if settings is not None and (place := _output(settings)):
         seconds = round(time.monotonic() - began, 1)
-        write_result(place["output"], {"status": status, "exit_code": code, "seconds": seconds, **values})
+        with using(store_of(settings)):
+            write_result(place["output"], {"status": status, "exit_code": code, "seconds": seconds, **values})
     return code
 
 
@@ -118,6 +119,23 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
             remedy=f"see scgpt-ray {verb} --help",
         )  # fmt: skip
     return verb, {name: value for name, value in vars(found).items() if name != "verb"} | options
+
+
+def _load(name: str, options: dict[str, Any]) -> Any:
+    """The settings of a verb; a configuration file on an object store is reached by the options alone.
+
+    Raises:
+        ConfigError: If they cannot be read, or are wrong.
+    """
+    place = options.pop("config", None)
+    try:
+        store = ObjectStore.of(pairs(options.get("storage", [])))
+    except ValueError as error:
+        raise ConfigError(
+            f"{name}: --storage: {error}", expected="another value", remedy=f"see scgpt-ray {name} --help"
+        ) from None
+    with using(store):
+        return VERBS[name].settings_class().load(place, options)
 
 
 def _output(settings: Any) -> dict[str, str]:

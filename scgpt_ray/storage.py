@@ -5,17 +5,23 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from scgpt_ray.errors import OutputError
+from scgpt_ray.errors import ConfigError, OutputError
+from scgpt_ray.object_store import ObjectStore, current
+from scgpt_ray.patience import patiently
+from scgpt_ray.ranged_file import RangedFile
 
 _COPIED_BYTES = 2**22
+_SENT_BYTES = 2**27
+"""Bytes of an upload that may wait for the network, in memory."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,12 @@ class Folder:
     """A folder, as a path or a URI (`s3://`, `gs://`); names of files are relative to it, with `/`.
 
     A local file is written under a temporary name in the same folder, flushed to the disk and renamed; on an object
-    store it is one upload, which is atomic. Folders pickle; connections are made where they are used.
+    store it is one upload, which is atomic. Folders pickle, with how the store is reached; connections are made where
+    they are used. A store that is busy or away is waited for.
     """
 
     uri: str
+    store: ObjectStore = field(default_factory=current, repr=False)
 
     @classmethod
     def at(cls, place: str | os.PathLike[str]) -> "Folder":
@@ -45,36 +53,57 @@ class Folder:
         assert self.is_local, f"{self.uri} has no local path"
         return Path(self.uri)
 
-    @cached_property
-    def _remote(self) -> tuple[pafs.FileSystem, str]:
-        # With delayed opening a file below 5 MB is one PUT instead of a multipart upload of three requests.
-        options = "?allow_delayed_open=true" if self.uri.startswith("s3://") else ""
-        filesystem, root = pafs.FileSystem.from_uri(self.uri + options)
-        return filesystem, root
+    @classmethod
+    def of_file(cls, place: str | os.PathLike[str]) -> tuple["Folder", str]:
+        """The folder of a file, and the file's name."""
+        folder, _, name = cls.at(place).uri.rpartition("/")
+        return cls(folder), name
 
     def folder(self, name: str) -> "Folder":
         """A subfolder."""
-        return Folder(f"{self.uri}/{name}")
+        return replace(self, uri=f"{self.uri}/{name}")
+
+    def remote(self, name: str = "") -> tuple[pafs.FileSystem, str]:
+        """The file system of a folder that is not local, and the path in it of the folder or of one of its files."""
+        scheme, _, place = self.uri.partition("://")
+        if scheme == "s3":
+            filesystem, root = _bucket(os.getpid(), place.partition("/")[0], self.store), place
+        else:
+            filesystem, root = pafs.FileSystem.from_uri(self.uri)
+        return filesystem, f"{root}/{name}" if name else root
 
     def where(self, name: str) -> str:
         """Full path or URI of a file."""
         return f"{self.uri}/{name}"
 
+    def state(self, name: str) -> tuple[int, int] | None:
+        """Size of a file in bytes, and when it was written in ns since 1970; None if it does not exist."""
+        if self.is_local:
+            place = self.path / name
+            state = place.stat() if place.is_file() else None
+            return (state.st_size, state.st_mtime_ns) if state else None
+        filesystem, path = self.remote(name)
+        info = patiently(lambda: filesystem.get_file_info(path), self.where(name))
+        return (int(info.size), int(info.mtime_ns)) if info.type == pafs.FileType.File else None
+
     def has(self, name: str) -> bool:
         """Whether a file exists."""
-        if self.is_local:
-            return (self.path / name).is_file()
-        filesystem, root = self._remote
-        return bool(filesystem.get_file_info(f"{root}/{name}").type == pafs.FileType.File)
+        return self.state(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Size of a file in bytes; None if it does not exist."""
+        state = self.state(name)
+        return state[0] if state else None
 
     def names(self) -> list[str]:
         """Sorted names of the files in this folder, without subfolders and temporary files."""
         if self.is_local:
             found = [entry.name for entry in self.path.iterdir() if entry.is_file()] if self.path.is_dir() else []
         else:
-            filesystem, root = self._remote
-            selector = pafs.FileSelector(root, allow_not_found=True)
-            found = [i.base_name for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
+            filesystem, path = self.remote()
+            selector = pafs.FileSelector(path, allow_not_found=True)
+            infos = patiently(lambda: filesystem.get_file_info(selector), self.uri)
+            found = [info.base_name for info in infos if info.type == pafs.FileType.File]
         return sorted(name for name in found if not name.startswith("."))
 
     def read(self, name: str) -> bytes:
@@ -92,8 +121,7 @@ class Folder:
         """Open a file for random access with pyarrow."""
         if self.is_local:
             return pa.OSFile(str(self.path / name), "rb")
-        filesystem, root = self._remote
-        return filesystem.open_input_file(f"{root}/{name}")
+        return pa.PythonFile(RangedFile(*self.remote(name)), "r")
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file atomically, replacing an existing one.
@@ -102,9 +130,7 @@ class Folder:
             OSError: If the file cannot be written, such as to a full disk; nothing is left behind.
         """
         if not self.is_local:
-            filesystem, root = self._remote
-            with filesystem.open_output_stream(f"{root}/{name}") as stream:
-                stream.write(content)
+            self._upload(name, pa.py_buffer(content))
             return
         place = self.path / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +157,8 @@ class Folder:
             with tempfile.TemporaryDirectory() as scratch:
                 written = Path(scratch) / "staged"
                 yield written
-                filesystem, root = self._remote
-                with written.open("rb") as source, filesystem.open_output_stream(f"{root}/{name}") as stream:
-                    shutil.copyfileobj(source, stream, _COPIED_BYTES)
+                with pa.memory_map(str(written)) as source:
+                    self._upload(name, source.read_buffer())
             return
         place = self.path / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -146,14 +171,19 @@ class Folder:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def size(self, name: str) -> int | None:
-        """Size of a file in bytes; None if it does not exist."""
-        if self.is_local:
-            place = self.path / name
-            return place.stat().st_size if place.is_file() else None
-        filesystem, root = self._remote
-        info = filesystem.get_file_info(f"{root}/{name}")
-        return int(info.size) if info.type == pafs.FileType.File else None
+    def _upload(self, name: str, content: pa.Buffer) -> None:
+        """Replace an object, whole or not at all.
+
+        Closing an upload commits what has been sent, and Arrow closes it in any case. So that no exception comes
+        between, such as that of a signal, it runs in a separate thread: signals only reach the main one.
+        """
+        filesystem, path = self.remote(name)
+        with ThreadPoolExecutor(1, "upload") as thread:
+            send = partial(_send, filesystem, path, content)
+            patiently(lambda: thread.submit(send).result(), self.where(name))
+        size = self.size(name)
+        if size != content.size:
+            raise OSError(f"{self.where(name)} has {size} bytes after an upload of {content.size}")
 
     def fetch(self, name: str, cache: Path) -> Path:
         """A local path to a file, as memory maps need it; files of an object store are copied to `cache`.
@@ -173,8 +203,8 @@ class Folder:
         if self.is_local:
             (self.path / name).unlink()
         else:
-            filesystem, root = self._remote
-            filesystem.delete_file(f"{root}/{name}")
+            filesystem, path = self.remote(name)
+            patiently(lambda: filesystem.delete_file(path), self.where(name))
 
     def require_writable(self) -> None:
         """Check that files can be written, without leaving one behind.
@@ -199,3 +229,52 @@ class Folder:
             raise OutputError(
                 f"{self.uri} cannot be written ({error.strerror})", expected="a writable folder", remedy=remedy
             ) from error
+
+
+@lru_cache(maxsize=16)
+def _bucket(process: int, name: str, store: ObjectStore) -> pafs.FileSystem:
+    """One connection per process and bucket; it owns threads, and must not cross a fork."""
+    assert process == os.getpid()
+    return store.filesystem(name)
+
+
+def _send(filesystem: pafs.FileSystem, path: str, content: pa.Buffer) -> None:
+    pieces = [content[start : start + _SENT_BYTES] for start in range(0, content.size, _SENT_BYTES)]
+    stream = filesystem.open_output_stream(path)
+    try:
+        for piece in pieces:
+            stream.write(piece)
+            stream.flush()
+        stream.close()
+    except OSError:
+        with suppress(OSError):  # nothing is committed of an upload that failed
+            stream.close()
+        raise
+
+
+def require_reachable(place: str) -> None:
+    """Check that a bucket exists and lets itself be asked, without waiting for one that cannot be connected to.
+
+    Args:
+        place: URI of a file or folder, which need not exist. Others than s3:// are not asked.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if not place.startswith("s3://"):
+        return
+    folder = Folder.at(place)
+    bucket = folder.uri.split("/")[2]
+    try:
+        filesystem, path = folder.remote()
+        infos = patiently(lambda: filesystem.get_file_info([path, bucket]), place, even_away=False)
+        found = "" if any(info.type != pafs.FileType.NotFound for info in infos) else "there is no such bucket"
+    except OSError as error:
+        found = str(error)
+    if found:
+        where = folder.store.endpoint or "AWS"
+        raise ConfigError(
+            f"{place} at {where}: {found}",
+            expected="a bucket that you may list and read",
+            remedy="check the name, --storage, and your credentials",
+        )

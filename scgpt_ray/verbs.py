@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 if TYPE_CHECKING:
     from scgpt_ray.config import Settings
+    from scgpt_ray.object_store import ObjectStore
 
 
 class Result(Protocol):
@@ -54,17 +55,39 @@ class Verb:
     def run(self, settings: "Settings") -> Result:
         """Import the function, and call it."""
         from scgpt_ray.config import ExecutionSettings
+        from scgpt_ray.object_store import using
 
         module, _, name = self.home.partition(":")
         function = getattr(import_module(f"scgpt_ray.{module}"), name)
         result: Result
-        if isinstance(settings, ExecutionSettings):
-            from scgpt_ray.execution.engine import LocalOrRay
+        with using(store_of(settings)):
+            _require_reachable(settings)
+            if isinstance(settings, ExecutionSettings):
+                from scgpt_ray.execution.engine import LocalOrRay
 
-            result = function(settings, LocalOrRay(settings.executor))
-        else:
-            result = function(settings)
+                result = function(settings, LocalOrRay(settings.executor))
+            else:
+                result = function(settings)
         return result
+
+
+def store_of(settings: "Settings") -> "ObjectStore":
+    """How the object stores of a request are reached."""
+    from scgpt_ray.config import StorageSettings
+    from scgpt_ray.object_store import ObjectStore
+
+    return ObjectStore.of(settings.storage if isinstance(settings, StorageSettings) else {})
+
+
+def _require_reachable(settings: "Settings") -> None:
+    """Ask each bucket that an option names once, before anything is made of it."""
+    values = [value for _, value in settings if isinstance(value, str | tuple)]
+    places = [place for value in values for place in ([value] if isinstance(value, str) else value)]
+    if any("://" in str(place) for place in places):
+        from scgpt_ray.storage import require_reachable
+
+        for place in places:
+            require_reachable(str(place))
 
 
 VERBS = {

@@ -1,5 +1,8 @@
 """Fixtures that every test file may use."""
 
+import threading
+import urllib.request
+import uuid
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,36 @@ def make_soma():
         return tiledbsoma.io.from_anndata(str(path), adata, "RNA", X_layer_name="raw", registration_mapping=registered)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """URL of an S3 server, a process on loopback."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        url = next(line for line in process.stderr if "Running on http" in line).split()[-1]
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # its log must not fill the pipe
+        yield url
+        process.kill()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """URI of a new bucket on the server, which the environment names."""
+    variables = {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "key", "REGION": "us-east-1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return new_bucket(s3_server)
+
+
+def new_bucket(url):
+    """Make a bucket; returns its URI."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/{name}", method="PUT")):
+        return f"s3://{name}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ from scgpt_ray.atlas.soma_snapshot import last_write
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError
+from scgpt_ray.object_store import ObjectStore
 
 
 def snapshot(path):
@@ -103,13 +104,13 @@ def test_metadata_that_is_written_later_is_seen(tmp_path, blood, make_soma):
 def test_what_cannot_be_listed(tmp_path):
     (tmp_path / "obs").mkdir()
     with pytest.raises(AtlasError, match=r"last written to is not known: no file names a time; .*--snapshot"):
-        last_write([str(tmp_path)], [str(tmp_path / "obs")], {})
+        last_write([str(tmp_path)], [str(tmp_path / "obs")], ObjectStore())
     with pytest.raises(AtlasError, match="Unrecognized filesystem type in URI: tiledb"):
-        last_write(["tiledb://a/b"], [], {})
+        last_write(["tiledb://a/b"], [], ObjectStore())
 
 
 def test_a_write_that_was_stamped_ahead_of_this_clock(tmp_path):
     for folder, name in {"__commits": "__5_900_ab_22.wrt", "__schema": "__7_7_cd", "__meta": "__enumerations"}.items():
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).touch()
-    assert last_write([], [str(tmp_path)], {}) == 900
+    assert last_write([], [str(tmp_path)], ObjectStore()) == 900

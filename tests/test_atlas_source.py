@@ -377,11 +377,6 @@ def test_a_snapshot_of_a_file(folder):
         locate(str(folder / "csr.h5ad"), CellSettings(snapshot=7))
 
 
-def test_a_remote_file():
-    with pytest.raises(AtlasError, match="download"):
-        locate("s3://bucket/cells.h5ad", CellSettings())
-
-
 def test_truncated_and_foreign_files(tmp_path, folder):
     content = (folder / "gzip.h5ad").read_bytes()
     for name, wrong in {"short": content[: len(content) // 2], "foreign": b"hello", "empty": b""}.items():

@@ -86,7 +86,7 @@ def refused(capsys, arguments):
         (["index", "--append=yes"], "index: --append: ignored explicit argument 'yes'; expected options and"),
         ([*GIVEN, "--seed", "x"], "embed: --seed is 'x'; expected a valid integer for --seed; see scgpt-ray embed"),
         ([*GIVEN, "--ties", "mean"], "embed: --ties is 'mean'; expected 'random' or 'top' for --ties"),
-        (["embed", "--tiledb-config", "x"], "'x' is not KEY=VALUE"),
+        (["embed", "--storage", "x"], "'x' is not KEY=VALUE"),
         (["embed"], "embed: --atlas is missing; --checkpoint is missing; --output is missing"),
         (["embed", "--config", "/nowhere.yaml"], "--config /nowhere.yaml"),
         (["map", "--k", "0"], "expected greater than or equal to 1 for --k"),

@@ -36,7 +36,7 @@ NEEDED = {"atlas": "a", "checkpoint": "c", "output": "o"}
             {**NEEDED, "seed": "x", "k": 1},
             "unknown option --k; --seed is 'x'; expected an option of this verb, a v",
         ),
-        ({**NEEDED, "tiledb_config": ["a=1", "b"]}, "--tiledb-config: 'b' is not KEY=VALUE; expected another value"),
+        ({**NEEDED, "storage": ["region=a", "b"]}, "--storage: 'b' is not KEY=VALUE; expected another value"),
         ({**NEEDED, "actors_per_gpu": 0}, "--actors-per-gpu is 0; expected greater than or equal to 1"),
         ({**NEEDED, "actors_per_gpu": 2, "actors": 1}, "--actors-per-gpu needs GPUs"),
         ({**NEEDED, "flavor": "seurat"}, "--flavor and --rank-by need --highly-variable; expected options that agree"),
@@ -51,10 +51,10 @@ def test_mistakes_are_reported_in_one_line(options, message):
 
 
 def test_lists_and_words_are_read():
-    words = {"obs_columns": ["a", "b"], "tiledb_config": ["vfs.s3.region=us-west-2", "a=b=c"], "seed": "3"}
+    words = {"obs_columns": ["a", "b"], "storage": ["region=us-west-2", "profile=b=c"], "seed": "3"}
     settings = EmbedSettings.of({**NEEDED, **words})
     assert settings.obs_columns == ("a", "b")
-    assert settings.tiledb_config == {"vfs.s3.region": "us-west-2", "a": "b=c"}
+    assert settings.storage == {"region": "us-west-2", "profile": "b=c"}
     assert settings.seed == 3
 
 
@@ -89,6 +89,7 @@ def test_headings():
         "Highly variable genes",
         "Cells and genes",
         "Compute",
+        "Object stores",
     ]
     assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output", "max_failed"]
 

@@ -51,7 +51,7 @@ def hub(server, tmp_path, monkeypatch):
     random_checkpoint(branch, [f"G{number}" for number in range(2000)], embsize=96, nheads=2, d_hid=96, nlayers=1)
     shutil.copytree(branch, folder / "s3" / "public" / "scgpt")
     monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setenv("SCGPT_RAY_PUBLIC_ENDPOINT", url)
     monkeypatch.setenv("SCGPT_RAY_CACHE", str(tmp_path / "cache"))
     table = {name: Known(digest) for name, digest in sums(branch).items()}
 

@@ -20,7 +20,7 @@ def parser_of(settings):
         (EmbedSettings, "", {}),
         (EmbedSettings, "--atlas a --max-length 7 --ties top", {"atlas": "a", "max_length": "7", "ties": "top"}),
         (EmbedSettings, "--obs-columns a b --obs-columns c", {"obs_columns": ["a", "b", "c"]}),
-        (EmbedSettings, "--tiledb-config a=1 b=2", {"tiledb_config": ["a=1", "b=2"]}),
+        (EmbedSettings, "--storage region=a profile=b", {"storage": ["region=a", "profile=b"]}),
         (IndexSettings, "--append --shards 2", {"append": True, "shards": "2"}),
         (PretrainSettings, "--mask-ratios 0.1 0.2", {"mask_ratios": ["0.1", "0.2"]}),
         (BenchmarkSettings, "--seconds 0.5 --against naive", {"seconds": "0.5", "against": "naive"}),
@@ -45,7 +45,7 @@ def test_help():
         "--gene-columns TEXT [TEXT ...] var columns",
         "Default: feature_name index.",
         "--min-coverage X Smallest",
-        "--tiledb-config KEY=VALUE [KEY=VALUE ...] TileDB",
+        "--storage KEY=VALUE [KEY=VALUE ...] How s3://",
         "census:RELEASE[/ORGANISM]. Required.",
         "--gpus N Number of GPUs to use; 0 forces CPU actors. Default: all of the cluster. --actors-per-gpu",
     ):

@@ -47,7 +47,7 @@ def test_a_function_shows_the_options_of_its_verb():
     assert list(shown)[:3] == ["atlas", "checkpoint", "output"]
     assert shown["atlas"] == (str, inspect.Parameter.empty)
     assert shown["obs_columns"] == (tuple[str, ...], ())
-    assert shown["tiledb_config"] == (dict[str, str], {})
+    assert shown["storage"] == (dict[str, str], {})
     assert shown["gpus"] == (int | None, None)
     assert shown["ties"] == (Literal["random", "top"], "random")
     assert signature.return_annotation == "Manifest"

@@ -47,12 +47,12 @@ class Release:
     Attributes:
         version: Name of the release, which is the date of its build.
         uri: Path or URI of its SOMA collection.
-        tiledb_config: TileDB settings that reading it needs.
+        region: Region of its bucket, if it is known.
     """
 
     version: str
     uri: str
-    tiledb_config: Mapping[str, str]
+    region: str | None
 
     def experiment(self, organism: str) -> str:
         """Path or URI of the experiment of an organism."""
@@ -87,10 +87,7 @@ def find_release(
     described = directory[version]
     where = _location(described["soma"], urljoin(url, _MIRRORS), mirror)
     _report_state(name, version, described, where["uri"], directory, is_resumed=is_resumed)
-    config = {"vfs.s3.no_sign_request": "true"} if where["uri"].startswith("s3://") else {}
-    if config and where["region"]:
-        config["vfs.s3.region"] = where["region"]
-    return Release(version, where["uri"], config)
+    return Release(version, where["uri"], where["region"] or None)
 
 
 def _follow(directory: Mapping[str, Any], name: str) -> str | None:

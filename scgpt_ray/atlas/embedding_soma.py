@@ -97,5 +97,5 @@ def count_obs_rows(source: SomaSource) -> int:
     Raises:
         OSError: If it cannot be read.
     """
-    experiment = open_experiment(os.getpid(), source.uri, source.timestamp, source.tiledb_config)
+    experiment = open_experiment(os.getpid(), source.uri, source.timestamp, source.store)
     return int(experiment.obs.non_empty_domain()[0][1]) + 1

@@ -3,12 +3,12 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from scgpt_ray.errors import AtlasError, ConfigError, GeneCoverageError, ReferenceSetError
 from scgpt_ray.schema import JOINID, Int64Array
+from scgpt_ray.storage import Folder
 
 VAR_JOINID = "scgpt_ray.var_joinid"
 """Column of a source's var with its joinids; a column `soma_joinid` may come from another atlas."""
@@ -158,24 +159,23 @@ def _unversioned(name: str) -> str:
 def _read_table(path: str) -> dict[str, str]:
     """Read gene id -> symbol. A header line becomes a pair as well; it matches no gene id."""
     remedy = "give --gene-table a .csv or .csv.gz file of two columns, gene id and symbol"
-    opener = gzip.open if path.endswith(".gz") else open
+    folder, name = Folder.of_file(path)
     pairs: dict[str, str] = {}
     try:
-        with opener(Path(path).expanduser(), "rt", encoding="utf-8-sig", newline="") as stream:
-            for number, row in enumerate(csv.reader(stream), start=1):
-                if not row:
-                    continue
-                if len(row) != 2:  # noqa: PLR2004 - the two columns of the format
-                    raise ConfigError(
-                        f"{path}, line {number}: {len(row)} columns", expected="two columns", remedy=remedy
-                    )
-                key, symbol = _unversioned(row[0]), row[1]
-                if pairs.setdefault(key, symbol) != symbol:
-                    raise ConfigError(
-                        f"{path}, line {number}: {key} has the symbol {symbol}, and {pairs[key]} in an earlier line",
-                        expected="one symbol per gene id",
-                        remedy="remove one of the lines",
-                    )
+        content = folder.read(name)
+        text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8-sig")
+        for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
+            if not row:
+                continue
+            if len(row) != 2:  # noqa: PLR2004 - the two columns of the format
+                raise ConfigError(f"{path}, line {number}: {len(row)} columns", expected="two columns", remedy=remedy)
+            key, symbol = _unversioned(row[0]), row[1]
+            if pairs.setdefault(key, symbol) != symbol:
+                raise ConfigError(
+                    f"{path}, line {number}: {key} has the symbol {symbol}, and {pairs[key]} in an earlier line",
+                    expected="one symbol per gene id",
+                    remedy="remove one of the lines",
+                )
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: {error}", expected="a readable CSV file", remedy=remedy) from error
     return pairs

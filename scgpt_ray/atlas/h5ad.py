@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NoReturn
 
 import anndata
@@ -22,7 +21,9 @@ from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.ragged import Refuse, add_readable, add_totals, blocks, gather
 from scgpt_ray.atlas.table import cells_block, concatenated, not_counts, obs_blocks, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError, DamagedError, WorkerError
+from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
+from scgpt_ray.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class H5adSource:
     """
 
     uri: str
-    """Absolute path."""
+    """Absolute path or URI."""
     n_bytes: int
     mtime_ns: int
     layer: str
     """`X`, `raw` for .raw, or the name of a layer."""
     obs_filter: str | None
     obs_columns: tuple[str, ...]
+    store: ObjectStore = field(default_factory=current)
 
     def check(self) -> None:
         """Require that the file can be read and has the layer and obs columns.
@@ -152,13 +154,15 @@ class H5adSource:
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
         """Open the file after checking that it is unchanged; errors of HDF5 become AtlasError, DamagedError of data."""
-        if not Path(self.uri).exists():
+        place, _, name = self.uri.rpartition("/")
+        folder = Folder(place, self.store)
+        state = folder.state(name)
+        if state is None:
             raise WorkerError(f"{self.uri} does not exist on this machine")
-        state = Path(self.uri).stat()
-        if (state.st_size, state.st_mtime_ns) != (self.n_bytes, self.mtime_ns):
+        if state != (self.n_bytes, self.mtime_ns):
             raise WorkerError(f"{self.uri} changed during the run; start again in a new output folder")
         try:
-            file = h5py.File(self.uri, "r")
+            file = h5py.File(self.uri if folder.is_local else folder.open(name), "r")
         except OSError as error:
             raise _unreadable(self.uri, str(error)) from error
         with file:

@@ -7,10 +7,11 @@ process; a counting sort orders the entries (see `ragged`). Scale by processes, 
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from scgpt_ray.atlas.ragged import Part, add_readable, add_totals, as_part, bloc
 from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment
 from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError, DamagedError
+from scgpt_ray.object_store import ObjectStore, current
+from scgpt_ray.patience import patiently
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,19 @@ _BLOCKS_AHEAD = 2
 """Blocks prefetched from an object store; a local disk has no latency to hide."""
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _patient(method: Method) -> Method:
+    """Wait in a method for an object store that is busy or away, and call it again."""
+
+    @wraps(method)
+    def waiting(self: "SomaSource", *arguments: Any) -> Any:
+        return patiently(lambda: method(self, *arguments), self.uri)
+
+    return cast("Method", waiting)
+
+
 @dataclass(frozen=True)
 class SomaSource:
     """Cells of a SOMA experiment: a locator that pickles, without an open handle."""
@@ -54,13 +70,13 @@ class SomaSource:
     obs_columns: tuple[str, ...]
     timestamp: int
     """Snapshot in ms since 1970; data written later are not seen."""
-    tiledb_config: tuple[tuple[str, str], ...] = ()
-    """TileDB settings that override CONFIG."""
+    store: ObjectStore = field(default_factory=current)
     unique: bool = False
     """Whether cells are left out whose `is_primary_data` is not true."""
     release: str | None = None
     """Release of the Census."""
 
+    @_patient
     def check(self) -> None:
         """Require the experiment, its measurement, layer and obs columns, and a valid filter.
 
@@ -97,6 +113,7 @@ class SomaSource:
         with self._opened() as experiment:
             return experiment.obs.schema
 
+    @_patient
     def places(self) -> tuple[list[str], list[str]]:
         """Paths or URIs of the groups and of the arrays that are read."""
         with self._opened() as experiment:
@@ -105,6 +122,7 @@ class SomaSource:
             arrays = (experiment.obs, measurement.var, matrix)
             return [group.uri for group in groups], [array.uri for array in arrays]
 
+    @_patient
     def var(self) -> pd.DataFrame:
         """The table var, one row per gene in order of joinid, indexed by gene name, or by joinid without names."""
         with self._opened() as experiment:
@@ -113,6 +131,7 @@ class SomaSource:
             frame = var.read().concat().sort_by(JOINID).to_pandas()
         return pd.DataFrame(frame.assign(**{VAR_JOINID: frame[JOINID]}).set_index(name, drop=False))
 
+    @_patient
     def joinids(self) -> Int64Array:
         """Sorted joinids of the selected cells.
 
@@ -138,11 +157,13 @@ class SomaSource:
             )
         return found
 
+    @_patient
     def column(self, name: str) -> pa.ChunkedArray:
         """Values of one of the requested obs columns for the selected cells, in the order of joinids."""
         with self._opened() as experiment:
             return self._obs(experiment, slice(None), (name,))[name]
 
+    @_patient
     def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
         """Sum the counts of each var row over a sample of the atlas.
 
@@ -188,15 +209,17 @@ class SomaSource:
 
             def cells(block: pa.Table) -> pa.Table:
                 joinids = block[JOINID].to_numpy()
-                return cells_block(block, gather(_parts(matrix, joinids), joinids, gene_tokens, self._refuse))
+                return cells_block(block, gather(self._parts(matrix, joinids), joinids, gene_tokens, self._refuse))
 
             yield from in_order(cells, obs_blocks(obs), _BLOCKS_AHEAD if "://" in self.uri else 0)
 
+    @_patient
     def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:
         own_name = cell_name_column(experiment.obs)
         carried = [name for name in obs_columns if name != OBS_ID]
         columns = list(dict.fromkeys([JOINID, *([own_name] if own_name else []), *carried]))
-        table = pa.concat_tables(self._rows(experiment, columns, (joinids,)))
+        with self._plain_errors():
+            table = pa.concat_tables(self._rows(experiment, columns, (joinids,)))
         renamed = {
             JOINID: JOINID,
             **({OBS_ID: own_name} if own_name else {}),
@@ -272,20 +295,30 @@ class SomaSource:
         gene = var.index[var[JOINID] == column].tolist()
         not_counts(f"{self.uri}: cell soma_joinid {row}", gene[0] if gene else None, column, value)
 
+    @_patient
+    def _parts(self, matrix: Any, joinids: Int64Array) -> list[Part]:
+        with self._plain_errors():
+            return _parts(matrix, joinids)
+
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         """Open the experiment at its snapshot; errors of TileDB become AtlasError, DamagedError of data."""
-        kind = AtlasError
-        try:
-            experiment = open_experiment(os.getpid(), self.uri, self.timestamp, self.tiledb_config)
-            kind = DamagedError
+        with self._plain_errors(AtlasError):
+            experiment = open_experiment(os.getpid(), self.uri, self.timestamp, self.store)
+        with self._plain_errors(DamagedError):
             yield experiment
+
+    @contextmanager
+    def _plain_errors(self, kind: type[AtlasError] = DamagedError) -> Iterator[None]:
+        """Turn errors of TileDB into ours."""
+        try:
+            yield
         except soma.SOMAError as error:
             open_experiment.cache_clear()  # whoever asks next whether the place can be reached asks the place
             raise kind(
                 f"{self.uri} at snapshot {self.timestamp}: {error}",
                 expected="a SOMA experiment written before the snapshot",
-                remedy="check the path or URI, --snapshot, and --tiledb-config for a remote one",
+                remedy="check the path or URI, --snapshot, and --storage for a remote one",
             ) from error
 
 

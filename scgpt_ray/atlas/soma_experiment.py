@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import tiledbsoma as soma
 
 from scgpt_ray.atlas.malloc import keep_freed_memory
+from scgpt_ray.object_store import ObjectStore
 from scgpt_ray.schema import OBS_ID
 
 CONFIG = {
@@ -19,7 +19,7 @@ CONFIG = {
     "sm.io_concurrency_level": "1",
     "soma.compute_concurrency_level": "1",
 }
-"""TileDB settings of a reader; the user's settings override them.
+"""TileDB settings of a reader.
 
 A result has a buffer per column and table: buffers of 16 MiB take 70 MiB more memory, at the same speed.
 """
@@ -29,23 +29,24 @@ _INDEX_NAME = "soma_dataframe_original_index_name"
 
 
 @lru_cache(maxsize=2)
-def _context(process: int, config: tuple[tuple[str, str], ...]) -> Any:
-    """One context per process and configuration: it owns threads, and must not cross a fork."""
+def _context(process: int, store: ObjectStore) -> Any:
+    """One context per process and store: it owns threads, and must not cross a fork."""
     assert process == os.getpid()
     keep_freed_memory()
-    return soma.SOMATileDBContext(tiledb_config={**CONFIG, **dict(config)})
+    return soma.SOMATileDBContext(tiledb_config={**CONFIG, **store.tiledb()})
 
 
 @lru_cache(maxsize=2)
-def open_experiment(process: int, uri: str, timestamp: int, config: tuple[tuple[str, str], ...]) -> Any:
+def open_experiment(process: int, uri: str, timestamp: int, store: ObjectStore) -> Any:
     """Opened once per process: opening costs several round trips, and a snapshot does not change."""
-    return soma.Experiment.open(uri, context=_context(process, config), tiledb_timestamp=timestamp)
+    with store.environment():  # TileDB connects at the first request
+        return soma.Experiment.open(uri, context=_context(process, store), tiledb_timestamp=timestamp)
 
 
-def members(uri: str, config: Mapping[str, str]) -> list[str]:
+def members(uri: str, store: ObjectStore) -> list[str]:
     """Sorted names in a SOMA collection; none if it cannot be opened."""
     try:
-        with soma.Collection.open(uri, context=_context(os.getpid(), tuple(sorted(config.items())))) as collection:
+        with store.environment(), soma.Collection.open(uri, context=_context(os.getpid(), store)) as collection:
             return sorted(collection)
     except soma.SOMAError:
         return []

@@ -5,12 +5,12 @@ enough: no array is opened, and consolidation, which keeps the times, changes no
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow.fs as pafs
-
 from scgpt_ray.errors import AtlasError
+from scgpt_ray.object_store import ObjectStore
+from scgpt_ray.storage import Folder
 
 _OF_GROUP = ("__group", "__meta")
 _OF_ARRAY = ("__commits", "__schema", "__meta")
@@ -18,13 +18,13 @@ _TIMES = re.compile(r"__\d+_(\d+)_")
 _LISTINGS_AT_ONCE = 32
 
 
-def last_write(groups: Iterable[str], arrays: Iterable[str], config: Mapping[str, str]) -> int:
+def last_write(groups: Iterable[str], arrays: Iterable[str], store: ObjectStore) -> int:
     """When any of these was last written to, in ms since 1970, by the clock of the writer.
 
     Args:
         groups: Paths or URIs of TileDB groups; their members do not count.
         arrays: Paths or URIs of TileDB arrays.
-        config: TileDB settings, for credentials and endpoints.
+        store: How they are reached.
 
     Raises:
         AtlasError: If the folders cannot be listed, or name no write.
@@ -32,9 +32,8 @@ def last_write(groups: Iterable[str], arrays: Iterable[str], config: Mapping[str
     pairs = [(_OF_GROUP, uri) for uri in groups] + [(_OF_ARRAY, uri) for uri in arrays]
     folders = [f"{uri.rstrip('/')}/{name}" for names, uri in pairs for name in names]
     try:
-        filesystem = _filesystem(folders[0], config)
         with ThreadPoolExecutor(_LISTINGS_AT_ONCE) as pool:
-            listings = list(pool.map(lambda folder: _names(filesystem, folder), folders))
+            listings = list(pool.map(lambda folder: Folder(folder.removeprefix("file://"), store).names(), folders))
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
         raise _unknown(pairs[0][1], str(error)) from error
     times = [int(match[1]) for names in listings for name in names if (match := _TIMES.match(name))]
@@ -43,31 +42,9 @@ def last_write(groups: Iterable[str], arrays: Iterable[str], config: Mapping[str
     return max(times)
 
 
-def _names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    selector = pafs.FileSelector(re.sub(r"^\w+://", "", folder), allow_not_found=True)
-    return [info.base_name for info in filesystem.get_file_info(selector)]
-
-
-def _filesystem(uri: str, config: Mapping[str, str]) -> pafs.FileSystem:
-    """The file system of a path or URI, with TileDB's settings for S3; what they lack comes from the environment."""
-    if uri.startswith("s3://"):
-        return pafs.S3FileSystem(
-            access_key=config.get("vfs.s3.aws_access_key_id"),
-            secret_key=config.get("vfs.s3.aws_secret_access_key"),
-            session_token=config.get("vfs.s3.aws_session_token"),
-            anonymous=config.get("vfs.s3.no_sign_request") == "true",
-            region=config.get("vfs.s3.region"),
-            endpoint_override=config.get("vfs.s3.endpoint_override"),
-            scheme=config.get("vfs.s3.scheme", "https"),
-        )
-    if "://" in uri and not uri.startswith("file://"):
-        return pafs.FileSystem.from_uri(uri)[0]
-    return pafs.LocalFileSystem()
-
-
 def _unknown(uri: str, found: str) -> AtlasError:
     return AtlasError(
         f"{uri}: when it was last written to is not known: {found}",
         expected="an experiment whose folders can be listed",
-        remedy="check --tiledb-config, or give the time to --snapshot",
+        remedy="check --storage, or give the time to --snapshot",
     )

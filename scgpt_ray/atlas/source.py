@@ -4,8 +4,8 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,9 @@ from scgpt_ray.atlas.obs_filter import filter_columns
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError, ConfigError
+from scgpt_ray.object_store import current
 from scgpt_ray.schema import DATASET_ID, OBSERVATION, Int64Array
+from scgpt_ray.storage import Folder
 
 CENSUS = "census:"
 _CENSUS_NAME = re.compile(r"census:(?P<release>[\w.-]+)(/(?P<organism>\w+))?")
@@ -89,20 +91,14 @@ def locate(
     """
     if uri.startswith(CENSUS):
         return _census(uri, settings, earlier or {}, identifiers)
-    remote = "://" in uri
-    if not remote:
-        uri = str(Path(uri).expanduser().resolve())
-        if not Path(uri).exists():
-            raise AtlasError(
-                f"{uri}: no such file or folder",
-                expected="a SOMA experiment or an .h5ad file",
-                remedy="check the path",
-            )
-    if uri.endswith(".h5ad"):
-        source = _h5ad(uri, settings, remote)
+    place = Folder.at(uri)
+    if place.is_local and not place.path.exists():
+        raise _absent(place.uri)
+    if place.uri.endswith(".h5ad"):
+        source = _h5ad(place.uri, settings)
         source.check()
         return source
-    return _soma(uri, settings, earlier or {}, identifiers)
+    return _soma(place.uri, settings, earlier or {}, identifiers)
 
 
 def _census(name: str, settings: CellSettings, earlier: Mapping[str, Any], identifiers: bool) -> Source:
@@ -124,9 +120,7 @@ def _census(name: str, settings: CellSettings, earlier: Mapping[str, Any], ident
         # Imported here, as below.
         from scgpt_ray.atlas.soma_experiment import members
 
-        organisms = members(
-            f"{release.uri.rstrip('/')}/census_data", {**release.tiledb_config, **settings.tiledb_config}
-        )
+        organisms = members(f"{release.uri.rstrip('/')}/census_data", current().public(release.region))
         if organism in organisms:
             raise
         if organisms:
@@ -152,7 +146,9 @@ def _soma(
 
     # Consolidation may have replaced the files of a snapshot that this process opened before.
     open_experiment.cache_clear()
-    config = {**(release.tiledb_config if release else {}), **settings.tiledb_config}
+    store = current().public(release.region) if release else current()
+    if uri.startswith("s3://"):
+        store = store.located(urlsplit(uri).netloc)
     known = settings.snapshot or (earlier.get("snapshot") if earlier.get("uri") == uri else None)
     source = SomaSource(
         uri=uri,
@@ -161,11 +157,11 @@ def _soma(
         obs_filter=settings.obs_filter,
         obs_columns=tuple(settings.obs_columns),
         timestamp=known or time.time_ns() // 10**6,
-        tiledb_config=tuple(sorted(config.items())),
+        store=store,
         release=release.version if release else None,
     )
     if known is None:
-        source = replace(source, timestamp=last_write(*source.places(), config))
+        source = replace(source, timestamp=last_write(*source.places(), store))
     schema = source.obs_schema()
     found = [name for name in (DATASET_ID, OBSERVATION) if identifiers and name in schema.names]
     has_duplicates = PRIMARY in schema.names and pa.types.is_boolean(schema.field(PRIMARY).type)
@@ -177,7 +173,7 @@ def _soma(
     )
 
 
-def _h5ad(path: str, settings: CellSettings, remote: bool) -> Source:
+def _h5ad(path: str, settings: CellSettings) -> Source:
     from scgpt_ray.atlas.h5ad import H5adSource
 
     if settings.snapshot is not None:
@@ -186,18 +182,21 @@ def _h5ad(path: str, settings: CellSettings, remote: bool) -> Source:
             expected="a SOMA experiment (files have no snapshots)",
             remedy="omit --snapshot",
         )
-    if remote:
-        raise AtlasError(
-            f"{path} is remote",
-            expected="an .h5ad file on a local or shared disk",
-            remedy="download the file first",
-        )
-    state = Path(path).stat()
+    folder, name = Folder.of_file(path)
+    state = folder.state(name)
+    if state is None:
+        raise _absent(path)
     return H5adSource(
         uri=path,
-        n_bytes=state.st_size,
-        mtime_ns=state.st_mtime_ns,
+        n_bytes=state[0],
+        mtime_ns=state[1],
         layer=settings.layer or "X",
         obs_filter=settings.obs_filter,
         obs_columns=tuple(settings.obs_columns),
+    )
+
+
+def _absent(place: str) -> AtlasError:
+    return AtlasError(
+        f"{place}: no such file or folder", expected="a SOMA experiment or an .h5ad file", remedy="check the path"
     )

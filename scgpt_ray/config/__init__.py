@@ -16,6 +16,7 @@ from scgpt_ray.config.map import MapSettings
 from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.refresh import RefreshSettings
 from scgpt_ray.config.settings import Settings, parse_bytes
+from scgpt_ray.config.storage import StorageSettings
 
 __all__ = [
     "BenchmarkSettings",
@@ -33,6 +34,7 @@ __all__ = [
     "PretrainSettings",
     "RefreshSettings",
     "Settings",
+    "StorageSettings",
     "ValidateSettings",
     "VariableGeneSettings",
     "parse_bytes",

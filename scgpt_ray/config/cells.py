@@ -1,6 +1,6 @@
 """Options that several verbs share: selection and reading of cells, and distribution of the work."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,8 +40,6 @@ class CellSettings(Settings):
     $SCGPT_RAY_CENSUS_DIRECTORY, or the public one."""
     census_mirror: Text | None = None
     """Mirror of the Census to read from. Default: the one that mirrors.json names."""
-    tiledb_config: dict[str, str] = Field(default_factory=dict)
-    """TileDB settings for remote atlases, KEY=VALUE, such as vfs.s3.region=us-west-2. Default: none."""
 
     @field_validator("obs_columns")
     @classmethod
@@ -57,18 +55,6 @@ class CellSettings(Settings):
         if len(set(columns)) != len(columns):
             raise ValueError("a column is named twice")
         return columns
-
-    @field_validator("tiledb_config", mode="before")
-    @classmethod
-    def _pairs(cls, values: Any) -> Any:
-        """Turn KEY=VALUE words of the command line into a mapping."""
-        if not isinstance(values, list):
-            return values
-        pairs = [str(word).partition("=") for word in values]
-        for word, (_, equals, _) in zip(values, pairs, strict=True):
-            if not equals:
-                raise ValueError(f"{word!r} is not KEY=VALUE")
-        return {key: value for key, _, value in pairs}
 
 
 class ComputeSettings(ExecutionSettings):

@@ -2,12 +2,12 @@
 
 from typing import Literal, TypeAlias
 
-from scgpt_ray.config.settings import Settings
+from scgpt_ray.config.storage import StorageSettings
 
 ExecutorChoice: TypeAlias = Literal["auto", "serial", "ray"]
 
 
-class ExecutionSettings(Settings):
+class ExecutionSettings(StorageSettings):
     """Choice of the executor. It does not change the output."""
 
     group = "Compute"

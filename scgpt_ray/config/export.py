@@ -4,12 +4,13 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from scgpt_ray.config.settings import Count, Settings, Text, Texts
+from scgpt_ray.config.settings import Count, Text, Texts
+from scgpt_ray.config.storage import StorageSettings
 
 _CONTACT = 3
 
 
-class ExportSettings(Settings):
+class ExportSettings(StorageSettings):
     """Options of `export`."""
 
     verb = "export"

@@ -5,10 +5,11 @@ from typing import Self
 from pydantic import model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Settings, Text, Texts
+from scgpt_ray.config.settings import Text, Texts
+from scgpt_ray.config.storage import StorageSettings
 
 
-class ValidateSettings(Settings):
+class ValidateSettings(StorageSettings):
     """Options of `validate`."""
 
     verb = "validate"
@@ -31,7 +32,7 @@ class ValidateSettings(Settings):
         return self
 
 
-class CheckpointsSettings(Settings):
+class CheckpointsSettings(StorageSettings):
     """Options of `checkpoints`."""
 
     verb = "checkpoints"

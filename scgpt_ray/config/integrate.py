@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.settings import Settings, Text, Texts
+from scgpt_ray.config.storage import StorageSettings
 
 
 class BaselineSettings(Settings):
@@ -24,7 +25,7 @@ class BaselineSettings(Settings):
     was embedded."""
 
 
-class IntegrateSettings(BaselineSettings):
+class IntegrateSettings(BaselineSettings, StorageSettings):
     """Options of `integrate`."""
 
     verb = "integrate"

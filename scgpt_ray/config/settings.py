@@ -4,7 +4,6 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -130,12 +129,16 @@ def _mistake(detail: Any) -> tuple[str, str]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    # Imported here: most runs have no file.
+    # Imported here: most runs have no file, and `--help` waits for no pyarrow.
     import yaml
+
+    from scgpt_ray.storage import Folder, require_reachable
 
     remedy = "give a YAML file of `option: value` lines"
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        require_reachable(path)
+        folder, name = Folder.of_file(path)
+        values = yaml.safe_load(folder.read(name).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: {error}", expected="a readable file", remedy=remedy) from error
     except yaml.YAMLError as error:

@@ -42,6 +42,7 @@ def train(
         ScgptRayError: The error of a worker that failed repeatedly; WorkerError if it is not one of ours.
     """
     threads = 1 if on_gpu else max(1, min(nodes) // -(-workers // len(nodes)))
+    filesystem, path = (None, output.where(_RUNS)) if output.is_local else output.remote(_RUNS)
     with _reports(on_step) as queue:
         trainer = TorchTrainer(
             _work,
@@ -50,7 +51,8 @@ def train(
                 num_workers=workers, use_gpu=on_gpu, resources_per_worker=None if on_gpu else {"CPU": 1}
             ),
             run_config=ray.train.RunConfig(
-                storage_path=output.where(_RUNS),
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=_MOST_FAILURES),
             ),
         )

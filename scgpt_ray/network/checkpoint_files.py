@@ -1,7 +1,7 @@
 """The files of a checkpoint folder. Does not import torch, which processes that only tokenise do not need."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pyarrow as pa
 from scgpt_ray.errors import CheckpointError
 from scgpt_ray.network.checkpoint_cache import cached, is_cached_name, local_copy
 from scgpt_ray.network.published import FILES, WEIGHTS
+from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 
@@ -27,10 +28,12 @@ class CheckpointFiles:
         uri: Path or URI of their folder, or demo.
         sha256: Pairs of a file's name and the SHA-256 (hex) of its content, of those that are known. What is read is
             checked against them; from an object store it is read once per machine.
+        store: How an object store is reached.
     """
 
     uri: str
     sha256: tuple[tuple[str, str], ...] = ()
+    store: ObjectStore = field(default_factory=current)
 
     @classmethod
     def at(cls, name: "CheckpointName") -> "CheckpointFiles":
@@ -53,7 +56,7 @@ class CheckpointFiles:
     @property
     def folder(self) -> Folder:
         """Their folder, on this machine where it is the one in the package."""
-        return checkpoint_place(self.uri)
+        return replace(checkpoint_place(self.uri), store=self.store)
 
     def read(self, name: str) -> bytes:
         """Read a file.

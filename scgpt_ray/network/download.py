@@ -7,16 +7,15 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from scgpt_ray.errors import CheckpointError
 from scgpt_ray.network.published import Known
+from scgpt_ray.object_store import current
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def locate_file(source: str, name: str) -> RemoteFile:
     """
     if source.startswith("hf://"):
         return _on_hub(HubFolder.of(source), name)
-    return _in_bucket(source, name) if source.startswith("s3://") else stored_file(Folder.at(source), name)
+    return stored_file(Folder(source, current().public()), name)
 
 
 def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
@@ -133,42 +132,23 @@ def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
     return RemoteFile(url, found.etag, found.size, sha256, found.commit_hash, append)
 
 
-def _in_bucket(uri: str, name: str) -> RemoteFile:
-    place = urlsplit(uri)
-    # Public buckets: the user's own keys, or their absence, are nothing to the owner.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        scheme, _, host = endpoint.partition("://")
-        filesystem = pafs.S3FileSystem(anonymous=True, scheme=scheme, endpoint_override=host)
-    else:
-        filesystem = pafs.S3FileSystem(anonymous=True, region=pafs.resolve_s3_region(place.netloc))
-    path = f"{place.netloc}{place.path}/{name}"
-    info = filesystem.get_file_info(path)
-    size = info.size if info.type == pafs.FileType.File else None
-    return _stored(f"{uri}/{name}", size, partial(filesystem.open_input_file, path))
-
-
 def stored_file(place: Folder, name: str) -> RemoteFile:
     """A file of a folder on an object store.
 
     Raises:
         FileNotFoundError: If it is not there; or another OSError if the store cannot be reached.
     """
-    return _stored(place.where(name), place.size(name), partial(place.open, name))
-
-
-def _stored(where: str, size: int | None, opened: Callable[[], pa.NativeFile]) -> RemoteFile:
+    where, size = place.where(name), place.size(name)
     if size is None:
         raise FileNotFoundError(f"{where} does not exist")
 
     def append(stream: BinaryIO, n_bytes: int) -> None:
         from tqdm import tqdm
 
-        name = where.rpartition("/")[2]
         bar: tqdm[Any] = tqdm(
             desc=name, total=size, initial=n_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
         )
-        with opened() as source, bar:
+        with place.open(name) as source, bar:
             source.seek(n_bytes)
             while chunk := source.read(_CHUNK):
                 stream.write(chunk)

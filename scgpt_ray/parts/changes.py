@@ -76,6 +76,6 @@ def _cells(folder: Folder, manifest: Manifest, columns: tuple[str, ...]) -> pd.D
 def _hashed(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     """64-bit hashes of values."""
     if pa.types.is_integer(column.type):
-        return column.to_numpy().astype(np.uint64)
+        return np.asarray(column.to_numpy(), np.uint64)
     hashed: npt.NDArray[np.uint64] = pd.util.hash_array(column.cast(pa.string()).to_numpy(zero_copy_only=False))
     return hashed

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from scgpt_ray.atlas.genes import GeneMap
@@ -34,7 +33,7 @@ _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
 _NO_NUMBER = frozenset(
-    {"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config", "census_directory", "census_mirror"}
+    {"output", "executor", "workers", "tokens_per_microbatch", "storage", "census_directory", "census_mirror"}
 )
 """Settings that change no number."""
 _PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})
@@ -139,7 +138,8 @@ def _training_sets(settings: PretrainSettings, sources: Sequence[Source], start:
     """Names by which `training_overlap` finds references that hold the same cells: of files, and URIs of atlases."""
     sets = start.training_sets if start else ()
     if settings.label_column and settings.label_weight:
-        sets += tuple(Path(source.uri).stem if source.uri.endswith(".h5ad") else source.uri for source in sources)
+        for uri in (source.uri for source in sources):
+            sets += (uri.rpartition("/")[2].removesuffix(".h5ad") if uri.endswith(".h5ad") else uri,)
     return tuple(dict.fromkeys(sets))
 
 
@@ -194,7 +194,8 @@ def _vocabulary(settings: PretrainSettings, sources: Sequence[Source]) -> Vocabu
 
 def _read_names(path: str) -> Vocabulary:
     try:
-        content = Path(path).expanduser().read_bytes()
+        folder, name = Folder.of_file(path)
+        content = folder.read(name)
     except OSError as error:
         raise ConfigError(
             f"--vocabulary {path}: {error}",

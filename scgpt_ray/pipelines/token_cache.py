@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.errors import WorkerError
-from scgpt_ray.network.checkpoint_files import VOCABULARY_FILE, read_vocabulary
+from scgpt_ray.network.checkpoint_files import VOCABULARY_FILE, CheckpointFiles, read_vocabulary
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.parts.token_file import TokenPart, committed_tokens, write_tokens
 from scgpt_ray.pipelines.executor import Executor, Failure, Stages
@@ -97,7 +97,7 @@ def _cache_atlas(job: TrainingJob, atlas: AtlasJob, number: int, executor: Execu
 
 
 def _stages(job: TrainingJob, atlas: AtlasJob, place: Folder) -> Stages:
-    settings, vocabulary = job.settings, job.output.folder(TOKENS).uri
+    settings, vocabulary = job.settings, CheckpointFiles(job.output.folder(TOKENS).uri)
     return Stages(
         read=ReadPartition(
             atlas.source, place, atlas.genes.digest(), vocabulary, read_vocabulary(vocabulary).sha256, job.rules

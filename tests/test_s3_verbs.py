@@ -1,0 +1,153 @@
+"""Every verb with every input and output on an object store, in this process; and the chain by command line on Ray."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import anndata
+import numpy as np
+import pytest
+
+from scgpt_ray.cli import BAD_INPUT, DONE, main
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.storage import Folder
+
+EMBED = ("embed", "--max-length", "16", "--cells-per-partition", "64", "--obs-columns", "cell_type", "donor")
+SERIAL = ("--executor", "serial")
+
+
+def upload(path, folder):
+    for file in path.rglob("*"):
+        if file.is_file():
+            folder.write(str(file.relative_to(path)), file.read_bytes())
+
+
+@pytest.fixture
+def inputs(s3, blood, blood_file, checkpoint, make_soma, tmp_path):
+    """cells.h5ad, atlas (the same cells as SOMA), checkpoint, genes.csv, config.yaml: on a disk, and in a bucket."""
+    here = tmp_path / "inputs"
+    shutil.copytree(checkpoint, here / "checkpoint")
+    shutil.copy(blood_file, here / "cells.h5ad")
+    make_soma(blood.copy(), here / "atlas")
+    pairs = [f"{name},{symbol}" for name, symbol in blood.var["feature_name"].items()]
+    (here / "genes.csv").write_text("\n".join(pairs))
+    (here / "config.yaml").write_text("gene_columns: [index]\nseed: 5\n")
+    upload(here, Folder.at(s3))
+    return here
+
+
+def run(*words):
+    """Run a command that succeeds."""
+    assert main([str(word) for word in words]) == DONE
+
+
+def embed(place, atlas, output):
+    return (
+        *EMBED, "--config", f"{place}/config.yaml", "--gene-table", f"{place}/genes.csv", "--atlas", f"{place}/{atlas}",
+        "--checkpoint", f"{place}/checkpoint", "--output", output,
+    )  # fmt: skip
+
+
+def same(one, other):
+    columns = ["obs_id", "embedding", "cell_type"]
+    return read_embeddings(Folder.at(one)).select(columns).equals(read_embeddings(Folder.at(other)).select(columns))
+
+
+@pytest.mark.parametrize("atlas", ["cells.h5ad", "atlas"])
+def test_embeddings_are_those_of_a_disk(s3, inputs, atlas, tmp_path):
+    for place in (inputs, s3):
+        run(*embed(place, atlas, f"{place}/out"), *SERIAL)
+    assert same(s3 + "/out", inputs / "out")
+    there = Folder.at(f"{s3}/out")
+    written = {name: json.loads((inputs / "out" / name).read_bytes()) for name in ("plan.json", "manifest.json")}
+    found = json.loads(there.read("manifest.json"))
+    assert found["fingerprint"]["cells"]["genes"] == written["manifest.json"]["fingerprint"]["cells"]["genes"]
+    assert json.loads(there.read("result.json"))["status"] == "done"
+    lost = there.folder("parts").names()[1]
+    there.folder("parts").remove(lost)
+    there.remove("manifest.json")
+    run(*embed(s3, atlas, f"{s3}/out"), *SERIAL)
+    assert same(s3 + "/out", inputs / "out")
+
+
+def test_the_way_to_the_store_is_not_in_the_fingerprint(s3, inputs, monkeypatch):
+    run(*embed(s3, "cells.h5ad", f"{s3}/out"), *SERIAL)
+    before = Folder.at(f"{s3}/out").read("manifest.json")
+    url = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_REGION")
+    run(*embed(s3, "cells.h5ad", f"{s3}/out"), *SERIAL, "--storage", f"endpoint={url}", "region=us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    assert Folder.at(f"{s3}/out").read("manifest.json") == before
+
+
+def test_what_is_missing_is_said_in_one_line(s3, inputs, capsys):
+    wrong = {
+        "--atlas": "{}/no.h5ad",
+        "--checkpoint": "{}/nothing",
+        "--gene-table": "{}/no.csv",
+        "--config": "{}/no.yaml",
+        "--output": "s3://no-such-bucket/out",
+    }
+    for option, value in wrong.items():
+        words = list(embed(s3, "cells.h5ad", f"{s3}/out"))
+        words[words.index(option) + 1] = value.format(s3)
+        assert main([*words, *SERIAL]) == BAD_INPUT
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scgpt-ray:")]
+        assert value.format(s3) in line
+    assert Folder.at(f"{s3}/out").names() == []
+
+
+@pytest.mark.slow
+def test_all_verbs(s3, inputs, tmp_path, capsys):
+    pytest.importorskip("umap", exc_type=ImportError)
+    reference, index = f"{s3}/reference", f"{s3}/index"
+    run(*embed(s3, "atlas", reference), *SERIAL)
+    run("index", "--embeddings", reference, "--output", index, "--label-columns", "cell_type", *SERIAL)
+    genes = ("--gene-columns", "index", "--gene-table", f"{s3}/genes.csv")
+    run("map", "--query", f"{s3}/cells.h5ad", "--index", index, "--checkpoint", f"{s3}/checkpoint", *genes, "--output",
+        f"{s3}/mapped", "--truth-column", "cell_type", *SERIAL)  # fmt: skip
+    run("integrate", "--embeddings", reference, "--batch-column", "donor", "--label-column", "cell_type", "--output",
+        f"{s3}/integrated")  # fmt: skip
+    run("export", "--embeddings", reference, "--output", f"{s3}/out/cells.h5ad")
+    run("validate", "--embeddings", reference)
+    run("validate", "--index", index)
+    steps = ("--steps", "3", "--warmup-steps", "1", "--max-length", "16", "--cells-per-step", "8")
+    run("pretrain", "--atlas", f"{s3}/atlas", f"{s3}/cells.h5ad", "--checkpoint", f"{s3}/checkpoint", "--output",
+        f"{s3}/trained", *steps, *SERIAL)  # fmt: skip
+    mapped = Folder.at(f"{s3}/mapped")
+    assert {"predictions.parquet", "query.h5ad", "metrics.json", "report.html"} <= set(mapped.names())
+    assert json.loads(mapped.read("metrics.json"))["labels"]
+    assert {"metrics.json", "report.html"} <= set(Folder.at(f"{s3}/integrated").names())
+    exported = anndata.read_h5ad(Folder.at(f"{s3}/out").fetch("cells.h5ad", tmp_path))
+    vectors = read_embeddings(Folder.at(reference))["embedding"].to_pylist()
+    for row, vector in zip(exported.obsm["X_scGPT"], vectors, strict=True):
+        assert np.isnan(row).all() if vector is None else (row == np.float32(vector)).all()
+    run(*EMBED, "--gene-columns", "feature_name", "--atlas", f"{s3}/atlas", "--checkpoint", f"{s3}/trained/checkpoint",
+        "--output", f"{s3}/again", *SERIAL)  # fmt: skip
+
+
+def command(*words):
+    return [sys.executable, "-m", "scgpt_ray", *map(str, words)]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_killed_run_on_ray_is_resumed(s3, inputs):
+    """Its workers have another endpoint in the environment than the one that is named."""
+    url = os.environ["AWS_ENDPOINT_URL"]
+    variables = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    words = command(*embed(s3, "atlas", f"{s3}/out"), "--executor", "ray", "--storage", f"endpoint={url}")
+    parts = Folder.at(f"{s3}/out/parts")
+    with subprocess.Popen(words, env=variables, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        while not parts.names() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert not Folder.at(f"{s3}/out").has("manifest.json")
+    subprocess.run(words, env=variables, check=True, capture_output=True)
+    run(*embed(inputs, "atlas", inputs / "out"), *SERIAL)
+    assert same(f"{s3}/out", inputs / "out")

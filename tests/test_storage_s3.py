@@ -1,0 +1,166 @@
+"""Folders on an object store: a server on loopback, in places behind a proxy that logs and refuses requests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scgpt_ray import patience
+from scgpt_ray.cli import BAD_INPUT, main
+from scgpt_ray.errors import ConfigError
+from scgpt_ray.storage import Folder, require_reachable
+
+SIZE = 60_000_000
+
+
+@pytest.fixture
+def proxy(s3, s3_server, tmp_path, monkeypatch):
+    """The environment's endpoint is a proxy from here on: proxy.busy(...) refuses requests, proxy.requests() lists."""
+    script = Path(__file__).with_name("s3_proxy.py")
+    log, busy = tmp_path / "log.jsonl", tmp_path / "busy"
+    command = [sys.executable, str(script), s3_server, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", process.stdout.readline().strip())
+        yield SimpleNamespace(
+            busy=busy.write_text,
+            free=busy.unlink,
+            requests=lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
+        )
+        process.kill()
+
+
+def staged(folder, name, content):
+    with folder.staged(name) as path:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("write", [Folder.write, staged])
+@pytest.mark.parametrize("size", [0, 1000, 12_000_000])
+def test_write_read_and_list(s3, size, write, tmp_path):
+    folder, content = Folder.at(f"{s3}/a b/#?%20"), os.urandom(size)
+    assert (folder.names(), folder.has("x"), folder.size("x")) == ([], False, None)
+    write(folder, "x", b"old")
+    write(folder, "x", content)
+    assert (folder.read("x"), folder.size("x"), folder.names()) == (content, size, ["x"])
+    assert folder.fetch("x", tmp_path).read_bytes() == content
+    folder.remove("x")
+    assert Folder.at(s3).folder("a b").names() == []
+    for ask in (folder.read, folder.remove):
+        with pytest.raises(FileNotFoundError):
+            ask("x")
+
+
+def test_ranges_are_those_of_the_file(s3):
+    content = os.urandom(3_000_000)
+    Folder.at(s3).write("x", content)
+    with Folder.at(s3).open("x") as stream:
+        for place, size in [(0, 1), (262_140, 10), (2_999_990, 100), (5, 300_000), (3_000_000, 7), (524_288, 262_143)]:
+            stream.seek(place)
+            assert stream.read(size) == content[place : place + size]
+
+
+def test_a_small_file_is_one_upload_without_trailing_checksums(s3, proxy):
+    """Ceph answers 411 to them, and other stores keep them as content."""
+    Folder.at(s3).write("x", bytes(1000))
+    requests = [(entry["request"].split()[0], entry["headers"]) for entry in proxy.requests()]
+    assert [method for method, _ in requests] == ["PUT", "HEAD"]
+    assert not [name for name in requests[0][1] if "trailer" in name.lower() or "checksum" in name.lower()]
+
+
+UPLOAD = """
+import sys
+from scgpt_ray.ending import interruptible
+from scgpt_ray.storage import Folder
+with interruptible():
+    if sys.argv[2] == "write":
+        Folder.at(sys.argv[1]).write("x", b"2" * int(sys.argv[3]))
+    else:
+        with Folder.at(sys.argv[1]).staged("x") as path:
+            path.write_bytes(b"2" * int(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["write", "staged"])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_in_an_upload_leaves_a_whole_object(s3, proxy, how, sent):
+    Folder.at(s3).write("x", b"1" * SIZE)
+    n_before = len(proxy.requests())
+    command = [sys.executable, "-c", UPLOAD, s3, how, str(SIZE)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while len(proxy.requests()) < n_before + 3:  # the upload was begun, and a piece has arrived
+            time.sleep(0.01)
+        process.send_signal(sent)
+        assert process.wait(30) != 0
+    content = Folder.at(s3).read("x")
+    assert len(content) == SIZE
+    assert set(content) == (set(b"1") if sent == signal.SIGKILL else set(content[:1]))
+
+
+def test_an_upload_of_which_a_piece_fails_is_not_committed(s3, proxy, monkeypatch):
+    monkeypatch.setattr(patience, "LONGEST_S", 0.0)
+    Folder.at(s3).write("x", b"old")
+    proxy.busy("partNumber=2")
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        Folder.at(s3).write("x", bytes(30_000_000))
+    assert Folder.at(s3).read("x") == b"old"
+    assert not [
+        entry for entry in proxy.requests() if entry["request"].startswith("POST") and "uploadId" in entry["request"]
+    ]
+
+
+@pytest.mark.slow
+def test_an_outage_is_waited_for(s3, proxy, caplog):
+    folder = Folder.at(s3)
+    folder.write("x", b"12345")
+    asks = {
+        "names": lambda: folder.names() == ["x"],
+        "size": lambda: folder.size("x") == 5,
+        "read": lambda: folder.read("x") == b"12345",
+        "write": lambda: folder.write("y", b"1") is None,
+        "remove": lambda: folder.remove("y") is None,
+    }
+    for name, ask in asks.items():
+        proxy.busy("")
+        threading.Timer(3.0, proxy.free).start()
+        caplog.clear()
+        assert ask(), name
+        assert f"{s3[5:]}" in caplog.text
+        assert "waiting" in caplog.text
+
+
+def test_a_place_that_cannot_be_used(s3, monkeypatch):
+    require_reachable(f"{s3}/new/folder")
+    require_reachable(s3)
+    with pytest.raises(ConfigError, match=r"there is no such bucket; expected a bucket .*; check the name, --storage"):
+        require_reachable("s3://no-such-bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9: .*connect"):
+        require_reachable(f"{s3}/x")
+    assert time.monotonic() - began < 10
+
+
+VERBS = {
+    "embed": ("--atlas", "{}/a.h5ad", "--checkpoint", "demo", "--output", "{}/out"),
+    "index": ("--embeddings", "{}/e", "--output", "{}/i"),
+    "integrate": ("--embeddings", "{}/e", "--batch-column", "b", "--output", "{}/i"),
+    "export": ("--embeddings", "{}/e", "--output", "x.h5ad"),
+    "validate": ("--index", "{}/i", "--config", "{}/c.yaml"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_refuses_a_bucket_that_is_not_there_in_one_line(s3, verb, capsys):
+    words = [word.format("s3://no-such-bucket") for word in VERBS[verb]]
+    assert main([verb, *words]) == BAD_INPUT
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scgpt-ray:")]
+    assert "there is no such bucket" in line
