@@ -206,6 +206,23 @@ class Folder:
             filesystem, path = self.remote(name)
             patiently(lambda: filesystem.delete_file(path), self.where(name))
 
+    def unreachable(self, name: str = "") -> str:
+        """Why a file or folder, which need not exist, cannot be asked for; empty if it can.
+
+        A store that cannot be connected to is not waited for. Only S3 is asked.
+        """
+        if not self.uri.startswith("s3://"):
+            return ""
+        try:
+            filesystem, path = self.remote(name)
+            for asked in (path, path.partition("/")[0]):
+                info = patiently(partial(filesystem.get_file_info, asked), self.where(name), even_away=False)
+                if info.type != pafs.FileType.NotFound:
+                    return ""
+        except OSError as error:
+            return str(error)
+        return "there is no such bucket"
+
     def require_writable(self) -> None:
         """Check that files can be written, without leaving one behind.
 
@@ -253,28 +270,15 @@ def _send(filesystem: pafs.FileSystem, path: str, content: pa.Buffer) -> None:
 
 
 def require_reachable(place: str) -> None:
-    """Check that a bucket exists and lets itself be asked, without waiting for one that cannot be connected to.
-
-    Args:
-        place: URI of a file or folder, which need not exist. Others than s3:// are not asked.
+    """Check that the bucket of a place exists and lets itself be asked; see `Folder.unreachable`.
 
     Raises:
         ConfigError: If it does not.
     """
-    if not place.startswith("s3://"):
-        return
     folder = Folder.at(place)
-    bucket = folder.uri.split("/")[2]
-    try:
-        filesystem, path = folder.remote()
-        infos = patiently(lambda: filesystem.get_file_info([path, bucket]), place, even_away=False)
-        found = "" if any(info.type != pafs.FileType.NotFound for info in infos) else "there is no such bucket"
-    except OSError as error:
-        found = str(error)
-    if found:
-        where = folder.store.endpoint or "AWS"
+    if found := folder.unreachable():
         raise ConfigError(
-            f"{place} at {where}: {found}",
+            f"{place} at {folder.store.endpoint or 'AWS'}: {found}",
             expected="a bucket that you may list and read",
             remedy="check the name, --storage, and your credentials",
         )

@@ -71,6 +71,28 @@ def new_bucket(url):
         return f"s3://{name}"
 
 
+@pytest.fixture
+def proxy(s3, s3_server, tmp_path, monkeypatch):
+    """The environment's endpoint is a proxy from here on; proxy.trouble(...) refuses requests, as s3_proxy.py says."""
+    import json
+    import subprocess
+    import sys
+    from types import SimpleNamespace
+
+    script, folder = Path(__file__).with_name("s3_proxy.py"), tmp_path / "proxy"
+    folder.mkdir()
+    log, trouble = folder / "log.jsonl", folder / "trouble"
+    command = [sys.executable, str(script), s3_server, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", process.stdout.readline().strip())
+        yield SimpleNamespace(
+            trouble=trouble.write_text,
+            over=trouble.unlink,
+            requests=lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
+        )
+        process.kill()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _private_home(tmp_path_factory):
     """Keep Ray's token, MLflow's settings and everybody's caches out of the user's home."""

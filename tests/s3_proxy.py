@@ -1,7 +1,7 @@
 """A proxy on loopback in front of an S3 server: python s3_proxy.py URL FOLDER; prints its own URL.
 
-Requests are logged to FOLDER/log.jsonl. While FOLDER/busy exists, requests whose method and path contain its content
-are answered with 503.
+Requests are logged to FOLDER/log.jsonl. While FOLDER/trouble exists, with the words STATUS TEXT, requests whose method
+and path contain the text are answered with the status; with 0, the connection is closed without an answer.
 """
 
 import http.client
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+ERRORS = {503: "SlowDown", 403: "AccessDenied"}
 OWN = ("connection", "transfer-encoding", "content-length")
 
 
@@ -25,13 +25,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        busy = self.folder / "busy"
-        refused = busy.exists() and busy.read_text() in f"{self.command} {self.path}"
+        trouble = self.folder / "trouble"
+        status, _, text = (trouble.read_text() if trouble.exists() else "").partition(" ")
+        refused = bool(status) and text in f"{self.command} {self.path}"
         entry = {"request": f"{self.command} {self.path}", "headers": dict(self.headers), "refused": refused}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
         if refused:
-            self.respond(503, [], BUSY)
+            self.refuse(int(status))
             return
         connection = http.client.HTTPConnection(self.target)
         connection.request(self.command, self.path, body, dict(self.headers))
@@ -40,6 +41,12 @@ class Handler(BaseHTTPRequestHandler):
         kept = [(name, value) for name, value in found.getheaders() if name.lower() not in OWN]
         self.respond(found.status, kept, content, size if self.command == "HEAD" else None)
         connection.close()
+
+    def refuse(self, status):
+        if status:
+            self.respond(status, [], f"<Error><Code>{ERRORS[status]}</Code></Error>".encode())
+        else:
+            self.close_connection = True
 
     def respond(self, status, headers, content, size=None):
         self.send_response(status)

@@ -58,20 +58,18 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("atlas", ["cells.h5ad", "atlas"])
-def test_embeddings_are_those_of_a_disk(s3, inputs, atlas, tmp_path):
-    for place in (inputs, s3):
-        run(*embed(place, atlas, f"{place}/out"), *SERIAL)
-    assert same(s3 + "/out", inputs / "out")
+def test_embeddings_are_those_of_a_disk(s3, inputs, atlas):
+    local = f"{s3}/local"
+    run(*embed(s3, atlas, f"{s3}/out"), *SERIAL)
+    run(*embed(inputs, atlas, local), *SERIAL)
+    assert same(f"{s3}/out", local)
     there = Folder.at(f"{s3}/out")
-    written = {name: json.loads((inputs / "out" / name).read_bytes()) for name in ("plan.json", "manifest.json")}
-    found = json.loads(there.read("manifest.json"))
-    assert found["fingerprint"]["cells"]["genes"] == written["manifest.json"]["fingerprint"]["cells"]["genes"]
     assert json.loads(there.read("result.json"))["status"] == "done"
     lost = there.folder("parts").names()[1]
     there.folder("parts").remove(lost)
     there.remove("manifest.json")
     run(*embed(s3, atlas, f"{s3}/out"), *SERIAL)
-    assert same(s3 + "/out", inputs / "out")
+    assert same(f"{s3}/out", local)
 
 
 def test_the_way_to_the_store_is_not_in_the_fingerprint(s3, inputs, monkeypatch):
@@ -149,5 +147,5 @@ def test_a_killed_run_on_ray_is_resumed(s3, inputs):
         process.send_signal(signal.SIGKILL)
     assert not Folder.at(f"{s3}/out").has("manifest.json")
     subprocess.run(words, env=variables, check=True, capture_output=True)
-    run(*embed(inputs, "atlas", inputs / "out"), *SERIAL)
-    assert same(f"{s3}/out", inputs / "out")
+    run(*embed(inputs, "atlas", f"{s3}/local"), *SERIAL)
+    assert same(f"{s3}/out", f"{s3}/local")

@@ -1,39 +1,25 @@
 """Folders on an object store: a server on loopback, in places behind a proxy that logs and refuses requests."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from scgpt_ray import patience
+from scgpt_ray.atlas.plan import cut
+from scgpt_ray.atlas.source import locate
 from scgpt_ray.cli import BAD_INPUT, main
-from scgpt_ray.errors import ConfigError
+from scgpt_ray.config import CellSettings
+from scgpt_ray.errors import ConfigError, OutputError
 from scgpt_ray.storage import Folder, require_reachable
 
 SIZE = 60_000_000
-
-
-@pytest.fixture
-def proxy(s3, s3_server, tmp_path, monkeypatch):
-    """The environment's endpoint is a proxy from here on: proxy.busy(...) refuses requests, proxy.requests() lists."""
-    script = Path(__file__).with_name("s3_proxy.py")
-    log, busy = tmp_path / "log.jsonl", tmp_path / "busy"
-    command = [sys.executable, str(script), s3_server, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", process.stdout.readline().strip())
-        yield SimpleNamespace(
-            busy=busy.write_text,
-            free=busy.unlink,
-            requests=lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
-        )
-        process.kill()
 
 
 def staged(folder, name, content):
@@ -107,7 +93,7 @@ def test_a_signal_in_an_upload_leaves_a_whole_object(s3, proxy, how, sent):
 def test_an_upload_of_which_a_piece_fails_is_not_committed(s3, proxy, monkeypatch):
     monkeypatch.setattr(patience, "LONGEST_S", 0.0)
     Folder.at(s3).write("x", b"old")
-    proxy.busy("partNumber=2")
+    proxy.trouble("503 partNumber=2")
     with pytest.raises(OSError, match="SLOW_DOWN"):
         Folder.at(s3).write("x", bytes(30_000_000))
     assert Folder.at(s3).read("x") == b"old"
@@ -128,12 +114,40 @@ def test_an_outage_is_waited_for(s3, proxy, caplog):
         "remove": lambda: folder.remove("y") is None,
     }
     for name, ask in asks.items():
-        proxy.busy("")
-        threading.Timer(3.0, proxy.free).start()
+        proxy.trouble("0 " if name == "size" else "503 ")
+        threading.Timer(3.0, proxy.over).start()
         caplog.clear()
         assert ask(), name
         assert f"{s3[5:]}" in caplog.text
         assert "waiting" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["atlas", "cells.h5ad"])
+@pytest.mark.parametrize("trouble", ["503 ", "0 "])
+def test_an_outage_while_an_atlas_is_read(s3, proxy, blood, make_soma, tmp_path, name, trouble):
+    few = blood[:20].copy()
+    few.write_h5ad(tmp_path / "cells.h5ad")
+    make_soma(few, tmp_path / "atlas")
+    for file in [tmp_path / "cells.h5ad", *(tmp_path / "atlas").rglob("*")]:
+        if file.is_file():
+            Folder.at(s3).write(str(file.relative_to(tmp_path)), file.read_bytes())
+    source = locate(f"{s3}/{name}", CellSettings())
+    proxy.trouble(trouble)
+    threading.Timer(5.0, proxy.over).start()
+    (partition,) = cut(source.joinids(), 100)
+    found = pa.concat_tables(source.read(partition, np.arange(64, dtype=np.int32)))
+    assert found["obs_id"].to_pylist() == few.obs_names.tolist()
+
+
+def test_what_is_not_allowed(s3, proxy):
+    proxy.trouble("403 ")
+    with pytest.raises(ConfigError, match=r"ACCESS_DENIED.*and your credentials"):
+        require_reachable(f"{s3}/x")
+    proxy.trouble("403 PUT")
+    require_reachable(f"{s3}/x")
+    with pytest.raises(OutputError, match=r"ACCESS_DENIED.*give --output a folder you may write to"):
+        Folder.at(f"{s3}/x").require_writable()
 
 
 def test_a_place_that_cannot_be_used(s3, monkeypatch):

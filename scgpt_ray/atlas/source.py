@@ -147,6 +147,10 @@ def _soma(
     # Consolidation may have replaced the files of a snapshot that this process opened before.
     open_experiment.cache_clear()
     store = current().public(release.region) if release else current()
+    if found := Folder(uri, store).unreachable():
+        raise AtlasError(
+            f"{uri}: {found}", expected="a bucket that answers", remedy="check the network, the URI and --storage"
+        )
     if uri.startswith("s3://"):
         store = store.located(urlsplit(uri).netloc)
     known = settings.snapshot or (earlier.get("snapshot") if earlier.get("uri") == uri else None)

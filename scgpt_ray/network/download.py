@@ -97,7 +97,10 @@ def locate_file(source: str, name: str) -> RemoteFile:
     """
     if source.startswith("hf://"):
         return _on_hub(HubFolder.of(source), name)
-    return stored_file(Folder(source, current().public()), name)
+    place = Folder(source, current().public())
+    if found := place.unreachable(name):
+        raise OSError(f"{place.where(name)}: {found}")
+    return stored_file(place, name)
 
 
 def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
