@@ -156,7 +156,7 @@ def _vectors(table: pa.Table) -> npt.NDArray[np.float32]:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _text(values: pa.ChunkedArray) -> pa.ChunkedArray:

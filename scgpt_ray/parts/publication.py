@@ -23,6 +23,8 @@ from scgpt_ray.storage import Folder
 _SHARD_BYTES = 500 * 10**6
 """Size of a Parquet file; that of the library `datasets` (its default max_shard_size)."""
 
+_MOST_TITLE, _MOST_DESCRIPTION = 127, 2047  # characters (tools/census_contrib/src/census_contrib/metadata.py)
+
 
 def export_soma(
     folder: Folder,
@@ -69,13 +71,12 @@ def embedding_info(manifest: Manifest, provenance: Provenance) -> dict[str, Any]
     `census_version` and `experiment_name` of another atlas are none of the Census: its reader refuses them.
     """
     cells, digest = manifest.fingerprint.cells, manifest.fingerprint.digest
-    facts = provenance.facts()
+    facts = "; ".join(f"{name}: {text}" for name, text in provenance.facts().items())
     return {
         "id": f"scgpt-ray-{digest[:12]}",
         "embedding_name": "scgpt",
-        "title": f"scGPT embeddings of {provenance.atlas}"[:127],
-        "description": "Zero-shot cell embeddings of scGPT, unit vectors. "
-        + "; ".join(f"{name}: {text}" for name, text in facts.items()),
+        "title": f"scGPT embeddings of {provenance.atlas}"[:_MOST_TITLE],
+        "description": f"Zero-shot cell embeddings of scGPT, unit vectors. {facts}"[:_MOST_DESCRIPTION],
         "primary_contact": dict.fromkeys(("name", "email", "affiliation"), NOT_STATED),
         "additional_contacts": [],
         "DOI": DOI,
@@ -120,13 +121,15 @@ def export_dataset(
     manifest = require_manifest(folder)
     provenance = Provenance.of(folder, manifest.fingerprint, manifest.coverage)
     shards = list(_shards(manifest, 2 if half else 4))
+    number = pa.float16() if half else pa.float32()
     with new_folder(output) as place:
         (place / "data").mkdir()
-        for number, names in enumerate(shards):
-            file = place / "data" / f"train-{number:05d}-of-{len(shards):05d}.parquet"
-            _write_shard(file, iterate_parts(folder.folder(PARTS), names), pa.float16() if half else pa.float32())
-        schema = pq.read_schema(file)
-        card = dataset_card(manifest, provenance, schema, title=title, license=license)
+        names = [f"train-{shard:05d}-of-{len(shards):05d}.parquet" for shard in range(len(shards))]
+        schemas = [
+            _write_shard(place / "data" / name, iterate_parts(folder.folder(PARTS), parts), number)
+            for name, parts in zip(names, shards, strict=True)
+        ]
+        card = dataset_card(manifest, provenance, schemas[0], title=title, license=license)
         (place / "README.md").write_text(card, encoding="utf-8")
     return manifest.n_cells
 
@@ -140,8 +143,8 @@ def _shards(manifest: Manifest, n_bytes: int) -> Iterator[list[str]]:
         yield [name for _, name in group]
 
 
-def _write_shard(file: Path, tables: Iterator[pa.Table], number: pa.DataType) -> None:
-    """Write a Parquet file, a row group per table."""
+def _write_shard(file: Path, tables: Iterator[pa.Table], number: pa.DataType) -> pa.Schema:
+    """Write a Parquet file, a row group per table; returns its schema."""
     first = next(tables)
     schema = pa.schema([(column.name, _published(column, number)) for column in first.schema])
     texts = [column.name for column in schema if pa.types.is_string(column.type)]
@@ -150,6 +153,7 @@ def _write_shard(file: Path, tables: Iterator[pa.Table], number: pa.DataType) ->
         writer.write_table(first.replace_schema_metadata(None).cast(schema))
         for table in tables:
             writer.write_table(table.replace_schema_metadata(None).cast(schema))
+    return schema
 
 
 def _published(column: pa.Field, number: pa.DataType) -> pa.DataType:
