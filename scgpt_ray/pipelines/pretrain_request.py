@@ -34,7 +34,7 @@ _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
 _NO_NUMBER = frozenset(
-    {"output", "executor", "workers", "tokens_per_microbatch", "tiledb_config", "census_directory", "census_mirror"}
+    "output executor wait workers tokens_per_microbatch tiledb_config census_directory census_mirror".split()
 )
 """Settings that change no number."""
 _PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})
