@@ -89,7 +89,9 @@ class Verb:
                     expected="a folder for this command alone",
                     remedy="give --output another folder",
                 )
-        return hold(output, self.home, wait=getattr(settings, "wait", False))
+        return hold(
+            output, next(name for name, verb in VERBS.items() if verb is self), wait=getattr(settings, "wait", False)
+        )
 
 
 VERBS = {
