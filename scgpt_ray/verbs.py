@@ -89,9 +89,7 @@ class Verb:
                     expected="a folder for this command alone",
                     remedy="give --output another folder",
                 )
-        return hold(
-            output, next(name for name, verb in VERBS.items() if verb is self), wait=getattr(settings, "wait", False)
-        )
+        return hold(output, settings.verb, wait=getattr(settings, "wait", False))
 
 
 VERBS = {
