@@ -6,6 +6,7 @@ here and imported when they are needed, so that `--help` waits for neither pydan
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from textwrap import fill
@@ -35,12 +36,14 @@ class Verb:
         settings: Name of its class in `scgpt_ray.config`.
         home: Module and name of its function, which takes the settings, and an engine if they are `ExecutionSettings`.
         returns: What the function returns.
+        leaves: A file in its output folder that no other verb makes; None for a verb without an output folder.
     """
 
     summary: str
     settings: str
     home: str
     returns: str
+    leaves: str | None = None
 
     @property
     def name(self) -> str:
@@ -53,7 +56,11 @@ class Verb:
         return found
 
     def run(self, settings: "Settings") -> Result:
-        """Import the function, and call it."""
+        """Import the function, and call it while no other run writes into the output folder.
+
+        Raises:
+            OutputError: If another run does, or the folder holds the output of another verb.
+        """
         from scgpt_ray.config import ExecutionSettings
         from scgpt_ray.object_store import using
 
@@ -62,13 +69,31 @@ class Verb:
         result: Result
         with using(store_of(settings)):
             _require_reachable(settings)
-            if isinstance(settings, ExecutionSettings):
-                from scgpt_ray.execution.engine import LocalOrRay
+            with self._alone(settings):
+                if isinstance(settings, ExecutionSettings):
+                    from scgpt_ray.execution.engine import LocalOrRay
 
-                result = function(settings, LocalOrRay(settings.executor))
-            else:
-                result = function(settings)
+                    result = function(settings, LocalOrRay(settings.executor))
+                else:
+                    result = function(settings)
         return result
+
+    def _alone(self, settings: Any) -> AbstractContextManager[None]:
+        if self.leaves is None:
+            return nullcontext()
+        from scgpt_ray.errors import OutputError
+        from scgpt_ray.lease import hold
+        from scgpt_ray.storage import Folder
+
+        output = Folder.at(settings.output)
+        for name, verb in VERBS.items():
+            if verb.leaves not in (None, self.leaves) and output.has(verb.leaves):
+                raise OutputError(
+                    f"{output.uri} holds the output of {name} ({verb.leaves})",
+                    expected="a folder for this command alone",
+                    remedy="give --output another folder",
+                )
+        return hold(output, settings.verb, wait=getattr(settings, "wait", False))
 
 
 def store_of(settings: "Settings") -> "ObjectStore":
@@ -96,36 +121,42 @@ VERBS = {
         "EmbedSettings",
         "pipelines.embed:embed",
         "Manifest: The embedded cells, and the parts that hold them.",
+        leaves="plan.json",
     ),
     "index": Verb(
         "Build a sharded faiss index of embeddings, with labels and a measured recall.",
         "IndexSettings",
         "pipelines.index:build_index",
         "IndexDescription: The index, its search parameters and their recall.",
+        leaves="index.json",
     ),
     "map": Verb(
         "Map query cells onto an indexed reference: neighbours, labels by vote, confidence, report.",
         "MapSettings",
         "pipelines.map:map_query",
         "MappingResult: Labels and neighbours of each query cell, and their evaluation if the truth is known.",
+        leaves="predictions.parquet",
     ),
     "integrate": Verb(
         "Evaluate how embeddings mix batches and separate cell types, and explain batch effects.",
         "IntegrateSettings",
         "pipelines.integrate:integrate",
         "IntegrationResult: Metrics of each embedding, and the effect of each factor.",
+        leaves="umap-batch.png",
     ),
     "pretrain": Verb(
         "Train a network, or continue training one, with or without cell-type labels; resumable.",
         "PretrainSettings",
         "pipelines.pretrain:pretrain",
         "Trained: The folder with the checkpoint, and the metrics of training.",
+        leaves="request.json",
     ),
     "refresh": Verb(
         "Bring embeddings up to date with their atlas: only new and changed cells are embedded.",
         "RefreshSettings",
         "pipelines.refresh:refresh",
         "Refreshed: Cells added, carried over, changed and removed.",
+        leaves="plan.json",
     ),
     "validate": Verb(
         "Audit an output folder of embed or index.",
@@ -150,6 +181,7 @@ VERBS = {
         "DemoSettings",
         "pipelines.demo:demo",
         "Demo: Accuracy of the labels, and of baselines.",
+        leaves="reference/plan.json",
     ),
     "benchmark": Verb(
         "Measure the speed of a stage on this machine.",

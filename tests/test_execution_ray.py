@@ -220,6 +220,23 @@ def test_a_driver_that_is_asked_to_stop(runs, blood_file, checkpoint, executor, 
     assert len(list(output.glob("parts/part-*"))) == 260
 
 
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process(blood_file, checkpoint, tmp_path):
+    """SIGKILL of the driver alone: Ray's processes below it, which nothing else ends, are gone within 63 s."""
+    command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
+    command += ["--output", str(tmp_path / "out"), "--cells-per-partition", "1", "--executor", "ray"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not list(tmp_path.glob("out/parts/part-*")):
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.01)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in below)
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(below, timeout=63)
+    assert not alive
+
+
 def test_an_actor_with_other_weights_is_refused(checkpoint):
     from scgpt_ray.errors import CheckpointError
 

@@ -257,9 +257,19 @@ class Deadly(H5adSource):
         return super().read(partition, gene_tokens)
 
 
+@pytest.fixture
+def by_value(local_ray):
+    """Workers cannot import this file: its functions and classes travel with what uses them."""
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_cell_that_kills_its_worker(local_ray, blood_file, checkpoint, tmp_path):
+def test_a_cell_that_kills_its_worker(by_value, blood_file, checkpoint, tmp_path):
     """Three deaths, then its partition of eight is halved; a healed source gives the undisturbed parts."""
     request = options(blood_file, checkpoint, tmp_path / "out", executor="ray", cells_per_partition=8)
     request |= {"obs_filter": "donor == 'd1'"}
@@ -313,7 +323,7 @@ def count(table, partition, figures):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_network_that_fails_gets_a_new_process(local_ray):
+def test_a_network_that_fails_gets_a_new_process(by_value):
     """An error of CUDA lasts as long as the process: the partitions after it are computed by another."""
     partitions = cut(np.arange(40), 10)
     with LocalOrRay("ray").open(40) as executor:

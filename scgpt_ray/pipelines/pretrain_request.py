@@ -32,9 +32,9 @@ CHECKPOINT = "checkpoint"
 _PAD_VALUE = -2
 """The value of <cls>, as in the published checkpoints."""
 
-_NO_NUMBER = frozenset(
-    {"output", "executor", "workers", "tokens_per_microbatch", "storage", "census_directory", "census_mirror"}
-)
+_NO_NUMBER = frozenset({
+    "output", "executor", "wait", "workers", "tokens_per_microbatch", "storage", "census_directory", "census_mirror",
+})  # fmt: skip
 """Settings that change no number."""
 _PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})
 """Settings that a request replaces by the digest of what they refer to."""
