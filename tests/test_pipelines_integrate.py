@@ -367,34 +367,3 @@ def test_counts_are_those_of_the_atlas(blood, blood_file, make_soma, tmp_path, k
 
 def test_the_default_sample_is_that_of_the_metrics():
     assert IntegrateSettings.model_fields["max_cells"].default == MAX_CELLS
-
-
-@pytest.mark.slow
-def test_stimulated_cells(shared, tmp_path):
-    """Real cells, a random network: interferon drives single genes, and principal components carry it."""
-    from scgpt_ray.network.checkpoint import random_checkpoint
-
-    atlas = shared / "data" / "kang_ctrlstim.h5ad"
-    genes = anndata.read_h5ad(atlas).var["feature_name"].tolist()
-    random_checkpoint(tmp_path / "checkpoint", genes, embsize=64, nheads=4, d_hid=64, nlayers=2)
-    scgpt_ray.embed(
-        executor="serial",
-        atlas=str(atlas),
-        checkpoint=str(tmp_path / "checkpoint"),
-        output=str(tmp_path / "kang"),
-        obs_columns=["cell_type", "condition"],
-    )
-    integrated = scgpt_ray.integrate(
-        embeddings=[str(tmp_path / "kang")],
-        label_column="cell_type",
-        batch_column="condition",
-        output=str(tmp_path / "out"),
-    )
-    condition, _ = integrated.effects
-    assert condition.kind == "cannot tell", "no donors were carried along"
-    assert {"IFIT1", "CXCL10"} <= {gene.gene for gene in condition.shift.genes.strongest}
-    mine, baseline = integrated.integration.scores
-    assert (mine.name, baseline.name) == ("kang", BASELINE)
-    assert not {"nmi", "asw_batch", "kbet", "pcr_comparison"} & set(mine.undefined)
-    assert condition.embeddings[1].probe.score > 0.9
-    assert baseline.ilisi < 0.3

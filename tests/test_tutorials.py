@@ -84,7 +84,8 @@ def evaluated(some_cells, folder):
         )
         metrics = json.loads((folder / name / "integration" / "metrics.json").read_bytes())
         assert result["n_evaluated"] == metrics["integration"]["n"] == N_CELLS
-        return lines, result["scores"], {effect["name"]: effect for effect in metrics["effects"]}
+        scores = {each["name"]: each for each in metrics["integration"]["scores"]}
+        return lines, scores, {effect["name"]: effect for effect in metrics["effects"]}
 
     return run
 
@@ -115,6 +116,8 @@ def test_integration_over_stimulation(evaluated):
     mine, components = condition["embeddings"]
     assert (mine["embedding"], components["embedding"]) == ("demo", BASELINE)
     assert components["probe"]["score"] > 0.9
+    assert scores[BASELINE]["ilisi"] < 0.3
+    assert not {"nmi", "asw_batch", "kbet", "pcr_comparison"} & set(scores["demo"]["undefined"])
     assert components["purity"]["share"] > mine["purity"]["share"] + 0.2
     assert scores["demo"]["avg_bio"] > scores[BASELINE]["avg_bio"] + 0.1
     assert scores["demo"]["avg_batch"] > scores[BASELINE]["avg_batch"] + 0.03  # .943 and .898 by scib's definitions
