@@ -9,6 +9,7 @@ from scgpt_ray.config.cells import ComputeSettings
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.description import require_index
+from scgpt_ray.lease import hold
 from scgpt_ray.parts.changes import changes
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import require_manifest
@@ -115,15 +116,15 @@ def _changes(earlier: Folder, before: Manifest, output: Folder, after: Manifest)
 def _indexed(settings: RefreshSettings, index: IndexDescription, engine: Engine) -> IndexDescription:
     """An index of the refreshed embeddings with the template of the earlier one, as it is asked for there."""
     assert settings.index_output is not None, "both are given"
-    return build_index(
-        IndexSettings(
-            embeddings=settings.output,
-            output=settings.index_output,
-            template=settings.index,
-            label_columns=index.label_columns,
-            target_recall=index.request["target_recall"],
-            seed=index.request["seed"],
-            executor=settings.executor,
-        ),
-        engine,
+    request = IndexSettings(
+        embeddings=settings.output,
+        output=settings.index_output,
+        template=settings.index,
+        label_columns=index.label_columns,
+        target_recall=index.request["target_recall"],
+        seed=index.request["seed"],
+        executor=settings.executor,
+        storage=settings.storage,
     )
+    with hold(Folder.at(settings.index_output), "refresh", wait=settings.wait):
+        return build_index(request, engine)
