@@ -76,9 +76,6 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
         coverage=coverage.to_dict(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    sink = pa.BufferOutputStream()
-    pq.write_table(job.genes.to_table(), sink, compression="zstd")
-    job.output.write(GENES, sink.getvalue())
     plan.write(job.output)
     return plan
 
@@ -100,6 +97,10 @@ def run_plan(
     logger.info("%d cells in %d partitions, %d of them done", plan.n_cells, len(plan.partitions), len(parts))
     if not todo:
         return parts, actors
+    # Again on resume, as it may be lost or damaged: this table is that of the fingerprint.
+    sink = pa.BufferOutputStream()
+    pq.write_table(job.genes.to_table(), sink, compression="zstd")
+    job.output.write(GENES, sink.getvalue())
     assert job.checkpoint.files is not None, "it was read from files"
     checkpoint = share(job.checkpoint.files, job.output.folder(CHECKPOINT), executor)
     stages = stages_of(job, checkpoint, workers)
