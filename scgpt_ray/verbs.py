@@ -99,10 +99,10 @@ VERBS = {
         "Trained: The folder with the checkpoint, and the metrics of training.",
     ),
     "validate": Verb(
-        "Audit an output folder of embed or index.",
+        "Audit an output folder of embed or index; repair it.",
         "ValidateSettings",
         "pipelines.validate:validate",
-        "Problems: A list with one line per problem; empty without problems.",
+        "Problems: A list with one line per problem, and what to do about them; empty without problems.",
     ),
     "export": Verb(
         "Write embeddings to a file that other tools open.",

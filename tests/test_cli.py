@@ -278,7 +278,7 @@ def test_what_a_run_prints_and_ends_with(is_whole, make_embeddings, tmp_path, ca
     *lines, result = capsys.readouterr().out.splitlines()
     values = json.loads(result)
     assert (values["verb"], values["ok"]) == ("validate", is_whole)
-    assert lines == (values["problems"] or ["no problems found"])
+    assert lines == ([*values["problems"], values["remedy"]] if values["problems"] else ["no problems found"])
 
 
 def test_the_output_in_the_result_is_absolute(make_embeddings, tmp_path, capsys, monkeypatch):

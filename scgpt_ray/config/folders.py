@@ -8,14 +8,14 @@ from scgpt_ray.config.execution import ExecutionSettings
 from scgpt_ray.config.settings import Settings, Text, Texts
 
 
-class ValidateSettings(Settings):
+class ValidateSettings(ExecutionSettings):
     """Options of `validate`."""
 
     verb = "validate"
     group = "Input"
     examples = (
         "scgpt-ray validate --embeddings demo/reference",
-        "scgpt-ray validate --embeddings demo/mapped/embeddings",
+        "scgpt-ray validate --embeddings demo/mapped/embeddings --repair",
         "scgpt-ray validate --index demo/index",
     )
 
@@ -23,6 +23,8 @@ class ValidateSettings(Settings):
     """Output folder of `embed`. Default: none; give this or --index."""
     index: Text | None = None
     """Output folder of `index`. Default: none."""
+    repair: bool = False
+    """Delete damaged files and make them again, from the request that the folder holds."""
 
     @model_validator(mode="after")
     def _one_folder(self) -> Self:

@@ -117,12 +117,6 @@ def _file(encoded: pa.Table, part: Part, dictionaries: list[str]) -> tuple[bytes
     return sink.getvalue(), part
 
 
-def data_digest(content: bytes) -> str:
-    """SHA-256 of the bytes of a Parquet file before its footer."""
-    footer = int.from_bytes(content[-8:-4], "little")
-    return hashlib.sha256(memoryview(content)[: -8 - footer]).hexdigest()
-
-
 def _encoded(table: pa.Table) -> pa.Table:
     """Dictionary-encode the carried text columns, and cast the embedding to what pyarrow can read back."""
     place = table.schema.get_field_index(EMBEDDING)

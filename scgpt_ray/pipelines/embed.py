@@ -80,6 +80,13 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
     return plan
 
 
+def write_genes(job: EmbedJob) -> None:
+    """Write the gene table of the fingerprint, from which workers read the token of each gene."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(job.genes.to_table(), sink, compression="zstd")
+    job.output.write(GENES, sink.getvalue())
+
+
 def run_plan(
     plan: Plan, job: EmbedJob, executor: Executor, workers: Pool, tracker: Tracker
 ) -> tuple[dict[int, Part], list[dict[str, Any]]]:
@@ -95,12 +102,9 @@ def run_plan(
     actors: list[dict[str, str | int]] = []
     todo = tuple(partition for partition in plan.partitions if partition.number not in parts)
     logger.info("%d cells in %d partitions, %d of them done", plan.n_cells, len(plan.partitions), len(parts))
+    write_genes(job)  # again on resume: the table may be lost or damaged
     if not todo:
         return parts, actors
-    # Again on resume, as it may be lost or damaged: this table is that of the fingerprint.
-    sink = pa.BufferOutputStream()
-    pq.write_table(job.genes.to_table(), sink, compression="zstd")
-    job.output.write(GENES, sink.getvalue())
     assert job.checkpoint.files is not None, "it was read from files"
     checkpoint = share(job.checkpoint.files, job.output.folder(CHECKPOINT), executor)
     stages = stages_of(job, checkpoint, workers)
