@@ -104,6 +104,12 @@ VERBS = {
         "pipelines.validate:validate",
         "Problems: A list with one line per problem, and what to do about them; empty without problems.",
     ),
+    "verify": Verb(
+        "Embed a sample of cells again on this CPU, and compare with what is stored.",
+        "VerifySettings",
+        "pipelines.verify:verify",
+        "Verified: Largest difference, smallest cosine, and the cells out of tolerance.",
+    ),
     "export": Verb(
         "Write embeddings to a file that other tools open.",
         "ExportSettings",

@@ -8,7 +8,13 @@ from scgpt_ray.config.benchmark import BenchmarkSettings
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
 from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice
-from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ExportSettings, ValidateSettings
+from scgpt_ray.config.folders import (
+    CheckpointsSettings,
+    DemoSettings,
+    ExportSettings,
+    ValidateSettings,
+    VerifySettings,
+)
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.map import MapSettings
@@ -32,5 +38,6 @@ __all__ = [
     "Settings",
     "ValidateSettings",
     "VariableGeneSettings",
+    "VerifySettings",
     "parse_bytes",
 ]

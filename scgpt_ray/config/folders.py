@@ -1,11 +1,11 @@
-"""The options of `validate`, `export` and `demo`."""
+"""The options of `validate`, `verify`, `export`, `checkpoints` and `demo`."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Settings, Text, Texts
+from scgpt_ray.config.settings import Count, Settings, Text, Texts
 
 
 class ValidateSettings(ExecutionSettings):
@@ -31,6 +31,29 @@ class ValidateSettings(ExecutionSettings):
         if (self.embeddings is None) == (self.index is None):
             raise ValueError("give one of --embeddings and --index")
         return self
+
+
+class VerifySettings(Settings):
+    """Options of `verify`."""
+
+    verb = "verify"
+    group = "Input"
+    examples = (
+        "scgpt-ray verify --embeddings demo/reference",
+        "scgpt-ray verify --embeddings demo/mapped/embeddings --sample 50 --seed 1",
+        "scgpt-ray verify --embeddings demo/reference --atlas demo/atlas --checkpoint demo",
+    )
+
+    embeddings: Text
+    """Output folder of a finished `embed`."""
+    sample: Count = 500
+    """Number of cells to embed again; all, if there are fewer."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Random seed of the sample."""
+    atlas: Text | None = None
+    """The atlas that was embedded, or a copy of it. Default: where it was."""
+    checkpoint: Text | None = None
+    """The checkpoint that it was embedded with. Default: where it was."""
 
 
 class ExportSettings(Settings):

@@ -1,12 +1,12 @@
 """The audit of an output folder, and its repair."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from scgpt_ray.config import EmbedSettings, ValidateSettings
-from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.index.audit import audit_index
 from scgpt_ray.parts.audit import Problem, audit_embeddings
 from scgpt_ray.parts.manifest import GENES
@@ -67,29 +67,33 @@ def validate(settings: ValidateSettings, engine: Engine) -> Problems:
     return found
 
 
-def stored_settings(plan: Plan, folder: Folder) -> EmbedSettings:
-    """The request in a plan, from any working directory: with the absolute place of the atlas, and of the output.
+def stored_settings(folder: Folder, plan: Plan | None, instead: Mapping[str, str | None]) -> EmbedSettings:
+    """The request in a plan, for any working directory: with the absolute place of the atlas, and of the output.
+
+    Args:
+        folder: Where the plan is.
+        plan: The plan.
+        instead: Settings that replace those of the plan, unless they are None.
 
     Raises:
-        ReferenceSetError: If the plan holds no request that this version understands.
+        ReferenceSetError: If there is no plan, or it holds no request that this version understands.
     """
-    asked = dict(plan.settings)
-    if not str(asked.get("atlas", "")).startswith("census:"):
+    asked = {} if plan is None else dict(plan.settings)
+    if plan is not None and not str(asked.get("atlas", "")).startswith("census:"):
         asked["atlas"] = plan.fingerprint.cells.get("uri")
     try:
-        return EmbedSettings.of({**asked, "output": folder.uri})
-    except ValueError as error:
+        replaced = {name: value for name, value in instead.items() if value is not None}
+        return EmbedSettings.of({**asked, "output": folder.uri, **replaced})
+    except ConfigError as error:
         raise ReferenceSetError(
-            f"{folder.where(Plan.file)} holds no whole request ({error})",
+            f"{folder.where(Plan.file)} holds no whole request ({error.found})",
             expected="a folder that embed has written",
             remedy="run scgpt-ray embed again with a new --output",
         ) from None
 
 
 def _repair_embeddings(folder: Folder, problems: Sequence[Problem], engine: Engine) -> None:
-    plan = Plan.read(folder)
-    assert plan is not None, "a plan that is lost cannot be made again"
-    settings = stored_settings(plan, folder)
+    settings = stored_settings(folder, Plan.read(folder), {})
     files = {problem.file for problem in problems}
     if Manifest.file in files and folder.has(Manifest.file):
         folder.remove(Manifest.file)  # a request is checked against a manifest that can be read, or against none
