@@ -8,12 +8,14 @@ import gzip
 import json
 import pickle
 import re
+import resource
 import shutil
+import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import h5py
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from scgpt_ray.cli import BAD_INPUT, main
 from scgpt_ray.config.settings import option_name
 from scgpt_ray.network.checkpoint import random_checkpoint
 from scgpt_ray.records import Manifest, Plan
+from scgpt_ray.verbs import VERBS
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,8 @@ COMMANDS = {
 }
 """Good commands, without `--output`; values are names in the folder of good input."""
 
+PLACES = {"atlas", "query", "checkpoint", "embeddings", "index"}
+
 
 def altered(change, source="blood.h5ad", name="altered.h5ad"):
     """A copy of an .h5ad file that `change` alters by h5py."""
@@ -79,26 +84,13 @@ def drop(*keys):
     return change
 
 
-def put(key, value):
-    def change(file):
-        if value.shape == file[key].shape:
-            attributes = dict(file[key].attrs)
-            del file[key]
-            file[key] = value
-            file[key].attrs.update(attributes)
-        else:
-            del file[key]
-            file[key] = value
-
-    return change
-
-
 def value(change):
     """Change the values of X, a numpy array."""
 
     def write(file):
-        values = file["X/data"][:]
-        put("X/data", change(values))(file)
+        values = change(file["X/data"][:])
+        del file["X/data"]
+        file["X/data"] = values
 
     return altered(write)
 
@@ -153,6 +145,10 @@ def copied(name, change):
     return make
 
 
+def unchanged(_place):
+    pass
+
+
 def without(name):
     return lambda place: shutil.rmtree(place / name) if (place / name).is_dir() else (place / name).unlink()
 
@@ -196,17 +192,6 @@ def wider(_good, place):
     return place / "wider"
 
 
-def column(name, change):
-    """Rewrite a column of all label tables."""
-
-    def rewrite(place):
-        for path in place.glob("labels-*.parquet"):
-            table = pq.read_table(path)
-            pq.write_table(change(table, name), path)
-
-    return rewrite
-
-
 NORM = "transformer_encoder.layers.1.norm1.weight"
 HDF5 = "check the file with anndata.read_h5ad"
 ATLAS = [
@@ -220,13 +205,13 @@ ATLAS = [
     (file(b"cell,gene,count\n" * 99), f"bad.h5ad: .*{HDF5}"),
     (file(gzip.compress), f"bad.h5ad: .*{HDF5}"),
     (folder("cells.h5ad"), "cells.h5ad: .*expected a complete .h5ad file"),
-    (file(b"cell,gene,count\n", "cells.csv"), "cells.csv: .*expected a SOMA experiment"),
-    (file(lambda content: content, "cells.hdf5"), "cells.hdf5: .*expected a SOMA experiment"),
-    (folder("empty"), "empty: .*expected a SOMA experiment"),
-    (folder("cells.zarr", ".zgroup", "X"), "cells.zarr: .*expected a SOMA experiment"),
+    (file(b"cell,gene,count\n", "cells.csv"), "cells.csv at snapshot .*a SOMA experiment"),
+    (file(lambda content: content, "cells.hdf5"), "cells.hdf5 at snapshot .*a SOMA experiment"),
+    (folder("empty"), "empty at snapshot .*a SOMA experiment"),
+    (folder("cells.zarr", ".zgroup", "X"), "cells.zarr at snapshot .*a SOMA experiment"),
     (lambda good, _place: good / "atlas" / "ms", "not a SOMAExperiment"),
-    (lambda good, _place: good / "atlas" / "obs", "expected a SOMA experiment"),
-    (copied("atlas", without("obs")), "expected a SOMA experiment"),
+    (lambda good, _place: good / "atlas" / "obs", "a SOMA experiment"),
+    (copied("atlas", without("obs")), "a SOMA experiment"),
     (copied("atlas", without("ms/RNA/X/raw/__schema")), "atlas.*; expected "),
     (old_anndata, "anndata < 0.7"),
     (altered(drop("X")), "no layer X; expected one of raw"),
@@ -244,9 +229,9 @@ ATLAS = [
     (altered(lambda made: made["X/indices"].__setitem__(3, 64)), "column 64, which has no row in var"),
     (altered(lambda made: made["X/indices"].__setitem__(3, -1)), "column -1, which has no row in var"),
     (altered(lambda made: made["obs"].attrs.modify("_index", "nothing")), f"altered.h5ad: .*{HDF5}"),
-    (altered(lambda made: made["obs"].attrs.modify("encoding-type", "dict")), "obs is a dict"),
-    (value(lambda values: values.astype("S4")), "X: .*expected"),
-    (value(lambda values: values.astype(np.complex64)), "X: .*expected"),
+    (altered(lambda made: made["obs"].attrs.modify("encoding-type", "dict")), f"altered.h5ad: obs: .*{HDF5}"),
+    (value(lambda values: values.astype("S4")), "X is a csr_matrix of .*, not a matrix of numbers"),
+    (value(lambda values: values.astype(np.complex64)), "X is a csr_matrix of .*, not a matrix of numbers"),
     (last(-1), "cell cell-059 has -1 for gene .*; expected finite counts >= 0"),
     (last(np.nan), "cell cell-059 has NaN for gene .*; expected finite counts >= 0"),
     (last(np.inf), "cell cell-059 has inf for gene .*; expected finite counts >= 0"),
@@ -288,7 +273,7 @@ EMBED = [
     ({"output": copied("run", torn(Plan.file))}, "plan.json cannot be used: Invalid JSON"),
     ({"output": copied("run", torn(Manifest.file))}, "manifest.json cannot be used: Invalid JSON"),
     ({"output": copied("run", setting(Manifest.file, news=1))}, "manifest.json cannot be used: news: Extra inputs"),
-    ({"output": copied("run", lambda place: None), "seed": "4"}, "holds run .*, this is .*seed: 4 against 0"),
+    ({"output": copied("run", unchanged), "seed": "4"}, "holds run .*, this is .*seed: 4 against 0"),
     ({"config": "/nowhere.yaml"}, "--config /nowhere.yaml: .*expected a readable file"),
     ({"config": file(b"atlas: [", "embed.yaml")}, "expected valid YAML"),
     ({"config": file(b"\xff\xfe\x00", "embed.yaml")}, "expected (a readable file|valid YAML)"),
@@ -319,7 +304,7 @@ CHECKPOINT = [
     (copied("checkpoint", torn("best_model.pt")), "best_model.pt"),
     (copied("checkpoint", holding("best_model.pt", b"")), "best_model.pt"),
     (copied("checkpoint", holding("best_model.pt", b"text")), "best_model.pt"),
-    (copied("checkpoint", holding("best_model.pt", pickle.dumps({"a": 1}))), "best_model.pt"),
+    (copied("checkpoint", holding("best_model.pt", pickle.dumps({"a": 1}, protocol=2))), "best_model.pt"),
     (copied("checkpoint", code), "best_model.pt"),
     (copied("checkpoint", tensors(lambda found: found.pop(NORM))), NORM),
     (copied("checkpoint", tensors(lambda found: found.update({NORM: torch.ones(3)}))), NORM),
@@ -343,8 +328,8 @@ REST = [
     ("index", {"factory": "nonsense"}, "nonsense"),
     ("index", {"factory": "IVF4096,SQ8"}, "IVF4096,SQ8"),
     ("index", {"memory_budget": "8 parsecs"}, "'8 parsecs' is not a size like 8GB"),
-    ("index", {"memory_budget": "-1GB"}, "'-1GB' is not a positive size"),
-    ("index", {"output": copied("index", lambda place: None), "seed": "3"}, "holds run .*seed: 3 against 0"),
+    ("index", {"memory_budget": "0GB"}, "'0GB' is not a positive size"),
+    ("index", {"output": copied("index", unchanged), "seed": "3"}, "holds run .*seed: 3 against 0"),
     ("index", {"output": copied("index", torn("index.json"))}, "index.json cannot be used: Invalid JSON"),
     ("index", {"append": True}, "out has no index.json"),
     ("map", {"index": "/nowhere"}, "/nowhere has no index.json; .*; give its path to --index"),
@@ -354,19 +339,25 @@ REST = [
     ("map", {"index": copied("index", setting("index.json", format=9))}, "index.json cannot be used: format: "),
     ("map", {"index": copied("index", setting("index.json", n_cells=9))}, "index.json cannot be used: .*9 cells"),
     ("map", {"index": copied("index", without("shard-00000.faiss"))}, "shard-00000.faiss is missing"),
-    ("map", {"index": copied("index", torn("shard-00000.faiss"))}, "shard-00000.faiss cannot be read"),
+    (
+        "map",
+        {"index": copied("index", torn("shard-00000.faiss"))},
+        "shard-00000.faiss has .* bytes; .* --repair",
+    ),
     ("map", {"index": copied("index", without("ids-00000.npy"))}, "ids-00000.npy is missing"),
-    ("map", {"index": copied("index", torn("ids-00000.npy"))}, "ids-00000.npy cannot be read"),
-    ("map", {"index": copied("index", without("labels-00000.parquet"))}, "labels-00000.parquet"),
-    ("map", {"index": copied("index", torn("labels-00000.parquet"))}, "labels-00000.parquet"),
-    ("map", {"index": copied("index", setting("index.json", d=9))}, "width"),
+    ("map", {"index": copied("index", torn("ids-00000.npy"))}, "ids-00000.npy has .* bytes"),
+    (
+        "map",
+        {"index": copied("index", without("labels-00000.parquet"))},
+        "labels-00000.parquet (is missing|has)",
+    ),
+    ("map", {"index": copied("index", torn("labels-00000.parquet"))}, "labels-00000.parquet (is missing|has)"),
     ("map", {"checkpoint": wider}, r"differ in the model \(vocabulary|differ in the model \(weights"),
     ("map", {"k": "61"}, "--k 61: .* holds 59 cells; .*; lower --k"),
     ("map", {"label_columns": "donor"}, "keeps no column donor; expected one of cell_type"),
     ("map", {"truth_column": "tissue"}, "obs has no column tissue"),
     ("map", {"exclude_same": "donor"}, "keeps no column donor"),
     ("map", {"neighbor_filter": "age > 3"}, "--neighbor-filter 'age > 3': no column age"),
-    ("map", {"neighbor_filter": "cell_type == 'nothing'"}, "no cell of .* that may be a neighbour has a cell_type"),
     ("integrate", {"batch_column": "site"}, "carries no column site; expected one of n_genes, cell_type"),
     ("integrate", {"label_column": "cell_type"}, "name a column twice"),
     ("integrate", {"embeddings": "a.parquet"}, "names the file a.parquet first"),
@@ -402,8 +393,8 @@ def command(verb, changes, good, place):
     words = [verb]
     for name, asked in {**COMMANDS[verb], **output, **changes}.items():
         made = asked(good, place) if callable(asked) else asked
-        known = isinstance(made, str) and (good / made).exists()
-        words += [option_name(name)] if made is True else [option_name(name), str(good / made if known else made)]
+        made = good / made if name in PLACES and isinstance(made, str) and (good / made).exists() else made
+        words += [option_name(name)] if made is True else [option_name(name), str(made)]
     return words
 
 
@@ -435,3 +426,69 @@ def test_bad_input(verb, changes, pattern, good, tmp_path, capsys):
     before = state(good, tmp_path)
     assert re.search(pattern, refused(capsys, words))
     assert state(good, tmp_path) == before, "nothing is written"
+
+
+def wrong_values(info):
+    """Values of an option that are out of one of its bounds, of another type, or not among its choices."""
+    hints = [info.annotation, *get_args(info.annotation)]
+    hints += [hint for each in hints for hint in get_args(each)]
+    nested = [limit for hint in hints for item in getattr(hint, "__metadata__", ()) for limit in item.metadata]
+    for limit in (*info.metadata, *nested):
+        for bound, step in {"ge": -1, "gt": 0, "le": 1, "lt": 0}.items():
+            if hasattr(limit, bound):
+                yield str(getattr(limit, bound) + step)
+    if {int, float} & set(filter(lambda hint: isinstance(hint, type), hints)):
+        yield "many"
+    if any(get_origin(hint) is Literal for hint in hints):
+        yield "nonsense"
+
+
+MISTAKES = [
+    (verb, name, wrong)
+    for verb, entry in VERBS.items()
+    for name, info in entry.settings_class().model_fields.items()
+    for wrong in wrong_values(info)
+]
+
+
+@pytest.mark.parametrize(("verb", "name", "wrong"), MISTAKES)
+def test_options_out_of_range(verb, name, wrong, capsys):
+    line = refused(capsys, [verb, f"{option_name(name)}={wrong}"])
+    assert f"{option_name(name)} is " in line or f"{option_name(name)}: " in line
+
+
+WORDS = [
+    ([], "no verb; expected one of embed, index, map, .*, benchmark; see scgpt-ray --help"),
+    (["--foo"], "unknown option --foo; expected one of embed, index,"),
+    (["embad"], "unknown verb embad; expected one of embed, index, .*; did you mean embed[?]"),
+    (["frobnicate"], "; see scgpt-ray --help"),
+    (["embed"], "embed: --atlas is missing; --checkpoint is missing; --output is missing"),
+    (["embed", "--atl", "x"], "unknown option --atl;"),
+    (["embed", "--atlas="], "--atlas is ''; .* at least 1 character for --atlas"),
+    (["embed", "--atlas", "a", "--batch-size", "3"], "embed: unknown option --batch-size; "),
+    (["embed", "--max-lenght=3"], "; did you mean --max-length[?]"),
+    (["embed", "--frobnicate", "3"], "; see scgpt-ray embed --help"),
+    (["embed", "cells.h5ad"], "embed: cells.h5ad belongs to no option; expected options, which start with --"),
+    (["embed", "--seed"], "embed: --seed has no value; expected one value; see scgpt-ray embed --help"),
+    (["embed", "--obs-columns", "--seed", "1"], "--obs-columns has no value; expected at least one value"),
+    (["index", "--append=yes"], "index: --append: ignored explicit argument 'yes'; expected options and"),
+]
+
+
+@pytest.mark.parametrize(("words", "pattern"), WORDS)
+def test_wrong_words(words, pattern, capsys):
+    assert re.search(pattern, refused(capsys, words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [0, 4, 14])
+def test_a_process_answers_within_seconds(row, good, tmp_path):
+    words = command("embed", {"atlas": ATLAS[row][0]}, good, tmp_path)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "scgpt_ray", *words], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == BAD_INPUT
+    assert done.stdout == ""
+    assert re.search(ATLAS[row][1], done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3, "seconds of one core"

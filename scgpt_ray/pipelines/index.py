@@ -19,6 +19,7 @@ from scgpt_ray.index.factory import (
     training_size,
 )
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
+from scgpt_ray.index.template import require_rows
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.pipelines.executor import Engine, Executor
@@ -218,11 +219,13 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
     factory = settings.factory
     if factory == "auto":
         factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
+    n_training = training_size(factory, n_cells, manifest.dimension, budget)
+    require_rows(empty_index(factory, manifest.dimension), factory, n_training)
     return {
         "embeddings": manifest.fingerprint.digest,
         "labels": labels,
         "factory": factory,
-        "training": training_size(factory, n_cells, manifest.dimension, budget),
+        "training": n_training,
         "shards": n_shards,
         "target_recall": settings.target_recall,
         "seed": settings.seed,
