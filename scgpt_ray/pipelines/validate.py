@@ -10,8 +10,6 @@ from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.index.audit import audit_index
 from scgpt_ray.parts.audit import Problem, audit_embeddings
 from scgpt_ray.parts.manifest import GENES
-from scgpt_ray.pipelines.embed import embed, write_genes
-from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.index import rebuild
 from scgpt_ray.records import Manifest, Plan
@@ -93,6 +91,10 @@ def stored_settings(folder: Folder, plan: Plan | None, instead: Mapping[str, str
 
 
 def _repair_embeddings(folder: Folder, problems: Sequence[Problem], engine: Engine) -> None:
+    # Imported here: an audit does not wait for torch.
+    from scgpt_ray.pipelines.embed import embed, write_genes
+    from scgpt_ray.pipelines.embed_request import check
+
     settings = stored_settings(folder, Plan.read(folder), {})
     files = {problem.file for problem in problems}
     if Manifest.file in files and folder.has(Manifest.file):
