@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scgpt_ray.atlas.genes import harmonize
@@ -155,20 +155,20 @@ def check_h5ad(network, drawn, layout, *, vectors):
             np.testing.assert_allclose(mine.as_py(), theirs.as_py(), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=16, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn=atlases(), layout=st.sampled_from(LAYOUTS))
 def test_h5ad(network, drawn, layout):
     check_h5ad(network, drawn, layout, vectors=False)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn=atlases(), layout=st.sampled_from(LAYOUTS))
 def test_h5ad_at_length(network, drawn, layout):
     check_h5ad(network, drawn, layout, vectors=True)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(
     drawn=atlases(), layout=st.sampled_from(LAYOUTS), wrong=st.sampled_from([-1, np.nan, np.inf]), place=st.integers(0)
 )
@@ -194,6 +194,7 @@ def check_soma(network, make_soma, drawn):
 
 
 @settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow])
+@example(drawn=(np.array([[True]]), ["GENE0"], "boolean", 1))
 @given(drawn=atlases())
 def test_soma(network, make_soma, drawn):
     check_soma(network, make_soma, drawn)
