@@ -159,10 +159,16 @@ VERBS = {
         leaves="plan.json",
     ),
     "validate": Verb(
-        "Audit an output folder of embed or index.",
+        "Audit an output folder of embed or index; repair it.",
         "ValidateSettings",
         "pipelines.validate:validate",
-        "Problems: A list with one line per problem; empty without problems.",
+        "Problems: A list with one line per problem, and what to do about them; empty without problems.",
+    ),
+    "verify": Verb(
+        "Embed a sample of cells again on this CPU, and compare with what is stored.",
+        "VerifySettings",
+        "pipelines.verify:verify",
+        "Verified: Largest difference, smallest cosine, and the cells out of tolerance.",
     ),
     "export": Verb(
         "Write embeddings as other tools open and publish them: .h5ad, SOMA, a data set of the Hugging Face Hub.",

@@ -1,6 +1,5 @@
 import os
 import pickle
-import shutil
 import time
 
 import anndata
@@ -17,7 +16,7 @@ from scgpt_ray.atlas.h5ad import cells_of
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
-from scgpt_ray.errors import AtlasError, ConfigError, WorkerError
+from scgpt_ray.errors import AtlasError, WorkerError
 
 N_CELLS, N_GENES = 5000, 7
 VOCABULARY = {f"G{gene}": 100 + gene for gene in range(N_GENES) if gene != 4}
@@ -331,93 +330,6 @@ def test_values_that_are_not_counts(tmp_path, make_soma, value, gene):
             next(source.read(partition, tokens))
     with pytest.raises(AtlasError, match=f"the AnnData: cell cell41 has {found} for gene g{gene};"):
         cells_of(adata, None, tokens)
-
-
-MISTAKES = [
-    ("soma", {"measurement": "ATAC"}, "no measurement ATAC; expected one of RNA"),
-    ("soma", {"layer": "X"}, "no X layer X; expected one of raw"),
-    (
-        "soma",
-        {"obs_columns": ("n", "nope", "no")},
-        "obs has no column nope, no; expected columns of obs_id, ",
-    ),
-    ("soma/ms", {}, "not a SOMAExperiment"),
-    ("soma/obs", {}, "expected a SOMA experiment"),
-    (".", {}, "expected a SOMA experiment"),
-    ("nothing", {}, "no such file or folder"),
-    ("nothing.h5ad", {}, "no such file or folder"),
-    ("csr.h5ad", {"layer": "counts"}, "no layer counts; expected one of X;"),
-    ("csr.h5ad", {"layer": "raw"}, "no layer raw; expected one of X;"),
-    ("full.h5ad", {"layer": "nope"}, "expected one of X, raw, counts, csc;"),
-    (
-        "csr.h5ad",
-        {"obs_columns": ("nope",)},
-        "obs has no column nope; expected columns of obs_id, cell_type, ",
-    ),
-    ("csr.h5ad", {"obs_filter": "nope == 1"}, "no column nope; obs has cell_type, "),
-]
-
-
-@pytest.mark.parametrize(("name", "settings", "found"), MISTAKES)
-def test_mistakes_are_told_when_locating(folder, name, settings, found):
-    with pytest.raises(AtlasError) as error:
-        locate(str(folder / name), CellSettings(**settings))
-    assert found in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_filter_that_selects_nothing(folder):
-    for name in ("soma", "csr.h5ad"):
-        with pytest.raises(AtlasError, match="obs filter 'n < 0' selects no cell"):
-            locate(str(folder / name), CellSettings(obs_filter="n < 0")).joinids()
-
-
-def test_a_snapshot_of_a_file(folder):
-    with pytest.raises(ConfigError, match="--snapshot 7"):
-        locate(str(folder / "csr.h5ad"), CellSettings(snapshot=7))
-
-
-def test_truncated_and_foreign_files(tmp_path, folder):
-    content = (folder / "gzip.h5ad").read_bytes()
-    for name, wrong in {"short": content[: len(content) // 2], "foreign": b"hello", "empty": b""}.items():
-        (tmp_path / f"{name}.h5ad").write_bytes(wrong)
-        with pytest.raises(AtlasError, match="check the file"):
-            locate(str(tmp_path / f"{name}.h5ad"), CellSettings())
-    with h5py.File(tmp_path / "other.h5ad", "w") as file:
-        file["X"] = np.ones((2, 2))
-    with pytest.raises(AtlasError, match="check the file"):
-        locate(str(tmp_path / "other.h5ad"), CellSettings())
-
-
-def test_a_damaged_matrix(tmp_path, folder):
-    damages = {
-        "indptr is invalid": lambda x: x["indptr"].__setitem__(5, 10**6),
-        "values, but indptr ends": lambda x: x["indptr"].__setitem__(-1, x["indptr"][-1] + 1),
-        "but obs x var is": lambda x: x.attrs.modify("shape", np.array([N_CELLS - 1, N_GENES])),
-    }
-    for found, damage in damages.items():
-        path = tmp_path / "damaged.h5ad"
-        shutil.copy(folder / "csr.h5ad", path)
-        with h5py.File(path, "r+") as file:
-            damage(file["X"])
-        with pytest.raises(AtlasError, match=found):
-            locate(str(path), CellSettings())
-    shutil.copy(folder / "csr.h5ad", path)
-    for column in (N_GENES, -1):
-        with h5py.File(path, "r+") as file:
-            file["X/indices"][3] = column
-        source = locate(str(path), CellSettings())
-        with pytest.raises(AtlasError, match=f"column {column}, which has no row in var"):
-            source.totals(source.joinids())
-
-
-def test_a_file_of_anndata_before_0_7(tmp_path):
-    with h5py.File(tmp_path / "old.h5ad", "w") as file:
-        file["X"] = np.ones((1, 1), np.float32)
-        file["obs"] = np.array([(b"c0",)], dtype=[("index", "S2")])
-        file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
-    with pytest.raises(AtlasError, match=r"anndata < 0\.7"):
-        locate(str(tmp_path / "old.h5ad"), CellSettings())
 
 
 def test_a_file_of_anndata_0_7(tmp_path):

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings, ValidateSettings, parse_bytes
+from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings, parse_bytes
 from scgpt_ray.config.settings import did_you_mean
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.options import add_options
@@ -119,27 +119,6 @@ def test_options_beat_the_file_and_the_file_beats_defaults(tmp_path):
     assert (settings.max_length, settings.seed, settings.ties) == (600, 7, "random")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("atlas: [", "expected valid YAML"),
-        ("- a\n- b\n", "a list; expected a mapping"),
-        ("", "a NoneType; expected a mapping"),
-        ("atlas: a\ncheckpoint: c\noutput: o\nmax-lenght: 3\n", "unknown option --max-lenght.*did you mean --max-len"),
-    ],
-)
-def test_bad_files(tmp_path, content, message):
-    path = tmp_path / "embed.yaml"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        EmbedSettings.load(str(path), {})
-
-
-def test_a_missing_file():
-    with pytest.raises(ConfigError, match="expected a readable file"):
-        EmbedSettings.load("/nowhere.yaml", {})
-
-
 @pytest.mark.parametrize(("text", "size"), [("8GB", 8 * 10**9), ("1.5 kb", 1500), ("12", 12), ("2tb", 2 * 10**12)])
 def test_sizes(text, size):
     assert parse_bytes(text) == size
@@ -149,17 +128,6 @@ def test_sizes(text, size):
 def test_bad_sizes(text):
     with pytest.raises(ConfigError, match="--memory-budget"):
         IndexSettings.of({"embeddings": "e", "output": "o", "memory_budget": text or " "})
-
-
-def test_k_is_bounded():
-    with pytest.raises(ConfigError, match="--k"):
-        MapSettings.of({"query": "q", "index": "i", "checkpoint": "c", "output": "o", "k": 0})
-
-
-@pytest.mark.parametrize("options", [{}, {"embeddings": "e", "index": "i"}])
-def test_validate_takes_one_folder(options):
-    with pytest.raises(ConfigError, match="one of --embeddings and --index"):
-        ValidateSettings.of(options)
 
 
 @pytest.mark.parametrize(

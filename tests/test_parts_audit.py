@@ -1,5 +1,6 @@
 """The audit of embeddings: every kind of damage gives its line."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -7,14 +8,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scgpt_ray.errors import OutputError, ReferenceSetError
-from scgpt_ray.parts.audit import audit_embeddings
+from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.parts.audit import Problem, audit_embeddings
+from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
 
 PART = "part-00001.parquet"
-OTHER_DATA = f"{PART} holds other data than were committed"
+OTHER_DATA = "holds other data than were committed"
+
+
+def lines(run):
+    """What is wrong with the one damaged part."""
+    problems = audit_embeddings(run)
+    assert {problem.file for problem in problems} <= {f"{PARTS}/{PART}"}
+    assert all(problem.mends for problem in problems)
+    return [problem.found for problem in problems]
 
 
 @pytest.fixture
@@ -48,68 +58,56 @@ def test_all_is_well(run):
 
 
 @pytest.mark.parametrize(
-    ("change", "lines"),
+    ("change", "expected"),
     [
         (
             column(EMBEDDING, put(0, [0.5] * 8)),
-            [f"{PART}: 1 embeddings are not unit vectors, the first of soma_joinid 16"],
+            ["has 1 embeddings that are not unit vectors, the first of soma_joinid 16"],
         ),
         (
             column(EMBEDDING, put(1, [np.nan] * 8)),
-            [f"{PART}: 1 embeddings are not unit vectors, the first of soma_joinid 17"],
+            ["has 1 embeddings that are not unit vectors, the first of soma_joinid 17"],
         ),
         (
             column(EMBEDDING, put(4, None)),
             [
-                f"{PART}: the cells without an embedding are not those without genes",
-                "parts hold 20 cells, 3 of them empty; the manifest says 20 and 2",
+                "holds 7 cells, 2 of them empty; its footer says otherwise",
+                "has other cells without an embedding than those without genes",
             ],
         ),
-        (column(N_GENES, put(0, 0)), [f"{PART}: the cells without an embedding are not those without genes"]),
+        (column(EMBEDDING, put(1, [1.0])), ["has an embedding that is not 8 float32"]),
+        (column(N_GENES, put(0, 0)), ["has other cells without an embedding than those without genes"]),
+        (column(JOINID, put(1, 16)), ["holds other cells than planned", "has joinids that do not ascend"]),
+        (lambda table: table.drop_columns("kind"), ["lacks columns kind"]),
         (
-            column(JOINID, put(1, 16)),
-            [f"{PART}: holds other cells than planned", f"{PART}: soma_joinid is not strictly ascending"],
+            lambda table: table.slice(1),
+            ["holds other cells than planned", "holds 6 cells, 1 of them empty; its footer says otherwise"],
         ),
-        (lambda table: table.drop_columns("kind"), [f"{PART}: columns kind are missing"]),
+        (column(EMBEDDING, lambda vectors: vectors.insert(4, vectors.pop(5))), []),
     ],
 )
-def test_altered_parts(run, change, lines):
+def test_altered_parts(run, change, expected):
     rewrite(run, change)
-    assert audit_embeddings(run) == [OTHER_DATA, *lines]
+    assert lines(run) == [OTHER_DATA, *expected]
 
 
 @pytest.mark.parametrize(("length", "is_wrong"), [(1 + 1e-6, False), (1 + 1e-4, True), (1 - 1e-4, True)])
 def test_vectors_are_of_unit_length_but_for_rounding(run, length, is_wrong):
     rewrite(run, column(EMBEDDING, lambda vectors: put(2, [length * x for x in vectors[2]])(vectors)))
-    wrong = [f"{PART}: 1 embeddings are not unit vectors, the first of soma_joinid 18"]
-    assert audit_embeddings(run) == [OTHER_DATA, *(wrong if is_wrong else [])]
+    wrong = ["has 1 embeddings that are not unit vectors, the first of soma_joinid 18"]
+    assert lines(run) == [OTHER_DATA, *(wrong if is_wrong else [])]
 
 
-def test_fewer_rows_than_planned(run):
-    rewrite(run, lambda table: table.slice(1))
-    assert audit_embeddings(run) == [
-        "partition 1 (7 cells) has no part",
-        OTHER_DATA,
-        f"{PART}: holds other cells than planned",
-        "parts hold 19 cells, 2 of them empty; the manifest says 20 and 2",
-    ]
+def test_a_removed_part(run):
+    run.remove(f"{PARTS}/{PART}")
+    assert lines(run) == ["is missing, with 7 cells"]
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:500])])
-def test_a_removed_or_torn_part(run, damage):
-    damage(run.path / PARTS / PART)
-    first, second, third = audit_embeddings(run)
-    assert first == "partition 1 (7 cells) has no part"
-    assert second.startswith(f"{PART} cannot be read: ")
-    assert third == "parts hold 13 cells, 1 of them empty; the manifest says 20 and 2"
-
-
-def test_vectors_that_moved_to_other_cells(run):
-    def exchanged(vectors):
-        vectors[4], vectors[5] = vectors[5], vectors[4]
-
-    rewrite(run, column(EMBEDDING, exchanged))
-    assert audit_embeddings(run) == [OTHER_DATA]
+@pytest.mark.parametrize("content", [None, b"", b"text" * 99])
+def test_a_torn_part(run, content):
+    run.write(f"{PARTS}/{PART}", run.read(f"{PARTS}/{PART}")[:500] if content is None else content)
+    (line,) = lines(run)
+    assert line.startswith("cannot be read: ")
 
 
 def test_flipped_bits_inside_a_vector(run):
@@ -122,35 +120,69 @@ def test_flipped_bits_inside_a_vector(run):
         end = start + file.metadata.row_group(0).column(5).total_compressed_size
     content[end - 1] ^= 0x40
     path.write_bytes(content)
-    damaged, _ = audit_embeddings(run)
-    assert damaged.startswith(f"{PART} cannot be read: ")
-    assert "CRC checksum verification failed" in damaged
+    (line,) = lines(run)
+    assert line.startswith("cannot be read: ")
+    assert "CRC checksum verification failed" in line
 
 
-def test_a_second_fingerprint(run, make_embeddings, tmp_path):
+def test_a_part_of_another_run(run, make_embeddings, tmp_path):
     other = make_embeddings(tmp_path / "other", weights="v")
-    (run.path / PARTS / PART).write_bytes((other.path / PARTS / PART).read_bytes())
-    with pytest.raises(OutputError, match=rf"{PART} has fingerprint .*; expected .* as plan.json says"):
-        audit_embeddings(run)
+    run.write(f"{PARTS}/{PART}", other.read(f"{PARTS}/{PART}"))
+    fingerprint, digest = lines(run)
+    assert fingerprint.startswith("has fingerprint ")
+    assert digest == "is not the part that manifest.json lists"
+
+
+def test_a_part_that_was_never_planned(run):
+    run.write(f"{PARTS}/part-00099.parquet", run.read(f"{PARTS}/{PART}"))
+    assert audit_embeddings(run) == [Problem(f"{PARTS}/part-00099.parquet", "was never planned")]
 
 
 def test_records_that_contradict_each_other(run, make_embeddings, tmp_path):
     manifest = json.loads(run.read(Manifest.file))
-    run.write(
-        Manifest.file,
-        json.dumps(
-            manifest | {"parts": {"part-00000.parquet": 21}, "digests": manifest["digests"][:1], "n_cells": 21}
-        ).encode(),
-    )
-    assert audit_embeddings(run) == [
+
+    def found(**changes):
+        run.write(Manifest.file, json.dumps(manifest | changes).encode())
+        return list(map(str, audit_embeddings(run)))
+
+    assert found(parts={"part-00000.parquet": 21}, digests=manifest["digests"][:1], n_cells=21) == [
         "manifest.json lists other parts than were planned",
-        "parts hold 20 cells, 2 of them empty; the manifest says 21 and 2",
+        "manifest.json says n_cells 21, the parts 20",
     ]
-    run.write(Manifest.file, json.dumps(manifest).encode())
+    assert found(n_tokens=1) == ["manifest.json says n_tokens 1, the parts 100"]
+    assert found(n_cells=1) == [
+        "manifest.json cannot be used: Value error, 1 cells, 2 of them empty, but 20 rows in its parts"
+    ]
+    assert found() == []
     run.write(Plan.file, make_embeddings(tmp_path / "other", weights="v").read(Plan.file))
-    assert audit_embeddings(run) == ["plan.json and manifest.json have different fingerprints"]
+    assert "manifest.json has another fingerprint than plan.json" in found()
+
+
+def test_a_plan_cannot_be_made_again(run):
+    run.write(Plan.file, b"{}")
+    (problem,) = audit_embeddings(run)
+    assert (problem.file, problem.mends) == (Plan.file, False)
+    assert problem.found.startswith("cannot be used: ")
     run.remove(Plan.file)
-    assert audit_embeddings(run) == ["plan.json is missing"]
+    assert audit_embeddings(run) == [Problem(Plan.file, "is missing", mends=False)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "line"),
+    [([4, None, 0], None), ([4, None, 1], "holds other tokens than"), (None, "is missing"), ([], "holds other tokens")],
+)
+def test_the_gene_table_is_that_of_the_fingerprint(run, tokens, line):
+    digest = hashlib.sha256(np.array([4, -1, -1, 0], "<i4").tobytes()).hexdigest()
+    plan = json.loads(run.read(Plan.file))
+    plan["fingerprint"]["cells"]["genes"] = digest
+    run.write(Plan.file, json.dumps(plan).encode())
+    if tokens is not None:
+        table = pa.table(
+            {JOINID: pa.array([0, 1, 3][: len(tokens)], pa.int64()), "token": pa.array(tokens, pa.int32())}
+        )
+        pq.write_table(table, run.path / GENES)
+    found = [problem.found for problem in audit_embeddings(run) if problem.file == GENES]
+    assert [text.startswith(line) for text in found] == ([] if line is None else [True])
 
 
 def test_an_unfinished_folder_is_refused(run):

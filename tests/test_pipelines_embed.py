@@ -167,6 +167,39 @@ def test_only_what_is_missing_is_done(embedded, blood_file, checkpoint, tmp_path
     assert written == {lost.name, torn.name}
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def other_genes(path):
+    table = pq.read_table(path)
+    tokens = table["token"].to_pylist()
+    pq.write_table(
+        table.set_column(3, table.schema.field("token"), [pa.array(tokens[1:] + tokens[:1], pa.int32())]), path
+    )
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), flip, other_genes])
+def test_a_resumed_run_writes_the_gene_table_again(embedded, blood_file, checkpoint, tmp_path, damage):
+    output, manifest = embedded
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", output, copy], check=True)
+    (copy / "manifest.json").unlink()
+    (copy / "parts" / "part-00002.parquet").unlink()
+    damage(copy / "genes.parquet")
+    again = scgpt_ray.embed(
+        executor="serial",
+        atlas=str(blood_file),
+        checkpoint=str(checkpoint),
+        output=str(copy),
+        obs_columns=["cell_type", "donor"],
+    )
+    assert again.digests == manifest.digests
+    assert (copy / "genes.parquet").read_bytes() == (output / "genes.parquet").read_bytes()
+
+
 def test_another_run_into_the_same_folder_is_refused(embedded, blood_file, checkpoint):
     with pytest.raises(OutputError, match=r"holds run .*, this is .*seed: 4 against 0.*; give --output another folder"):
         scgpt_ray.embed(

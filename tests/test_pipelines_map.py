@@ -446,8 +446,6 @@ def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, chec
         beside(index=replace(there, index=others))
         == f"{tmp_path / 'others'} now holds other embeddings than were indexed"
     )
-    (tmp_path / "others" / "genes.parquet").unlink()
-    assert beside(index=replace(there, index=others)) == f"{tmp_path / 'others' / 'genes.parquet'} is missing"
     plan = tmp_path / "others" / "plan.json"
     plan.write_text(plan.read_text().replace(f'"atlas":"{files[1]}"', '"atlas":"s3://bucket/atlas"'))
     assert beside(index=replace(there, index=others)) == f"{tmp_path / 'others'}: s3://bucket/atlas is remote"

@@ -137,5 +137,7 @@ def test_files_that_changed_are_refused(atlas):
     [partition] = cut(job.source.joinids(), N_CELLS)
     with pytest.raises(OutputError, match=r"is not the gene table .*; expected the table with digest 0000"):
         replace(job, genes="0" * 64)(partition)
+    with pytest.raises(OutputError, match=r"none/genes.parquet cannot be read: "):
+        replace(job, output=Folder.at(folder / "none"))(partition)
     with pytest.raises(CheckpointError, match=r"the vocabulary of .* have sha256 .*; expected 0000"):
         replace(job, vocabulary="0" * 64)(partition)

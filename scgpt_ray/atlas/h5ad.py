@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import scipy.sparse
+from anndata._io.specs.registry import IORegistryError  # of an encoding it does not know; it has no public name
 from anndata.io import read_elem
 
 from scgpt_ray.atlas.matrix import CsrRows, DenseRows, Matrix, csr_rows
@@ -24,6 +25,8 @@ from scgpt_ray.errors import AtlasError, DamagedError, WorkerError
 from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 from scgpt_ray.storage import Folder
+
+_ENCODINGS = ("array", "csr_matrix", "csc_matrix")
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,13 @@ class H5adSource:
 
     def _matrix(self, file: h5py.File) -> Matrix:
         node = _node(file, self.layer, self.uri)
-        if isinstance(node, h5py.Dataset):
+        is_dense = isinstance(node, h5py.Dataset)
+        encoding, values = ("array", node) if is_dense else (node.attrs["encoding-type"], node["data"])
+        if encoding not in _ENCODINGS or values.dtype.kind not in "biuf":
+            raise _unreadable(self.uri, f"{self.layer} is a {encoding} of {values.dtype}, not a matrix of numbers")
+        if is_dense:
             return DenseRows(node)
-        if node.attrs["encoding-type"] == "csc_matrix":
+        if encoding == "csc_matrix":
             return _converted(self)
         n_rows, n_columns = node.attrs["shape"]
         return CsrRows(node["indptr"], node["indices"], node["data"], (int(n_rows), int(n_columns)))
@@ -291,7 +298,7 @@ def _frame(file: h5py.File, place: str, path: str) -> pd.DataFrame:
         )
     try:
         frame = read_elem(file[place])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IORegistryError) as error:
         raise _unreadable(path, f"{place}: {error}") from error
     if not isinstance(frame, pd.DataFrame):
         raise _unreadable(path, f"{place} is a {type(frame).__name__}")

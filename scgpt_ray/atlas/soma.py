@@ -328,7 +328,8 @@ def _parts(matrix: Any, joinids: Int64Array) -> list[Part]:
     tables = matrix.read((slice(first, last) if dense else joinids,)).tables()
     # Keep all tables of a block: TileDB may split the result anywhere, even within a cell.
     return [
-        as_part(*(batch.column(name).to_numpy() for name in ("soma_dim_0", "soma_dim_1", "soma_data")))
+        # Booleans are bits in Arrow, and must be copied.
+        as_part(*(batch[name].to_numpy(zero_copy_only=False) for name in ("soma_dim_0", "soma_dim_1", "soma_data")))
         for table in tables
         for batch in table.to_batches()
     ]

@@ -9,7 +9,7 @@ from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
 from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice
 from scgpt_ray.config.export import ExportSettings
-from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings
+from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings, VerifySettings
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.map import MapSettings
@@ -37,5 +37,6 @@ __all__ = [
     "StorageSettings",
     "ValidateSettings",
     "VariableGeneSettings",
+    "VerifySettings",
     "parse_bytes",
 ]

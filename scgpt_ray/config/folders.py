@@ -1,22 +1,22 @@
-"""The options of `validate`, `checkpoints` and `demo`."""
+"""The options of `validate`, `verify`, `checkpoints` and `demo`."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Text, Texts
+from scgpt_ray.config.settings import Count, Text, Texts
 from scgpt_ray.config.storage import StorageSettings
 
 
-class ValidateSettings(StorageSettings):
+class ValidateSettings(ExecutionSettings):
     """Options of `validate`."""
 
     verb = "validate"
     group = "Input"
     examples = (
         "scgpt-ray validate --embeddings demo/reference",
-        "scgpt-ray validate --embeddings demo/mapped/embeddings",
+        "scgpt-ray validate --embeddings demo/mapped/embeddings --repair",
         "scgpt-ray validate --index demo/index",
     )
 
@@ -24,12 +24,37 @@ class ValidateSettings(StorageSettings):
     """Output folder of `embed`. Default: none; give this or --index."""
     index: Text | None = None
     """Output folder of `index`. Default: none."""
+    repair: bool = False
+    """Delete damaged files and make them again, from the request that the folder holds."""
 
     @model_validator(mode="after")
     def _one_folder(self) -> Self:
         if (self.embeddings is None) == (self.index is None):
             raise ValueError("give one of --embeddings and --index")
         return self
+
+
+class VerifySettings(StorageSettings):
+    """Options of `verify`."""
+
+    verb = "verify"
+    group = "Input"
+    examples = (
+        "scgpt-ray verify --embeddings demo/reference",
+        "scgpt-ray verify --embeddings demo/mapped/embeddings --sample 50 --seed 1",
+        "scgpt-ray verify --embeddings demo/reference --atlas demo/atlas --checkpoint demo",
+    )
+
+    embeddings: Text
+    """Output folder of a finished `embed`."""
+    sample: Count = 500
+    """Number of cells to embed again; all, if there are fewer."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Random seed of the sample."""
+    atlas: Text | None = None
+    """The atlas that was embedded, or a copy of it. Default: where it was."""
+    checkpoint: Text | None = None
+    """The checkpoint that it was embedded with. Default: where it was."""
 
 
 class CheckpointsSettings(StorageSettings):

@@ -1,10 +1,11 @@
 """Audit of an index folder: every file is read back and compared with the description and the embeddings."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypeVar
 
 import faiss
 import numpy as np
@@ -13,26 +14,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.identity import differences
-from scgpt_ray.index.description import TEMPLATE, require_index
+from scgpt_ray.index.audit_content import audit_content
+from scgpt_ray.index.description import CENTRE, TEMPLATE, TEMPLATE_MARKER, require_index
 from scgpt_ray.index.shard import HALF, open_array, open_faiss
-from scgpt_ray.parts.parts import PARTS, read_part
-from scgpt_ray.records import IndexDescription, Manifest, ShardDescription
-from scgpt_ray.schema import JOINID, N_GENES, Int64Array
+from scgpt_ray.parts.audit import Problem
+from scgpt_ray.records import IndexDescription, ShardDescription
+from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
 
 _ROWS = 65_536
+_T = TypeVar("_T")
 
 
-def audit_index(folder: Folder) -> list[str]:
+def audit_index(folder: Folder) -> list[Problem]:
     """Check an output folder of `index`.
 
     Template, shards and labels can be read and have the same width; a shard and its labels hold the same cells; no cell
-    is in two shards; the embeddings, if they still exist, are those that were indexed. Memory: the largest shard and 24
-    bytes per cell.
+    is in two shards. If the embeddings still exist: they are those that were indexed; ids, labels and vectors are
+    theirs, and the recall is what the description says (`audit_content`). Memory: a shard, a part and 24 bytes per
+    cell.
 
     Returns:
-        One line per problem; empty without problems.
+        Problems; empty if there are none.
 
     Raises:
         ReferenceSetError: If the folder holds no finished index.
@@ -47,134 +50,94 @@ def audit_index(folder: Folder) -> list[str]:
     ids_N = np.sort(np.concatenate([np.empty(0, np.int64), *ids_of_shards]))
     doubled = np.unique(ids_N[1:][ids_N[1:] == ids_N[:-1]])
     if len(doubled):
-        problems.append(f"{_cells(len(doubled))} indexed more than once, the first is soma_joinid {doubled[0]}")
-    sources = [Folder.at(place) for place in (index.embeddings, *index.appended)]
-    problems += _audit_source(sources, index, ids_N)
+        found = f"has {len(doubled)} cells in more than one shard, the first is soma_joinid {doubled[0]}"
+        problems.append(Problem(IndexDescription.file, found, mends=False))
+    return problems or list(audit_content(folder, index))
+
+
+def _opened(problems: list[Problem], name: str, read: Callable[[], _T]) -> _T | None:
+    """What a file holds; None, and a problem, if it cannot be read."""
+    try:
+        return read()
+    except FileNotFoundError:
+        problems.append(Problem(name, "is missing"))
+    except ReferenceSetError as error:
+        problems.append(Problem(name, f"cannot be read: {error.found.partition('cannot be read: ')[2] or error.found}"))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        problems.append(Problem(name, f"cannot be read: {' '.join(str(error).split())}"))
+    return None
+
+
+def _open_faiss(folder: Folder, name: str) -> faiss.Index:
+    if not folder.has(name):
+        raise FileNotFoundError(name)
+    return open_faiss(folder.path / name if folder.is_local else folder.read(name))
+
+
+def _audit_template(folder: Folder, index: IndexDescription) -> list[Problem]:
+    problems: list[Problem] = []
+    template = _opened(problems, TEMPLATE, lambda: _open_faiss(folder, TEMPLATE))
+    centre = _opened(problems, CENTRE, lambda: folder.read(CENTRE))
+    marker = _opened(problems, TEMPLATE_MARKER, lambda: json.loads(folder.read(TEMPLATE_MARKER)))
+    if template is None:
+        return problems
+    if template.d != index.d:
+        problems.append(Problem(TEMPLATE, f"is of width {template.d}, the description says {index.d}"))
+    if not template.is_trained or template.ntotal:
+        problems.append(Problem(TEMPLATE, "is not a trained, empty index"))
+    elif centre is not None and marker is not None:
+        content = hashlib.sha256(folder.read(TEMPLATE) + centre).hexdigest()
+        if content != (marker.get("content") if isinstance(marker, dict) else None):
+            problems.append(Problem(TEMPLATE_MARKER, f"has the digest of another {TEMPLATE} or {CENTRE}"))
     return problems
 
 
-def _cells(n: int) -> str:
-    return "1 cell is" if n == 1 else f"{n} cells are"
-
-
-def _audit_template(folder: Folder, index: IndexDescription) -> Iterator[str]:
-    template = _opened(folder, TEMPLATE)
-    if isinstance(template, str):
-        yield template
-        return
-    if template.d != index.d:
-        yield f"{TEMPLATE} is of width {template.d}, the description says {index.d}"
-    if not template.is_trained or template.ntotal:
-        yield f"{TEMPLATE} is not a trained, empty index"
-
-
-def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescription) -> tuple[Int64Array, list[str]]:
+def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescription) -> tuple[Int64Array, list[Problem]]:
     """Ids of a shard, int64 [n] (empty if they cannot be read), and its problems."""
-    labelled, problems = _read_labels(folder, shard, index)
-    opened = _opened(folder, shard.name)
-    if isinstance(opened, str):
-        problems.insert(0, opened)
-    else:
-        if opened.d != index.d:
-            problems.append(f"{shard.name} is of width {opened.d}, the description says {index.d}")
-        if opened.ntotal != shard.n_cells:
-            problems.append(f"{shard.name} holds {opened.ntotal} cells, the description says {shard.n_cells}")
+    problems: list[Problem] = []
+    opened = _opened(problems, shard.name, lambda: _open_faiss(folder, shard.name))
+    if opened is not None and opened.d != index.d:
+        problems.append(Problem(shard.name, f"is of width {opened.d}, the description says {index.d}"))
+    if opened is not None and opened.ntotal != shard.n_cells:
+        problems.append(Problem(shard.name, f"holds {opened.ntotal} cells, the description says {shard.n_cells}"))
     with TemporaryDirectory() as cache:
-        ids = _array(folder, shard.ids, np.int64, (shard.n_cells,), Path(cache))
+        shape = (shard.n_cells,)
+        ids = _opened(problems, shard.ids, lambda: np.array(_array(folder, shard.ids, np.int64, shape, Path(cache))))
         if shard.vectors is not None:
-            halved = _array(folder, shard.vectors, HALF, (shard.n_cells, index.d), Path(cache))
-            problems += [halved] if isinstance(halved, str) else _audit_vectors(shard.vectors, halved)
-        if isinstance(ids, str):
-            return np.empty(0, np.int64), [*problems, ids]
-        ids = np.array(ids)
-    if (np.diff(ids) <= 0).any():
-        problems.append(f"{shard.ids} is not in ascending order")
-    if labelled is not None and not np.array_equal(ids, labelled):
-        problems.append(f"{shard.ids} and {shard.labels} hold different cells")
-    return ids, problems
-
-
-def _audit_vectors(name: str, halved_ND: npt.NDArray[np.float16]) -> list[str]:
-    """Problems of the vectors, which are read one block at a time."""
-    blocks = (halved_ND[start : start + _ROWS] for start in range(0, len(halved_ND), _ROWS))
-    return [] if all(np.isfinite(block).all() for block in blocks) else [f"{name} holds values that are not finite"]
+            problems += _audit_vectors(folder, shard.vectors, (*shape, index.d), Path(cache))
+    if ids is not None and (np.diff(ids) <= 0).any():
+        problems.append(Problem(shard.ids, "is not in ascending order"))
+    # All columns: damage shows only when a column is read.
+    labels = _opened(problems, shard.labels, lambda: pq.read_table(pa.BufferReader(folder.read(shard.labels))))
+    if labels is not None:
+        problems += _audit_labels(labels, ids, shard, index)
+    return (np.empty(0, np.int64) if ids is None else ids), problems
 
 
 def _array(
     folder: Folder, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], cache: Path
-) -> npt.NDArray[Any] | str:
-    """A memory-mapped .npy file, or its problem."""
+) -> npt.NDArray[np.generic]:
     if not folder.has(name):
-        return f"{name} is missing"
-    try:
-        return open_array(folder.fetch(name, cache), dtype, shape)
-    except ReferenceSetError as error:
-        return f"{name}: {error.found}"
+        raise FileNotFoundError(name)
+    return open_array(folder.fetch(name, cache), dtype, shape)
 
 
-def _opened(folder: Folder, name: str) -> faiss.Index | str:
-    """A faiss index, or the problem of its file."""
-    if not folder.has(name):
-        return f"{name} is missing"
-    try:
-        return open_faiss(folder.path / name if folder.is_local else folder.read(name))
-    except ReferenceSetError as error:
-        return f"{name}: {error.found}"
+def _audit_vectors(folder: Folder, name: str, shape: tuple[int, int], cache: Path) -> list[Problem]:
+    """Problems of the vectors, which are read one block at a time."""
+    problems: list[Problem] = []
+    halved_ND = _opened(problems, name, lambda: _array(folder, name, HALF, shape, cache))
+    if halved_ND is not None:
+        blocks = (halved_ND[start : start + _ROWS] for start in range(0, len(halved_ND), _ROWS))
+        if not all(np.isfinite(block).all() for block in blocks):
+            problems.append(Problem(name, "holds values that are not finite"))
+    return problems
 
 
-def _read_labels(
-    folder: Folder, shard: ShardDescription, index: IndexDescription
-) -> tuple[Int64Array | None, list[str]]:
-    """Joinids of a label table, int64 [n] (None if it has none), and its problems."""
-    if not folder.has(shard.labels):
-        return None, [f"{shard.labels} is missing"]
-    try:
-        with folder.open(shard.labels) as stream:
-            table = pq.read_table(stream)  # all columns: damage shows only when a column is read
-    except (OSError, pa.ArrowInvalid) as error:
-        return None, [f"{shard.labels} cannot be read: {' '.join(str(error).split())}"]
-    lacking = [name for name in (JOINID, *index.label_columns) if name not in table.column_names]
-    problems = [f"{shard.labels} has no column {', '.join(lacking)}"] if lacking else []
-    return (None if JOINID in lacking else table[JOINID].to_numpy()), problems
-
-
-def _audit_source(sources: list[Folder], index: IndexDescription, ids_N: Int64Array) -> Iterator[str]:
-    """Compare with the embeddings that were indexed; yields nothing if they no longer exist.
-
-    Args:
-        sources: Their folders; all must have the model of the index's fingerprint.
-        index: The description.
-        ids_N: int64 [N], sorted ids of all shards.
-    """
-    first = index.fingerprint
-    embedded: list[Int64Array] = []
-    for source in sources:
-        try:
-            manifest = Manifest.read(source)
-            if manifest is None:
-                return
-            mine = manifest.fingerprint
-            if mine.model != first.model or (mine != first and not index.appended):
-                changed = differences(asdict(mine), asdict(first))
-                yield f"{source.uri} now holds other embeddings than were indexed ({changed})"
-                return
-            embedded.append(_embedded(source, manifest))
-        except (OSError, pa.ArrowInvalid, ReferenceSetError) as error:
-            yield f"the embeddings cannot be compared: {' '.join(str(error).split())}"
-            return
-        n_missing = int((~np.isin(embedded[-1], ids_N)).sum())
-        if n_missing:
-            yield f"{_cells(n_missing)} embedded in {source.uri}, but not indexed"
-    n_foreign = len(np.setdiff1d(ids_N, np.concatenate(embedded)))
-    if n_foreign:
-        yield f"{_cells(n_foreign)} indexed, but not embedded in {' or '.join(source.uri for source in sources)}"
-
-
-def _embedded(source: Folder, manifest: Manifest) -> Int64Array:
-    """Joinids of the cells that have an embedding; reads one part at a time."""
-    ids = [np.empty(0, np.int64)]
-    for name in manifest.parts:
-        # A cell with genes has an embedding (`validate --embeddings` checks that), so vectors need not be read.
-        table = read_part(source.folder(PARTS), name, [JOINID, N_GENES])
-        ids.append(table[JOINID].to_numpy()[table[N_GENES].to_numpy() > 0])
-    return np.concatenate(ids)
+def _audit_labels(
+    labels: pa.Table, ids: Int64Array | None, shard: ShardDescription, index: IndexDescription
+) -> Iterator[Problem]:
+    lacking = [name for name in (JOINID, *index.label_columns) if name not in labels.column_names]
+    if lacking:
+        yield Problem(shard.labels, f"has no column {', '.join(lacking)}")
+    elif ids is not None and not np.array_equal(ids, labels[JOINID].to_numpy()):
+        yield Problem(shard.labels, f"holds other cells than {shard.ids}")

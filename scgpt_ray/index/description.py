@@ -6,6 +6,8 @@ from scgpt_ray.storage import Folder
 
 TEMPLATE = "template.faiss"
 CENTRE = "centre.npy"
+TEMPLATE_MARKER = "template.json"
+"""Commit marker of template and centre, written last."""
 RECALL = "recall.json"
 
 

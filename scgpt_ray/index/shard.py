@@ -164,5 +164,24 @@ def committed_shard(folder: Folder, number: int, request: str) -> ShardDescripti
     return marker.shard if is_complete and marker.request == request else None
 
 
+def require_files(folder: Folder, shards: Iterable[ShardDescription]) -> None:
+    """Require, by their sizes, that the files of committed shards are complete.
+
+    Raises:
+        ReferenceSetError: If not.
+    """
+    for shard in shards:
+        marker = _marker_of(shard.name)
+        sizes = CommitMarker.from_json(folder.read(marker), marker).bytes if folder.has(marker) else {marker: 1}
+        for name, size in sizes.items():
+            found = folder.size(name)
+            if found != size:
+                raise ReferenceSetError(
+                    f"{folder.where(name)} is missing" if found is None else f"{folder.where(name)} has {found} bytes",
+                    expected=f"a file of {size} bytes, as it was committed",
+                    remedy=f"scgpt-ray validate --index {folder.uri} --repair makes it again",
+                )
+
+
 def _marker_of(name: str) -> str:
     return name.removesuffix(".faiss") + ".json"

@@ -56,19 +56,29 @@ def _require(index: faiss.Index, factory: str, sample_ND: Float32Matrix) -> None
     Raises:
         InputError: If it is not.
     """
-    n, lists = len(sample_ND), inverted_lists(index)
-    if lists is not None and n < MIN_ROWS_PER_LIST * lists.nlist:
-        raise InputError(
-            f"--factory {factory}: {n:,} cells to train {lists.nlist:,} inverted lists",
-            expected=f"at least {MIN_ROWS_PER_LIST} cells per list, {MIN_ROWS_PER_LIST * lists.nlist:,} in all",
-            remedy=f"use at most {n // MIN_ROWS_PER_LIST:,} lists, or Flat",
-        )
+    n = len(sample_ND)
+    require_rows(index, factory, n)
     n_invalid = int((~np.isfinite(np.einsum("nd->n", sample_ND))).sum())
     if n_invalid:
         raise InputError(
             f"{n_invalid:,} of {n:,} cells to train on have NaN or infinity in their embedding",
             expected="finite embeddings",
             remedy="find these cells with scgpt-ray validate --embeddings, and embed them again",
+        )
+
+
+def require_rows(index: faiss.Index, factory: str, n: int) -> None:
+    """Check that n cells are enough to train the inverted lists of an index.
+
+    Raises:
+        InputError: If they are not.
+    """
+    lists = inverted_lists(index)
+    if lists is not None and n < MIN_ROWS_PER_LIST * lists.nlist:
+        raise InputError(
+            f"--factory {factory}: {n:,} cells to train {lists.nlist:,} inverted lists",
+            expected=f"at least {MIN_ROWS_PER_LIST} cells per list, {MIN_ROWS_PER_LIST * lists.nlist:,} in all",
+            remedy=f"use at most {n // MIN_ROWS_PER_LIST:,} lists, or Flat",
         )
 
 

@@ -117,12 +117,6 @@ def _file(encoded: pa.Table, part: Part, dictionaries: list[str]) -> tuple[bytes
     return sink.getvalue(), part
 
 
-def data_digest(content: bytes) -> str:
-    """SHA-256 of the bytes of a Parquet file before its footer."""
-    footer = int.from_bytes(content[-8:-4], "little")
-    return hashlib.sha256(memoryview(content)[: -8 - footer]).hexdigest()
-
-
 def _encoded(table: pa.Table) -> pa.Table:
     """Dictionary-encode the carried text columns, and cast the embedding to what pyarrow can read back."""
     place = table.schema.get_field_index(EMBEDDING)
@@ -154,23 +148,23 @@ def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.
     """Read a part, or some of its columns.
 
     Raises:
-        ReferenceSetError: If the file is damaged.
+        ReferenceSetError: If the file is missing or damaged.
     """
-    with parts.open(name) as stream:
-        try:
+    try:
+        with parts.open(name) as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-            table = file.read(columns)
-        except (OSError, pa.ArrowException) as error:
-            raise ReferenceSetError(
-                f"{parts.where(name)} cannot be read: {error}",
-                expected="the part as it was written",
-                remedy="delete it and the manifest.json of its folder, and run the same embed command again",
-            ) from error
-        if EMBEDDING in table.column_names:
-            dimension = json.loads(file.metadata.metadata[_FOOTER])["dimension"]
-            place = table.schema.get_field_index(EMBEDDING)
-            table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(pa.list_(pa.float32(), dimension)))
-        return table
+            table, metadata = file.read(columns), file.metadata.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise ReferenceSetError(
+            f"{parts.where(name)} cannot be read: {error}",
+            expected="the part as it was written",
+            remedy=f"scgpt-ray validate --embeddings {parts.uri.removesuffix(f'/{PARTS}')} --repair makes it again",
+        ) from error
+    if EMBEDDING in table.column_names:
+        dimension = json.loads(metadata[_FOOTER])["dimension"]
+        place = table.schema.get_field_index(EMBEDDING)
+        table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(pa.list_(pa.float32(), dimension)))
+    return table
 
 
 def read_vectors(parts: Folder, name: str) -> tuple[Int64Array, Float32Matrix]:

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import sparse
 
-from scgpt_ray.atlas.genes import GeneMap
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import InputError, ReferenceSetError
@@ -31,7 +29,7 @@ from scgpt_ray.identity import Fingerprint
 from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.mapping.votes import CountOfValue
-from scgpt_ray.parts.manifest import GENES
+from scgpt_ray.pipelines.partition_steps import gene_tokens
 from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import draw_cells
@@ -175,11 +173,7 @@ class _Atlas:
         source = embedded_atlas(plan, option=None)
         if plan is None or isinstance(source, str):
             raise _unavailable(f"{folder.uri}: {source}")
-        if not folder.has(GENES):
-            raise _unavailable(f"{folder.where(GENES)} is missing")
-        with folder.open(GENES) as stream:
-            tokens_V = GeneMap.from_table(pq.read_table(stream)).lookup()
-        return cls(source, tokens_V, plan.fingerprint, whole)
+        return cls(source, gene_tokens(folder, plan.fingerprint.cells["genes"]), plan.fingerprint, whole)
 
     def counts(self, joinids: Int64Array, tokens_G: _Tokens) -> Iterator[sparse.csr_matrix]:
         """Counts of some cells of the shared genes, [some, G], block by block."""

@@ -99,6 +99,7 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
     if not output.is_local:
         raise OutputError(output.uri, expected="a local folder for the demo", remedy="give --output a path")
     output.require_writable()
+    read_checkpoint(settings.checkpoint)
     cells = blood_cells(_SEED)
     atlas = output.path / "atlas"
     if not atlas.exists():

@@ -84,6 +84,7 @@ def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
     workers = executor.pool(job.settings)
     require_precision(workers.device, job.settings.precision)
     plan = make_plan(job, workers) if job.began is None else job.began
+    write_genes(job)  # again on resume: the table may be lost or damaged
     work = EmbedRun(job, plan, executor, workers, tracker)
     quarantine, left = work.finish_plan()
     return finish(plan, work.parts, job, work.actors, quarantine, left)
@@ -100,11 +101,15 @@ def make_plan(job: EmbedJob, workers: Pool) -> Plan:
         coverage=coverage.to_dict(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    plan.write(job.output)
+    return plan
+
+
+def write_genes(job: EmbedJob) -> None:
+    """Write the gene table of the fingerprint, from which workers read the token of each gene."""
     sink = pa.BufferOutputStream()
     pq.write_table(job.genes.to_table(), sink, compression="zstd")
     job.output.write(GENES, sink.getvalue())
-    plan.write(job.output)
-    return plan
 
 
 def finish(

@@ -1,6 +1,7 @@
 """Embeddings -> a trained template -> one shard per group of parts -> search parameters for the target recall."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from scgpt_ray.index.factory import (
     training_size,
 )
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
+from scgpt_ray.index.template import require_rows
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.parts.provenance import NOT_STATED, Provenance
@@ -36,7 +38,7 @@ from scgpt_ray.pipelines.index_steps import (
 )
 from scgpt_ray.pipelines.recall import write_report
 from scgpt_ray.pipelines.reference import Reference, exact_neighbors
-from scgpt_ray.records import IndexDescription, Manifest
+from scgpt_ray.records import IndexDescription, Manifest, ShardDescription
 from scgpt_ray.schema import OBSERVATION
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
@@ -73,15 +75,7 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
     output.require_writable()
     params = {"config": settings.model_dump(), "request": request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
-        if settings.template is not None:
-            template = adopt_template(Folder.at(settings.template), output)
-        else:
-            spec = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
-            template = train_template(executor, source, manifest, spec, output)
-        groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
-        labels = tuple(request["labels"])
-        inputs = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
-        shards = build_shards(executor, inputs, 0, template, output)
+        shards = _build(request, source, manifest, output, executor, settings.template)
         described = IndexDescription(
             request=request,
             factory=request["factory"],
@@ -92,12 +86,62 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             recall_at_10=1.0,
             recall_queries=0,
             shards=tuple(shards),
-            label_columns=labels,
+            label_columns=tuple(request["labels"]),
             fingerprint=manifest.fingerprint,
             embeddings=source.uri,
             license=settings.license or NOT_STATED,
         )
         return _finish(described, source, manifest, output, executor, tracker)
+
+
+def _build(
+    request: dict[str, Any],
+    source: Folder,
+    manifest: Manifest,
+    output: Folder,
+    executor: Executor,
+    adopted: str | None = None,
+) -> list[ShardDescription]:
+    """Make template and shards of a request, but for those that are committed; `adopted` is the template's index."""
+    if adopted is not None:
+        template = adopt_template(Folder.at(adopted), output)
+    elif "template" in request:
+        template = template_of(output)
+    else:
+        spec = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
+        template = train_template(executor, source, manifest, spec, output)
+    groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
+    labels = tuple(request["labels"])
+    inputs = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
+    return build_shards(executor, inputs, 0, template, output)
+
+
+def rebuild(output: Folder, engine: Engine, delete: Callable[[], None]) -> IndexDescription:
+    """Build the template and shards that a finished index lacks again; the description has the request.
+
+    Args:
+        output: Output folder of a finished `index`.
+        engine: Opens the executor.
+        delete: Deletes damaged files, once it is known that they can be built.
+
+    Raises:
+        ReferenceSetError: If the embeddings are gone or are others, or cells were appended.
+    """
+    there = require_index(output)
+    source = Folder.at(there.embeddings)
+    manifest = require_manifest(source)
+    if there.appended or manifest.fingerprint.digest != there.request["embeddings"]:
+        found = "has appended cells" if there.appended else f"was built of other embeddings than {source.uri} holds"
+        raise ReferenceSetError(
+            f"{output.uri} {found}: its shards cannot be built again one by one",
+            expected="an index of one set of embeddings",
+            remedy="build it again in a new folder",
+        )
+    delete()
+    params = {"config": {"repair": output.uri}, "request": there.request}
+    with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
+        shards = _build(there.request, source, manifest, output, executor)
+        return _finish(there.replace(shards=tuple(shards)), source, manifest, output, executor, tracker)
 
 
 def append(
@@ -187,11 +231,13 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
         factory, template = _trained(settings, manifest)
     elif factory == "auto":
         factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
+    n_training = training_size(factory, n_cells, manifest.dimension, budget)
+    require_rows(empty_index(factory, manifest.dimension), factory, n_training)
     return {
         "embeddings": manifest.fingerprint.digest,
         "labels": labels,
         "factory": factory,
-        "training": training_size(factory, n_cells, manifest.dimension, budget),
+        "training": n_training,
         "shards": n_shards,
         "target_recall": settings.target_recall,
         "seed": settings.seed,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import digest_of
-from scgpt_ray.index.description import CENTRE, TEMPLATE
+from scgpt_ray.index.description import CENTRE, TEMPLATE, TEMPLATE_MARKER
 from scgpt_ray.index.factory import EXACT, empty_index, n_lists
 from scgpt_ray.index.gpu import gpus
 from scgpt_ray.index.search import set_threads
@@ -26,9 +26,6 @@ from scgpt_ray.pipelines.executor import Executor
 from scgpt_ray.records import Manifest, ShardDescription
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
-
-TEMPLATE_MARKER = "template.json"
-"""Commit marker of the template, written last."""
 
 _LISTS_PER_THREAD = 4096  # the work of k-means grows with the square of its lists
 

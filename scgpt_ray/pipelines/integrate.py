@@ -60,8 +60,8 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
     output.require_writable()
     batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
     replicates = _replicates(settings, cells, selection)
+    stored, counts = _counts(settings, cells, selection)
     with Tracker("integrate", output, {"config": settings.model_dump()}) as tracker:
-        stored, counts = _counts(settings, cells, selection)
         known = counts if isinstance(counts, Counts) else None
         components_NC = _components(settings, stored, known)
         if components_NC is not None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from scgpt_ray.atlas.genes import GeneMap
 from scgpt_ray.atlas.plan import Partition, Remainder
 from scgpt_ray.atlas.source import Source
-from scgpt_ray.errors import CheckpointError, DamagedError, OutputError
+from scgpt_ray.errors import CheckpointError, DamagedError, OutputError, ReferenceSetError
 from scgpt_ray.network.checkpoint_files import CheckpointFiles, CheckpointName, read_vocabulary
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import GENES
@@ -78,15 +78,22 @@ def gene_tokens(output: Folder, digest: str) -> npt.NDArray[np.int32]:
     """Read the tokens by var joinid, int32, from genes.parquet.
 
     Raises:
-        OutputError: If the file has another digest.
+        OutputError: If the file is missing or damaged, or has another digest.
     """
-    with output.open(GENES) as stream:
-        genes = GeneMap.from_table(pq.read_table(stream))
+    try:
+        with output.open(GENES) as stream:
+            genes = GeneMap.from_table(pq.read_table(stream))
+    except (OSError, pa.ArrowException, ReferenceSetError) as error:
+        raise OutputError(
+            f"{output.where(GENES)} cannot be read: {error}",
+            expected="the gene table of the run",
+            remedy="run the same command again, which writes it anew",
+        ) from error
     if genes.digest() != digest:
         raise OutputError(
             f"{output.where(GENES)} is not the gene table that this run started with ({genes.digest()[:12]})",
             expected=f"the table with digest {digest[:12]}",
-            remedy="restore the file, or give --output another folder",
+            remedy="run the same command again, which writes it anew, or give --output another folder",
         )
     return genes.lookup()
 

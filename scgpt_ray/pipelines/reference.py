@@ -21,6 +21,7 @@ from scgpt_ray.index.factory import empty_index, n_lists
 from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors, set_threads
 from scgpt_ray.index.searcher import Searcher, SearchParams, Shard
+from scgpt_ray.index.shard import require_files
 from scgpt_ray.parts.parts import read_vectors
 from scgpt_ray.pipelines.executor import Executor
 from scgpt_ray.pipelines.hub_index import cached_index, is_on_hub
@@ -96,7 +97,9 @@ class Reference:
 
         Raises:
             ConfigError: If the index has fewer than k cells, or lacks a label column.
+            ReferenceSetError: If a file of a shard is missing or torn.
         """
+        require_files(self.folder, self.index.shards)
         if k > self.index.n_cells:
             raise ConfigError(
                 f"--k {k}: {self.folder.uri} holds {self.index.n_cells} cells",
