@@ -85,3 +85,10 @@ def test_bfloat16_is_that_of_torch(values):
 
     expected = torch.from_numpy(values).to(torch.bfloat16).to(torch.float32).numpy()
     np.testing.assert_array_equal(as_bfloat16(values), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(1 + 2**-8, 1.0), (1 + 3 * 2**-8, 1 + 2**-6), (-1 - 3 * 2**-8, -1 - 2**-6), (0.0, 0.0)]
+)
+def test_bfloat16_ties_go_to_even(value, rounded):
+    assert as_bfloat16(np.array([value], np.float32)).tolist() == [rounded]

@@ -109,7 +109,7 @@ def test_the_metadata_of_the_census(run, tmp_path):
 
 @pytest.mark.parametrize("half", [False, True])
 def test_parquet_shards(half, run, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(publication, "_SHARD_BYTES", 8 * (2 if half else 4) * 16)
+    monkeypatch.setattr(publication, "_SHARD_BYTES", 8 * (2 if half else 4) * 13)
     assert export_dataset(run, Folder.at(tmp_path / "set"), half=half) == 20
     verify(tmp_path / "set")
     assert [path.name for path in sorted((tmp_path / "set").iterdir())] == ["README.md", SUMS, "data"]

@@ -123,9 +123,14 @@ def test_cells_of_another_folder_are_added_once(make_embeddings, tmp_path):
     small = make_embeddings(tmp_path / "small", n_cells=100, cells_per_part=30)
     large = make_embeddings(tmp_path / "large", n_cells=160, cells_per_part=40)
     output = str(tmp_path / "index")
-    scgpt_ray.build_index(executor="serial", embeddings=small.uri, output=output)
+    scgpt_ray.build_index(executor="serial", embeddings=small.uri, output=output, license="mit")
     grown = scgpt_ray.build_index(executor="serial", embeddings=large.uri, output=output, append=True)
-    assert (grown.n_cells, grown.appended) == (159, (large.uri,))
+    assert (grown.n_cells, grown.appended, grown.license) == (159, (large.uri,), "mit")
+    assert "index of 159 cells" in (tmp_path / "index" / "README.md").read_text()
+    options = {"embeddings": large.uri, "output": output, "append": True, "license": "cc0-1.0"}
+    again = scgpt_ray.build_index(executor="serial", **options)
+    assert again == grown.replace(license="cc0-1.0")
+    assert "license: cc0-1.0" in (tmp_path / "index" / "README.md").read_text()
     assert scgpt_ray.validate(index=output) == []
     labels = Reference.at(output).on(SerialExecutor()).labels(np.array([[15, 165]]), ["age"])
     assert sorted(labels[JOINID].to_pylist()) == [15, 165]

@@ -68,10 +68,8 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
         if settings.license in (None, there.license):
             logger.info("%s is finished: %d cells; nothing to do", output.uri, there.n_cells)
             return there
-        described = there.replace(license=settings.license)
         with engine.open(there.n_cells) as executor:
-            _commit(Reference(output, described, executor), source, manifest)
-        return described
+            return _relicense(settings, there, source, manifest, output, executor)
     output.require_writable()
     params = {"config": settings.model_dump(), "request": request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
@@ -162,8 +160,8 @@ def append(
         names = list(manifest.parts)
         fresh = np.array(new_cells(executor, source, names, output, there.shards))
         if not fresh.sum():
-            logger.info("%s holds every cell of %s; nothing to do", output.uri, source.uri)
-            return there
+            logger.info("%s holds every cell of %s; nothing to add", output.uri, source.uri)
+            return _relicense(settings, there, source, manifest, output, executor)
         parts = np.array(names)[fresh > 0]
         n_shards = min(settings.shards or default_shards(int(fresh.sum())), len(parts))
         digest, labels = manifest.fingerprint.digest, there.label_columns
@@ -301,6 +299,22 @@ def _finish(
     tracker.log_metrics({"n_cells": described.n_cells, **figures})
     for name in (IndexDescription.file, RECALL, CARD):
         tracker.log_artifact(name)
+    return described
+
+
+def _relicense(
+    settings: IndexSettings,
+    there: IndexDescription,
+    source: Folder,
+    manifest: Manifest,
+    output: Folder,
+    executor: Executor,
+) -> IndexDescription:
+    """Give a finished index the requested licence, if it is another."""
+    if settings.license in (None, there.license):
+        return there
+    described = there.replace(license=settings.license)
+    _commit(Reference(output, described, executor), source, manifest)
     return described
 
 
