@@ -100,6 +100,23 @@ def test_what_is_missing_is_said_in_one_line(s3, inputs, capsys):
     assert Folder.at(f"{s3}/out").names() == []
 
 
+def test_keys_that_vanish(s3, make_embeddings, tmp_path, capsys):
+    upload(make_embeddings(tmp_path / "embeddings").path, Folder.at(f"{s3}/embeddings"))
+    parts = Folder.at(f"{s3}/embeddings/parts")
+    name = parts.names()[0]
+    parts.remove(name)
+    for words in (
+        ("export", "--embeddings", f"{s3}/embeddings", "--output", f"{s3}/cells.h5ad"),
+        ("index", "--embeddings", f"{s3}/embeddings", "--output", f"{s3}/index", *SERIAL),
+        ("validate", "--embeddings", f"{s3}/embeddings"),
+    ):
+        assert main(words) != DONE
+        printed = capsys.readouterr()
+        assert name in printed.out + printed.err
+        assert "Traceback" not in printed.err
+    assert Folder.at(s3).names() == []
+
+
 @pytest.mark.slow
 def test_all_verbs(s3, inputs, tmp_path, capsys):
     pytest.importorskip("umap", exc_type=ImportError)
