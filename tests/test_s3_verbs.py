@@ -72,6 +72,7 @@ def test_embeddings_are_those_of_a_disk(s3, inputs, atlas):
     assert same(f"{s3}/out", local)
 
 
+@pytest.mark.slow
 def test_the_way_to_the_store_is_not_in_the_fingerprint(s3, inputs, monkeypatch):
     run(*embed(s3, "cells.h5ad", f"{s3}/out"), *SERIAL)
     before = Folder.at(f"{s3}/out").read("manifest.json")
