@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pyarrow.fs as pafs
 import pytest
@@ -11,7 +12,7 @@ from scgpt_ray.object_store import ObjectStore, current, using
 from scgpt_ray.storage import Folder
 
 CEPH = {"AWS_ENDPOINT_URL": "http://ceph:7480"}
-REQUIRED = {"request_checksums": "when_required"}
+REQUIRED = ObjectStore(request_checksums="when_required")
 SUPPORTED = {"request_checksums": "when_supported"}
 
 
@@ -26,14 +27,14 @@ def variables(monkeypatch):
     ("environment", "options", "expected"),
     [
         ({}, {}, ObjectStore()),
-        (CEPH, {}, ObjectStore("http://ceph:7480", **REQUIRED)),
-        ({**CEPH, "AWS_ENDPOINT_URL_S3": "https://s3"}, {}, ObjectStore("https://s3", **REQUIRED)),
-        (CEPH, {"endpoint": "minio:9000"}, ObjectStore("https://minio:9000", **REQUIRED)),
+        (CEPH, {}, replace(REQUIRED, endpoint="http://ceph:7480")),
+        ({**CEPH, "AWS_ENDPOINT_URL_S3": "https://s3"}, {}, replace(REQUIRED, endpoint="https://s3")),
+        (CEPH, {"endpoint": "minio:9000"}, replace(REQUIRED, endpoint="https://minio:9000")),
         ({"AWS_REGION": "a", "AWS_DEFAULT_REGION": "b"}, {}, ObjectStore(region="a")),
         ({"AWS_DEFAULT_REGION": "b", "AWS_PROFILE": "p"}, {"region": "c"}, ObjectStore(region="c", profile="p")),
         ({}, {"anonymous": "TRUE"}, ObjectStore(anonymous=True)),
         ({"SCGPT_RAY_PUBLIC_ENDPOINT": "http://a:1"}, {}, ObjectStore(public_endpoint="http://a:1")),
-        (CEPH, SUPPORTED, ObjectStore("http://ceph:7480", **SUPPORTED)),
+        (CEPH, SUPPORTED, ObjectStore("http://ceph:7480", request_checksums="when_supported")),
     ],
 )  # fmt: skip
 def test_options_win_over_the_environment(variables, environment, options, expected):
@@ -137,7 +138,9 @@ def test_everything_goes_to_the_store_of_the_driver(s3, s3_server, checkpoint, b
     sources = [locate(f"{s3}/{name}", CellSettings()) for name in ("atlas", "cells.h5ad")]
     places = (Folder.at(f"{s3}/out"), sources, CheckpointFiles.at(f"{s3}/checkpoint"))
     worker = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_REGION": "elsewhere"}
-    subprocess.run([sys.executable, "-c", OTHER_PROCESS], input=pickle.dumps(places), env=worker, check=True)
+    subprocess.run(
+        [sys.executable, "-c", OTHER_PROCESS], input=pickle.dumps(places), env=worker, check=True, timeout=60
+    )
     assert Folder.at(f"{s3}/out").read("part") == b"12345"
 
 

@@ -72,6 +72,7 @@ def test_embeddings_are_those_of_a_disk(s3, inputs, atlas):
     assert same(f"{s3}/out", local)
 
 
+@pytest.mark.slow
 def test_the_way_to_the_store_is_not_in_the_fingerprint(s3, inputs, monkeypatch):
     run(*embed(s3, "cells.h5ad", f"{s3}/out"), *SERIAL)
     before = Folder.at(f"{s3}/out").read("manifest.json")
@@ -98,6 +99,23 @@ def test_what_is_missing_is_said_in_one_line(s3, inputs, capsys):
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scgpt-ray:")]
         assert value.format(s3) in line
     assert Folder.at(f"{s3}/out").names() == []
+
+
+def test_keys_that_vanish(s3, make_embeddings, tmp_path, capsys):
+    upload(make_embeddings(tmp_path / "embeddings").path, Folder.at(f"{s3}/embeddings"))
+    parts = Folder.at(f"{s3}/embeddings/parts")
+    name = parts.names()[0]
+    parts.remove(name)
+    for words in (
+        ("export", "--embeddings", f"{s3}/embeddings", "--output", f"{s3}/cells.h5ad"),
+        ("index", "--embeddings", f"{s3}/embeddings", "--output", f"{s3}/index", *SERIAL),
+        ("validate", "--embeddings", f"{s3}/embeddings"),
+    ):
+        assert main(words) != DONE
+        printed = capsys.readouterr()
+        assert name in printed.out + printed.err
+        assert "Traceback" not in printed.err
+    assert Folder.at(s3).names() == []
 
 
 @pytest.mark.slow

@@ -147,9 +147,9 @@ def _soma(
     # Consolidation may have replaced the files of a snapshot that this process opened before.
     open_experiment.cache_clear()
     store = current().public(release.region) if release else current()
-    if found := Folder(uri, store).unreachable():
+    if reason := Folder(uri, store).unreachable():
         raise AtlasError(
-            f"{uri}: {found}", expected="a bucket that answers", remedy="check the network, the URI and --storage"
+            f"{uri}: {reason}", expected="a bucket that answers", remedy="check the network, the URI and --storage"
         )
     if uri.startswith("s3://"):
         store = store.located(urlsplit(uri).netloc)

@@ -25,8 +25,8 @@ class CellSettings(Settings):
     """var columns with gene names, in order of preference; `index` is the index of var. A gene gets the first of its
     names that is in the vocabulary. A missing column is an error, except in the default list."""
     gene_table: Text | None = None
-    """CSV of gene id and symbol (header optional) that translates names missing from the vocabulary, such as Ensembl
-    ids; version suffixes (.12) are ignored. Default: none."""
+    """CSV (path or s3:// URI) of gene id and symbol (header optional) that translates names missing from the
+    vocabulary, such as Ensembl ids; version suffixes (.12) are ignored. Default: none."""
     min_coverage: Fraction = 0.5
     """Smallest fraction of counts in genes of the vocabulary, 0 to 1; below it the run stops with an error."""
     measurement: Text = "RNA"

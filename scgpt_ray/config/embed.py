@@ -58,7 +58,7 @@ class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSe
     )
 
     atlas: Text
-    """Cells to embed: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:RELEASE[/ORGANISM]."""
+    """Cells to embed: a SOMA experiment or .h5ad file (path or s3:// URI), or census:RELEASE[/ORGANISM]."""
     checkpoint: Text
     """Checkpoint: whole-human or another name that `scgpt-ray checkpoints` lists, downloaded when it is first used; a
     folder (path or s3:// URI) with args.json, vocab.json, and best_model.pt or model.safetensors; or

@@ -87,7 +87,7 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     )
 
     query: Text
-    """Cells to map: a SOMA experiment (path or s3:// URI), an .h5ad file, or census:RELEASE[/ORGANISM]."""
+    """Cells to map: a SOMA experiment or .h5ad file (path or s3:// URI), or census:RELEASE[/ORGANISM]."""
     index: Text
     """Output folder of `index`: a path, an s3:// URI or hf://owner/repo[@revision][/subfolder], which is downloaded to
     the cache. The embeddings that it was built from are not needed."""
