@@ -262,7 +262,7 @@ class FailsTogether(H5adSource):
     """Cells of one partition that cannot be read more than 30 at a time."""
 
     def read(self, partition, gene_tokens):
-        if partition.first >= 50 and partition.last < 100 and partition.n_cells > 30:
+        if partition.first >= 40 and partition.last < 90 and partition.n_cells > 30:
             raise DamagedError("too many", expected="e", remedy="r")
         return super().read(partition, gene_tokens)
 
