@@ -107,6 +107,17 @@ def test_of_many_that_take_over_one_wins(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lease_that_another_run_has_just_taken_over_is_kept(tmp_path):
+    folder = Folder.at(tmp_path)
+    dead = of_another_machine(folder, EXPIRES_S + 5)
+    taken = Lease.of_this_process("index")
+    taken.write(folder)
+    leases._bury(tmp_path / Lease.file, dead)
+    assert Lease.read(folder) == taken
+    leases._bury(tmp_path / Lease.file, taken)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
     with pytest.raises(OutputError, match="bad"), hold(Folder.at(tmp_path / "a" / "b"), "embed"):
         assert (tmp_path / "a" / "b" / Lease.file).exists()
