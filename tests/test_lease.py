@@ -208,8 +208,7 @@ def test_two_commands_into_one_folder(blood_file, checkpoint, tmp_path):
 def test_an_object_store(monkeypatch, caplog):
     """Without conditional writes the last of two that looked at once has the lease, and the other sees it."""
     moto = pytest.importorskip("moto.server", reason="needs moto[server]")
-    import boto3
-
+    boto3 = pytest.importorskip("boto3", reason="needs moto[s3]")
     server = moto.ThreadedMotoServer(port=0)
     server.start()
     try:
