@@ -221,7 +221,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine started, in ticks since the boot; empty if there is none, or only its remains."""
+    """When a process of this machine started, in ticks since the boot; empty for one that has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

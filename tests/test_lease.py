@@ -107,6 +107,17 @@ def test_of_many_that_take_over_one_wins(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lease_that_another_run_has_just_taken_over_is_kept(tmp_path):
+    folder = Folder.at(tmp_path)
+    dead = of_another_machine(folder, EXPIRES_S + 5)
+    taken = Lease.of_this_process("index")
+    taken.write(folder)
+    leases._bury(tmp_path / Lease.file, dead)
+    assert Lease.read(folder) == taken
+    leases._bury(tmp_path / Lease.file, taken)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
     with pytest.raises(OutputError, match="bad"), hold(Folder.at(tmp_path / "a" / "b"), "embed"):
         assert (tmp_path / "a" / "b" / Lease.file).exists()
@@ -161,7 +172,7 @@ def test_one_verb_a_folder(blood_file, checkpoint, tmp_path, mark, name):
 def command(blood_file, checkpoint, output, *more):
     return [
         sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint),
-        "--output", str(output), "--executor", "serial", "--cells-per-partition", "1", *more,
+        "--output", str(output), "--executor", "serial", "--cells-per-partition", "10", *more,
     ]  # fmt: skip
 
 
@@ -191,3 +202,36 @@ def test_two_commands_into_one_folder(blood_file, checkpoint, tmp_path):
     interrupted.send_signal(signal.SIGTERM)
     assert interrupted.wait(30) == 143
     assert not (tmp_path / "other" / Lease.file).exists()
+
+
+@pytest.mark.slow
+def test_an_object_store(monkeypatch, caplog):
+    """Without conditional writes the last of two that looked at once has the lease, and the other sees it."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    boto3 = pytest.importorskip("boto3", reason="needs moto[s3]")
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        address = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        for name, value in {**address, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        folder = Folder.at("s3://bucket/out")
+        caplog.set_level("INFO")
+        with hold(folder, "embed"):
+            assert Lease.read(folder).pid == os.getpid()
+            with pytest.raises(OutputError, match="s3://bucket/out is in use by embed"), hold(folder, "embed"):
+                pass
+        assert folder.names() == []
+        assert caplog.text.count("leases of object stores are advisory") == 1
+        first, entered = Lease.of_this_process("embed"), []
+        thread = threading.Thread(target=lambda: entered.append(leases._take(folder, first)))
+        thread.start()
+        time.sleep(leases._SETTLE_S / 3)
+        second = of_another_machine(folder, 0)  # has looked before the first wrote
+        thread.join()
+        assert entered == [False]
+        assert Lease.read(folder) == second
+    finally:
+        server.stop()

@@ -46,7 +46,18 @@ class VariableGeneSettings(Settings):
         return self
 
 
-class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSettings):
+class FailureSettings(Settings):
+    """What may fail."""
+
+    group = "Compute"
+
+    max_failed: Fraction = 0.001
+    """Largest fraction of the cells that may fail, 0 to 1. Cells whose bytes are damaged, or that kill their worker,
+    are listed in quarantine.json and the rest is finished (exit code 3). The cells of one partition may always fail,
+    but for 0."""
+
+
+class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSettings, FailureSettings):
     """Options of `embed`."""
 
     verb = "embed"
@@ -65,7 +76,3 @@ class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSe
     hf://owner/repo[@revision][/subfolder]. demo: the small network for blood that ships with the package."""
     output: Text
     """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""
-    max_failed: Fraction = 0.001
-    """Largest fraction of the cells that may fail, 0 to 1. Cells whose bytes are damaged, or that kill their worker,
-    are listed in quarantine.json and the rest is finished (exit code 3). The cells of one partition may always fail,
-    but for 0."""

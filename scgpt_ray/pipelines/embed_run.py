@@ -93,8 +93,10 @@ class EmbedRun:
         """Embed the partitions that failed without the cells that make them fail."""
         joinids = self.job.selection[0] if self.job.selection else self.job.source.joinids()
         quarantine = isolate(failed, known, joinids, self._try)
-        failed = self._commit_left(quarantine, joinids)
-        if failed:  # their cells failed together only, or in their turn: given up for this run
+        guilty = {cells.partition for cells in quarantine.cells}
+        innocent = [failure.partition for failure in failed if failure.partition.number not in guilty]
+        failed = self._commit_left(quarantine, joinids) + (self._commit(tuple(innocent)) if innocent else [])
+        if failed:  # whose cells fail only together: given up for this run
             numbers = {failure.partition.number for failure in failed}
             kept = [cells for cells in quarantine.cells if cells.partition not in numbers]
             planned = (replace(failure, partition=self.plan.partitions[failure.partition.number]) for failure in failed)
