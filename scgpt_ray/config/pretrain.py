@@ -141,11 +141,11 @@ class PretrainSettings(
     group = "Input and output"
     examples = (
         "scgpt-ray pretrain --atlas demo/atlas --output network --embsize 64 --nheads 2 --d-hid 64 --nlayers 2"
-        " --steps 10 --warmup-steps 5 --max-length 64",
+        " --steps 4 --warmup-steps 2 --max-length 64",
         "scgpt-ray pretrain --atlas demo/atlas --checkpoint demo --label-column cell_type --output network-by-type"
-        " --steps 10 --warmup-steps 5 --max-length 64",
+        " --steps 4 --warmup-steps 2 --max-length 64",
         "scgpt-ray pretrain --atlas demo/atlas --checkpoint demo --validation-filter \"split == 'query'\""
-        " --output network-validated --steps 10 --warmup-steps 5 --max-length 64",
+        " --output network-validated --steps 4 --warmup-steps 2 --max-length 64",
     )
 
     atlas: Annotated[Texts, Field(min_length=1)]
