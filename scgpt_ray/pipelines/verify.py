@@ -39,8 +39,8 @@ cells with 12 layers of width 512 (random weights), for other microbatches."""
 
 SMALLEST_COSINE = {"float16": 0.99999, "bfloat16": 0.9997}
 """Tolerance of embeddings computed in 16 bits. Measured on the same cells, with 16 bits emulated on a CPU: 1 - cosine
-is at most 5.3e-7 and 5.7e-7 in float16, 7.1e-5 and 3.5e-5 in bfloat16. Between a cell and the nearest other one it is at
-least 3.0e-3 and 5.5e-4, so that an exchange of cells is found."""
+is at most 5.3e-7 and 5.7e-7 in float16, 7.1e-5 and 3.5e-5 in bfloat16. Between a cell and the nearest other one it is
+at least 3.0e-3 and 5.5e-4, so that an exchange of cells is found."""
 
 
 @dataclass(frozen=True)
