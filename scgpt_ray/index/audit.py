@@ -50,8 +50,8 @@ def audit_index(folder: Folder) -> list[Problem]:
     ids_N = np.sort(np.concatenate([np.empty(0, np.int64), *ids_of_shards]))
     doubled = np.unique(ids_N[1:][ids_N[1:] == ids_N[:-1]])
     if len(doubled):
-        found = f"has {len(doubled)} cells in more than one shard, the first is soma_joinid {doubled[0]}"
-        problems.append(Problem(IndexDescription.file, found, mends=False))
+        line = f"has {len(doubled)} cells in more than one shard, the first is soma_joinid {doubled[0]}"
+        problems.append(Problem(IndexDescription.file, line, mends=False))
     return problems or list(audit_content(folder, index))
 
 
