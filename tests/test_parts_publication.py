@@ -127,7 +127,7 @@ def test_parquet_shards(half, run, table, tmp_path, monkeypatch):
 
 def test_datasets_loads_it(run, table, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     export_dataset(run, Folder.at(tmp_path / "set"), half=True)
     cells = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
