@@ -91,7 +91,7 @@ def test_headings():
         "Compute",
         "Object stores",
     ]
-    assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output", "max_failed"]
+    assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output"]
 
 
 @pytest.mark.parametrize(

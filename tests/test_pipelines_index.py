@@ -17,7 +17,8 @@ from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import read_part
 from scgpt_ray.pipelines import index_steps as shards
-from scgpt_ray.pipelines.index import build_index, resolve
+from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.pipelines.index_request import resolve
 from scgpt_ray.pipelines.index_steps import sample
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID

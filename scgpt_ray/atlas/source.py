@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -201,6 +202,5 @@ def _h5ad(path: str, settings: CellSettings) -> Source:
 
 
 def _absent(place: str) -> AtlasError:
-    return AtlasError(
-        f"{place}: no such file or folder", expected="a SOMA experiment or an .h5ad file", remedy="check the path"
-    )
+    found = "a folder" if Path(place).is_dir() else "no such file or folder"
+    return AtlasError(f"{place}: {found}", expected="a SOMA experiment or an .h5ad file", remedy="check the path")

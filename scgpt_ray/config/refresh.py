@@ -5,10 +5,11 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.cells import ComputeSettings
+from scgpt_ray.config.embed import FailureSettings
 from scgpt_ray.config.settings import Text
 
 
-class RefreshSettings(ComputeSettings):
+class RefreshSettings(FailureSettings, ComputeSettings):
     """Options of `refresh`."""
 
     verb = "refresh"

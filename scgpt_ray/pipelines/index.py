@@ -7,25 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from scgpt_ray.config import IndexSettings, parse_bytes
-from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.identity import require_same_model, require_same_run
+from scgpt_ray.config import IndexSettings
+from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.identity import require_same_run
 from scgpt_ray.index.card import CARD, index_card
 from scgpt_ray.index.description import RECALL, require_index
 from scgpt_ray.index.factory import (
     EXACT,
-    choose_factory,
     default_shards,
     empty_index,
     n_lists,
-    training_size,
 )
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
-from scgpt_ray.index.template import require_rows
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.parts.provenance import NOT_STATED, Provenance
 from scgpt_ray.pipelines.executor import Engine, Executor
+from scgpt_ray.pipelines.index_request import require_belongs, resolve
 from scgpt_ray.pipelines.index_steps import (
     ShardInput,
     TemplateSpec,
@@ -39,7 +37,6 @@ from scgpt_ray.pipelines.index_steps import (
 from scgpt_ray.pipelines.recall import write_report
 from scgpt_ray.pipelines.reference import Reference, exact_neighbors
 from scgpt_ray.records import IndexDescription, Manifest, ShardDescription
-from scgpt_ray.schema import OBSERVATION
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
 
@@ -154,7 +151,7 @@ def append(
         InputError: If there is no index, or the cells do not belong to it.
     """
     there = require_index(output)
-    _require_belongs(there, manifest, source, output)
+    require_belongs(there, manifest, source, output)
     params = {"config": settings.model_dump(), "request": there.request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
         names = list(manifest.parts)
@@ -178,88 +175,6 @@ def append(
             license=settings.license or there.license,
         )
         return _finish(described, source, manifest, output, executor, tracker)
-
-
-def _require_belongs(there: IndexDescription, manifest: Manifest, source: Folder, output: Folder) -> None:
-    mine, atlas = manifest.fingerprint, there.fingerprint.cells.get("uri")
-    require_same_model(source.uri, mine.model, output.uri, there.fingerprint.model)
-    if mine.cells.get("uri") != atlas:
-        raise ReferenceSetError(
-            f"{source.uri} is of the atlas {mine.cells.get('uri')}, {output.uri} of {atlas}",
-            expected="one atlas, in which a soma_joinid is one cell",
-            remedy="join the cells in one atlas, or build another index",
-        )
-    lacking = [name for name in there.label_columns if name not in manifest.obs_columns]
-    if lacking:
-        raise ReferenceSetError(
-            f"{source.uri} carries no column {', '.join(lacking)}",
-            expected=f"the label columns of the index ({', '.join(there.label_columns)})",
-            remedy="run embed with --obs-columns into a new folder",
-        )
-
-
-def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
-    """Fill in the defaults of a request; equal requests give equal indexes.
-
-    Raises:
-        InputError: If the request does not fit the embeddings.
-    """
-    # A value per cell, which embed adds for the Census, is no label.
-    usual = [name for name in manifest.obs_columns if name != OBSERVATION]
-    labels = list(dict.fromkeys(settings.label_columns or usual))
-    lacking = [name for name in labels if name not in manifest.obs_columns]
-    if lacking:
-        raise ConfigError(
-            f"--label-columns {' '.join(lacking)}",
-            expected=f"columns the embeddings carry ({', '.join(manifest.obs_columns) or 'none'})",
-            remedy="run embed with --obs-columns into a new folder",
-        )
-    n_cells = manifest.n_cells - manifest.n_empty
-    if not n_cells:
-        raise ReferenceSetError(
-            f"{settings.embeddings} has no cell with an embedding",
-            expected="at least one",
-            remedy="check the atlas",
-        )
-    n_shards = min(settings.shards or default_shards(n_cells), len(manifest.parts))
-    budget = parse_bytes(settings.memory_budget) if settings.memory_budget else None
-    factory = settings.factory
-    template: dict[str, str] = {}
-    if settings.template is not None:
-        factory, template = _trained(settings, manifest)
-    elif factory == "auto":
-        factory = choose_factory(n_cells, manifest.dimension, budget, n_shards, settings.target_recall)
-    n_training = training_size(factory, n_cells, manifest.dimension, budget)
-    require_rows(empty_index(factory, manifest.dimension), factory, n_training)
-    return {
-        "embeddings": manifest.fingerprint.digest,
-        "labels": labels,
-        "factory": factory,
-        "training": n_training,
-        "shards": n_shards,
-        "target_recall": settings.target_recall,
-        "seed": settings.seed,
-        **template,
-    }
-
-
-def _trained(settings: IndexSettings, manifest: Manifest) -> tuple[str, dict[str, str]]:
-    """Factory of the index whose template is to be used, and its digest for the request.
-
-    Raises:
-        InputError: If it is of another model, another factory was asked for, or its template is damaged.
-    """
-    assert settings.template is not None, "there is one"
-    folder = Folder.at(settings.template)
-    index = require_index(folder)
-    require_same_model(settings.embeddings, manifest.fingerprint.model, folder.uri, index.fingerprint.model)
-    if settings.factory not in ("auto", index.factory):
-        raise ConfigError(
-            f"--factory {settings.factory} with --template of {index.factory}",
-            expected="one of the two",
-            remedy="drop --factory",
-        )
-    return index.factory, {"template": template_of(folder)}
 
 
 def _finish(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scgpt_ray.config import EmbedSettings, IndexSettings, RefreshSettings
-from scgpt_ray.config.cells import ComputeSettings
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.description import require_index
@@ -87,10 +86,11 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
 
 def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> EmbedSettings:
     """The options of the run that made the earlier embeddings, for another output, with what is given now."""
-    given = {name: getattr(settings, name) for name in ("atlas", "checkpoint")}
-    compute = {name: getattr(settings, name) for name in ComputeSettings.model_fields}
-    changed = {**compute, "output": settings.output, "snapshot": settings.snapshot}
-    changed |= {name: value for name, value in given.items() if value is not None}
+    shared = EmbedSettings.model_fields.keys() & RefreshSettings.model_fields.keys()
+    changed = {name: getattr(settings, name) for name in shared}
+    for name in ("atlas", "checkpoint"):
+        if changed[name] is None:
+            del changed[name]
     return EmbedSettings.of({**plan.settings, **changed, "precision": before.fingerprint.model["precision"]})
 
 
