@@ -105,7 +105,7 @@ def test_a_damaged_chunk_costs_its_cells(gzipped, checkpoint, tmp_path, capsys, 
         f"{output} lacks {len(lost)} of 260 cells, which could not be embedded (quarantine.json)"
     ]
     assert scgpt_ray.validate(embeddings=str(output)) == [
-        f"{len(lost)} of 260 cells are not embedded; quarantine.json says why"
+        f"quarantine.json has {len(lost)} of 260 cells, which are not embedded; embed tries them again"
     ]
 
     # The next run tries them again: first in vain, which changes nothing.

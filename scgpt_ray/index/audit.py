@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.audit_content import audit_content
+from scgpt_ray.index.card import CARD
 from scgpt_ray.index.description import CENTRE, TEMPLATE, TEMPLATE_MARKER, require_index
 from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.parts.audit import Problem
@@ -53,6 +54,18 @@ def audit_index(folder: Folder) -> list[Problem]:
         line = f"has {len(doubled)} cells in more than one shard, the first is soma_joinid {doubled[0]}"
         problems.append(Problem(IndexDescription.file, line, mends=False))
     return problems or list(audit_content(folder, index))
+
+
+def audit_card(folder: Folder) -> list[Problem]:
+    """Check the card of a finished index against its description; a problem, or none."""
+    index = require_index(folder)
+    if not folder.has(CARD):
+        return [Problem(CARD, "is missing")]
+    text = folder.read(CARD).decode(errors="replace")
+    recall = f"{index.recall_at_10:.4f}, measured on {index.recall_queries} cells"
+    if all(figure in text for figure in (f"{index.n_cells:,} cells", recall, index.license)):
+        return []
+    return [Problem(CARD, f"has other figures than {IndexDescription.file}")]
 
 
 def _opened(problems: list[Problem], name: str, read: Callable[[], _T]) -> _T | None:

@@ -103,7 +103,7 @@ def _quarantine(folder: Folder, plan: Plan, manifest: Manifest | None, problems:
     quarantine = found or Quarantine(cells=())
     if quarantine.cells:
         said = f"has {quarantine.n_cells} of {plan.n_cells} cells, which are not embedded; embed tries them again"
-        problems.append(Problem(Quarantine.file, said, mends=False))
+        problems.append(Problem(Quarantine.file, said))
     if manifest is not None and manifest.n_quarantined != quarantine.n_cells:
         said = f"says n_quarantined {manifest.n_quarantined}, {Quarantine.file} {quarantine.n_cells}"
         problems.append(Problem(Manifest.file, said))

@@ -7,12 +7,12 @@ from typing import Any
 
 from scgpt_ray.config import EmbedSettings, ValidateSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
-from scgpt_ray.index.audit import audit_index
+from scgpt_ray.index.audit import audit_card, audit_index
 from scgpt_ray.parts.audit import Problem, audit_embeddings
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.index import rebuild
-from scgpt_ray.records import Manifest, Plan
+from scgpt_ray.records import Manifest, Plan, Quarantine
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def validate(settings: ValidateSettings, engine: Engine) -> Problems:
     place = settings.index if is_index else settings.embeddings
     assert place is not None, "the settings require one of the two"
     folder = Folder.at(place)
-    audit = audit_index if is_index else audit_embeddings
+    audit = _audit_index if is_index else audit_embeddings
     problems = audit(folder)
     if settings.repair and problems and all(problem.mends for problem in problems):
         for problem in problems:
@@ -63,6 +63,10 @@ def validate(settings: ValidateSettings, engine: Engine) -> Problems:
         option = "--index" if is_index else "--embeddings"
         found.remedy = f"mend them with: scgpt-ray validate {option} {folder.uri} --repair"
     return found
+
+
+def _audit_index(folder: Folder) -> list[Problem]:
+    return audit_index(folder) + audit_card(folder)
 
 
 def stored_settings(folder: Folder, plan: Plan | None, instead: Mapping[str, str | None]) -> EmbedSettings:
@@ -96,7 +100,7 @@ def _repair_embeddings(folder: Folder, problems: Sequence[Problem], engine: Engi
     from scgpt_ray.pipelines.embed_request import check
 
     settings = stored_settings(folder, Plan.read(folder), {})
-    files = {problem.file for problem in problems}
+    files = {problem.file for problem in problems} - {Quarantine.file}  # embed reads it, and tries its cells again
     if Manifest.file in files and folder.has(Manifest.file):
         folder.remove(Manifest.file)  # a request is checked against a manifest that can be read, or against none
     job = check(settings, count_gpus=engine.gpus)
