@@ -1,9 +1,10 @@
-"""A first atlas, from a fresh cache to all formats: processes of the command line, Census, hub and buckets on loopback."""
+"""A first atlas, from a fresh cache to all formats: the command line, with Census, hub and buckets on loopback."""
 
 import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
@@ -22,13 +25,16 @@ import tiledbsoma as soma
 from scgpt_ray.atlas.soma_file import CENSUS_LAYOUT, write_soma
 from scgpt_ray.cli import BAD_INPUT, DONE
 from scgpt_ray.network.published import PUBLISHED
+from scgpt_ray.parts.checksums import SUMS
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.storage import Folder
 from tests.conftest import new_bucket
 from tests.test_atlas_census import BUCKET, MIRRORS, described
+from tests.test_atlas_embedding_soma import get_embedding
 
 VERSION = "2025-11-08"
-N_SETS = 20
+N_SETS, N_QUERY, N_SAMPLE = 20, 200, 100
+NOWHERE = "http://127.0.0.1:9"
 BLOOD = "tissue_general == 'blood'"
 COMMAND = ("embed", "--atlas", "census:stable", "--checkpoint", "whole-human", "--obs-filter", BLOOD, "--output")
 
@@ -103,7 +109,7 @@ class World:
         hub: Folder of the hub.
         branch: Folder of whole-human there.
         bucket: URI of the user's bucket.
-        cells: The cells of the Census, and 200 more as a query.
+        cells: The cells of the Census, and more of them as a query.
     """
 
     def __init__(self, folder, hub, hub_url, s3_url, golden, n_cells):
@@ -111,7 +117,7 @@ class World:
         repo, _, commit = PUBLISHED["whole-human"].sources[0].removeprefix("hf://").partition("@")
         self.branch = shutil.copytree(golden / "checkpoint", hub / "hub" / repo / commit)
         names = [name for name in json.loads((self.branch / "vocab.json").read_text()) if not name.startswith("<")]
-        cells = synthetic_cells(names, n_cells + 200)
+        cells = synthetic_cells(names, n_cells + N_QUERY)
         self.cells, query = cells[:n_cells].copy(), cells[n_cells:].copy()
         query.write_h5ad(folder / "query.h5ad")
         Folder.at(self.bucket).write("query.h5ad", (folder / "query.h5ad").read_bytes())
@@ -143,6 +149,12 @@ class World:
             out, err = process.communicate()
         return process.returncode, out, err
 
+    def fetched(self, name):
+        """Copy a folder of the bucket to this disk."""
+        filesystem, path = Folder.at(f"{self.bucket}/{name}").remote()
+        pafs.copy_files(path, str(self.folder / name), source_filesystem=filesystem)
+        return self.folder / name
+
     def done(self, *words):
         """Run a command that succeeds; returns its result and its log."""
         code, out, err = self.run(*words)
@@ -151,14 +163,16 @@ class World:
 
 
 @pytest.fixture
-def world(s3, s3_server, shared, tmp_path):
+def world(s3, s3_server, shared, tmp_path, request):
     hub = tmp_path / "hub"
     hub.mkdir()
     script = Path(__file__).with_name("hub_server.py")
     with subprocess.Popen([sys.executable, str(script), str(hub)], stdout=subprocess.PIPE, text=True) as process:
         try:
             url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-            yield World(tmp_path, hub, url, s3_server, shared / "golden" / "flash_names", n_cells=6000)
+            yield World(
+                tmp_path, hub, url, s3_server, shared / "golden" / "flash_names", getattr(request, "param", 6000)
+            )
         finally:
             process.kill()
 
@@ -194,7 +208,56 @@ def test_a_first_atlas(world):
     for column in ("dataset_id", "observation_joinid"):
         assert table[column].to_pylist() == obs[column].tolist()
 
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+
     world.done("index", "--embeddings", blood, "--output", index)
     mapped, _ = world.done("map", "--query", f"{world.bucket}/query.h5ad", "--index", index, "--checkpoint",
                            "whole-human", "--output", f"{world.bucket}/mapped")  # fmt: skip
-    print(result, mapped)
+    assert mapped["n_cells"] == N_QUERY
+    predictions = pq.read_table(world.fetched("mapped") / "predictions.parquet")
+    assert set(predictions["dataset_id"].to_pylist()) <= set(obs["dataset_id"])
+
+    for form in ("h5ad", "soma", "hf"):
+        world.done("export", "--embeddings", blood, "--to", form, "--output", f"{world.bucket}/export/blood.{form}")
+    files = world.fetched("export")
+    for folder, names in ((files, "blood.h5ad.sha256"), (files / "blood.soma", SUMS), (files / "blood.hf", SUMS)):
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", names], cwd=folder, check=True)
+    exported = anndata.read_h5ad(files / "blood.h5ad")
+    np.testing.assert_array_equal(exported.obsm["X_scGPT"], vectors)
+    info, found = get_embedding(str(files / "blood.soma"), joinids)
+    assert VERSION in json.dumps(info)
+    np.testing.assert_array_equal(found, vectors)
+    published = pq.read_table(files / "blood.hf" / "data")
+    assert published["embedding"].to_pylist() == table["embedding"].to_pylist()
+
+    world.done("validate", "--embeddings", blood)
+    world.done("validate", "--index", index)
+    verified, _ = world.done("verify", "--embeddings", blood, "--sample", str(N_SAMPLE))
+    assert verified["n_cells"] == N_SAMPLE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [300], indirect=True)
+def test_what_may_be_wrong_is_said_in_one_line(world):
+    def refused(said, **variables):
+        code, out, err = world.run(*COMMAND, f"{world.bucket}/blood", **variables)
+        assert (code, out) == (BAD_INPUT, ""), err
+        assert "Traceback" not in err
+        [line] = [line for line in err.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
+        assert line.startswith("scgpt-ray: ")
+        for words in said:
+            assert words in line
+
+    weights = "best_model.pt"
+    sums = json.loads(world.environment["WHOLE_HUMAN"])
+    refused([weights, sums[weights], "0" * 64], WHOLE_HUMAN=json.dumps(sums | {weights: "0" * 64}))
+    faults = world.hub / "faults.json"
+    faults.write_text(json.dumps({weights: {"truncated": 1000}}))
+    refused([weights, "should be of size"])
+    faults.unlink()
+    (world.branch / "vocab.json").unlink()
+    refused(["vocab.json", "404"])
+    advice = [PUBLISHED["whole-human"].page, f"put them into {world.folder / 'cache' / 'whole-human'}"]
+    refused(["Connection refused", *advice], HF_ENDPOINT=NOWHERE)
+    refused(["release.json cannot be read", "--census-directory"], SCGPT_RAY_CENSUS_DIRECTORY=f"{NOWHERE}/release.json")
+    assert Folder.at(world.bucket).names() == ["query.h5ad"]
