@@ -181,7 +181,7 @@ def kill(world, words, parts, *, after):
     """Kill a command at a random moment after it has committed more parts than that; returns their number."""
     with world.command(*words) as process:
         while len(parts.names()) <= after and process.poll() is None:
-            time.sleep(0.02)
+            time.sleep(0.1)
         time.sleep(random.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, process.stderr.read()
