@@ -52,9 +52,9 @@ def write_result(place: str, ending: dict[str, Any]) -> None:
     from scgpt_ray.storage import Folder
 
     output = Folder.at(place)
-    if output.is_local and not output.path.is_dir():
-        return
     try:
-        output.write(RESULT, json.dumps(ending, indent=1).encode())
+        # In an object store there are no empty folders, and below a file, such as an exported .h5ad, there is no other.
+        if output.path.is_dir() if output.is_local else output.names():
+            output.write(RESULT, json.dumps(ending, indent=1).encode())
     except (OSError, pa.ArrowException) as error:
         logger.warning("%s cannot be written: %s", output.where(RESULT), error)

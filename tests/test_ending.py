@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from scgpt_ray.ending import RESULT, Terminated, interruptible, write_result
+from scgpt_ray.storage import Folder
 
 
 def test_sigterm_is_an_exception_once():
@@ -39,6 +40,16 @@ def test_the_result_is_written_where_the_run_has_made_a_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_result(str(tmp_path), {"status": "failed"})
     assert json.loads((tmp_path / RESULT).read_text()) == {"status": "failed"}
+
+
+def test_on_an_object_store_a_file_is_no_folder(s3):
+    bucket = Folder.at(s3)
+    bucket.write("cells.h5ad", b"exported")
+    bucket.write("run/plan.json", b"{}")
+    for name in ("cells.h5ad", "absent", "run"):
+        write_result(f"{s3}/{name}", {"status": "failed"})
+    assert [bucket.folder(name).names() for name in ("cells.h5ad", "absent")] == [[], []]
+    assert bucket.folder("run").names() == ["plan.json", RESULT]
 
 
 def test_a_result_that_cannot_be_written_is_logged(tmp_path, caplog):
