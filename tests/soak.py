@@ -7,6 +7,7 @@ takes longer than the work; the database of MLflow is that of the output folder.
 """
 
 import argparse
+import atexit
 import contextlib
 import getpass
 import json
@@ -102,6 +103,7 @@ def run(words, scratch):
     except KeyboardInterrupt:  # before or after the command: Python ends by the signal
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
+    atexit._run_exitfuncs()  # multiprocessing does not
     sys.exit(code)
 
 
@@ -246,7 +248,9 @@ def prepared(place, executors):
     context = multiprocessing.get_context("forkserver")
     pipelines = ["embed", "index", "map", "pretrain", "refresh", "validate"]
     more = ["scgpt_ray.execution.ray_executor", "scgpt_ray.training.loop", "mlflow", "anndata", "sklearn.neighbors"]
-    context.set_forkserver_preload([*(f"scgpt_ray.pipelines.{name}" for name in pipelines), *more, "scgpt_ray.cli"])
+    context.set_forkserver_preload(
+        ["soak", *(f"scgpt_ray.pipelines.{name}" for name in pipelines), *more, "scgpt_ray.cli"]
+    )
     runs = Runs(place, context)
     process = context.Process(target=make_inputs, args=(place,))
     process.start()
@@ -300,6 +304,12 @@ def main(arguments=None):
     sys.stdout.write("\n".join([*table(found), ""]))
     return int(any(figures[name] for figures in found.values() for name in COLUMNS[1:]))
 
+
+if __name__ == "soak":  # in the parent of the processes
+    from scgpt_ray import tracking
+
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    tracking._empty_store()  # takes seconds, and would be most of a round
 
 if __name__ == "__main__":
     sys.exit(main())
