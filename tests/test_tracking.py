@@ -138,8 +138,8 @@ def test_a_store_in_trouble_costs_five_seconds_and_keeps_the_events(tmp_path, mo
         lines = [json.loads(line) for line in (tmp_path / SPOOL).read_text().splitlines()]
         assert [line["kind"] for line in lines] == KINDS
         assert lines[2]["payload"]["values"] == {"cells": 3.0}
-        tracker._thread.join(30)
-        assert not tracker._thread.is_alive()
+        if trouble is locked:
+            time.sleep(21)  # MLflow gives up, and would log the traceback
     assert "Traceback" not in capfd.readouterr().err
 
 
