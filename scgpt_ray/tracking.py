@@ -124,6 +124,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow.exceptions import MlflowException  # takes three seconds, in this thread
+        from sqlalchemy.exc import SQLAlchemyError
 
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -134,7 +135,7 @@ class Tracker:
             event = self._sending = self._pending.get()
             try:
                 run.send(event)
-            except (MlflowException, OSError) as error:
+            except (MlflowException, SQLAlchemyError, OSError) as error:
                 reason = redacted(" ".join(str(error).split()))[:200]
                 logger.warning("MLflow at %s: %s; events go to %s", redacted(self.uri), reason, SPOOL)
                 self._unsent.append(event)

@@ -247,7 +247,8 @@ def prepared(place, executors):
     """The runs, and of each verb the files that are alike in two undisturbed ones, and the names of all."""
     context = multiprocessing.get_context("forkserver")
     pipelines = ["embed", "index", "map", "pretrain", "refresh", "validate"]
-    more = ["scgpt_ray.execution.ray_executor", "scgpt_ray.training.loop", "mlflow", "anndata", "sklearn.neighbors"]
+    more = ["scgpt_ray.execution.ray_executor", "ray.dag"] if "ray" in executors else []
+    more += ["scgpt_ray.training.loop", "mlflow", "anndata", "sklearn.neighbors"]
     context.set_forkserver_preload(
         ["soak", *(f"scgpt_ray.pipelines.{name}" for name in pipelines), *more, "scgpt_ray.cli"]
     )
