@@ -156,9 +156,10 @@ def audit(verb, output):
 
 
 def files(folder):
-    """Content of the files below a folder, without those of MLflow, whose names are random."""
+    """Content of the files below a folder, without MLflow's, and what it did not take in time."""
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("mlflow", "mlartifacts"))}
+    others = ("mlflow", "mlartifacts", "tracking.jsonl")
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(others)}
 
 
 def choose(process, executor, generator):
@@ -211,9 +212,6 @@ def one_round(runs, generator, executor, expected):
         figures["orphans"] = len(alive)
         compare(runs, verb, output, expected[verb], figures, problems, left)
         problems += [f"alive: {one}" for one in alive]
-        for name in ("metrics.json",):
-            if any(name in p for p in problems):
-                sys.stderr.write(f"{(output / name).read_text()} {expected[verb][0][name].decode()}")
         if problems or figures["orphans"]:
             log = "\n".join((scratch / "log").read_text().splitlines()[-25:])
             sys.stderr.write(f"{verb} {executor} {victim} {sent.name}: {problems}\n{log}\n")
@@ -263,7 +261,9 @@ def prepared(place, executors):
             outputs.append(files(runs.undisturbed(verb, executor)))
             if len(outputs) == 1:
                 (place / f"{verb}-serial").rename(place / {"embed": "reference"}.get(verb, verb))
-        alike = {name: content for name, content in outputs[0].items() if all(o.get(name) == content for o in outputs)}
+        # Records name the folder and the devices of the last run.
+        data = {name: content for name, content in outputs[0].items() if not name.endswith(".json")}
+        alike = {name: content for name, content in data.items() if all(o.get(name) == content for o in outputs)}
         assert {*(place / f"{verb}-serial").glob(PRODUCTS[verb])} <= {place / f"{verb}-serial" / name for name in alike}
         expected[verb] = alike, set(outputs[0]).union(*outputs)
     return runs, expected
@@ -292,7 +292,8 @@ def main(arguments=None):
     generator, began = random.Random(asked.seed), time.monotonic()
     found = defaultdict(Counter)
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
-        os.environ |= {"HOME": place, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        os.environ |= {"PYTHONPATH": path, "HOME": place, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
         runs, expected = prepared(Path(place), ["ray"] if asked.ray else [])
         for executor in [*asked.rounds * ["serial"], *asked.ray * ["ray"]]:
             if time.monotonic() - began > 60 * asked.minutes:
