@@ -113,6 +113,7 @@ def hold(folder: Folder, verb: str, *, wait: bool = False) -> Iterator[None]:
         logger.info("no lease of %s: %s", folder.uri, error)
         yield
         return
+    _sweep(folder)
     heart = threading.Thread(target=_beat, args=(folder, lease, over), name="lease", daemon=True)
     heart.start()
     try:
@@ -121,6 +122,13 @@ def hold(folder: Folder, verb: str, *, wait: bool = False) -> Iterator[None]:
         over.set()
         heart.join()
         _give_back(folder, lease, absent)
+
+
+def _sweep(folder: Folder) -> None:
+    """Remove files that killed runs had not finished; temporary leases are those of runs that ask for this one."""
+    for path in folder.path.rglob(".*.tmp") if folder.is_local else ():
+        if not path.name.startswith(f".{Lease.file}."):
+            path.unlink(missing_ok=True)
 
 
 def _take(folder: Folder, lease: Lease) -> bool:

@@ -1,7 +1,7 @@
 """MLflow tracking that can neither fail nor block the work that it tracks.
 
-A separate thread makes all calls to MLflow. A store that does not answer costs a few seconds at the end; events that
-could not be sent are written as JSON lines to `tracking.jsonl` in the output folder.
+A separate thread makes all calls to MLflow. A store that does not answer costs at most five seconds, at the end; events
+that could not be sent are written as JSON lines to `tracking.jsonl` in the output folder.
 """
 
 import json
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "scgpt_ray"
 SPOOL = "tracking.jsonl"
-_STORE = "mlflow.db"
+_STORE, _SQLITE = "mlflow.db", "sqlite:///"
 _INTERVAL_S = 10.0
-_PATIENCE_S, _HURRY_S = 30.0, 5.0
-"""Wait for MLflow at the end of a run, and of one that is interrupted."""
+_OPEN_S, _HURRY_S, _ANSWER_S = 30.0, 5.0, 5.0
+"""At the end of a run: wait until MLflow is imported; the same and all else after an interruption; for its store."""
 _MAX_PARAM = 500
 
 
@@ -60,8 +60,10 @@ class Tracker:
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_store(output)
         self._pending: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._unsent: list[Event] = []
+        self._sending: Event | None = None
+        self._is_open = threading.Event()
         self._last_metrics = 0.0
-        self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._put("start", name=verb)
         self._put("params", values=_flatten({**params, "versions": versions()}))
 
@@ -75,10 +77,11 @@ class Tracker:
         """End the run as finished, failed or killed (Ctrl-C, SIGTERM); waits for MLflow for a limited time."""
         ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
         self._put("end", status=ended)
-        patience = _HURRY_S if ended == "KILLED" else _PATIENCE_S
-        self._thread.join(patience)
+        began, patience = time.monotonic(), _HURRY_S if ended == "KILLED" else _OPEN_S
+        self._is_open.wait(patience)
+        self._thread.join(min(_ANSWER_S, max(0.0, began + patience - time.monotonic())))
         if self._thread.is_alive():
-            logger.warning("MLflow at %s did not accept all events within %.0f s", redacted(str(self.uri)), patience)
+            logger.warning("MLflow at %s does not answer; events go to %s", redacted(str(self.uri)), SPOOL)
         self._keep_unsent()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -99,8 +102,15 @@ class Tracker:
     def _put(self, kind: str, **payload: Any) -> None:
         self._pending.put(Event(kind, int(time.time() * 1000), payload))
 
+    def _work(self) -> None:
+        """The function of the thread."""
+        try:
+            self._send_all()
+        finally:
+            self._is_open.set()
+
     def _send_all(self) -> None:
-        """The function of the thread: send events in order; after the first failure, only collect them."""
+        """Send events in order; after the first failure, only collect them."""
         if self.uri is None:
             logger.info(
                 "no MLFLOW_TRACKING_URI and %s is remote: the run is logged to %s only",
@@ -114,16 +124,18 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow.exceptions import MlflowException  # takes three seconds, in this thread
+        from sqlalchemy.exc import SQLAlchemyError
 
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat the URL; the error is logged below
-        run = _Run(self.output, self.uri)
+        run = _Run(self.output, self.uri, self._is_open)
         while True:
-            event = self._pending.get()
+            event = self._sending = self._pending.get()
             try:
                 run.send(event)
-            except (MlflowException, OSError) as error:
+            except (MlflowException, SQLAlchemyError, OSError) as error:
                 reason = redacted(" ".join(str(error).split()))[:200]
                 logger.warning("MLflow at %s: %s; events go to %s", redacted(self.uri), reason, SPOOL)
                 self._unsent.append(event)
@@ -141,6 +153,8 @@ class Tracker:
                 return
 
     def _keep_unsent(self) -> None:
+        if self._thread.is_alive() and self._sending is not None:
+            self._unsent.append(self._sending)
         while not self._pending.empty():
             self._unsent.append(self._pending.get())
         if not self._unsent:
@@ -153,8 +167,8 @@ class Tracker:
 class _Run:
     """An MLflow run in the thread: turns events into calls of MLflow."""
 
-    def __init__(self, output: Folder, uri: str) -> None:
-        self.output, self.uri = output, uri
+    def __init__(self, output: Folder, uri: str, is_open: threading.Event) -> None:
+        self.output, self.uri, self.is_open = output, uri, is_open
         self.client: Any = None
         self.run_id = ""
         self.send_kind: dict[str, Callable[[Event], None]] = {
@@ -169,7 +183,11 @@ class _Run:
         self.send_kind[event.kind](event)
 
     def _start(self, event: Event) -> None:
-        self.client = _client(self.output, self.uri)
+        from mlflow import MlflowClient
+
+        _make_store(self.uri)
+        self.is_open.set()
+        self.client = MlflowClient(tracking_uri=self.uri)
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = _artifact_location(self.uri)
@@ -206,24 +224,22 @@ def versions() -> dict[str, str]:
 
 def _artifact_location(uri: str) -> str | None:
     """Artifacts go to the folder of a sqlite file, not to the working directory; a server has a default."""
-    scheme = "sqlite:///"
-    return (Path(uri.removeprefix(scheme)).parent / "mlartifacts").as_uri() if uri.startswith(scheme) else None
+    return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri() if uri.startswith(_SQLITE) else None
 
 
 def _default_store(output: Folder) -> str | None:
     if not output.is_local:
         return None
     output.path.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{output.path}/{_STORE}"
+    return f"{_SQLITE}{output.path}/{_STORE}"
 
 
-def _client(output: Folder, uri: str) -> Any:
-    """A client of a store, which is made whole or not at all: a process may be killed while MLflow migrates one."""
-    from mlflow import MlflowClient
-
-    if uri == _default_store(output) and not output.has(_STORE):
-        output.write(_STORE, _empty_store())
-    return MlflowClient(tracking_uri=uri)
+def _make_store(uri: str) -> None:
+    """Make a new sqlite store, whole or not at all: a process may be killed while MLflow migrates one."""
+    if uri.startswith(_SQLITE):
+        folder, name = Folder.of_file(uri.removeprefix(_SQLITE))
+        if not folder.has(name):
+            folder.write(name, _empty_store())
 
 
 @cache

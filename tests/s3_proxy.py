@@ -1,12 +1,14 @@
 """A proxy on loopback in front of an S3 server: python s3_proxy.py URL FOLDER; prints its own URL.
 
 Requests are logged to FOLDER/log.jsonl. While FOLDER/trouble exists, with the words STATUS TEXT, requests whose method
-and path contain the text are answered with the status; with 0, the connection is closed without an answer.
+and path contain the text are answered with the status; with 0, the connection is closed without an answer, and with 1
+only when the trouble is over.
 """
 
 import http.client
 import json
 import sys
+import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,9 +45,11 @@ class Handler(BaseHTTPRequestHandler):
         connection.close()
 
     def refuse(self, status):
-        if status:
+        if status > 1:
             self.respond(status, [], f"<Error><Code>{ERRORS[status]}</Code></Error>".encode())
         else:
+            while status and (self.folder / "trouble").exists():
+                time.sleep(0.1)
             self.close_connection = True
 
     def respond(self, status, headers, content, size=None):

@@ -128,6 +128,17 @@ def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
     assert (tmp_path / "a" / "b" / "x").exists()
 
 
+def test_files_that_a_killed_run_had_not_finished_are_removed(tmp_path):
+    """All but leases that others are just writing."""
+    (tmp_path / "parts").mkdir()
+    kept = [tmp_path / f".{Lease.file}.x.tmp", tmp_path / "parts" / "part-0", tmp_path / "parts" / "x.tmp"]
+    for path in (*kept, tmp_path / "parts" / ".part-1.x.tmp", tmp_path / ".y.tmp"):
+        path.touch()
+    with hold(Folder.at(tmp_path), "embed"):
+        pass
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
 def test_waiting(holder, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(leases, "_POLL_S", 0.05)
     caplog.set_level("INFO")
