@@ -256,7 +256,7 @@ def test_what_may_be_wrong_is_said_in_one_line(world):
     refused([weights, "should be of size"])
     faults.unlink()
     (world.branch / "vocab.json").unlink()
-    refused(["vocab.json", "404"])
+    refused(["Entry Not Found for url: ", "/vocab.json.;"])
     advice = [PUBLISHED["whole-human"].page, f"put them into {world.folder / 'cache' / 'whole-human'}"]
     refused(["Connection refused", *advice], HF_ENDPOINT=NOWHERE)
     refused(["release.json cannot be read", "--census-directory"], SCGPT_RAY_CENSUS_DIRECTORY=f"{NOWHERE}/release.json")

@@ -159,8 +159,8 @@ def test_a_truncated_file_is_refused(hub):
 def test_a_missing_file_is_named(hub):
     (hub.branch / "vocab.json").unlink()
     line = refusal("whole-human")
-    assert "vocab.json" in line
-    assert "404" in line
+    assert "404 Client Error. Entry Not Found for url: " in line
+    assert "/vocab.json.)" in line
 
 
 def test_without_a_network_one_line_says_what_to_do(hub, monkeypatch, capsys, blood_file, tmp_path):

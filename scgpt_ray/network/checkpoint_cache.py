@@ -212,8 +212,9 @@ def _short(error: Exception) -> str:
     text = error.found if isinstance(error, CheckpointError) else str(error)
     if isinstance(error, CheckpointError):
         text += f", not {error.expected}"
-    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    return " ".join(first.split())
+    first, *more = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # The hub's library says "404 Client Error." first, and in another line what was not found, and where.
+    return " ".join(" ".join([first, *(line for line in more if " for url" in line)]).split())
 
 
 @contextmanager
