@@ -150,27 +150,6 @@ def test_a_store_that_stalls_for_a_minute(embed, whole, s3, proxy, caplog):
     assert same(f"{s3}/out", whole)
 
 
-@pytest.mark.timeout(300)
-def test_a_store_that_answers_503_in_bursts(embed, whole, s3, proxy, caplog):
-    over = threading.Event()
-
-    def bursts():
-        while not over.wait(0.5):
-            proxy.trouble("503 ")
-            over.wait(3)
-            proxy.over()
-
-    thread = threading.Thread(target=bursts)
-    thread.start()
-    try:
-        assert main([*embed, f"{s3}/out"]) == DONE
-    finally:
-        over.set()
-        thread.join()
-    assert "waiting" in caplog.text
-    assert same(f"{s3}/out", whole)
-
-
 @pytest.mark.parametrize("jump_s", [-86400, 86400])
 def test_a_clock_that_jumps(embed, tmp_path, jump_s, capfd):
     """On one machine a lease is as good as its process, whatever the clock says."""
