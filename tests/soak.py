@@ -262,7 +262,7 @@ def prepared(place, executors):
             if len(outputs) == 1:
                 (place / f"{verb}-serial").rename(place / {"embed": "reference"}.get(verb, verb))
         # Records name the folder and the devices of the last run.
-        data = {name: content for name, content in outputs[0].items() if not name.endswith(".json")}
+        data = {name: content for name, content in outputs[0].items() if "/" in name or ".json" not in name}
         alike = {name: content for name, content in data.items() if all(o.get(name) == content for o in outputs)}
         assert {*(place / f"{verb}-serial").glob(PRODUCTS[verb])} <= {place / f"{verb}-serial" / name for name in alike}
         expected[verb] = alike, set(outputs[0]).union(*outputs)

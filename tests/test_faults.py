@@ -30,8 +30,9 @@ def embed(blood_file, checkpoint):
 
 
 @pytest.fixture
-def whole(embed, tmp_path):
+def whole(embed, tmp_path, monkeypatch):
     """The output of a run that nothing happens to."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     assert main([*embed, str(tmp_path / "whole")]) == DONE
     return tmp_path / "whole"
 
@@ -44,7 +45,8 @@ def disk(tmp_path):
 
     def mount(options):
         more = ["-o", f"remount,{options}"] if place.is_mount() else ["-o", options]
-        subprocess.run(["mount", "-t", "tmpfs", *more, "tmpfs", str(place)], check=True)
+        while subprocess.run(["mount", "-t", "tmpfs", *more, "tmpfs", str(place)], check=False).returncode:
+            time.sleep(0.001)  # a file is being written
         return place
 
     if os.geteuid() or shutil.which("mount") is None:
@@ -64,10 +66,9 @@ def last_line(capfd):
     return err.splitlines()[-1]
 
 
-def test_a_full_disk(embed, whole, disk, capfd, monkeypatch, tmp_path):
+def test_a_full_disk(embed, whole, disk, capfd):
     """Nothing is cut off: the files that are there are whole, and there are no others."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    output = disk("size=120k") / "out"
+    output = disk("size=48k") / "out"
     assert main([*embed, str(output)]) == FAILED
     assert "No space left on device" in last_line(capfd)
     there = {path.name: path.read_bytes() for path in output.glob("parts/*")}
@@ -80,12 +81,16 @@ def test_a_full_disk(embed, whole, disk, capfd, monkeypatch, tmp_path):
 
 
 def test_a_disk_that_becomes_read_only(embed, whole, disk, capfd):
+    """The lease that could not be given back is that of a dead process for the next run."""
     output = disk("size=50m") / "out"
-    with when_parts(output, lambda: disk("ro")):
-        assert main([*embed, str(output)]) == FAILED
-    assert "Read-only file system" in last_line(capfd)
+    disk("ro")
     assert main([*embed, str(output)]) == BAD_INPUT
     assert "cannot be written (Read-only file system)" in last_line(capfd)
+    disk("rw")
+    with when_parts(output, lambda: disk("ro")):
+        command = [sys.executable, "-m", "scgpt_ray", *embed, str(output)]
+        assert subprocess.run(command, check=False).returncode == FAILED
+    assert "Read-only file system" in last_line(capfd)
     disk("rw")
     assert main([*embed, str(output)]) == DONE
     assert parts(output) == parts(whole)
@@ -101,7 +106,7 @@ def when_parts(output, act):
             time.sleep(0.001)
         done.append(act())
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     yield
     thread.join(30)
@@ -141,27 +146,6 @@ def test_a_store_that_stalls_for_a_minute(embed, whole, s3, proxy, caplog):
     began = time.monotonic()
     assert main([*embed, f"{s3}/out"]) == DONE
     assert time.monotonic() - began > 50
-    assert "waiting" in caplog.text
-    assert same(f"{s3}/out", whole)
-
-
-@pytest.mark.timeout(300)
-def test_a_store_that_answers_503_in_bursts(embed, whole, s3, proxy, caplog):
-    over = threading.Event()
-
-    def bursts():
-        while not over.wait(0.5):
-            proxy.trouble("503 ")
-            over.wait(3)
-            proxy.over()
-
-    thread = threading.Thread(target=bursts)
-    thread.start()
-    try:
-        assert main([*embed, f"{s3}/out"]) == DONE
-    finally:
-        over.set()
-        thread.join()
     assert "waiting" in caplog.text
     assert same(f"{s3}/out", whole)
 
