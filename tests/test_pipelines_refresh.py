@@ -12,11 +12,12 @@ from anndata import concat
 import scgpt_ray
 from scgpt_ray.errors import InputError, ReferenceSetError
 from scgpt_ray.network.checkpoint import random_checkpoint
+from scgpt_ray.parts.changes import identity_columns
 from scgpt_ray.parts.earlier import TABLE, EarlierVectors
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines import partition_steps
 from scgpt_ray.records import ChangeCounts, Changes, Manifest
-from scgpt_ray.schema import CONTENT, EMBEDDING, OBS_ID
+from scgpt_ray.schema import CONTENT, EMBEDDING, JOINID, OBS_ID
 from scgpt_ray.storage import Folder
 
 
@@ -142,6 +143,32 @@ def test_full_refresh_computes_all(embedded, computed, tmp_path):
         executor="serial", embeddings=str(embedded[1]), output=str(tmp_path / "out"), full_refresh=True
     )
     assert (refreshed.changes.total("carried"), len(computed)) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "columns"),
+    [
+        ({JOINID, OBS_ID, "dataset_id", "observation_joinid"}, {"dataset_id", "observation_joinid"},
+         ("dataset_id", "observation_joinid")),
+        ({JOINID, OBS_ID, "dataset_id", "observation_joinid"}, {JOINID, OBS_ID, "dataset_id"}, (OBS_ID,)),
+        ({JOINID, OBS_ID}, {JOINID}, (JOINID,)),
+    ],
+)  # fmt: skip
+def test_cells_are_identified_by_what_both_carry(one, other, columns):
+    assert identity_columns(one, other) == columns
+
+
+def test_without_data_sets_cells_are_identified_by_their_names(blood, checkpoint, tmp_path):
+    options = {"executor": "serial", "checkpoint": str(checkpoint)}
+    blood[:60].copy().write_h5ad(tmp_path / "before.h5ad")
+    blood[59:9:-1].copy().write_h5ad(tmp_path / "after.h5ad")
+    scgpt_ray.embed(atlas=str(tmp_path / "before.h5ad"), output=str(tmp_path / "before"), **options)
+    refreshed = scgpt_ray.refresh(
+        executor="serial", embeddings=str(tmp_path / "before"), atlas=str(tmp_path / "after.h5ad"),
+        output=str(tmp_path / "after"),
+    )  # fmt: skip
+    assert refreshed.changes.identified_by == (OBS_ID,)
+    assert refreshed.changes.datasets == {"all cells": ChangeCounts(added=0, carried=50, changed=0, removed=10)}
 
 
 def test_other_weights_are_refused(embedded, tmp_path):

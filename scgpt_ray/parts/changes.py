@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from scgpt_ray.parts.parts import PARTS, iterate_parts
 from scgpt_ray.records import ChangeCounts, Manifest
@@ -14,14 +15,14 @@ ALL = "all cells"
 """In place of a data set where the embeddings do not say which."""
 
 
-def identity_columns(one: Manifest, other: Manifest) -> tuple[str, ...]:
-    """Columns that identify a cell in two sets of embeddings.
+def identity_columns(one: set[str], other: set[str]) -> tuple[str, ...]:
+    """Columns that identify a cell in two sets of embeddings, given the columns of their parts.
 
     `dataset_id` and `observation_joinid` where both carry them, which hold between releases of the Census; else the
     name of the observation; else soma_joinid.
     """
     for columns in ((DATASET_ID, OBSERVATION), (OBS_ID,)):
-        if all(name in manifest.obs_columns for manifest in (one, other) for name in columns):
+        if one & other >= set(columns):
             return columns
     return (JOINID,)
 
@@ -42,7 +43,7 @@ def changes(
     Returns:
         The columns that identify a cell, and the counts per data set, sorted by name.
     """
-    columns = identity_columns(before, after)
+    columns = identity_columns(_columns(earlier, before), _columns(later, after))
     old, new = _cells(earlier, before, columns), _cells(later, after, columns)
     both = new.merge(old, on=["key", "occurrence"], how="outer", suffixes=("", "_old"), indicator="side")
     dataset = both["dataset"].astype(object).fillna(both["dataset_old"].astype(object))
@@ -55,6 +56,11 @@ def changes(
     }
     table = pd.DataFrame(counts).groupby(dataset).sum()
     return columns, {str(row[0]): ChangeCounts(*map(int, row[1:])) for row in table.itertuples()}
+
+
+def _columns(folder: Folder, manifest: Manifest) -> set[str]:
+    with folder.folder(PARTS).open(next(iter(manifest.parts))) as stream:
+        return set(pq.read_schema(stream).names)
 
 
 def _cells(folder: Folder, manifest: Manifest, columns: tuple[str, ...]) -> pd.DataFrame:
