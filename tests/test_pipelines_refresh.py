@@ -180,6 +180,13 @@ def test_other_weights_are_refused(embedded, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_embeddings_without_digests_are_refused(make_embeddings, tmp_path):
+    earlier = make_embeddings(tmp_path / "earlier", n_cells=20, cells_per_part=10)
+    with pytest.raises(ReferenceSetError, match="have no column content_digest"):
+        scgpt_ray.refresh(executor="serial", embeddings=earlier.uri, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_earlier_embeddings_that_change_meanwhile_are_an_error(grown, embedded, tmp_path):
     """Digests of the rows are compared again when vectors are copied."""
     source = Folder.at(embedded[1])

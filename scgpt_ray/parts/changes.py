@@ -4,9 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from scgpt_ray.parts.parts import PARTS, iterate_parts
+from scgpt_ray.parts.parts import PARTS, iterate_parts, part_columns
 from scgpt_ray.records import ChangeCounts, Manifest
 from scgpt_ray.schema import CONTENT, DATASET_ID, JOINID, OBS_ID, OBSERVATION
 from scgpt_ray.storage import Folder
@@ -43,7 +42,7 @@ def changes(
     Returns:
         The columns that identify a cell, and the counts per data set, sorted by name.
     """
-    columns = identity_columns(_columns(earlier, before), _columns(later, after))
+    columns = identity_columns(part_columns(earlier, before), part_columns(later, after))
     old, new = _cells(earlier, before, columns), _cells(later, after, columns)
     both = new.merge(old, on=["key", "occurrence"], how="outer", suffixes=("", "_old"), indicator="side")
     dataset = both["dataset"].astype(object).fillna(both["dataset_old"].astype(object))
@@ -56,11 +55,6 @@ def changes(
     }
     table = pd.DataFrame(counts).groupby(dataset).sum()
     return columns, {str(row[0]): ChangeCounts(*map(int, row[1:])) for row in table.itertuples()}
-
-
-def _columns(folder: Folder, manifest: Manifest) -> set[str]:
-    with folder.folder(PARTS).open(next(iter(manifest.parts))) as stream:
-        return set(pq.read_schema(stream).names)
 
 
 def _cells(folder: Folder, manifest: Manifest, columns: tuple[str, ...]) -> pd.DataFrame:

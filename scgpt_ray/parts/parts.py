@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from scgpt_ray.atlas.plan import Partition, digest_joinids
 from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.footer import read_all, read_stamp
+from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
 from scgpt_ray.storage import Folder
 
@@ -142,6 +143,12 @@ def committed(parts: Folder) -> dict[int, Part]:
     """The committed parts, by partition; torn files are ignored."""
     names = [name for name in parts.names() if name.startswith("part-")]
     return {part.partition: part for part in read_all(lambda name: read_footer(parts, name), names)}
+
+
+def part_columns(folder: Folder, manifest: Manifest) -> set[str]:
+    """Names of the columns of the parts of finished embeddings, of which there is at least one."""
+    with folder.folder(PARTS).open(next(iter(manifest.parts))) as stream:
+        return set(pq.read_schema(stream).names)
 
 
 def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.Table:

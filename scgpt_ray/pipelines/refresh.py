@@ -12,11 +12,13 @@ from scgpt_ray.lease import hold
 from scgpt_ray.parts.changes import changes
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import require_manifest
+from scgpt_ray.parts.parts import part_columns
 from scgpt_ray.pipelines.embed import complete
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.records import Changes, IndexDescription, Manifest, Plan
+from scgpt_ray.schema import CONTENT
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,12 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
             f"{earlier.uri} has no {Plan.file}",
             expected="the output folder of embed as it was written",
             remedy="restore the file, or embed the atlas anew",
+        )
+    if CONTENT not in part_columns(earlier, before):
+        raise ReferenceSetError(
+            f"the parts of {earlier.uri} have no column {CONTENT}",
+            expected="embeddings that this version made",
+            remedy="embed the atlas anew",
         )
     index = require_index(Folder.at(settings.index)) if settings.index else None
     job = check(_embed_settings(settings, plan, before), count_gpus=engine.gpus)
