@@ -77,9 +77,21 @@ class Tracker:
         """End the run as finished, failed or killed (Ctrl-C, SIGTERM); waits for MLflow for a limited time."""
         ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
         self._put("end", status=ended)
-        began, patience = time.monotonic(), _HURRY_S if ended == "KILLED" else _OPEN_S
+        try:
+            self._wait(_HURRY_S if ended == "KILLED" else _OPEN_S)
+        except KeyboardInterrupt:
+            self._wait(_HURRY_S)  # the work is done, and MLflow should say so
+            raise
+        finally:
+            self._finish()
+
+    def _wait(self, patience: float) -> None:
+        """Wait until all events are sent: for the import of MLflow, then for its store."""
+        began = time.monotonic()
         self._is_open.wait(patience)
         self._thread.join(min(_ANSWER_S, max(0.0, began + patience - time.monotonic())))
+
+    def _finish(self) -> None:
         if self._thread.is_alive():
             logger.warning("MLflow at %s does not answer; events go to %s", redacted(str(self.uri)), SPOOL)
         self._keep_unsent()

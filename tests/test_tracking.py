@@ -65,6 +65,22 @@ def test_a_run_that_ends_early_is_marked_and_the_error_passes(tmp_path, no_serve
     assert run.info.status == status
 
 
+def test_an_interruption_while_a_finished_run_waits_for_mlflow_leaves_it_finished(tmp_path, no_server, monkeypatch):
+    waits = []
+
+    def wait(tracker, patience, waited=Tracker._wait):
+        waits.append(patience)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        waited(tracker, 30.0)
+
+    monkeypatch.setattr(Tracker, "_wait", wait)
+    with pytest.raises(KeyboardInterrupt), Tracker("embed", Folder.at(tmp_path), {}):
+        pass
+    _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.info.status == "FINISHED"
+
+
 def test_progress_is_thinned(tmp_path, no_server):
     with Tracker("embed", Folder.at(tmp_path), {}) as tracker:
         for step in range(50):
