@@ -40,9 +40,9 @@ class VerifySettings(StorageSettings):
     verb = "verify"
     group = "Input"
     examples = (
-        "scgpt-ray verify --embeddings demo/reference",
+        "scgpt-ray verify --embeddings demo/reference --sample 100",
         "scgpt-ray verify --embeddings demo/mapped/embeddings --sample 50 --seed 1",
-        "scgpt-ray verify --embeddings demo/reference --atlas demo/atlas --checkpoint demo",
+        "scgpt-ray verify --embeddings demo/reference --atlas demo/atlas --checkpoint demo --sample 20",
     )
 
     embeddings: Text
