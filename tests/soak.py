@@ -163,7 +163,7 @@ def files(folder):
 
 
 def choose(process, executor, generator):
-    """(name, process id): who gets the signal; the driver if there is nobody else yet."""
+    """(name, process id): who gets the signal; the driver if it has started no other process yet."""
     found = [("driver", process.pid)] if executor == "ray" else [("process", process.pid)]
     for below in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):

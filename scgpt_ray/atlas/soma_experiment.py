@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +40,8 @@ def _context(process: int, store: ObjectStore) -> Any:
 @lru_cache(maxsize=2)
 def open_experiment(process: int, uri: str, timestamp: int, store: ObjectStore) -> Any:
     """Opened once per process: opening costs several round trips, and a snapshot does not change."""
-    with store.environment():  # TileDB connects at the first request
+    # TileDB connects at the first request. The environment of a process that reads local files stays as it is.
+    with store.environment() if "://" in uri else nullcontext():
         return soma.Experiment.open(uri, context=_context(process, store), tiledb_timestamp=timestamp)
 
 
