@@ -48,6 +48,7 @@ def test_labels_are_counted():
     many = card({"donor": {f"d{number:02d}": 40 - number for number in range(30)}})
     assert "| d24 | 16 |\n| 5 others | 65 |\n" in many
     assert "d25" not in many
+    assert "`barcode`: more than 10,000 values, as identifiers of cells have." in card({"barcode": None})
 
 
 @pytest.mark.parametrize(

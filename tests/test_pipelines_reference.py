@@ -123,6 +123,12 @@ def test_cells_of_every_value(reference, run, condition):
         assert reference.cell_counts(column, condition) == Counter(texts)
 
 
+def test_an_identifier_is_not_counted(reference):
+    """The driver never holds a value per cell."""
+    assert reference.listed_counts("age", 10) is None
+    assert reference.listed_counts("kind", 10) == reference.cell_counts("kind")
+
+
 @pytest.mark.parametrize("k", [1, 5, 60])
 @pytest.mark.parametrize("condition", [None, "age >= 100", "kind != 'B'"])
 def test_neighbours_of_another_kind_and_age(reference, run, k, condition):

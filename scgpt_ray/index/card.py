@@ -12,6 +12,9 @@ CARD = "README.md"
 
 _MOST_LABELS = 25
 
+MOST_VALUES = 10_000
+"""A column with more values in a shard identifies cells, as a barcode does: it is not counted."""
+
 _BODY = """
 # {title}
 
@@ -51,14 +54,15 @@ _NOT_ALL_GENES = "`map` refuses this index, as it holds embeddings of highly var
 
 
 def index_card(
-    index: IndexDescription, provenance: Provenance, label_counts: Mapping[str, Mapping[str | None, int]]
+    index: IndexDescription, provenance: Provenance, label_counts: Mapping[str, Mapping[str | None, int] | None]
 ) -> str:
     """The text of the card.
 
     Args:
         index: Description of the index.
         provenance: Of the embeddings that it was first built from.
-        label_counts: Label column -> label, None for missing -> number of cells.
+        label_counts: Label column -> label, None for missing -> number of cells; None for a column that identifies
+            cells.
     """
     title = f"Index of {provenance.atlas}"
     head = {
@@ -88,8 +92,10 @@ def index_card(
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
-def _table(column: str, counts: Mapping[str | None, int]) -> str:
+def _table(column: str, counts: Mapping[str | None, int] | None) -> str:
     """The most frequent labels of a column, and how many others there are."""
+    if counts is None:
+        return f"`{column}`: more than {MOST_VALUES:,} values, as identifiers of cells have."
     known = sorted(
         ((n, label) for label, n in counts.items() if label is not None), key=lambda pair: (-pair[0], pair[1])
     )

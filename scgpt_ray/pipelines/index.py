@@ -10,7 +10,7 @@ import numpy as np
 from scgpt_ray.config import IndexSettings
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import require_same_run
-from scgpt_ray.index.card import CARD, index_card
+from scgpt_ray.index.card import CARD, MOST_VALUES, index_card
 from scgpt_ray.index.description import RECALL, require_index
 from scgpt_ray.index.factory import (
     EXACT,
@@ -237,7 +237,7 @@ def _commit(reference: Reference, source: Folder, manifest: Manifest) -> None:
     """Write the card, and the description, which makes the index a finished one."""
     index = reference.index
     provenance = Provenance.of(source, index.fingerprint, manifest.coverage)
-    counts = {column: reference.cell_counts(column) for column in index.label_columns}
+    counts = {column: reference.listed_counts(column, MOST_VALUES) for column in index.label_columns}
     reference.folder.write(CARD, index_card(index, provenance, counts).encode())
     index.write(reference.folder)
 

@@ -213,9 +213,20 @@ class Reference:
             column: Label column.
             condition: Filter on the label columns, as checked by `require`; None for all cells.
         """
-        calls = [(self.folder, shard.labels, column, condition) for shard in self.index.shards]
+        counts = self._cell_counts(column, condition, None)
+        assert counts is not None, "there is no limit"
+        return counts
+
+    def listed_counts(self, column: str, most: int) -> dict[str | None, int] | None:
+        """`cell_counts` of all cells; None for a column like a barcode, with more than `most` values in a shard."""
+        return self._cell_counts(column, None, most)
+
+    def _cell_counts(self, column: str, condition: str | None, most: int | None) -> dict[str | None, int] | None:
+        calls = [(self.folder, shard.labels, column, condition, most) for shard in self.index.shards]
         counts: Counter[str | None] = Counter()
         for counted in self._executor.tasks(_count, calls, cpus=0.5):
+            if counted is None:
+                return None
             counts.update(counted)
         return dict(counts)
 
@@ -283,8 +294,12 @@ def _read_labels(folder: Folder, name: str, joinids: Int64Array, columns: list[s
         return pq.read_table(stream, columns=[JOINID, *columns], filters=pc.field(JOINID).isin(pa.array(joinids)))
 
 
-def _count(folder: Folder, name: str, column: str, condition: str | None) -> dict[str | None, int]:
+def _count(
+    folder: Folder, name: str, column: str, condition: str | None, most: int | None
+) -> dict[str | None, int] | None:
     counted = labels_that_meet(folder, name, [column], condition)[column].cast(pa.string()).value_counts()
+    if most is not None and len(counted) > most:
+        return None
     return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
 
 
