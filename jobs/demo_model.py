@@ -21,9 +21,8 @@ import numpy.typing as npt
 import scanpy as sc
 
 import scgpt_ray
-from scgpt_ray.evaluation.labels.baseline import pca_knn
+from scgpt_ray.evaluation.labels.baseline import nearest_labels, pca_knn
 from scgpt_ray.evaluation.labels.metrics import score_labels
-from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.execution.cluster import connected
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint, write_checkpoint
 from scgpt_ray.network.checkpoint_files import ARGS_FILE, read_vocabulary

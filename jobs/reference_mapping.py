@@ -99,8 +99,8 @@ def map_cells(options: argparse.Namespace, how: Experiment) -> MappingResult:
 def summary(mapped: MappingResult, published: Published | None) -> str:
     """The results as a table, the path of the report, and the results as a line of JSON."""
     assert mapped.evaluation is not None, "a truth column is named"
-    n, methods = mapped.evaluation.scores.n, mapped.evaluation.comparison.methods
-    rows = [(method.name, method.accuracy, method.macro_f1) for method in methods]
+    n, methods = mapped.evaluation.scores.n, mapped.evaluation.methods
+    rows = [(method.name, method.scores.accuracy, method.scores.macro_f1) for method in methods]
     values: dict[str, Any] = {name: {"accuracy": accuracy, "macro_f1": f1} for name, accuracy, f1 in rows}
     if published:
         rows.append((f"published, {published.checkpoint}, {published.cells}", published.accuracy, published.macro_f1))

@@ -29,13 +29,15 @@ def test_every_figure_by_hand():
     assert (rejection.known, rejection.known_rejected, rejection.absent, rejection.absent_rejected) == (4, 1, 1, 1)
     assert (rejection.accepted, rejection.accuracy_accepted) == (3 / 5, pytest.approx(2 / 3))
     assert evaluation.selective_accuracy.accuracy.tolist() == pytest.approx([1, 1, 2 / 3, 2 / 4, 2 / 5])
-    own, majority = evaluation.comparison.methods
+    own, majority = evaluation.methods
     area = (1 + 1 + 2 / 3 + 2 / 4 + 2 / 5) / 5
     # B and T 1/2; NK, and Unknown, which is no true label, 0.
-    assert own.macro_f1_true_labels == pytest.approx(1 / 3)
-    assert (own.name, own.accuracy, own.macro_f1, own.area) == (METHOD, 2 / 5, *map(pytest.approx, (1 / 4, area)))
+    assert own.scores.macro_f1_true_labels == pytest.approx(1 / 3)
+    assert (own.name, own.scores.accuracy) == (METHOD, 2 / 5)
+    assert (own.scores.macro_f1, own.selective_accuracy.area) == (pytest.approx(1 / 4), pytest.approx(area))
     # T, of which the reference has most cells, for all: precision 2/5 and recall 1.
-    assert (majority.accuracy, majority.macro_f1, majority.area) == (2 / 5, *map(pytest.approx, (4 / 7 / 3, 2 / 5)))
+    assert (majority.scores.accuracy, majority.scores.macro_f1) == (2 / 5, pytest.approx(4 / 7 / 3))
+    assert majority.selective_accuracy.area == pytest.approx(2 / 5)
     ece = {meaning: curve.ece for meaning, curve in evaluation.reliability.items()}
     assert ece == {
         "share": pytest.approx((2 * 0.1 + 0.0 + 0.8 + 0.0) / 5),  # both of 0.6 in one bin, one of them right
@@ -56,10 +58,30 @@ def test_as_json():
 def test_another_baseline_stands_between():
     baselines = {"other": (["T"] * 6, np.full(6, 0.5)), "right": (["T", "T", "B", "NK", "T", "B"], np.ones(6))}
     evaluation = evaluate(TRUTH, VOTED, {"share": SHARE}, REJECTED, CELLS, baselines)
-    names = [(method.name, method.accuracy) for method in evaluation.comparison.methods]
+    names = [(method.name, method.scores.accuracy) for method in evaluation.methods]
     assert names == [(METHOD, 0.4), ("other", 0.4), ("right", 1.0), ("majority class", 0.4)]
 
 
 def test_without_any_truth():
     with pytest.raises(InputError, match="none of 2 query cells has a true label"):
         evaluate([None, "nan"], ["T", "T"], {"share": np.ones(2)}, np.zeros(2, bool), CELLS)
+
+
+def test_methods_in_a_table():
+    sure = np.array([0.9, 0.8, 0.7, 0.6, 1.0])
+    evaluation = evaluate(
+        ["T", "T", "B", "B", None], ["T", "T", "B", "T", "T"], {"share": sure}, np.zeros(5, bool), {"T": 2, "B": 1}
+    )
+    plain = evaluation.to_dict()["comparison"]
+    assert plain[METHOD] == {
+        "accuracy": 0.75,
+        "macro_f1": pytest.approx((0.8 + 2 / 3) / 2),
+        "macro_f1_true_labels": pytest.approx((0.8 + 2 / 3) / 2),
+        "accuracy_at": {"1": 0.75, "0.9": 0.75, "0.8": 0.75, "0.5": 1.0},
+        "area": pytest.approx((1 + 1 + 1 + 0.75) / 4),
+    }
+    assert (plain["majority class"]["accuracy"], plain["majority class"]["area"]) == (0.5, 0.5)
+    lines = evaluation.comparison().splitlines()
+    assert lines[0].split() == ["method", "accuracy", "macro-F1", "acc@90%", "acc@80%", "acc@50%", "area"]
+    assert lines[1].split() == ["scGPT", "+", "kNN", "0.750", "0.733", "0.750", "0.750", "1.000", "0.938"]
+    assert len({len(line) for line in lines}) == 1, "columns line up"

@@ -20,9 +20,8 @@ import scgpt_ray
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
 from scgpt_ray.evaluation.components import fit_components
-from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, pca_knn
-from scgpt_ray.evaluation.labels.comparison import compare
-from scgpt_ray.evaluation.labels.nearest import nearest_labels
+from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, nearest_labels, pca_knn
+from scgpt_ray.evaluation.labels.label_evaluation import METHOD, evaluate
 from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.mapping.shift import Position
@@ -313,10 +312,10 @@ def test_pca_and_knn_of_the_same_cells_stand_beside(mapped, reference, files):
     names = pq.read_table(reference / "mapped" / "predictions.parquet")["obs_id"].to_pylist()
     assert set(names) - answers.keys() == {"cell-077"}
     all_said, all_share = zip(*(answers.get(name, ("Unknown", 0.0)) for name in names), strict=True)
-    expected = compare(truth, {BASELINE: (np.array(all_said, object), np.array(all_share))}, set(labels))
+    expected = evaluate(truth, all_said, {"share": np.array(all_share)}, np.zeros(len(truth), bool), Counter(labels))
     metrics = json.loads((reference / "mapped" / "metrics.json").read_bytes())
     assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
-    assert metrics["comparison"][BASELINE] == expected.to_dict()[BASELINE]
+    assert metrics["comparison"][BASELINE] == expected.to_dict()["comparison"][METHOD]
     assert metrics["baseline"] == {"n_reference": 199, "n_allowed": 199, "n_genes": 59}
     assert f"{BASELINE}: on 199 reference cells, 59 shared genes" in mapped.text()
     assert mapped.text().count(BASELINE) == 2

@@ -21,9 +21,8 @@ from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import InputError, ReferenceSetError
 from scgpt_ray.evaluation.components import fit_components, log1p_cp10k, require_whole
-from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS
+from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, nearest_labels
 from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
-from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.evaluation.sample import stratum_quotas
 from scgpt_ray.identity import Fingerprint
 from scgpt_ray.index.neighbor_filter import NeighborFilter, masked

@@ -13,9 +13,8 @@ import numpy as np
 from scgpt_ray.atlas.soma_file import write_soma
 from scgpt_ray.config import DemoSettings, EmbedSettings, IndexSettings, MapSettings
 from scgpt_ray.errors import OutputError
-from scgpt_ray.evaluation.labels.baseline import pca_knn
+from scgpt_ray.evaluation.labels.baseline import nearest_labels, pca_knn
 from scgpt_ray.evaluation.labels.metrics import LabelScores, score_labels
-from scgpt_ray.evaluation.labels.nearest import nearest_labels
 from scgpt_ray.evaluation.report.picture import png
 from scgpt_ray.evaluation.report.plots import umap_scatter
 from scgpt_ray.evaluation.umap import umap_coordinates

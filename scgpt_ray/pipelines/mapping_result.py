@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scgpt_ray.config import MapSettings
-from scgpt_ray.evaluation.labels.baseline import BASELINE
-from scgpt_ray.evaluation.labels.comparison import Labelling
+from scgpt_ray.evaluation.labels.baseline import BASELINE, Labelling
 from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation, evaluate
 from scgpt_ray.evaluation.labels.metrics import LabelScores
 from scgpt_ray.mapping.calibration import Calibration
@@ -133,7 +132,7 @@ class MappingResult:
         if self.evaluation is not None:
             lines += [
                 self.evaluation.scores.table(),
-                self.evaluation.comparison.table(),
+                self.evaluation.comparison(),
                 f"{BASELINE}: {self.baseline_text()}",
             ]
             if self.n_unknown:

@@ -1,4 +1,4 @@
-"""Evaluation of a mapping against true labels: all its figures.
+"""Evaluation of a mapping against true labels, next to baselines on the same cells: all its figures.
 
 Shapes: N query cells.
 """
@@ -10,15 +10,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.evaluation.labels.baseline import majority
-from scgpt_ray.evaluation.labels.comparison import Comparison, Labelling, compare
-from scgpt_ray.evaluation.labels.metrics import Labels, LabelScores, has_truth, score_labels
+from scgpt_ray.evaluation.labels.baseline import Labelling, majority
+from scgpt_ray.evaluation.labels.metrics import Labels, LabelScores, require_truth, score_labels
 from scgpt_ray.evaluation.labels.rejection import RejectionScores, score_rejection
-from scgpt_ray.evaluation.labels.selective_accuracy import SelectiveAccuracy, selective_accuracy
+from scgpt_ray.evaluation.labels.selective_accuracy import SHARES, SelectiveAccuracy, selective_accuracy
 from scgpt_ray.mapping.calibrator import Reliability, reliability
 from scgpt_ray.mapping.votes import CountOfValue
 
 METHOD = "scGPT + kNN"
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One way to label the cells, and how right it is."""
+
+    name: str
+    scores: LabelScores
+    selective_accuracy: SelectiveAccuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main scores as plain values for JSON."""
+        main = ("accuracy", "macro_f1", "macro_f1_true_labels")
+        curve = self.selective_accuracy
+        scores = {name: getattr(self.scores, name) for name in main}
+        return {**scores, "accuracy_at": curve.accuracy_at(), "area": curve.area}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,24 +42,44 @@ class LabelEvaluation:
 
     truth: Labels
     """True label of each cell, [N]."""
-    scores: LabelScores
-    """Of the top labels, rejected or not."""
+    methods: tuple[Method, ...]
+    """The mapping, by its top labels, rejected or not; then baselines, the last the reference's majority class."""
     rejection: RejectionScores
-    comparison: Comparison
-    """With the majority class of the reference, and with other baselines."""
-    selective_accuracy: SelectiveAccuracy
     reliability: dict[str, Reliability]
     """By the meaning of each confidence."""
+
+    @property
+    def scores(self) -> LabelScores:
+        """Of the mapping."""
+        return self.methods[0].scores
+
+    @property
+    def selective_accuracy(self) -> SelectiveAccuracy:
+        """Of the mapping."""
+        return self.methods[0].selective_accuracy
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
         return {
             "scores": self.scores.to_dict(),
             "rejection": self.rejection.to_dict(),
-            "comparison": self.comparison.to_dict(),
+            "comparison": {method.name: method.to_dict() for method in self.methods},
             "selective_accuracy": self.selective_accuracy.to_dict(),
             "reliability": {meaning: asdict(curve) for meaning, curve in self.reliability.items()},
         }
+
+    def comparison(self) -> str:
+        """The methods as text for a terminal, one line each."""
+        width = max(len(method.name) for method in self.methods)
+        heads = "".join(f"  acc@{share:.0%}" for share in SHARES[1:])
+        lines = [f"{'method':<{width}}  accuracy  macro-F1{heads}   area"]
+        for method in self.methods:
+            scores, curve = method.scores, method.selective_accuracy
+            at = "".join(f"  {curve.at(share):7.3f}" for share in SHARES[1:])
+            lines.append(
+                f"{method.name:<{width}}  {scores.accuracy:8.3f}  {scores.macro_f1:8.3f}{at}  {curve.area:5.3f}"
+            )
+        return "\n".join(lines)
 
 
 def evaluate(
@@ -68,18 +103,25 @@ def evaluate(
     Raises:
         InputError: If the truth of no cell is known.
     """
-    reference_labels = {name for name in reference_cells if name is not None}
+    evaluated = require_truth(truth)
+    true_N, reference_labels = np.asarray(truth, object), {name for name in reference_cells if name is not None}
+
+    def right(labels: Labels) -> npt.NDArray[np.bool_]:
+        return np.asarray(true_N == np.asarray(labels, object), bool)[evaluated]
+
     confidence = list(confidences.values())[-1]
-    methods: dict[str, Labelling] = {METHOD: (voted, confidence), **(baselines or {})}
+    methods = {METHOD: (np.asarray(voted, object), confidence), **(baselines or {})}
     methods["majority class"] = majority(reference_cells, len(voted))
-    scores = score_labels(truth, voted, confidence, reference_labels)
-    evaluated = has_truth(truth)
-    right = np.asarray(np.asarray(truth, object) == np.asarray(voted, object), bool)[evaluated]
     return LabelEvaluation(
         truth,
-        scores,
+        tuple(
+            Method(
+                name,
+                score_labels(truth, labels, sure, reference_labels),
+                selective_accuracy(sure[evaluated], right(labels)),
+            )
+            for name, (labels, sure) in methods.items()
+        ),
         score_rejection(truth, voted, rejected, reference_labels),
-        compare(truth, methods, reference_labels),
-        selective_accuracy(confidence[evaluated], right),
-        {meaning: reliability(values[evaluated], right) for meaning, values in confidences.items()},
+        {meaning: reliability(sure[evaluated], right(voted)) for meaning, sure in confidences.items()},
     )

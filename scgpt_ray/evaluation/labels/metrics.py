@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from scgpt_ray.errors import InputError
@@ -114,7 +115,7 @@ def score_labels(
     names, support = np.unique(true_N, return_counts=True)
     known_N = np.isin(true_N, sorted(reference_labels))
     per_label = _per_label(true_N, predicted_N, names, reference_labels)
-    others = sorted(set(predicted_N) - set(names))
+    predicted_labels = [*names.tolist(), *sorted(set(predicted_N) - set(names))]
     return LabelScores(
         n=len(true_N),
         n_without_truth=int((~evaluated).sum()),
@@ -128,8 +129,8 @@ def score_labels(
         confidence_right=_mean(confidence_N[right_N]),
         confidence_wrong=_mean(confidence_N[~right_N]),
         per_label=per_label,
-        predicted_labels=(*names.tolist(), *others),
-        confusion=_confusion(true_N, predicted_N, [*names, *others])[: len(names)],
+        predicted_labels=tuple(predicted_labels),
+        confusion=pd.crosstab(true_N, predicted_N).reindex(columns=predicted_labels, fill_value=0).to_numpy(),
     )
 
 
@@ -172,13 +173,6 @@ def _per_label(
         LabelScore(str(name), int(support), float(precision), float(recall), float(f1), name in reference_labels)
         for name, precision, recall, f1, support in zip(names, *columns, strict=True)
     )
-
-
-def _confusion(true_N: npt.NDArray[np.object_], predicted_N: npt.NDArray[np.object_], names: list[str]) -> Int64Array:
-    place = {name: number for number, name in enumerate(names)}
-    cells = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(cells, ([place[name] for name in true_N], [place[name] for name in predicted_N]), 1)
-    return cells
 
 
 def _texts(labels: Labels) -> npt.NDArray[np.object_]:

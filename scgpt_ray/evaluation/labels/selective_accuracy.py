@@ -37,12 +37,16 @@ class SelectiveAccuracy:
         """Accuracy of that share of the cells, the surest, rounded up to a cell."""
         return float(self.accuracy[max(1, math.ceil(round(share * len(self.accuracy), 6))) - 1])
 
+    def accuracy_at(self) -> dict[str, float]:
+        """Share of the cells, the surest -> their accuracy, for each of `SHARES`."""
+        return {f"{share:g}": self.at(share) for share in SHARES}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the curve at every hundredth of the cells."""
         shares = [point / _POINTS for point in range(1, _POINTS + 1)]
         return {
             "area": self.area,
-            "accuracy_at": {f"{share:g}": self.at(share) for share in SHARES},
+            "accuracy_at": self.accuracy_at(),
             "curve": {"share": shares, "accuracy": [self.at(share) for share in shares]},
         }
 

@@ -56,7 +56,7 @@ def map_report(
         evaluation=evaluation,
         calibrations=calibrations or {},
         promises=promises or {},
-        coverages={f"top {share:.0%}": f"{share:g}" for share in SHARES[1:]},
+        coverages={f"top {share:.0%}": share for share in SHARES[1:]},
     )
 
 
