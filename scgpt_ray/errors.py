@@ -15,6 +15,8 @@ ScgptRayError
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _PASSWORD = re.compile(
     r"(://[^/\s:@]*:)[^/\s@]+(?=@)|([?&][^=&\s]*(?:secret|token|password|passwd)[^=&\s]*=)[^&\s]+", re.IGNORECASE
@@ -54,6 +56,27 @@ def _rebuild(kind: type[InputError], found: str, expected: str, remedy: str) -> 
 
 class ConfigError(InputError):
     """An option or YAML key that is unknown, missing or out of range."""
+
+
+@contextmanager
+def optional(purpose: str, packages: str) -> Iterator[None]:
+    """Import packages of the extra `eval`, of which an installation may lack some.
+
+    Args:
+        purpose: What needs them.
+        packages: Their names.
+
+    Raises:
+        ConfigError: If one is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{purpose} needs a package that is not installed: {error.name or error}",
+            expected=packages,
+            remedy="pip install 'scgpt-ray[eval]'",
+        ) from None
 
 
 class AtlasError(InputError):

@@ -30,3 +30,15 @@ def test_input_errors_are_value_errors_and_travel_between_processes(kind):
 )
 def test_passwords_in_uris_are_redacted(text, shown):
     assert errors.redacted(text) == shown
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with (
+        pytest.raises(
+            errors.ConfigError, match=r"^UMAP needs .*: no_such; expected umap-learn; pip install .*\[eval\]"
+        ),
+        errors.optional("UMAP", "umap-learn"),
+    ):
+        import no_such  # noqa: F401
+    with pytest.raises(errors.ConfigError, match="not installed: please install it"), errors.optional("x", "y"):
+        raise ImportError("please install it")

@@ -14,10 +14,9 @@ from sklearn.metrics import silhouette_score
 import scgpt_ray
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.cli import BAD_INPUT, DONE, main
-from scgpt_ray.config import CellSettings, IntegrateSettings
+from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
 from scgpt_ray.evaluation.components import N_COMPONENTS, log1p_cp10k
-from scgpt_ray.evaluation.sample import MAX_CELLS
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.embedding_sets import compared_cells, short_names
@@ -363,7 +362,3 @@ def test_counts_are_those_of_the_atlas(blood, blood_file, make_soma, tmp_path, k
     assert counts.genes_G.tolist() == blood.var["feature_name"].tolist()
     with pytest.raises(AtlasError, match="other cells"):
         read_counts(locate(atlas, CellSettings()), rows, ["x"] * 5)
-
-
-def test_the_default_sample_is_that_of_the_metrics():
-    assert IntegrateSettings.model_fields["max_cells"].default == MAX_CELLS

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of evaluated cells, and groups of cells.
+"""Exact nearest neighbours of evaluated cells, groups of cells, and the variance between groups.
 
 Shape suffixes: N cells, D dimensions, K neighbours.
 """
@@ -38,3 +38,13 @@ def groups_of(codes_N: Int64Array) -> list[Int64Array]:
     """Positions of the cells of each group (int64, ascending), in order of the codes; no group is empty."""
     order = np.argsort(codes_N, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes_N[order])) + 1)
+
+
+def between_groups(centred_ND: npt.NDArray[np.floating], codes_N: Int64Array) -> float:
+    """Sum of squares that lies between groups, which is what the means of the groups explain.
+
+    Args:
+        centred_ND: Vectors minus their mean, [n, d].
+        codes_N: Group of each, int64 [n].
+    """
+    return float(sum((centred_ND[cells].sum(axis=0) ** 2).sum() / len(cells) for cells in groups_of(codes_N)))

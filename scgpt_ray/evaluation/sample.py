@@ -10,9 +10,6 @@ from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.labels.metrics import Labels, has_truth
 from scgpt_ray.schema import Int64Array
 
-MAX_CELLS = 20_000
-"""Default number of cells for metrics, whose cost grows with its square."""
-
 MIN_CELLS = 16
 """Minimum number of cells, for graphs of 15 neighbours."""
 

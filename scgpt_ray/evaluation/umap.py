@@ -5,11 +5,9 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.errors import ConfigError, InputError
+from scgpt_ray.errors import InputError, optional
+from scgpt_ray.evaluation.sample import MIN_CELLS
 from scgpt_ray.schema import Float32Matrix
-
-MIN_CELLS = 16
-"""Minimum number of cells, for graphs of 15 neighbours."""
 
 _N_NEIGHBORS = 15
 
@@ -28,22 +26,12 @@ def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.
         ConfigError: If umap-learn is not installed.
         InputError: If there are too few vectors.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # about TensorFlow, which is not needed here
-            import umap  # optional, and slow to import: it compiles
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"UMAP needs a package that is not installed: {error.name}",
-            expected="umap-learn",
-            remedy="pip install 'scgpt-ray[eval]'",
-        ) from None
-    if len(vectors_ND) < MIN_CELLS:
-        raise InputError(
-            f"{len(vectors_ND)} cells for a UMAP",
-            expected=f"at least {MIN_CELLS}",
-            remedy="use more cells",
-        )
+    with optional("UMAP", "umap-learn"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # about TensorFlow, which is not needed here
+        import umap  # slow to import: it compiles
+    n = len(vectors_ND)
+    if n < MIN_CELLS:
+        raise InputError(f"{n} cells for a UMAP", expected=f"at least {MIN_CELLS}", remedy="use more cells")
     # A seed implies n_jobs=1; passing it avoids a warning.
     layout = umap.UMAP(n_neighbors=_N_NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
     return np.asarray(layout.fit_transform(vectors_ND), np.float32)

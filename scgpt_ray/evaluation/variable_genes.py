@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from scgpt_ray.errors import ConfigError, InputError
+from scgpt_ray.errors import InputError, optional
 
 _LEAST_MEANS = 20
 """Different means that genes must have: on one alone the regression of scikit-misc ends the process."""
@@ -32,21 +32,16 @@ def variable_genes(values_NG: sparse.csr_matrix, n_genes: int, flavor: str) -> n
     if values_NG.shape[1] <= n_genes:
         return np.ones(values_NG.shape[1], bool)
     _require_variety(values_NG)
-    try:
-        import scanpy as sc  # optional, and seconds to import
+    with optional("a ranking of genes", "scanpy, and scikit-misc for seurat_v3"):
+        import scanpy as sc  # seconds to import
 
-        # scanpy warns of values that are no counts; published experiments rank them all the same.
-        found = sc.pp.highly_variable_genes(
-            sc.AnnData(values_NG), n_top_genes=n_genes, flavor=flavor, check_values=False, inplace=False
-        )
-    except ImportError as error:
-        raise ConfigError(
-            f"highly variable genes need a package that is not installed: {error}",
-            expected="scanpy, and scikit-misc for seurat_v3",
-            remedy="pip install 'scgpt-ray[eval]'",
-        ) from None
-    except ValueError as error:  # of the regression of variance on mean
-        raise _not_ranked(" ".join(str(error).split())) from error
+        try:
+            # scanpy warns of values that are no counts; published experiments rank them all the same.
+            found = sc.pp.highly_variable_genes(
+                sc.AnnData(values_NG), n_top_genes=n_genes, flavor=flavor, check_values=False, inplace=False
+            )
+        except ValueError as error:  # of the regression of variance on mean
+            raise _not_ranked(" ".join(str(error).split())) from error
     return np.asarray(found["highly_variable"], bool)
 
 

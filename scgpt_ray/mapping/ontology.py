@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from scgpt_ray.errors import ConfigError
+from scgpt_ray.errors import optional
 from scgpt_ray.mapping.label_table import NO_CODE
 from scgpt_ray.mapping.votes import SHARE_DECIMALS, Floats, LabelVotes, changes
 
@@ -42,14 +42,8 @@ class CellOntology:
     """
 
     def __init__(self) -> None:
-        try:
-            from cellxgene_ontology_guide.ontology_parser import OntologyParser  # optional, and 100 MB
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"the Cell Ontology needs a package that is not installed: {error.name}",
-                expected="cellxgene-ontology-guide",
-                remedy="pip install 'scgpt-ray[eval]'",
-            ) from None
+        with optional("the Cell Ontology", "cellxgene-ontology-guide"):
+            from cellxgene_ontology_guide.ontology_parser import OntologyParser  # 100 MB
         self._parser: Any = OntologyParser()
 
     def __contains__(self, term: object) -> bool:

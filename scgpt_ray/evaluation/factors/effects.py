@@ -5,11 +5,12 @@ which are gene-specific (protocol, platform). Pretraining may average out the fo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import sparse
 
 from scgpt_ray.errors import InputError
@@ -75,10 +76,15 @@ class Factor:
                 expected=f"2 to {MAX_LEVELS} values",
                 remedy="omit that column, or name one that groups the cells",
             )
-        levels, codes = np.unique(present.astype(str), return_inverse=True)
-        level_N = np.full(len(known), -1, np.int64)
-        level_N[known] = codes
+        level_N, levels = _numbered(values)
         return cls(name, tuple(levels.tolist()), level_N, None)
+
+
+def _numbered(values: Sequence[Any]) -> tuple[Int64Array, npt.NDArray[np.object_]]:
+    """Place of each value among the sorted texts, int64 [n], -1 for a missing one; and the texts."""
+    texts = np.array([str(value) for value in values], object)
+    texts[~has_truth(np.asarray(values, object))] = None
+    return pd.factorize(texts, sort=True)
 
 
 def _numeric(name: str, known: npt.NDArray[np.bool_], numbers: npt.NDArray[np.float64]) -> Factor:
@@ -114,10 +120,7 @@ class Replicates:
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> "Replicates":
         """Number the values, one per cell; null, empty, `unknown` and `nan` are missing."""
-        known = has_truth(np.asarray(values, object))
-        replicate_N = np.full(len(known), -1, np.int64)
-        replicate_N[known] = np.unique(np.asarray(values, object)[known].astype(str), return_inverse=True)[1]
-        return cls(name, replicate_N)
+        return cls(name, _numbered(values)[0])
 
 
 @dataclass(frozen=True)
@@ -143,13 +146,7 @@ class FactorInEmbedding:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values for JSON."""
-        return {
-            "embedding": self.embedding,
-            "variance": vars(self.variance),
-            "probe": vars(self.probe) if self.probe else None,
-            "purity": vars(self.purity) if self.purity else None,
-            "is_carried": self.is_carried,
-        }
+        return asdict(self) | {"is_carried": self.is_carried}
 
 
 @dataclass(frozen=True)

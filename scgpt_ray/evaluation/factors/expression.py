@@ -8,7 +8,6 @@ Shape suffixes: G genes, T tested genes, U units (a replicate at a level), K tes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,11 +126,6 @@ class ExpressionShift:
     n_labels: int
     depth: DepthChange
     genes: GeneChanges | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values for JSON."""
-        genes = self.genes and vars(self.genes) | {"strongest": [vars(gene) for gene in self.genes.strongest]}
-        return {**vars(self), "depth": vars(self.depth), "genes": genes}
 
 
 def expression_shift(

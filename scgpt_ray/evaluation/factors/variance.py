@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from scgpt_ray.evaluation.neighbors import groups_of
+from scgpt_ray.evaluation.neighbors import between_groups
 from scgpt_ray.evaluation.sample import strata_of
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
@@ -75,8 +75,7 @@ def _one_hot(codes_N: Int64Array) -> sparse.csr_matrix:
 
 def _fit_groups(codes_N: Int64Array, centred_ND: npt.NDArray[np.float64]) -> tuple[float, int]:
     """Sum of squares that group means explain, and the number of groups."""
-    groups = groups_of(codes_N)
-    return float(sum((centred_ND[cells].sum(axis=0) ** 2).sum() / len(cells) for cells in groups)), len(groups)
+    return between_groups(centred_ND, codes_N), len(np.unique(codes_N))
 
 
 def _fit(design_NP: sparse.csr_matrix, centred_ND: npt.NDArray[np.float64]) -> tuple[float, int]:

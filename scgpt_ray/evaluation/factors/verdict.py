@@ -1,5 +1,6 @@
 """Verdicts on factors as sentences, with the numbers behind them."""
 
+from dataclasses import asdict
 from typing import Any
 
 from scgpt_ray.evaluation.factors.contrast import SIGNIFICANCE
@@ -34,18 +35,8 @@ def sentences(effect: FactorEffect) -> list[str]:
 
 def effect_dict(effect: FactorEffect) -> dict[str, Any]:
     """The effect of a factor as plain values for JSON, with kind and verdict."""
-    return {
-        "name": effect.name,
-        "kind": effect.kind,
-        "verdict": verdict(effect),
-        "unit": effect.unit,
-        "levels": effect.levels,
-        "replicates": effect.replicates,
-        "n_missing": effect.n_missing,
-        "shift": effect.shift.to_dict() if effect.shift else None,
-        "no_shift": effect.no_shift,
-        "embeddings": [carried.to_dict() for carried in effect.embeddings],
-    }
+    embeddings = [carried.to_dict() for carried in effect.embeddings]
+    return asdict(effect) | {"kind": effect.kind, "verdict": verdict(effect), "embeddings": embeddings}
 
 
 def design(effect: FactorEffect) -> str:

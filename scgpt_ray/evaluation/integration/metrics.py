@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.integration.scib import EvaluatedCells, score_cells
@@ -97,8 +96,8 @@ class Integration:
 
     Attributes:
         n: Number of evaluated cells.
-        labels: Label -> number of cells.
-        batch_keys: Batch key -> number of cells.
+        labels: Label -> number of cells, the most frequent first, ties by name.
+        batch_keys: Batch key -> number of cells, likewise.
         scores: Metrics of each embedding.
     """
 
@@ -158,8 +157,8 @@ def compare_embeddings(
         scores[name] = _score(name, cells, before, is_baseline=name == baseline)
     return Integration(
         n=len(label_N),
-        labels=_counts(label_names[label_N]),
-        batch_keys=_counts(key_names[key_N]),
+        labels=dict(Counter(sorted(labels)).most_common()),
+        batch_keys=dict(Counter(sorted(batch_keys)).most_common()),
         scores=tuple(scores[name] for name in embeddings),
     )
 
@@ -199,8 +198,3 @@ def _require_finite(name: str, vectors_ND: Float32Matrix) -> None:
             expected="finite embeddings",
             remedy="omit these cells, or embed them again",
         )
-
-
-def _counts(values: npt.NDArray[np.str_]) -> dict[str, int]:
-    """Number of cells per value, most frequent first, ties by name."""
-    return dict(sorted(Counter(values.tolist()).items(), key=lambda item: (-item[1], item[0])))

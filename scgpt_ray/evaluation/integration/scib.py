@@ -9,8 +9,7 @@ scib-metrics.
 Shape suffixes: N cells, D dimensions, K neighbours.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,8 +19,8 @@ import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from scgpt_ray.errors import ConfigError
-from scgpt_ray.evaluation.neighbors import groups_of, nearest, with_self
+from scgpt_ray.errors import optional
+from scgpt_ray.evaluation.neighbors import between_groups, groups_of, nearest, with_self
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 _GRAPH_NEIGHBORS = 15
@@ -137,7 +136,7 @@ def _leiden(graph_NN: Any, resolutions: Iterable[float], seed: int) -> list[Int6
     Returns:
         The cluster of each cell, int64 [n], by resolution.
     """
-    with _optional():
+    with optional("the evaluation of an integration", "leidenalg"):
         import igraph
         import leidenalg
     settings = {"weights": "weight", "n_iterations": -1, "seed": seed}
@@ -179,9 +178,8 @@ def _explained(vectors_ND: Float32Matrix, key_N: Int64Array) -> float:
     Regression of all principal components sums to this; that of scib-metrics is NaN where a dimension is constant.
     """
     centred_ND = vectors_ND - vectors_ND.mean(axis=0, dtype=np.float64)
-    total = (centred_ND**2).sum()
-    between = sum((centred_ND[cells].sum(axis=0) ** 2).sum() / len(cells) for cells in groups_of(key_N))
-    return float(between / total) if total else 0.0
+    total = float((centred_ND**2).sum())
+    return between_groups(centred_ND, key_N) / total if total else 0.0
 
 
 def _neighbors_results(places_NK: Int64Array, distances_NK: npt.NDArray[np.float32]) -> Any:
@@ -189,19 +187,6 @@ def _neighbors_results(places_NK: Int64Array, distances_NK: npt.NDArray[np.float
 
 
 def _scib() -> Any:
-    with _optional():
+    with optional("the evaluation of an integration", "scib-metrics"):
         import scib_metrics  # slow to import: it brings jax
     return scib_metrics
-
-
-@contextmanager
-def _optional() -> Iterator[None]:
-    """Import packages of the extra `eval`."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"integration metrics need a package that is not installed: {error.name}",
-            expected="scib-metrics and leidenalg",
-            remedy="pip install 'scgpt-ray[eval]'",
-        ) from None

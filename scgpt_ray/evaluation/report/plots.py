@@ -275,7 +275,7 @@ def _central(coordinates_N2: npt.NDArray[np.floating]) -> tuple[float, float]:
 
 def _most_frequent(labels: Sequence[str]) -> dict[str, int]:
     """Cells per label in falling order, ties by name; beyond MAX_LABELS the rest is summed as `other`."""
-    ranked = sorted(Counter(labels).items(), key=lambda item: (-item[1], item[0]))
+    ranked = Counter(sorted(labels)).most_common()
     if len(ranked) <= MAX_LABELS:
         return dict(ranked)
     kept, rest = ranked[: MAX_LABELS - 1], ranked[MAX_LABELS - 1 :]

@@ -7,14 +7,14 @@ page's legend. Pictures replace the plots on paper and where scripts are off.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from scgpt_ray.errors import ConfigError
+from scgpt_ray.errors import optional
 from scgpt_ray.evaluation.report.palette import GREY, colours_of
 from scgpt_ray.evaluation.report.picture import Picture
 
@@ -125,12 +125,8 @@ def require_bokeh() -> None:
     Raises:
         ConfigError: If bokeh is not installed.
     """
-    if find_spec("bokeh") is None:
-        raise ConfigError(
-            "plots of cells need a package that is not installed: bokeh",
-            expected="bokeh",
-            remedy="pip install 'scgpt-ray[eval]'",
-        )
+    with optional("a plot of cells", "bokeh"):
+        import_module("bokeh")
 
 
 def _is_number(values: "pd.Series[Any]") -> bool:
