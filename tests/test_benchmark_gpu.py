@@ -22,7 +22,7 @@ from scgpt_ray.benchmark.gpu.stages.demo import read_demo
 from scgpt_ray.benchmark.gpu.stages.golden import CELLS, EXPECTED, read_cells
 from scgpt_ray.benchmark.gpu.stages.gpu_tests import Absent
 from scgpt_ray.benchmark.gpu.stages.tiles import best
-from scgpt_ray.benchmark.gpu.timing import seconds_per_launch
+from scgpt_ray.benchmark.launches import seconds_per_launch
 from scgpt_ray.network.attention import plain_attention
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
 from scgpt_ray.network.embedder import Embedder

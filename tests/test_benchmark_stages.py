@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from scgpt_ray.benchmark import index, overhead
+from scgpt_ray.benchmark import flow as flow_stage
+from scgpt_ray.benchmark import index
 from scgpt_ray.cli import main
 from scgpt_ray.parts.parts import PARTS, read_part
 from scgpt_ray.storage import Folder
@@ -84,7 +85,7 @@ def test_index_from_too_few_embeddings(capsys, make_embeddings, tmp_path):
 @pytest.mark.ray
 def test_flow(capsys, local_ray, monkeypatch):
     """600 cells are three partitions; the actor takes one at a time, and commits what the loop does."""
-    run, receipts, committed = overhead.run, [], []
+    run, receipts, committed = flow_stage.run, [], []
 
     def watched(choice, partitions, reading, seconds, output):
         for receipt in run(choice, partitions, reading, seconds, output):
@@ -95,7 +96,7 @@ def test_flow(capsys, local_ray, monkeypatch):
             loop, flow = Folder(output.uri.removesuffix("flow") + "loop").folder(PARTS), output.folder(PARTS)
             committed.append([(read_part(loop, name), read_part(flow, name)) for name in loop.names()])
 
-    monkeypatch.setattr(overhead, "run", watched)
+    monkeypatch.setattr(flow_stage, "run", watched)
     found = figures(capsys, "--stage", "flow", "--cells", "600", "--tokens", "20", "--seconds", "0.05")
     (pairs,) = committed
     assert [len(of_loop) for of_loop, _ in pairs] == [200, 200, 200]

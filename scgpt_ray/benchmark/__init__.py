@@ -1,1 +1,1 @@
-"""Measurements of each stage on this machine: `scgpt-ray benchmark`, and two programs for a bare GPU machine."""
+"""Measurements of each stage on this machine: `scgpt-ray benchmark`, and a program for a bare GPU machine."""

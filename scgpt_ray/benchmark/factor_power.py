@@ -49,10 +49,9 @@ def halve_genes(counts_NG: sparse.csr_matrix, changed_N: Cells, random: Random) 
     return fewer_NG
 
 
-def add_ambient(
-    counts_NG: sparse.csr_matrix, changed_N: Cells, random: Random, *, share: float = 0.1
-) -> sparse.csr_matrix:
-    """Replace a share of the counts of the changed cells by draws from the sum over all cells: ambient RNA."""
+def add_ambient(counts_NG: sparse.csr_matrix, changed_N: Cells, random: Random) -> sparse.csr_matrix:
+    """Replace a tenth of the counts of the changed cells by draws from the sum over all cells: ambient RNA."""
+    share = 0.1
     ambient_G = np.asarray(counts_NG.sum(axis=0), np.float64).ravel()
     total_N = np.asarray(counts_NG.sum(axis=1), np.float64).ravel()
     rows = np.repeat(np.flatnonzero(changed_N), random.poisson(share * total_N[changed_N]))

@@ -7,15 +7,15 @@ half precision. The true neighbours are found in the same pass; upstream's index
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
-from scgpt_ray.benchmark.measurement import Figure, peak_bytes, private_bytes
+from scgpt_ray.benchmark.measurement import Figure, Setting, peak_bytes, private_bytes
 from scgpt_ray.benchmark.synthetic_embeddings import NEIGHBOURHOOD, Growth, contrast, intrinsic_dimension
+from scgpt_ray.config import BenchmarkSettings
 from scgpt_ray.errors import ConfigError, OutputError
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.factory import (
@@ -27,9 +27,9 @@ from scgpt_ray.index.factory import (
     training_size,
     with_lists,
 )
-from scgpt_ray.index.recall import CHOSEN_K, RecallSample, choose_params, cost_model, recall_at
+from scgpt_ray.index.recall import CHOSEN_K, RecallSample, Search, choose_params, cost_model, recall_at, speed
 from scgpt_ray.index.search import Neighbors, candidates, exact_search, merge, no_neighbors, set_threads
-from scgpt_ray.index.searcher import Searcher
+from scgpt_ray.index.searcher import Searcher, SearchParams
 from scgpt_ray.index.shard import build_shard, open_faiss
 from scgpt_ray.index.template import centre_of, train
 from scgpt_ray.parts.manifest import require_manifest
@@ -52,8 +52,6 @@ _MEASURED = 100_000
 _PROBED = 500
 _SYNTHETIC_BASE = 5_000
 _WIDTH, _TYPES, _PLANE = 512, 100, 24
-
-_Search: TypeAlias = Callable[[Float32Matrix, int], Neighbors]
 
 
 @dataclass
@@ -78,31 +76,25 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def benchmark_index(n_vectors: int | None, threads: int | None, embeddings: str | None, naive: bool) -> list[Figure]:
-    """Generate embeddings, index them, and search.
-
-    Args:
-        n_vectors: Number of vectors of the index.
-        threads: Threads of faiss; None for one, as in a task.
-        embeddings: Output folder of `embed` whose embeddings are the base; None for a synthetic base.
-        naive: Whether to measure upstream's factory on the same vectors as well.
+def measure(settings: BenchmarkSettings) -> list[Figure]:
+    """Generate embeddings, index them, and search; also in upstream's index of the same vectors, if asked for.
 
     Raises:
         InputError: If there are too few embeddings, they cannot be read, or the disk is too small.
     """
-    set_threads(threads or 1)
-    n = n_vectors or VECTORS
-    base_BD = synthetic_vectors(_SYNTHETIC_BASE) if embeddings is None else base_of(Folder.at(embeddings))
+    n, threads, embeddings = settings.cells or VECTORS, settings.threads or 1, settings.embeddings_from
+    set_threads(threads)
+    base_BD = base_of(Folder.at(embeddings)) if embeddings else synthetic_vectors(_SYNTHETIC_BASE)
     growth = Growth.of(base_BD)
-    setting: dict[str, str | int | float] = {
+    setting: Setting = {
         "vectors": n, "width": base_BD.shape[1], "base": len(base_BD),
-        "from": embeddings or "synthetic types in planes", "threads": threads or 1,
+        "from": embeddings or "synthetic types in planes", "threads": threads,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as scratch:
         _require_room(Path(scratch), n, base_BD.shape[1])
         trial = _Trial(growth, n, Folder.at(scratch))
         found = [*_structure(growth, n, setting), *trial.ours(setting)]
-        return [*found, *trial.upstream(setting)] if naive else found
+        return [*found, *trial.upstream(setting)] if settings.against else found
 
 
 def _require_room(place: Path, n: int, d: int) -> None:
@@ -135,9 +127,9 @@ def base_of(folder: Folder) -> Float32Matrix:
     return base_BD
 
 
-def synthetic_vectors(n: int, seed: int = 0) -> Float32Matrix:
+def synthetic_vectors(n: int) -> Float32Matrix:
     """Synthetic unit vectors, float32 [n, 512]: 100 types, each in a random 24-dimensional subspace, with noise."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     types_TD = rng.standard_normal((_TYPES, _WIDTH), np.float32)
     planes_TPD = rng.standard_normal((_TYPES, _PLANE, _WIDTH), np.float32) / np.float32(np.sqrt(_PLANE))
     type_N = rng.integers(0, _TYPES, n)
@@ -149,7 +141,7 @@ def synthetic_vectors(n: int, seed: int = 0) -> Float32Matrix:
     return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True), np.float32)
 
 
-def _structure(growth: Growth, n: int, setting: dict[str, str | int | float]) -> Iterator[Figure]:
+def _structure(growth: Growth, n: int, setting: Setting) -> Iterator[Figure]:
     grown_ND = np.concatenate(list(growth.blocks(min(n, _MEASURED), seed=0)))
     for name, vectors_ND in (("base", growth.base_BD), ("grown", grown_ND)):
         rows = np.random.default_rng(0).choice(len(vectors_ND), min(_PROBED, len(vectors_ND)), replace=False)
@@ -172,7 +164,7 @@ class _Trial:
         self.queries_QD = np.concatenate(list(self.growth.blocks(min(_QUERIES, self.n), seed=1)))
         self.truth = no_neighbors(min(_EVALUATED, len(self.queries_QD)), _K)
 
-    def ours(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
+    def ours(self, setting: Setting) -> Iterator[Figure]:
         """Build as `index` does, choose the search parameters, and search."""
         d = self.growth.base_BD.shape[1]
         n_shards = default_shards(self.n)
@@ -190,7 +182,7 @@ class _Trial:
         yield from self._built("", named, [shard.name for shard in self.shards])
         yield Figure("index", "peak memory", peak_bytes() / 1e9, "GB", named)
         yield Figure("index", "private memory after building", private_bytes() / 1e9, "GB", named)
-        yield from self._searched(named, lambda queries, k: searcher.search(queries, k, chosen.params))
+        yield from self._searched(named, searcher.search, chosen.params)
 
     def _build(self, factory: str, n_shards: int) -> None:
         """Train, and fill the shards from one stream; generating and searching its blocks is not counted."""
@@ -223,7 +215,7 @@ class _Trial:
             first += len(block_ND)
             yield block_ND
 
-    def upstream(self, setting: dict[str, str | int | float]) -> Iterator[Figure]:
+    def upstream(self, setting: Setting) -> Iterator[Figure]:
         """Build upstream's index of the same vectors, in one piece, and search it."""
         d = self.growth.base_BD.shape[1]
         factory = with_lists(UPSTREAM_FACTORY.format(_UPSTREAM_LISTS), self.n)
@@ -251,13 +243,13 @@ class _Trial:
         named = {**setting, "factory": factory, "nprobe": _UPSTREAM_NPROBE, "rerank": 0}
         yield from self._built("upstream: ", named, [name])
 
-        def search(queries_QD: Float32Matrix, k: int) -> Neighbors:
-            ids_QK = candidates(index, queries_QD, k, _UPSTREAM_NPROBE)
+        def search(queries_QD: Float32Matrix, k: int, params: SearchParams) -> Neighbors:
+            ids_QK = candidates(index, queries_QD, k, params.nprobe)
             return ids_QK, np.zeros(ids_QK.shape, np.float32)
 
-        yield from self._searched(named, search, "upstream: ")
+        yield from self._searched(named, search, SearchParams(_UPSTREAM_NPROBE, 0), "upstream: ")
 
-    def _built(self, prefix: str, setting: dict[str, str | int | float], names: list[str]) -> Iterator[Figure]:
+    def _built(self, prefix: str, setting: Setting, names: list[str]) -> Iterator[Figure]:
         seconds = self.clock.seconds
         million = self.n / 1e6
         n_bytes = sum(self.folder.size(name) or 0 for name in names)
@@ -270,25 +262,20 @@ class _Trial:
             "index", f"{prefix}memory of a cell: code, id, its share of centroids", n_bytes / self.n, "B", setting
         )
 
-    def _searched(self, setting: dict[str, str | int | float], search: _Search, prefix: str = "") -> Iterator[Figure]:
+    def _searched(self, setting: Setting, search: Search, params: SearchParams, prefix: str = "") -> Iterator[Figure]:
         evaluated = self.queries_QD[: len(self.truth[0])]
         for k in (CHOSEN_K, _K):
-            found_QK, _ = search(evaluated, k)
+            found_QK, _ = search(evaluated, k, params)
             recall = recall_at(found_QK, self.truth[0][:, :k])
             yield Figure("index", f"{prefix}recall@{k}", recall, "", setting)
         started = time.perf_counter()
         for start in range(0, len(self.queries_QD), 2048):
-            search(self.queries_QD[start : start + 2048], _K)
+            search(self.queries_QD[start : start + 2048], _K, params)
         seconds = time.perf_counter() - started
         yield Figure("index", f"{prefix}{len(self.queries_QD):,} queries, k {_K}", seconds, "s", setting)
-        single = []
-        for place in range(min(100, len(evaluated))):
-            started = time.perf_counter()
-            search(evaluated[place : place + 1], CHOSEN_K)
-            single.append(time.perf_counter() - started)
-        p50, p99 = np.percentile(single, [50, 99])
-        yield Figure("index", f"{prefix}one query, k 10, median", p50 * 1e3, "ms", setting)
-        yield Figure("index", f"{prefix}one query, k 10, 99th percentile", p99 * 1e3, "ms", setting)
+        single = speed(evaluated, search, params)
+        yield Figure("index", f"{prefix}one query, k 10, median", single["p50_ms"], "ms", setting)
+        yield Figure("index", f"{prefix}one query, k 10, 99th percentile", single["p99_ms"], "ms", setting)
 
 
 def _numbered(blocks: Iterable[Float32Matrix], first: int = 0) -> Iterator[tuple[Int64Array, Float32Matrix]]:

@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-LEAST_RUNS = 3
-"""Minimum number of runs of a median, even if they take longer than the given time."""
+SECONDS = 10.0
+"""Default time per measurement."""
+
+Setting: TypeAlias = dict[str, str | int | float]
+"""What a figure was measured with."""
+
+_LEAST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Figure:
     name: str
     value: float
     unit: str
-    setting: dict[str, str | int | float] = field(default_factory=dict)
+    setting: Setting = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """The figure for JSON, with five significant digits."""
@@ -66,17 +71,16 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def median_seconds(work: Callable[[], object], seconds: float, least_runs: int = LEAST_RUNS) -> float:
+def median_seconds(work: Callable[[], object], seconds: float) -> float:
     """Median wall time of repeated runs, after a warm-up run.
 
     Args:
         work: The work to measure; returns when it is finished.
-        seconds: Time for all measured runs, unless least_runs take longer.
-        least_runs: Minimum number of runs.
+        seconds: Time for all measured runs, of which there are three at least.
     """
     work()
     runs: list[float] = []
-    while len(runs) < least_runs or sum(runs) < seconds:
+    while len(runs) < _LEAST_RUNS or sum(runs) < seconds:
         runs.append(seconds_of(work))
     return statistics.median(runs)
 

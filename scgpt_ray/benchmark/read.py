@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,10 +18,10 @@ from scgpt_ray.atlas.anndata_file import AnnData
 from scgpt_ray.atlas.plan import Partition, cut
 from scgpt_ray.atlas.soma_file import CENSUS_LAYOUT, write_soma
 from scgpt_ray.atlas.source import Source, locate
-from scgpt_ray.benchmark.measurement import Figure, seconds_of
+from scgpt_ray.benchmark.measurement import Figure, Setting, seconds_of
 from scgpt_ray.benchmark.reader_processes import N_GENES, read_at_once, read_tokens, readers
 from scgpt_ray.benchmark.synthetic import WHOLE_HUMAN_TOKENS, cell_lengths, synthetic_cells
-from scgpt_ray.config import CellSettings
+from scgpt_ray.config import BenchmarkSettings, CellSettings
 from scgpt_ray.schema import COUNT, GENE, Int64Array, ragged
 
 CELLS = 8192
@@ -36,18 +35,10 @@ LARGE_PARTITION = 8192
 PASSES = 3
 """Passes over the whole atlas, of which the fastest counts, since the first ones fill the heap."""
 
-Setting: TypeAlias = dict[str, str | int | float]
 
-
-def benchmark_read(tokens: str | None, n_cells: int | None, n_readers: int | None) -> list[Figure]:
-    """Measure reading alone, reading with tokenising, its memory, and several processes at once.
-
-    Args:
-        tokens: Genes per cell: a number or `ragged`; None for 2,100.
-        n_cells: Number of cells of the atlas.
-        n_readers: Number of processes; None to measure a single process only.
-    """
-    lengths = cell_lengths(tokens or GENES, n_cells or CELLS)
+def measure(settings: BenchmarkSettings) -> list[Figure]:
+    """Measure reading alone, reading with tokenising, its memory, and several processes at once."""
+    lengths = cell_lengths(settings.tokens or GENES, settings.cells or CELLS)
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as folder:
         atlas = synthetic_atlas(lengths)
         h5ad, experiment = Path(folder) / "cells.h5ad", Path(folder) / "cells.soma"
@@ -56,7 +47,7 @@ def benchmark_read(tokens: str | None, n_cells: int | None, n_readers: int | Non
         figures = []
         for kind, uri in (("soma", experiment), ("h5ad", h5ad)):
             setting: Setting = {"source": kind, "cells": len(lengths), "mean_genes": round(float(lengths.mean()))}
-            figures += _figures(locate(str(uri), CellSettings()), setting, n_readers)
+            figures += _figures(locate(str(uri), CellSettings()), setting, settings.readers)
     return figures
 
 
@@ -108,8 +99,8 @@ def _read(source: Source, partitions: Sequence[Partition]) -> None:
 
 def _memory(source: Source, partitions: tuple[Partition, ...], setting: Setting) -> Figure:
     """Peak memory of a process that only reads and makes tokens."""
-    with readers(1, source) as connections:
-        [peak] = max(read_at_once(connections, [partitions]) for _ in range(PASSES))
+    with readers(1) as processes:
+        [peak] = max(read_at_once(processes, source, [partitions]) for _ in range(PASSES))
     return Figure("read", "peak memory of a reader", peak / 1e6, "MB", setting)
 
 
@@ -118,11 +109,11 @@ def _scaling(source: Source, partitions: tuple[Partition, ...], n_readers: int, 
     n_cells = _n_cells(partitions)
     alone = [partitions, *[()] * (n_readers - 1)]
     together = [partitions[reader::n_readers] for reader in range(n_readers)]
-    with readers(n_readers, source) as connections:
-        read_at_once(connections, [partitions[:1]] * n_readers)  # opens the source and compiles the kernels
+    with readers(n_readers) as processes:
+        read_at_once(processes, source, [partitions[:1]] * n_readers)  # compiles the kernels
         # In turns, so that other load of the machine affects both alike.
         seconds = [
-            [seconds_of(partial(read_at_once, connections, shares)) for shares in (alone, together)]
+            [seconds_of(partial(read_at_once, processes, source, shares)) for shares in (alone, together)]
             for _ in range(PASSES)
         ]
     one_s, several_s = (min(passes) for passes in zip(*seconds, strict=True))

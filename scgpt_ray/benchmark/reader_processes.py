@@ -5,9 +5,9 @@ They are spawned, not forked, so that their memory is that of reading alone.
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
-from multiprocessing.connection import Connection
 
 import numpy as np
 import pyarrow as pa
@@ -15,73 +15,43 @@ import pyarrow as pa
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.benchmark.measurement import peak_bytes
-from scgpt_ray.benchmark.synthetic import WHOLE_HUMAN_TOKENS
+from scgpt_ray.benchmark.synthetic import WHOLE_HUMAN_TOKENS, synthetic_vocabulary
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
-from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
+from scgpt_ray.tokenizer.vocabulary import SPECIALS
 
 N_GENES = WHOLE_HUMAN_TOKENS - len(SPECIALS)
 
+_vocabulary = cache(synthetic_vocabulary)
 
-def read_tokens(source: Source, partitions: Sequence[Partition]) -> None:
-    """Read partitions of N_GENES genes and make tokens for the vocabulary of whole-human, which are dropped."""
+
+def read_tokens(source: Source, partitions: Sequence[Partition]) -> int:
+    """Read partitions of N_GENES genes and make tokens for the vocabulary of whole-human, which are dropped.
+
+    Returns:
+        Peak memory of this process so far, in bytes.
+    """
     genes = np.arange(N_GENES, dtype=np.int32)
     tokenized = partial(tokenize, vocabulary=_vocabulary(), rules=TokenRules())
     for partition in partitions:
         pa.concat_tables(map(tokenized, source.read(partition, genes)))
-
-
-@cache
-def _vocabulary() -> Vocabulary:
-    return Vocabulary({f"GENE{number}": number for number in range(N_GENES)})
+    return peak_bytes()
 
 
 @contextmanager
-def readers(n: int, source: Source) -> Iterator[list[Connection]]:
-    """Start processes that read.
-
-    Args:
-        n: Number of processes.
-        source: Source of the cells.
-
-    Yields:
-        A connection to each process. It reads every tuple of partitions that it receives, and returns its peak memory
-        so far, in bytes.
-    """
+def readers(n: int) -> Iterator[list[ProcessPoolExecutor]]:
+    """Start n processes that read, each a pool of its own."""
     spawning = multiprocessing.get_context("spawn")
-    pairs = [spawning.Pipe() for _ in range(n)]
-    processes = [spawning.Process(target=_serve, args=(theirs, source), daemon=True) for _, theirs in pairs]
-    for process in processes:
-        process.start()
-    for _, theirs in pairs:
-        theirs.close()  # so that receiving from a dead process is an error
-    try:
-        yield [ours for ours, _ in pairs]
-    finally:
-        for ours, _ in pairs:
-            ours.close()
-        for process in processes:
-            process.join()
+    with ExitStack() as stack:
+        yield [stack.enter_context(ProcessPoolExecutor(1, spawning)) for _ in range(n)]
 
 
-def read_at_once(connections: Sequence[Connection], shares: Sequence[tuple[Partition, ...]]) -> list[int]:
+def read_at_once(
+    processes: Sequence[ProcessPoolExecutor], source: Source, shares: Sequence[tuple[Partition, ...]]
+) -> list[int]:
     """Let all processes read their shares at the same time; returns when the last is done.
-
-    Raises:
-        EOFError: If a process failed; it has printed the reason.
 
     Returns:
         Peak memory of each process so far, in bytes.
     """
-    for connection, share in zip(connections, shares, strict=True):
-        connection.send(share)
-    return [connection.recv() for connection in connections]
-
-
-def _serve(connection: Connection, source: Source) -> None:
-    while True:
-        try:
-            partitions = connection.recv()
-        except EOFError:
-            return
-        read_tokens(source, partitions)
-        connection.send(peak_bytes())
+    reading = [process.submit(read_tokens, source, share) for process, share in zip(processes, shares, strict=True)]
+    return [each.result() for each in reading]

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from scgpt_ray.schema import BIN, COUNT, GENE, JOINID, N_GENES, Int64Array, ragged, ragged_array
+from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 
 RAGGED = "ragged"
 """Instead of a number of tokens: 250 to 1,200 tokens, 600 on average, as in many atlases."""
@@ -15,7 +16,12 @@ RAGGED = "ragged"
 WHOLE_HUMAN_TOKENS = 60_697
 LAST_BIN = 50
 _STRIDE = 7_919  # a prime, so that steps modulo the number of genes reach every gene once
-_LENGTHS_AT_ONCE = 4096
+_LENGTHS_AT_ONCE, _MAX_LENGTH = 4096, 1200
+
+
+def synthetic_vocabulary(n_tokens: int = WHOLE_HUMAN_TOKENS) -> Vocabulary:
+    """A vocabulary of genes GENE0, GENE1, ... and the special tokens."""
+    return Vocabulary({f"GENE{number}": number for number in range(n_tokens - len(SPECIALS))})
 
 
 def cell_lengths(tokens: str, n_cells: int, seed: int = 0) -> Int64Array:
@@ -32,8 +38,8 @@ def cell_lengths(tokens: str, n_cells: int, seed: int = 0) -> Int64Array:
     return np.asarray(np.rint(250 + 950 * share), np.int64)
 
 
-def lengths_of_file(path: Path, n_cells: int, max_length: int = 1200) -> Int64Array:
-    """Number of tokens of the first cells of an .h5ad file, as if all genes were in the vocabulary."""
+def lengths_of_file(path: Path, n_cells: int) -> Int64Array:
+    """Number of tokens, at most 1,200, of the first cells of an .h5ad file, as if all genes were in the vocabulary."""
     # Imported here: the model stage runs on machines that have no anndata.
     from scgpt_ray.atlas.plan import cut
     from scgpt_ray.atlas.source import locate
@@ -44,25 +50,24 @@ def lengths_of_file(path: Path, n_cells: int, max_length: int = 1200) -> Int64Ar
     parts = cut(source.joinids()[:n_cells], _LENGTHS_AT_ONCE)
     blocks = chain.from_iterable(source.read(part, genes) for part in parts)
     n_genes = np.concatenate([np.diff(ragged(cells[GENE])[0]) for cells in blocks])
-    return np.asarray(np.minimum(n_genes, max_length - 1) + 1)
+    return np.asarray(np.minimum(n_genes + 1, _MAX_LENGTH))
 
 
-def synthetic_cells(n_genes: Int64Array, vocabulary_size: int, seed: int = 0, *, log1p: bool = False) -> pa.Table:
+def synthetic_cells(n_genes: Int64Array, vocabulary_size: int, *, log1p: bool = False) -> pa.Table:
     """Make CELLS with distinct genes, and counts that are mostly one, like UMI counts.
 
     Args:
-        n_genes: Number of genes of each cell, < vocabulary_size - 3.
+        n_genes: Number of genes of each cell, fewer than the vocabulary has.
         vocabulary_size: Number of tokens, including special tokens.
-        seed: Seed of genes and counts.
         log1p: Whether values are log1p of counts scaled to 10,000 per cell.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     offsets = np.append(0, np.cumsum(n_genes))
     count = np.minimum(rng.zipf(2.2, offsets[-1]), 5_000).astype(np.float32)
     if log1p:
         totals = np.add.reduceat(count, offsets[:-1])
         count = np.log1p(count * np.repeat(10_000 / totals, n_genes)).astype(np.float32)
-    gene = _genes(n_genes, vocabulary_size - 3, rng)
+    gene = _genes(n_genes, vocabulary_size - len(SPECIALS), rng)
     return pa.table(
         {
             JOINID: np.arange(len(n_genes)),
@@ -76,7 +81,9 @@ def synthetic_tokens(lengths: Int64Array, vocabulary_size: int, cls_token: int, 
     """Make TOKENS with distinct genes and random bins, without the tokeniser."""
     rng = np.random.default_rng(seed)
     offsets = np.append(0, np.cumsum(lengths))
-    gene = _genes(lengths, vocabulary_size - 3, rng).astype(np.uint16 if vocabulary_size <= 2**16 else np.int32)
+    gene = _genes(lengths, vocabulary_size - len(SPECIALS), rng).astype(
+        np.uint16 if vocabulary_size <= 2**16 else np.int32
+    )
     bins = rng.integers(1, LAST_BIN + 1, offsets[-1]).astype(np.uint8)
     gene[offsets[:-1]], bins[offsets[:-1]] = cls_token, 0
     return pa.table(

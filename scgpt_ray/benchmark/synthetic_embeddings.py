@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scgpt_ray.index.search import exact_search
+from scgpt_ray.index.recall import without_self
+from scgpt_ray.index.search import Neighbors, exact_search
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 NEIGHBOURHOOD = 16
@@ -96,12 +97,10 @@ def _residual(base_BD: Float32Matrix, neighbours_BK: Int64Array, rows: slice) ->
     return np.asarray(np.sqrt((left_PD**2).sum(axis=1) / max(1, d - k)), np.float32)
 
 
-def _others(vectors_ND: Float32Matrix, rows_Q: Int64Array, k: int) -> tuple[Int64Array, Float32Matrix]:
+def _others(vectors_ND: Float32Matrix, rows_Q: Int64Array, k: int) -> Neighbors:
     """The k nearest other cells of some rows, and their scores."""
-    found_QK, scores_QK = exact_search([(np.arange(len(vectors_ND)), vectors_ND)], vectors_ND[rows_Q], k + 1)
-    is_own_QK = found_QK == rows_Q[:, None]
-    is_own_QK[~is_own_QK.any(axis=1), -1] = True
-    return found_QK[~is_own_QK].reshape(-1, k), scores_QK[~is_own_QK].reshape(-1, k)
+    found = exact_search([(np.arange(len(vectors_ND)), vectors_ND)], vectors_ND[rows_Q], k + 1)
+    return without_self(*found, rows_Q)
 
 
 def intrinsic_dimension(vectors_ND: Float32Matrix, rows_Q: Int64Array) -> float:

@@ -8,12 +8,9 @@ import torch
 
 from scgpt_ray.benchmark.gpu.report import Report
 from scgpt_ray.benchmark.gpu.sizes import Sizes
-from scgpt_ray.benchmark.gpu.timing import seconds_per_launch
-from scgpt_ray.benchmark.model import random_checkpoint_of
+from scgpt_ray.benchmark.model import matmul_rate, random_checkpoint_of
 from scgpt_ray.network.checkpoint import Checkpoint
 from scgpt_ray.network.precision import DTYPES
-
-TERA = 1e12
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,4 @@ class Bench:
     @cached_property
     def ceiling(self) -> float:
         """FLOP/s of a large square product, which rates are compared with."""
-        n = self.sizes.matrix
-        a, b = (torch.randn(n, n, device=self.device, dtype=self.dtype) for _ in range(2))
-        return 2 * n**3 / seconds_per_launch(lambda: torch.mm(a, b), self.device, self.sizes.seconds)
+        return matmul_rate(self.device, self.dtype, self.sizes.matrix, self.sizes.seconds)

@@ -59,11 +59,6 @@ def constant_of(tile: TileShape) -> str:
     return f"MANY_QUERIES = {Tile(*tile)!r}"
 
 
-def spans(offsets: Int64Array, device: torch.device) -> Spans:
-    """Where cells begin and end, for an `Attend`."""
-    return Spans.of(offsets, device)
-
-
 class FullLastLayer(Encoder):
     """The encoder without one of its savings: all tokens go through all of the last layer."""
 
@@ -128,10 +123,9 @@ def embed(embedder: Embedder, tokens: pa.Table) -> Float32Matrix:
     return found
 
 
-def tokens_of(checkpoint: Checkpoint, lengths: Int64Array, seed: int = 0) -> pa.Table:
+def tokens_of(checkpoint: Checkpoint, lengths: Int64Array) -> pa.Table:
     """TOKENS of synthetic cells."""
-    vocabulary = checkpoint.vocabulary
-    return synthetic_tokens(lengths, vocabulary.size, vocabulary.cls_token, seed)
+    return synthetic_tokens(lengths, checkpoint.vocabulary.size, checkpoint.vocabulary.cls_token)
 
 
 def boundaries(tokens: str, budget: int) -> Int64Array:

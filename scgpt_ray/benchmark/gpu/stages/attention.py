@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scgpt_ray.benchmark.gpu.bench import Bench
-from scgpt_ray.benchmark.gpu.subjects import attend_by, spans
+from scgpt_ray.benchmark.gpu.subjects import attend_by
 from scgpt_ray.network.attention import Attend, plain_attention
+from scgpt_ray.network.cell_spans import Spans
+from scgpt_ray.network.kernel_trial import relative_error
 from scgpt_ray.network.precision import DTYPES
 
 HEAD_WIDTH = 64
@@ -60,21 +61,16 @@ def attention_error(
     qkv[:, 0] /= HEAD_WIDTH**0.5
     qkv[: offsets[1]] = qkv[offsets[-2] :] = torch.nan
     q_TNH, k_TNH, v_TNH = qkv.to(dtype).unbind(1)
-    keys = spans(offsets, device)
+    keys = Spans.of(offsets, device)
     queries = keys
     if one_query:
         q_TNH = q_TNH[keys.cu_seqlens[:-1]]
-        queries = spans(np.arange(len(offsets)), device)
+        queries = Spans.of(np.arange(len(offsets)), device)
     with poisoned():
         found = attend(q_TNH, k_TNH, v_TNH, queries, keys)
     expected = plain_attention(q_TNH.double(), k_TNH.double(), v_TNH.double(), queries, keys)
     inner = slice(queries.offsets[1], queries.offsets[-2])
-    return relative_error(found[inner], expected[inner])
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Of a tensor, in the norm."""
-    return float(((found.double() - expected.double()).norm() / expected.double().norm()).item())
+    return relative_error([(found[inner], expected[inner])])
 
 
 @contextmanager

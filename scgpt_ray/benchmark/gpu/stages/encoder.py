@@ -17,7 +17,7 @@ from scgpt_ray.benchmark.gpu.subjects import (
     first_cells,
     microbatch,
 )
-from scgpt_ray.benchmark.gpu.timing import seconds_per_launch
+from scgpt_ray.benchmark.launches import seconds_per_launch
 from scgpt_ray.benchmark.model import nominal_flops
 from scgpt_ray.network.encoder import Encoder
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from scgpt_ray.benchmark.gpu.bench import TERA, Bench
+from scgpt_ray.benchmark.gpu.bench import Bench
 from scgpt_ray.benchmark.gpu.subjects import tokens_of
 from scgpt_ray.benchmark.measurement import seconds_of
-from scgpt_ray.benchmark.model import nominal_flops
+from scgpt_ray.benchmark.model import TERA, nominal_flops
 from scgpt_ray.benchmark.padded_reference import NaiveNetwork, same_tokens
 from scgpt_ray.benchmark.synthetic import cell_lengths
 from scgpt_ray.network.embedder import Embedder

@@ -5,8 +5,9 @@ from functools import partial
 
 import torch
 
-from scgpt_ray.benchmark.gpu.bench import TERA, Bench
-from scgpt_ray.benchmark.gpu.timing import seconds_per_launch
+from scgpt_ray.benchmark.gpu.bench import Bench
+from scgpt_ray.benchmark.launches import seconds_per_launch
+from scgpt_ray.benchmark.model import TERA
 from scgpt_ray.network.elementwise import Linear, Norm, choose_elementwise, fused_linear_relu
 
 

@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from scgpt_ray.benchmark.gpu.bench import Bench
 from scgpt_ray.benchmark.gpu.subjects import boundaries, encoder, microbatch
-from scgpt_ray.benchmark.gpu.timing import seconds_per_launch
+from scgpt_ray.benchmark.launches import seconds_per_launch
 
 KERNELS = 14
 """That get a line; profile.txt has all."""

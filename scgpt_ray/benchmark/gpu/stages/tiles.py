@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from scgpt_ray.benchmark.gpu.bench import TERA, Bench
+from scgpt_ray.benchmark.gpu.bench import Bench
 from scgpt_ray.benchmark.gpu.report import short
 from scgpt_ray.benchmark.gpu.stages.attention import HEAD_WIDTH, LIMITS
 from scgpt_ray.benchmark.gpu.subjects import (
@@ -19,11 +19,12 @@ from scgpt_ray.benchmark.gpu.subjects import (
     attend_in_tiles,
     boundaries,
     constant_of,
-    spans,
     usual_tile,
 )
-from scgpt_ray.benchmark.gpu.timing import seconds_per_launch
+from scgpt_ray.benchmark.launches import seconds_per_launch
+from scgpt_ray.benchmark.model import TERA
 from scgpt_ray.network.attention import Attend
+from scgpt_ray.network.cell_spans import Spans
 
 COMPILE_SECONDS = 50
 """Time limit of one tile's process."""
@@ -81,7 +82,7 @@ def _measure(bench: Bench, name: str, tokens: str, attend: Attend) -> float:
     qkv = torch.randn(int(offsets[-1]), 3, heads, HEAD_WIDTH, device=bench.device)
     qkv[:, 0] /= HEAD_WIDTH**0.5
     q_TNH, k_TNH, v_TNH = qkv.to(bench.dtype).unbind(1)
-    cells = spans(offsets, bench.device)
+    cells = Spans.of(offsets, bench.device)
     seconds = seconds_per_launch(lambda: attend(q_TNH, k_TNH, v_TNH, cells, cells), bench.device, bench.sizes.seconds)
     operations = 4 * heads * HEAD_WIDTH * float((np.diff(offsets).astype(float) ** 2).sum())
     bench.report.figure(name, operations / seconds / TERA, "TFLOP/s", tokens, precision=bench.sizes.precision)

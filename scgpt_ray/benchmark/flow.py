@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from scgpt_ray.atlas.plan import Partition, cut
-from scgpt_ray.benchmark.measurement import Figure, private_bytes, seconds_of
-from scgpt_ray.benchmark.synthetic import WHOLE_HUMAN_TOKENS, cell_lengths, synthetic_tokens
-from scgpt_ray.config import ExecutorChoice
+from scgpt_ray.benchmark.measurement import Figure, Setting, private_bytes, seconds_of
+from scgpt_ray.benchmark.synthetic import RAGGED, WHOLE_HUMAN_TOKENS, cell_lengths, synthetic_tokens
+from scgpt_ray.config import BenchmarkSettings, ExecutorChoice
 from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.pipelines.executor import Failure, Pool, Stages
 from scgpt_ray.pipelines.partition_steps import CommitPartition
@@ -89,16 +89,10 @@ class Call:
         return cls(receipt["began_s"], receipt["ended_s"], receipt["private_bytes"], private_bytes())
 
 
-def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -> list[Figure]:
-    """Measure the overhead of Ray.
-
-    Args:
-        tokens: Tokens per cell: a number or `ragged`.
-        n_cells: Total number of cells.
-        seconds: Time of the stand-in per partition.
-    """
-    n_cells = n_cells or PARTITIONS * CELLS_PER_PARTITION
-    partitions = cut(np.arange(n_cells), CELLS_PER_PARTITION)
+def measure(settings: BenchmarkSettings) -> list[Figure]:
+    """Measure the overhead of Ray."""
+    tokens, seconds = settings.tokens or RAGGED, settings.seconds or SECONDS
+    partitions = cut(np.arange(settings.cells or PARTITIONS * CELLS_PER_PARTITION), CELLS_PER_PARTITION)
     reading = SyntheticReading(tokens)
     with tempfile.TemporaryDirectory(prefix="scgpt-ray-benchmark-") as place:
         loop, flow = (Folder.at(Path(place) / name) for name in ("loop", "flow"))
@@ -108,7 +102,7 @@ def benchmark_flow(tokens: str, n_cells: int | None, seconds: float = SECONDS) -
     # Receipts arrive in bursts, so that the clock of the actor is used.
     flow_s = max(call.ended_s for call in calls) - min(call.began_s for call in calls)
     tenth, last = calls[len(calls) // 10], calls[-1]
-    setting: dict[str, str | int | float] = {
+    setting: Setting = {
         "partitions": len(partitions),
         "cells_per_partition": CELLS_PER_PARTITION,
         "tokens": tokens,
