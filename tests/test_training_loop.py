@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from scgpt_ray.atlas.plan import cut
+from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.cell_spans import Spans
 from scgpt_ray.network.checkpoint import Architecture, random_tensors, read_checkpoint, write_checkpoint
@@ -21,11 +22,8 @@ from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.training import loop as run
 from scgpt_ray.training.dataset import AtlasTokens, Cells
 from scgpt_ray.training.label_metrics import label_metrics
-from scgpt_ray.training.learner import Schedule
 from scgpt_ray.training.loop import Training, begin, fit, weights_of
 from scgpt_ray.training.network import ScGPT
-from scgpt_ray.training.objective import Weights
-from scgpt_ray.training.packing import Draws
 
 CPU = torch.device("cpu")
 VOCABULARY = Vocabulary({f"G{number}": number for number in range(30)})
@@ -91,28 +89,18 @@ def training(atlas, *, labels=(), domains=(), **more):
         Cells((atlas,), out, labels, domains, "type" if labels else None, "donor" if domains else None, 0)
         for out in (False, True)
     )
-    plain = Training(
-        architecture=ARCHITECTURE,
-        checkpoint=None,
-        dropout=0.1,
-        attention_dropout=0.1,
-        generative=True,
-        freeze_embeddings=False,
-        freeze_layers=0,
-        cells=cells,
-        validation=validation,
-        schedule=Schedule(steps=7, learning_rate=1e-3, warmup_steps=1, clip=1.0),
-        weights=Weights(1, 1, 1, 100, 10),
-        unprompted_steps=0,
-        draws=Draws(5, 20, (0.5,), 0),
-        cells_per_step=8,
-        steps_per_checkpoint=3,
-        best_by="loss",
-        tokens_per_microbatch=100,
-        precision="float32",
-        seed=0,
-    )
-    return replace(plain, **more)
+    asked = {
+        "dropout": 0.1, "steps": 7, "learning_rate": 1e-3, "warmup_steps": 1, "label_weight": 100, "domain_weight": 10,
+        "min_length": 5, "max_length": 20, "mask_ratios": (0.5,), "cells_per_step": 8, "steps_per_checkpoint": 3,
+        "atlas": ["a"], "output": "o",
+    }  # fmt: skip
+    own = {name: more.pop(name) for name in ("checkpoint", "tokens_per_microbatch") if name in more}
+    plain = Training(PretrainSettings(**asked), ARCHITECTURE, None, cells, validation, 100)
+    return with_settings(replace(plain, **own), **more)
+
+
+def with_settings(asked, **more):
+    return replace(asked, settings=asked.settings.model_copy(update=more))
 
 
 def checkpoint_with(folder, cell_types, **more):
@@ -158,9 +146,7 @@ def test_a_finished_run_has_nothing_left(atlas):
 def test_the_best_weights_have_the_lowest_evaluated_loss(atlas):
     """A learning rate that is far too high makes the run worse than it was."""
     host = Alone()
-    asked = training(
-        atlas, schedule=Schedule(steps=3, learning_rate=0.3, warmup_steps=1, clip=1.0), steps_per_checkpoint=1
-    )
+    asked = training(atlas, steps=3, learning_rate=0.3, steps_per_checkpoint=1)
     fit(asked, CPU, host, None)
     losses = [told["loss"] for told in host.evaluated]
     best = losses.index(min(losses))
@@ -174,8 +160,8 @@ def test_the_best_weights_have_the_lowest_evaluated_loss(atlas):
 @pytest.mark.parametrize("best_by", ["label_accuracy", "label_asw", "last"])
 def test_the_best_weights_by_choice(atlas, best_by):
     host = Alone()
-    schedule = Schedule(steps=8, learning_rate=0.03, warmup_steps=1, clip=1.0)
-    fit(training(atlas, labels=LABELS, schedule=schedule, steps_per_checkpoint=1, best_by=best_by), CPU, host, None)
+    schedule = {"steps": 8, "learning_rate": 0.03, "steps_per_checkpoint": 1}
+    fit(training(atlas, labels=LABELS, **schedule, best_by=best_by), CPU, host, None)
     found = [told[best_by] if best_by != "last" else told["step"] for told in host.evaluated]
     best = max(number for number, value in enumerate(found) if value == max(found))
     kept = host.states[-1]["kept"]
@@ -186,11 +172,10 @@ def test_the_best_weights_by_choice(atlas, best_by):
 
 def test_label_metrics_are_those_of_whole_cells(atlas):
     """As the network embeds them when it is evaluated, whatever the budget of a microbatch or the objective."""
-    asked = training(atlas, labels=LABELS, draws=Draws(5, 40, (0.5,), 0), cells_per_step=4)
+    asked = training(atlas, labels=LABELS, max_length=40, cells_per_step=4)
     learner = begin(asked, CPU)
-    found = [run._validate(replace(asked, **more), learner, Alone(), CPU) for more in (
-        {}, {"tokens_per_microbatch": 1}, {"generative": False}
-    )]  # fmt: skip
+    others = replace(asked, tokens_per_microbatch=1), with_settings(asked, objective="masked")
+    found = [run._validate(each, learner, Alone(), CPU) for each in (asked, *others)]
     learner.network.eval()
     cells = [cell for step in (0, 1) for _, cell in asked.validation.of_step(step, 4, 0, 1)]
     vectors = []
@@ -212,7 +197,7 @@ def test_label_metrics_are_those_of_whole_cells(atlas):
 def test_labels_that_only_measure(atlas):
     """Without a weight there is no head, and the loss has no part of it."""
     host = Alone()
-    fit(training(atlas, labels=LABELS, weights=Weights(1, 1, 1, 0, 0)), CPU, host, None)
+    fit(training(atlas, labels=LABELS, label_weight=0, domain_weight=0), CPU, host, None)
     assert set(host.evaluated[0]) == {"step", "loss", "value", "cell", "prompt", "label_accuracy", "label_asw"}
     assert not any(name.startswith("cls_decoder") for name in host.states[-1]["kept"]["best"])
 
@@ -302,22 +287,22 @@ def test_flags_are_missed_where_they_are_used(atlas, tmp_path, caplog):
     tensors = checkpoint_with(tmp_path / "whole", LABELS)
     without = {name: tensor for name, tensor in tensors.items() if not name.startswith("flag_encoder.")}
     write_checkpoint(tmp_path / "without", ARCHITECTURE, VOCABULARY, without, more_args={"cell_types": list(LABELS)})
-    for generative, told in ((True, 1), (False, 0)):
+    for objective, told in (("generative", 1), ("masked", 0)):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "without"), generative=generative), CPU)
+            begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "without"), objective=objective), CPU)
         assert sum("flag_encoder" in record.message for record in caplog.records) == told
-    masked = begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "whole"), generative=False), CPU)
+    masked = begin(training(atlas, labels=LABELS, checkpoint=str(tmp_path / "whole"), objective="masked"), CPU)
     assert torch.equal(masked.network.flag_encoder.weight, tensors["flag_encoder.weight"])
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"generative": False, "attention_dropout": 0.0}, False),
-        ({"generative": True, "attention_dropout": 0.0}, True),
-        ({"generative": False}, True),
-        ({"generative": True, "precision": "float32"}, False),
+        ({"objective": "masked", "attention_dropout": 0.0}, False),
+        ({"objective": "generative", "attention_dropout": 0.0}, True),
+        ({"objective": "masked"}, True),
+        ({"objective": "generative", "precision": "float32"}, False),
     ],
 )
 def test_a_gpu_says_why_it_does_without_the_varlen_kernel(atlas, caplog, monkeypatch, more, says):
@@ -325,7 +310,7 @@ def test_a_gpu_says_why_it_does_without_the_varlen_kernel(atlas, caplog, monkeyp
     monkeypatch.setattr(ScGPT, "to", lambda network, _device: network)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: None)
     with caplog.at_level(logging.INFO):
-        begin(replace(training(atlas), **{"precision": "bfloat16", **more}), torch.device("cuda"))
+        begin(training(atlas, **{"precision": "bfloat16", **more}), torch.device("cuda"))
     assert sum("varlen" in record.message for record in caplog.records) == says
 
 

@@ -157,9 +157,14 @@ class PretrainSettings(
     size given below."""
 
     @property
+    def is_generative(self) -> bool:
+        """Whether genes to predict are unknown to the others, instead of masked."""
+        return self.objective == "generative"
+
+    @property
     def second_pass_weight(self) -> float:
         """Weight of the second pass; 0 where the objective has none."""
-        return self.prompt_weight if self.objective == "generative" else 0.0
+        return self.prompt_weight if self.is_generative else 0.0
 
     @field_validator("atlas")
     @classmethod

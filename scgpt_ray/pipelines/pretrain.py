@@ -23,10 +23,8 @@ from scgpt_ray.pipelines.token_cache import cache_tokens
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker, versions
 from scgpt_ray.training.dataset import AtlasTokens, Cells
-from scgpt_ray.training.learner import Schedule
 from scgpt_ray.training.loop import Training
-from scgpt_ray.training.objective import MASK_VALUE, Weights
-from scgpt_ray.training.packing import Draws
+from scgpt_ray.training.objective import MASK_VALUE
 from scgpt_ray.training.state import read_state
 
 logger = logging.getLogger(__name__)
@@ -134,36 +132,9 @@ def training_of(job: TrainingJob, atlases: tuple[AtlasTokens, ...], *, on_gpu: b
         for out in (False, True)
     )
     _require(cells, validation, settings)
-    return Training(
-        architecture=job.architecture,
-        checkpoint=job.start,
-        dropout=settings.dropout,
-        attention_dropout=settings.dropout if settings.attention_dropout is None else settings.attention_dropout,
-        generative=settings.objective == "generative",
-        freeze_embeddings=settings.freeze_embeddings,
-        freeze_layers=settings.freeze_layers,
-        cells=cells,
-        validation=validation,
-        schedule=Schedule(settings.steps, settings.learning_rate, settings.warmup_steps, settings.clip),
-        weights=Weights(
-            value=settings.value_weight,
-            cell=settings.cell_weight,
-            prompt=settings.second_pass_weight,
-            label=settings.label_weight,
-            domain=settings.domain_weight,
-        ),
-        unprompted_steps=settings.unprompted_steps,
-        draws=Draws(
-            settings.min_length or settings.max_length, settings.max_length, settings.mask_ratios, settings.seed
-        ),
-        cells_per_step=settings.cells_per_step,
-        steps_per_checkpoint=settings.steps_per_checkpoint,
-        best_by=settings.best_by,
-        tokens_per_microbatch=settings.tokens_per_microbatch
-        or (_GPU_TOKENS if on_gpu else _CPU_TOKENS) // (2 if settings.second_pass_weight else 1),
-        precision=settings.precision,
-        seed=settings.seed,
-    )
+    passes = 2 if settings.second_pass_weight else 1
+    n_tokens = settings.tokens_per_microbatch or (_GPU_TOKENS if on_gpu else _CPU_TOKENS) // passes
+    return Training(settings, job.architecture, job.start, cells, validation, n_tokens)
 
 
 def _require(cells: Cells, validation: Cells, settings: PretrainSettings) -> None:
@@ -195,7 +166,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
     more = {
         "mask_value": int(MASK_VALUE),
         "mask_ratio": list(settings.mask_ratios),
-        "training_tasks": "both" if training.generative else "pcpt",
+        "training_tasks": "both" if settings.is_generative else "pcpt",
         "MVC": settings.cell_weight > 0,
         "no_cls": not training.predicted_labels,
         "input_style": "binned",

@@ -8,8 +8,8 @@ Shapes: N cells, D dimensions, K neighbours.
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import silhouette_score
-from sklearn.neighbors import NearestNeighbors
 
+from scgpt_ray.evaluation.neighbors import nearest
 from scgpt_ray.mapping.votes import tally_votes
 
 ACCURACY, SILHOUETTE = "label_accuracy", "label_asw"
@@ -32,8 +32,7 @@ def label_metrics(vectors_ND: npt.NDArray[np.float32], codes_N: npt.NDArray[np.i
     n_labels = len(np.unique(codes_N))
     if not 1 < n_labels < len(codes_N):
         return {}
-    search = NearestNeighbors(n_neighbors=min(K, len(codes_N) - 1), algorithm="brute").fit(vectors_ND)
-    distances_NK, places_NK = search.kneighbors()  # without the cell itself
-    votes = tally_votes(codes_N[places_NK].astype(np.int32), -distances_NK.astype(np.float32), int(codes_N.max()) + 1)
+    places_NK, distances_NK = nearest(vectors_ND, min(K, len(codes_N) - 1))
+    votes = tally_votes(codes_N[places_NK].astype(np.int32), -distances_NK, int(codes_N.max()) + 1)
     width = float(silhouette_score(vectors_ND, codes_N))
     return {ACCURACY: float((votes.top == codes_N).mean()), SILHOUETTE: (width + 1) / 2}

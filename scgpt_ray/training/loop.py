@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from scgpt_ray.atlas.prefetch import in_order
+from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint import Architecture, read_checkpoint
 from scgpt_ray.network.checkpoint_files import CheckpointName
@@ -35,52 +36,25 @@ class Training:
     """Everything that a worker needs to know; a value that pickles.
 
     Attributes:
+        settings: Objectives, optimisation and validation.
         architecture: Sizes of the network.
         checkpoint: The initial weights; None for random ones.
-        dropout: Probability of dropout.
-        attention_dropout: Probability of dropping an attention weight.
-        generative: Whether genes to predict are unknown to the others, instead of masked.
-        freeze_embeddings: Whether the embeddings of genes and values stay as they are.
-        freeze_layers: Number of transformer layers that stay as they are, from the first.
         cells: Training cells.
         validation: Validation cells.
-        schedule: Learning rate and clipping.
-        weights: Weights of the objectives.
-        unprompted_steps: First steps that have no second pass.
-        draws: Which genes of a cell are shown, and which are predicted.
-        cells_per_step: Number of cells of a step, over all workers.
-        steps_per_checkpoint: Steps between validations; the state is saved at each.
-        best_by: Which validation has the weights of the checkpoint: the one with the lowest loss, the highest label
-            metric, or the last.
-        tokens_per_microbatch: Maximum number of tokens of a microbatch.
-        precision: Precision of linear layers and attention.
-        seed: Seed of random weights and dropout.
+        tokens_per_microbatch: Maximum number of tokens of a microbatch, which depends on the devices by default.
     """
 
+    settings: PretrainSettings
     architecture: Architecture
     checkpoint: CheckpointName | None
-    dropout: float
-    attention_dropout: float
-    generative: bool
-    freeze_embeddings: bool
-    freeze_layers: int
     cells: Cells
     validation: Cells
-    schedule: Schedule
-    weights: Weights
-    unprompted_steps: int
-    draws: Draws
-    cells_per_step: int
-    steps_per_checkpoint: int
-    best_by: Literal["loss", "label_accuracy", "label_asw", "last"]
     tokens_per_microbatch: int
-    precision: Literal["float32", "bfloat16"]
-    seed: int
 
     @property
     def predicted_labels(self) -> tuple[str, ...]:
         """Labels that the network learns to predict; they are only measured by if their weight is 0."""
-        return self.cells.labels if self.weights.label else ()
+        return self.cells.labels if self.settings.label_weight else ()
 
 
 class TrainContext(Protocol):
@@ -108,23 +82,23 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
     Raises:
         WorkerError: If a gradient is not finite, or the metric of --best-by is undefined.
     """
-    learner = begin(training, device)
+    learner, settings = begin(training, device), training.settings
     kept: dict[str, Any] = {"best": None, "best_validation": None, "validations": []}
     if resumed is not None:
         learner.restore(resumed["learner"])
         kept = dict(resumed["kept"])
 
     def batches(step: int) -> list[Microbatch]:
-        return list(_batches(training, training.cells, step, training.cells_per_step, context, device))
+        return list(_batches(training, training.cells, step, settings.cells_per_step, context, device))
 
     # Prefetch the cells of the next step while a GPU computes.
     ahead = 1 if device.type == "cuda" else 0
-    for step_batches in in_order(batches, range(learner.step, training.schedule.steps), ahead):
+    for step_batches in in_order(batches, range(learner.step, settings.steps), ahead):
         metrics = learner.learn(step_batches)
         context.step_done(learner.step, metrics)
-        if learner.step % training.steps_per_checkpoint == 0 or learner.step == training.schedule.steps:
+        if learner.step % settings.steps_per_checkpoint == 0 or learner.step == settings.steps:
             validation = _validate(training, learner, context, device)
-            if _is_best(training.best_by, validation, kept["best_validation"]):
+            if _is_best(settings.best_by, validation, kept["best_validation"]):
                 kept |= {"best": weights_of(learner.network), "best_validation": validation}
             kept["validations"] = [*kept["validations"], validation]
             state = {"learner": learner.state(), "kept": kept} if context.rank == 0 else None
@@ -138,8 +112,8 @@ def _validate(training: Training, learner: Learner, context: TrainContext, devic
     validation = {"step": learner.step, "loss": loss, **means}
     if training.cells.labels:
         # As `embed` sees cells: nothing is hidden, and a longer cell is cut.
-        shown = replace(training.draws, shortest=training.draws.longest, mask_ratios=())
-        whole = replace(training, draws=shown, generative=False)
+        shown = {"min_length": None, "mask_ratios": (), "objective": "masked"}
+        whole = replace(training, settings=training.settings.model_copy(update=shown))
         n_cells, _ = _validation_size(training)
         vectors_ND, code_N = learner.embed(_validation_batches(whole, context, device), n_cells)
         is_labelled = code_N != UNLABELLED
@@ -162,32 +136,40 @@ def _is_best(best_by: str, validation: Mapping[str, float], best: Mapping[str, f
 
 def begin(training: Training, device: torch.device) -> Learner:
     """Create the learner of a run, before its first step."""
-    dtype: torch.dtype = getattr(torch, training.precision)
-    fits = fits_varlen(device, dtype, masked=training.generative, dropout=training.attention_dropout)
+    settings = training.settings
+    dtype: torch.dtype = getattr(torch, settings.precision)
+    attention_dropout = settings.dropout if settings.attention_dropout is None else settings.attention_dropout
+    fits = fits_varlen(device, dtype, masked=settings.is_generative, dropout=attention_dropout)
     if fits_varlen(device, dtype, masked=False, dropout=0.0) and not fits:
         logger.info(
             "torch's varlen kernel has no masks and no dropout: attention is a call per run of cells of one shape"
         )
-    torch.manual_seed(training.seed)
+    torch.manual_seed(settings.seed)
     network = ScGPT(
         training.architecture,
-        dropout=training.dropout,
-        attention_dropout=training.attention_dropout,
+        dropout=settings.dropout,
+        attention_dropout=attention_dropout,
         n_labels=len(training.predicted_labels),
         n_domains=len(training.cells.domains),
     )
     if training.checkpoint is not None:
-        _load_checkpoint(network, training.checkpoint, training.predicted_labels, generative=training.generative)
-    network.freeze(embeddings=training.freeze_embeddings, layers=training.freeze_layers)
+        _load_checkpoint(network, training.checkpoint, training.predicted_labels, generative=settings.is_generative)
+    network.freeze(embeddings=settings.freeze_embeddings, layers=settings.freeze_layers)
     type_weights_AK = torch.from_numpy(training.cells.type_weights).to(device) if training.predicted_labels else None
     return Learner(
         network.to(device),
-        training.schedule,
-        training.weights,
+        Schedule(settings.steps, settings.learning_rate, settings.warmup_steps, settings.clip),
+        Weights(
+            value=settings.value_weight,
+            cell=settings.cell_weight,
+            prompt=settings.second_pass_weight,
+            label=settings.label_weight,
+            domain=settings.domain_weight,
+        ),
         type_weights_AK,
-        unprompted_steps=training.unprompted_steps,
+        unprompted_steps=settings.unprompted_steps,
         dtype=dtype,
-        seed=training.seed,
+        seed=settings.seed,
     )
 
 
@@ -221,14 +203,16 @@ def _load_checkpoint(network: ScGPT, name: CheckpointName, cell_types: tuple[str
 def _batches(
     training: Training, cells: Cells, step: int, cells_per_step: int, context: TrainContext, device: torch.device
 ) -> Iterator[Microbatch]:
+    settings = training.settings
+    longest = settings.max_length
     return microbatches(
         cells.of_step(step, cells_per_step, context.rank, context.workers),
         step,
-        training.draws,
+        Draws(settings.min_length or longest, longest, settings.mask_ratios, settings.seed),
         training.tokens_per_microbatch,
         pad_value=training.architecture.pad_value,
         mask_value=MASK_VALUE,
-        generative=training.generative,
+        generative=settings.is_generative,
         device=device,
     )
 
@@ -246,5 +230,5 @@ def _validation_batches(
 def _validation_size(training: Training) -> tuple[int, int]:
     """Number of cells that are evaluated, in whole steps, and cells per step."""
     n_cells = min(training.validation.n, VALIDATION_CELLS)
-    size = min(n_cells, training.cells_per_step)
+    size = min(n_cells, training.settings.cells_per_step)
     return n_cells // size * size, size
