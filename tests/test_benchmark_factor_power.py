@@ -41,8 +41,7 @@ def test_what_is_planted(planted, total):
 @pytest.fixture(scope="module")
 def kang(shared):
     """Counts of 12,261 cells of 8 donors, labels and donors."""
-    counts_NG, columns = read(str(shared / "data" / "kang_ctrl_12k.h5ad"), "cell_type", "donor")
-    labels, donors = (np.array(column.to_pylist(), str) for column in columns.columns)
+    counts_NG, (labels, donors) = read(str(shared / "data" / "kang_ctrl_12k.h5ad"), "cell_type", "donor")
     return counts_NG, labels, donors
 
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from scipy import sparse
 
-from scgpt_ray.atlas.plan import cut
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.evaluation.components import hvg_pca
@@ -141,14 +139,11 @@ def _row(design: str, planted: str, found: Sequence[FactorEffect]) -> str:
     return f"| {design} | {planted} | {' | '.join(claims)} | {ratio:.2f}, {threshold:.2f} | {n_driven:.0f} |"
 
 
-def read(path: str, label_column: str, donor_column: str) -> tuple[sparse.csr_matrix, pa.Table]:
-    """Counts of all cells of an .h5ad file or SOMA experiment, and their labels and donors."""
-    source = locate(path, CellSettings(obs_columns=(label_column, donor_column)))
-    joinids = source.joinids()
-    no_genes = np.full(1 + len(source.var()), -1, np.int32)
-    tables = [table for part in cut(joinids, 8192) for table in source.read(part, no_genes)]
-    columns = pa.concat_tables([each.select([label_column, donor_column]).unify_dictionaries() for each in tables])
-    return read_counts(source, joinids, None).counts_NG, columns
+def read(path: str, *columns: str) -> tuple[sparse.csr_matrix, list[npt.NDArray[np.str_]]]:
+    """Counts of all cells of an .h5ad file or SOMA experiment, and obs columns such as labels and donors."""
+    source = locate(path, CellSettings(obs_columns=columns))
+    values = [np.array(source.column(name).to_pylist(), str) for name in columns]
+    return read_counts(source, source.joinids(), None).counts_NG, values
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,8 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replicate-column", default="donor")
     parser.add_argument("--repeats", type=int, default=35, help="splits per row, at most all of them")
     options = parser.parse_args(arguments)
-    counts_NG, columns = read(options.cells, options.label_column, options.replicate_column)
-    labels, donors = (np.array(column.to_pylist(), str) for column in columns.columns)
+    counts_NG, (labels, donors) = read(options.cells, options.label_column, options.replicate_column)
     for line in table(counts_NG, labels, donors, options.repeats):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -24,11 +24,7 @@ class Figure:
     """One measured number.
 
     Attributes:
-        stage: Stage of the benchmark.
-        name: Name of the figure.
-        value: Measured value.
         unit: Unit; empty for a ratio.
-        setting: Settings of the measurement.
     """
 
     stage: str

@@ -77,9 +77,7 @@ class NaiveNetwork:
     """scGPT's encoder in torch's modules, with nothing folded.
 
     Args:
-        architecture: Sizes of the network.
         tensors: Weights under canonical names.
-        device: Device of the network.
         nested: Whether torch may skip padding (torch's default; effective on a CPU, not under autocast).
     """
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.labels.metrics import Labels, has_truth
@@ -22,11 +23,9 @@ class Selection:
 
     Attributes:
         rows: int64 [n], ascending positions of the cells among all cells.
-        n_cells: Number of all cells.
         n_without_embedding: Cells without an embedding; they are in no other count.
         n_without_label: Cells left out because their label is null, empty, `unknown` or `nan`.
         n_without_batch_key: Labelled cells left out because their batch key is null, empty, `unknown` or `nan`.
-        seed: Seed of the sample.
     """
 
     rows: Int64Array
@@ -116,12 +115,9 @@ def select_cells(
 
 
 def strata_of(*columns: npt.NDArray[np.generic]) -> Int64Array:
-    """Number the combinations of values, int64 [n]."""
-    stratum = np.zeros(len(columns[0]), np.int64)
-    for column in columns:
-        names, codes = np.unique(column, return_inverse=True)
-        stratum = np.unique(stratum * len(names) + codes, return_inverse=True)[1]
-    return stratum
+    """Number the combinations of values in sorted order, int64 [n]."""
+    numbered = pd.DataFrame(dict(enumerate(columns))).groupby(list(range(len(columns)))).ngroup()
+    return numbered.to_numpy(np.int64)
 
 
 def stratified_sample(strata: Int64Array, size: int, *, seed: int) -> Int64Array:

@@ -71,7 +71,6 @@ class Shard:
     """An opened shard.
 
     Attributes:
-        folder: The index folder.
         description: Names of its files.
         index: The faiss index, whose ids are rows.
         ids_N: int64 [n], soma_joinid of each row; memory-mapped.
@@ -166,12 +165,7 @@ def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
 
 
 class Searcher:
-    """Search in some shards of an index, which are opened by the first search.
-
-    Args:
-        folder: The index folder.
-        shards: The shards to search.
-    """
+    """Search in some shards of an index, which are opened by the first search."""
 
     def __init__(self, folder: Folder, shards: Sequence[ShardDescription]) -> None:
         self._folder, self._descriptions = folder, shards

@@ -47,8 +47,6 @@ class Attention:
     """An implementation of attention.
 
     Attributes:
-        name: Name in reports.
-        attend: The function.
         refused: Faster implementations that do not work here, each with the reason.
     """
 

@@ -53,7 +53,6 @@ class Architecture:
         embsize: Width d of tokens and embeddings.
         nheads: Attention heads, a divisor of embsize.
         d_hid: Width of the feed-forward layers.
-        nlayers: Transformer layers.
         pad_value: The value of <cls>, which has no bin.
         n_tokens: Rows of the gene embedding, one per token of the vocabulary.
         n_bins: Number of bin codes, including that of <cls>.

@@ -47,7 +47,6 @@ class Elementwise:
     """An implementation of the element-wise operations.
 
     Attributes:
-        name: Name in reports.
         stream_dtype: dtype of the residual stream.
         add_norm: (x_TD, y_TD, norm) -> norm(x + y) in the dtype of x, which may be overwritten.
         linear_relu: (x_TD, linear) -> relu(linear(x)).

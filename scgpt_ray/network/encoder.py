@@ -68,9 +68,7 @@ class Encoder:
     """The network of a checkpoint, prepared for inference on one device in one precision.
 
     Args:
-        architecture: Sizes of the network.
         tensors: Its weights under canonical names.
-        device: Device.
         dtype: dtype of linear layers and attention; norms are float32.
         attention: Implementation of attention; `auto` for the fastest that works.
         elementwise: Implementation of element-wise operations; None for the fastest that works.

@@ -33,7 +33,6 @@ class AtlasTokens:
     """The token files of one atlas.
 
     Args:
-        folder: Folder of the files.
         parts: Footers, with the counts of the training cells that are used.
         left_out: Number of a partition -> rows of its training cells that are not used.
     """
@@ -57,10 +56,6 @@ class Cells:
         validation: Whether these are the validation cells.
         labels: All labels, in the order of their codes.
         domains: All domains, in the order of their codes.
-        label_column: Column of labels, or None.
-        domain_column: Column of domains, or None.
-        seed: Seed of the order.
-        window: Number of cells that are shuffled together.
     """
 
     atlases: tuple[AtlasTokens, ...]

@@ -26,7 +26,6 @@ class Schedule:
     """Learning rate, with linear warm-up and cosine decay to 0, and gradient clipping.
 
     Args:
-        steps: Total number of steps.
         learning_rate: Peak, at the end of the warm-up.
         warmup_steps: Steps of the warm-up.
         clip: Maximum norm of the gradient.
@@ -50,12 +49,9 @@ class Learner:
 
     Args:
         network: The network, on its device; parameters that need no gradient stay as they are.
-        schedule: Learning rate and clipping.
-        weights: Weights of the objectives.
         type_weights_AK: float32 [atlases, types], weight of a cell of each type; None without labels.
         unprompted_steps: First steps that have no second pass.
         dtype: Precision of linear layers and attention; weights and sums are float32.
-        seed: Seed of dropout.
     """
 
     def __init__(

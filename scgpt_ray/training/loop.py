@@ -37,10 +37,7 @@ class Training:
 
     Attributes:
         settings: Objectives, optimisation and validation.
-        architecture: Sizes of the network.
         checkpoint: The initial weights; None for random ones.
-        cells: Training cells.
-        validation: Validation cells.
         tokens_per_microbatch: Maximum number of tokens of a microbatch, which depends on the devices by default.
     """
 

@@ -37,8 +37,6 @@ class ScGPT(nn.Module):
     """The network of an architecture, initialised at random.
 
     Args:
-        architecture: Sizes of the network.
-        dropout: Probability of dropout in training.
         attention_dropout: Probability of dropping an attention weight in training.
         n_labels: Cell types of the head `cls_decoder`; 0 for no such head.
         n_domains: Classes of the adversarial head `grad_reverse_discriminator`; 0 for no such head.

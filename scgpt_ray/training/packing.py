@@ -31,7 +31,6 @@ class CellTokens:
     Args:
         gene: Tokens, <cls> first.
         bin: Bins of the tokens.
-        atlas: Number of the atlas.
         label: Code of the cell type; -1 if unknown.
         domain: Code of the domain; -1 if unknown.
     """

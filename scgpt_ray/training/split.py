@@ -35,7 +35,6 @@ class Split:
         column: obs column of the groups that are never divided; None to split otherwise.
         groups: Groups whose cells are for validation.
         share: Share of the cells for validation if neither a condition nor a column is given, 0 to 1.
-        seed: Seed of the share.
     """
 
     condition: str | None

@@ -35,7 +35,6 @@ class LocalContext:
     """The `TrainContext` of training in one process.
 
     Args:
-        output: Output folder of the run.
         on_step: Called with each step and its metrics.
     """
 

@@ -79,12 +79,7 @@ def _parsed(text: str) -> Line:
 
 
 class Report:
-    """Where a stage writes its lines.
-
-    Args:
-        path: File of all stages.
-        stage: Name of the stage.
-    """
+    """Where a stage writes its lines."""
 
     def __init__(self, path: Path, stage: str) -> None:
         self._path, self._stage = path, stage

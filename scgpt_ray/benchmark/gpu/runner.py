@@ -24,9 +24,7 @@ class Stage:
     """A part of the script.
 
     Attributes:
-        name: For people.
         command: Program and arguments; it writes its own lines.
-        seconds: Time limit.
     """
 
     name: str

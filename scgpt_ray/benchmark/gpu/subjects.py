@@ -73,8 +73,6 @@ class Variant:
     """One way to compute the network.
 
     Attributes:
-        name: For people.
-        encoder: Its class.
         fused: Whether what is no matrix product is fused.
         auto: Whether attention is what `auto` takes, else torch's own.
     """

@@ -40,7 +40,6 @@ class Factor:
     """An obs column whose effect is evaluated.
 
     Attributes:
-        name: Name of the column.
         levels: Names of its values, or of the quarters of a numeric column.
         level_N: int64 [n], numbered from 0; -1 for a missing value.
         number_N: float64 [n] for a numeric column with more than ten values, NaN for a missing value; else None.
@@ -100,7 +99,6 @@ class Replicates:
     """The column whose values, such as donors, are the units of tests.
 
     Attributes:
-        name: Name of the column.
         replicate_N: int64 [n], numbered from 0; -1 for a missing value.
     """
 
@@ -128,8 +126,6 @@ class FactorInEmbedding:
     """How much of a factor an embedding carries in addition to the label.
 
     Attributes:
-        embedding: Name of the embedding.
-        variance: Shares of the embedding's variance.
         probe: Held-out linear probe within labels; None if no label has enough cells of two levels.
         purity: Purity of neighbours within labels; None in the same case.
     """
@@ -154,7 +150,6 @@ class FactorEffect:
     """The effect of a factor.
 
     Attributes:
-        name: Name of the factor.
         unit: Column of the replicates, or CELL without replicates.
         levels: Level -> number of cells.
         replicates: Level -> number of replicates that have it; empty without replicates.

@@ -61,9 +61,6 @@ class GeneChange:
     """Expression of a gene at a level relative to the others of the same label, at equal depth.
 
     Attributes:
-        gene: Name of the gene.
-        label: The label.
-        level: The level.
         log2_fold: Log2 of the ratio of the geometric means over replicates.
         low: Lower end of the 95 % interval of this gene alone; None if there are too few replicates, also below.
         high: Its upper end.
@@ -115,8 +112,6 @@ class ExpressionShift:
         is_paired: Whether levels are compared within replicates, or between them.
         n_level: Replicates compared that have the level of `depth`.
         n_others: Replicates compared that have other levels; the same ones if paired.
-        n_labels: Labels compared.
-        depth: Change of depth.
         genes: Changes of genes; None if no gene has enough counts.
     """
 

@@ -39,7 +39,6 @@ class Probe:
         p: P-value of the difference from chance.
         threshold: Score from which the embedding would have been said to carry the factor.
         held_out: What a fold holds out: `replicates` or `cells`.
-        n_folds: Number of folds.
         n_cells: Number of cells predicted.
         n_labels: Number of their labels.
     """
@@ -66,9 +65,7 @@ class Purity:
     """Share of a cell's 15 nearest neighbours within its label that have its level; mean over cells.
 
     Attributes:
-        share: Observed share.
         expected: Expected share for neighbours drawn at random within the label.
-        n_cells: Number of cells.
     """
 
     share: float

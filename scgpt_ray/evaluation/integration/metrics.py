@@ -41,7 +41,6 @@ class IntegrationScores:
     """Metrics of one embedding, from 0 to 1; larger is better except for `pcr`; None if undefined.
 
     Attributes:
-        name: Name of the embedding.
         nmi: Normalised mutual information of labels and the best of ten Leiden clusterings.
         ari: Adjusted Rand index of the same clustering.
         asw_label: Silhouette of the labels, scaled to 0..1.
@@ -95,10 +94,8 @@ class Integration:
     """Metrics of several embeddings of the same cells.
 
     Attributes:
-        n: Number of evaluated cells.
         labels: Label -> number of cells, the most frequent first, ties by name.
         batch_keys: Batch key -> number of cells, likewise.
-        scores: Metrics of each embedding.
     """
 
     n: int

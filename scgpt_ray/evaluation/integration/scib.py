@@ -37,7 +37,6 @@ class EvaluatedCells:
         vectors_ND: float32 [n, d], n at least 16.
         label_N: int64 [n], labels numbered from 0.
         key_N: int64 [n], batch keys numbered from 0.
-        seed: Seed of the clusterings.
     """
 
     vectors_ND: Float32Matrix
