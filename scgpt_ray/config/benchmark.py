@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scgpt_ray.config.settings import Count, Settings, Text
+from scgpt_ray.config.settings import Count, Precision, Settings, Text
 
 
 class BenchmarkSettings(Settings):
@@ -23,7 +23,7 @@ class BenchmarkSettings(Settings):
     faiss."""
     device: Text = "cpu"
     """Device of the network: cpu, cuda or cuda:N."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the network. auto: float16 on GPUs, float32 on CPUs."""
     attention: Literal["auto", "cells", "blocks", "triton", "varlen", "FA3", "FA4"] = "auto"
     """Attention kernel of the network. auto: the fastest one installed."""

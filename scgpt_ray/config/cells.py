@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts
+from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts, Timestamp
 
 
 class CellSettings(Settings):
@@ -33,7 +33,7 @@ class CellSettings(Settings):
     """SOMA measurement of the counts; ignored for .h5ad files."""
     layer: Text | None = None
     """Layer of the counts. SOMA: a layer of X; default: raw. h5ad: X (the default), raw for .raw, or a layer."""
-    snapshot: Annotated[int, Field(ge=1)] | None = None
+    snapshot: Timestamp | None = None
     """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: its last write."""
     census_directory: Text | None = None
     """URL of the file that lists the Census releases (release.json), next to it mirrors.json. Default:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
-from scgpt_ray.config.settings import Count, Fraction, Settings, Text
+from scgpt_ray.config.settings import Count, Fraction, LongSeed, Precision, Settings, Text
 
 
 class TokenSettings(Settings):
@@ -15,12 +15,12 @@ class TokenSettings(Settings):
 
     max_length: Annotated[int, Field(ge=2)] = 1200
     """Most tokens per cell, including <cls>; longer cells are sampled."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: LongSeed = 0
     """Random seed of ties and sampling."""
     ties: Literal["random", "top"] = "random"
     """Bin of equal counts. random: drawn from the bins they span, as scGPT embeds; top: the highest of them, as scGPT
     pretrains."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the network; embeddings are stored as float32 either way. auto: float16 on GPUs, float32 on CPUs,
     or that of the first run into an output folder."""
 

@@ -1,11 +1,11 @@
 """The options of `validate`, `verify`, `checkpoints` and `demo`."""
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Text, Texts
+from scgpt_ray.config.settings import Count, LongSeed, Text, Texts
 from scgpt_ray.config.storage import StorageSettings
 
 
@@ -49,7 +49,7 @@ class VerifySettings(StorageSettings):
     """Output folder of a finished `embed`."""
     sample: Count = 500
     """Number of cells to embed again; all, if there are fewer."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: LongSeed = 0
     """Random seed of the sample."""
     atlas: Text | None = None
     """The atlas that was embedded, or a copy of it. Default: where it was."""

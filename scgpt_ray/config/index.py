@@ -1,11 +1,9 @@
 """The options of `index`."""
 
-from typing import Annotated
-
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Text, Texts, parse_bytes
+from scgpt_ray.config.settings import Count, Fraction, Seed, Text, Texts, parse_bytes
 
 
 class IndexSettings(ExecutionSettings):
@@ -42,7 +40,7 @@ class IndexSettings(ExecutionSettings):
     shards: Count | None = None
     """Number of shards, or with --append of new shards. Default: one per two million cells up to four, then one per
     ten million."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Random seed of the training and recall samples."""
 
     @field_validator("memory_budget")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scgpt_ray.config.settings import Settings, Text, Texts
+from scgpt_ray.config.settings import Seed, Settings, Text, Texts
 from scgpt_ray.config.storage import StorageSettings
 
 
@@ -60,7 +60,7 @@ class IntegrateSettings(BaselineSettings, StorageSettings):
     explain an effect. Default: the embedded atlas, if it is unchanged on a disk of this machine."""
     max_cells: Annotated[int, Field(ge=16)] = 20_000
     """Largest number of cells to evaluate; if there are more, a sample stratified by label and batch is drawn."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Random seed of the sample, clusterings, folds and plots."""
 
     @model_validator(mode="after")

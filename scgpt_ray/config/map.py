@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
-from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts, option_name
+from scgpt_ray.config.settings import Count, Fraction, Precision, Settings, Text, Texts, option_name
 
 
 class VoteSettings(Settings):
@@ -96,7 +96,7 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     output: Text
     """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json; a path or
     s3:// URI."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the network for the query. auto: that of the index, or float32 if the query's devices lack it, such
     as CPUs for an index made on GPUs in float16."""
 

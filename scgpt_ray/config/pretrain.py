@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.cells import CellSettings
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts
+from scgpt_ray.config.settings import Count, Fraction, Seed, Settings, Text, Texts
 
 Weight = Annotated[float, Field(ge=0.0)]
 
@@ -74,7 +74,7 @@ class OptimisationSettings(Settings):
     """Fewest tokens that longer cells are cut to; a length is drawn per cell and step. Default: --max-length."""
     ties: Literal["random", "top"] = "random"
     """Bin of equal counts. random: drawn from the bins they span, as in `embed`; top: the highest of them."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Random seed of weights, order, masks, dropout and validation cells."""
 
 

@@ -1,12 +1,12 @@
 """The options of `refresh`."""
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from scgpt_ray.config.cells import ComputeSettings
 from scgpt_ray.config.embed import FailureSettings
-from scgpt_ray.config.settings import Text
+from scgpt_ray.config.settings import Text, Timestamp
 
 
 class RefreshSettings(FailureSettings, ComputeSettings):
@@ -28,7 +28,7 @@ class RefreshSettings(FailureSettings, ComputeSettings):
     """The atlas as it is now, such as another release. Default: the one that was embedded, at its last write."""
     checkpoint: Text | None = None
     """Place of the checkpoint, which must have the same weights. Default: as given to `embed`."""
-    snapshot: Annotated[int, Field(ge=1)] | None = None
+    snapshot: Timestamp | None = None
     """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: the last write."""
     full_refresh: bool = False
     """Embed every cell, also those whose counts have not changed."""

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,6 +13,12 @@ from scgpt_ray.errors import ConfigError, redacted
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""For libraries whose seeds are signed integers of 32 bits."""
+LongSeed = Annotated[int, Field(ge=0, lt=2**63)]
+Timestamp = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""Arithmetic of the network."""
 if TYPE_CHECKING:
     Texts: TypeAlias = Sequence[str]  # callers may pass any sequence; settings hold a tuple
 else:

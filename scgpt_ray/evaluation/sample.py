@@ -117,7 +117,7 @@ def select_cells(
 def strata_of(*columns: npt.NDArray[np.generic]) -> Int64Array:
     """Number the combinations of values in sorted order, int64 [n]."""
     numbered = pd.DataFrame(dict(enumerate(columns))).groupby(list(range(len(columns)))).ngroup()
-    return numbered.to_numpy(np.int64)
+    return np.asarray(numbered, np.int64)
 
 
 def stratified_sample(strata: Int64Array, size: int, *, seed: int) -> Int64Array:

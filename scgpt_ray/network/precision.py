@@ -2,14 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scgpt_ray.errors import ConfigError
 
@@ -131,12 +129,8 @@ exact_float32 = ExactFloat32()
 """The context of this process."""
 
 
-def require_float32(device: torch.device, product: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> None:
+def require_float32(device: torch.device) -> None:
     """Check that a device multiplies float32 matrices in float32; an environment variable can force TF32.
-
-    Args:
-        device: Device.
-        product: Matrix product to check.
 
     Raises:
         ConfigError: If the error is larger than that of float32.
@@ -144,7 +138,7 @@ def require_float32(device: torch.device, product: Callable[[Tensor, Tensor], Te
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator).to(device) for _ in range(2))
     with exact_float32:
-        found = product(a, b).double()
+        found = torch.mm(a, b).double()
     exact = a.double() @ b.double()
     error = ((found - exact).norm() / exact.norm()).item()
     if not error <= FLOAT32_TOLERANCE:

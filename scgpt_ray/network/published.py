@@ -17,6 +17,7 @@ WEIGHTS = ("best_model.pt", "model.safetensors")
 """The names of a weights file, of which a checkpoint has one."""
 
 LICENCE = "unknown: upstream's code is MIT, its weights come without terms"
+"""Of all of them."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,12 @@ class Published:
         page: Where people download the files: upstream's folder.
         sources: Copies, tried in this order: hf://owner/repo[@revision], or the URI of a folder that all may read.
         files: Its files.
-        licence: Of the weights.
     """
 
     summary: str
     page: str
     sources: tuple[str, ...]
     files: Mapping[str, Known]
-    licence: str = LICENCE
 
 
 def _files(args: Known, vocabulary: Known, weights: Known) -> Mapping[str, Known]:

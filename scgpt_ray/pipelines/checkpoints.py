@@ -10,7 +10,7 @@ from scgpt_ray.errors import ConfigError
 from scgpt_ray.network.checkpoint_cache import cache_folder, cached, read_pinned
 from scgpt_ray.network.checkpoint_files import DEMO, CheckpointFiles
 from scgpt_ray.network.download import megabytes
-from scgpt_ray.network.published import PUBLISHED, Published
+from scgpt_ray.network.published import LICENCE, PUBLISHED, Published
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _describe(name: str) -> NamedCheckpoint:
     sums: Mapping[str, str | None] = pinned or {file: known.sha256 for file, known in published.files.items()}
     size = sum((folder / file).stat().st_size for file in pinned) if pinned else _expected_size(published)
     return NamedCheckpoint(
-        name, published.summary, published.licence, str(folder), pinned is not None, size, dict(sums),
+        name, published.summary, LICENCE, str(folder), pinned is not None, size, dict(sums),
         published.sources, published.page,
     )  # fmt: skip
 

@@ -1,10 +1,15 @@
-"""Attention by tile: all compiled at once beforehand, each checked, those that are right measured, the best printed."""
+"""Attention by tile: all compiled at once beforehand, each checked, those that are right measured, the best printed.
+
+A tile is compiled and checked in a process for itself, so that many compile at once and one that the compiler cannot
+take costs nothing else: `python -m scgpt_ray.benchmark.gpu.stages.tiles 128 64 4 3 cuda`.
+"""
 
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +17,8 @@ import torch
 
 from scgpt_ray.benchmark.gpu.bench import Bench
 from scgpt_ray.benchmark.gpu.report import short
-from scgpt_ray.benchmark.gpu.stages.attention import HEAD_WIDTH, LIMITS
+from scgpt_ray.benchmark.gpu.sizes import FULL, SMALL
+from scgpt_ray.benchmark.gpu.stages.attention import HEAD_WIDTH, LIMITS, attention_error
 from scgpt_ray.benchmark.gpu.subjects import (
     TileShape,
     attend_by,
@@ -25,6 +31,7 @@ from scgpt_ray.benchmark.launches import seconds_per_launch
 from scgpt_ray.benchmark.model import TERA
 from scgpt_ray.network.attention import Attend
 from scgpt_ray.network.cell_spans import Spans
+from scgpt_ray.network.precision import DTYPES
 
 COMPILE_SECONDS = 50
 """Time limit of one tile's process."""
@@ -64,7 +71,7 @@ def compile_all(bench: Bench) -> list[TileShape]:
 
 def _compile(tile: TileShape, device: torch.device) -> dict[str, float] | str:
     """What the process of a tile found, or why there is nothing."""
-    program = [sys.executable, "-m", "scgpt_ray.benchmark.gpu.tile", *map(str, tile), device.type]
+    program = [sys.executable, "-m", __name__, *map(str, tile), device.type]
     try:
         done = subprocess.run(program, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -100,3 +107,19 @@ def best(seconds: dict[TileShape, list[float]]) -> TileShape:
 def _name(tile: TileShape) -> str:
     queries, keys, warps, stages = tile
     return f"{queries} x {keys}, {warps} warps, {stages} stages"
+
+
+def main(arguments: list[str]) -> None:
+    """Print the relative error of a tile, and the seconds that the first launch took."""
+    *tile, device = arguments
+    sizes = SMALL if device == "cpu" else FULL
+    queries, keys, warps, stages = map(int, tile)
+    attend = attend_in_tiles((queries, keys, warps, stages))
+    began = time.perf_counter()
+    heads, dtype = sizes.architecture.nheads, DTYPES[sizes.precision]
+    error = attention_error(attend, sizes.edges, heads, dtype, torch.device(device))
+    sys.stdout.write(json.dumps({"error": error, "seconds": time.perf_counter() - began}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
