@@ -10,7 +10,7 @@ from scgpt_ray.benchmark.measurement import peak_bytes
 from scgpt_ray.benchmark.read import synthetic_atlas
 from scgpt_ray.benchmark.reader_processes import read_at_once, readers
 from scgpt_ray.config import CellSettings
-from scgpt_ray.errors import AtlasError
+from scgpt_ray.errors import WorkerError
 
 
 def write(folder, n_cells, n_genes):
@@ -26,7 +26,7 @@ def test_a_process_that_fails_is_an_error(tmp_path):
     with readers(2) as processes:
         assert all(peak > 50e6 for peak in read_at_once(processes, source, [partitions[:1], partitions[1:]]))
         (tmp_path / "atlas.h5ad").unlink()
-        with pytest.raises(AtlasError, match="does not exist on this machine"):
+        with pytest.raises(WorkerError, match="does not exist on this machine"):
             read_at_once(processes, source, [partitions, ()])
 
 
