@@ -25,9 +25,11 @@ def test_every_figure_by_hand():
     assert [score.f1 for score in scores.per_label] == [1 / 2, 0, 1 / 2], "of B, NK and T"
     assert scores.confidence_right == pytest.approx((0.9 + 0.8) / 2)
     assert scores.confidence_wrong == pytest.approx((0.4 + 0.5 + 0.0) / 3)
-    rejection = evaluation.rejection
-    assert (rejection.known, rejection.known_rejected, rejection.absent, rejection.absent_rejected) == (4, 1, 1, 1)
-    assert (rejection.accepted, rejection.accuracy_accepted) == (3 / 5, pytest.approx(2 / 3))
+    assert scores.rejection() == {
+        "known": 4, "known_rejected": 1, "absent": 1, "absent_rejected": 1, "accepted": 3 / 5,
+        "accuracy_accepted": pytest.approx(2 / 3),
+    }  # fmt: skip
+    assert evaluation.methods[1].scores.n_accepted == 5, "only the mapping rejects"
     assert evaluation.selective_accuracy.accuracy.tolist() == pytest.approx([1, 1, 2 / 3, 2 / 4, 2 / 5])
     own, majority = evaluation.methods
     area = (1 + 1 + 2 / 3 + 2 / 4 + 2 / 5) / 5

@@ -38,15 +38,45 @@ def test_scores_as_json_and_as_text():
     plain = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert plain["confusion"] == {"B": {"B": 1, "Unknown": 1}, "NK": {"T": 1}, "T": {"B": 1, "T": 2}}
     assert plain["per_label"][1] == {
-        "label": "NK", "support": 1, "precision": 0.0, "recall": 0.0, "f1": 0.0, "in_reference": False
+        "label": "NK", "support": 1, "precision": 0.0, "recall": 0.0, "f1": 0.0, "in_reference": False, "rejected": 0
     }  # fmt: skip
     lines = scores.table().splitlines()
-    assert lines[2].split() == ["NK*", "0.000", "0.000", "0.000", "1"]
+    assert lines[2].split() == ["NK*", "0.000", "0.000", "0.000", "1", "0"]
     assert lines[-2:] == [
         "accuracy 0.500 (always the most frequent label: 0.500), macro-F1 over true or predicted labels 0.292",
         "* not a label of the reference",
     ]
     assert len({len(line) for line in lines[:5]}) == 1, "columns line up"
+
+
+REJECTED = np.array([False, False, True, False, True, False, True, False])
+
+
+def test_rejection_by_hand():
+    """Of three T one is rejected, and the one NK, which the reference lacks; of the other four three are right."""
+    scores = score_labels(TRUTH, PREDICTED, CONFIDENCE, {"T", "B"}, REJECTED)
+    assert [score.rejected for score in scores.per_label] == [0, 1, 1]
+    assert (scores.n_accepted, scores.accepted_right, scores.accuracy_accepted) == (4, 3, 3 / 4)
+    assert scores.rejection() == {
+        "known": 5, "known_rejected": 1, "absent": 1, "absent_rejected": 1, "accepted": 4 / 6,
+        "accuracy_accepted": 3 / 4,
+    }  # fmt: skip
+    lines = scores.table().splitlines()
+    assert lines[2].split() == ["NK*", "0.000", "0.000", "0.000", "1", "1"]
+    assert lines[4].split()[-2:] == ["6", "2"]
+    assert lines[-1] == "66.7% of the cells keep a label, 75.0% of these right"
+    assert len({len(line) for line in lines[:5]}) == 1, "columns line up"
+
+
+def test_a_rejected_cell_is_not_right_whatever_was_voted():
+    scores = score_labels(["T", "T", "B", "B"], ["T", "T", "T", "B"], np.ones(4), {"T", "B"}, np.arange(4) % 2 == 1)
+    assert (scores.accuracy, scores.accepted_right, scores.accuracy_accepted) == (3 / 4, 1, 1 / 2)
+
+
+def test_all_rejected():
+    scores = score_labels(["T"], ["T"], np.ones(1), {"T"}, np.array([True]))
+    assert (scores.n_accepted, scores.accuracy_accepted) == (0, None)
+    assert scores.table().endswith("0.0% of the cells keep a label")
 
 
 @pytest.mark.parametrize(

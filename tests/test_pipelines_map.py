@@ -669,10 +669,10 @@ def test_terms_are_rolled_up(calibrated, reference):
 def test_cells_of_a_type_that_the_reference_lacks_are_unknown_by_distance(mapped, reference, checkpoint):
     lacking = {"neighbor_filter": "cell_type != 'NK'", "false_rejection": 0.05}
     found = map_elsewhere(reference, checkpoint, "lacking", "samples", **CALIBRATED | lacking)
-    rejection = found.evaluation.rejection
+    rejection = found.scores.rejection()
     assert found.calibrations["cell_type"].held_out.withheld.keys() == {"B", "T"}
-    assert rejection.absent == 20
-    assert rejection.absent_rejected / rejection.absent > 3 * rejection.known_rejected / rejection.known
+    assert rejection["absent"] == 20
+    assert rejection["absent_rejected"] / 20 > 3 * rejection["known_rejected"] / rejection["known"]
     assert set(found.predictions["cell_type_voted"].to_pylist()) == {"B", "T", None}
     more = CALIBRATED | {"calibrate_by": None}
     plain = map_elsewhere(reference, checkpoint, "lacking", "samples", **more)

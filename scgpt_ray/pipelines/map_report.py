@@ -127,10 +127,10 @@ def _pictures(mapped: MappingResult) -> list[Picture]:
         first, last = Picture(counts, f"Cells per predicted {column}."), []
     else:
         cells = outcomes(evaluation.truth, voted(mapped.predictions, column))
-        rejection, kept = evaluation.rejection, None
-        if rejection.accuracy_accepted is not None and rejection.accepted < 1:
-            kept = (rejection.accepted, rejection.accuracy_accepted)
-        first = Picture(confusion_heatmap(evaluation.scores), _CONFUSION)
+        scores, kept = evaluation.scores, None
+        if scores.accuracy_accepted is not None and scores.n_accepted < scores.n:
+            kept = (scores.n_accepted / scores.n, scores.accuracy_accepted)
+        first = Picture(confusion_heatmap(scores), _CONFUSION)
         last = [
             Picture(coverage_accuracy({meaning: evaluation.selective_accuracy}, kept), _REJECTION),
             Picture(reliability_diagram(evaluation.reliability), _RELIABILITY),

@@ -135,8 +135,6 @@ class MappingResult:
                 self.evaluation.comparison(),
                 f"{BASELINE}: {self.baseline_text()}",
             ]
-            if self.n_unknown:
-                lines.append(self.evaluation.rejection.table())
         lines += [f"{column}: {promise.text()}" for column, promise in self.promises.items()]
         return "\n".join(lines)
 
@@ -147,13 +145,13 @@ class MappingResult:
     def to_dict(self) -> dict[str, Any]:
         """The main metrics, for the JSON line on stdout."""
         main = ("accuracy", "macro_f1", "majority_accuracy", "n")
-        scores, rejection = (self.scores, self.evaluation.rejection) if self.evaluation else (None, None)
+        scores = self.scores
         return {
             "output": self.output.uri,
             "n_cells": self.n_cells,
             "n_unknown": self.n_unknown,
             "scores": {name: getattr(scores, name) for name in main} if scores else None,
-            "accuracy_accepted": rejection.accuracy_accepted if rejection else None,
+            "accuracy_accepted": scores.accuracy_accepted if scores else None,
             "promises_withdrawn": [column for column, promise in self.promises.items() if promise.withdrawn],
         }
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from scgpt_ray.evaluation.labels.baseline import Labelling, majority
 from scgpt_ray.evaluation.labels.metrics import Labels, LabelScores, require_truth, score_labels
-from scgpt_ray.evaluation.labels.rejection import RejectionScores, score_rejection
 from scgpt_ray.evaluation.labels.selective_accuracy import SHARES, SelectiveAccuracy, selective_accuracy
 from scgpt_ray.mapping.calibrator import Reliability, reliability
 from scgpt_ray.mapping.votes import CountOfValue
@@ -44,7 +43,6 @@ class LabelEvaluation:
     """True label of each cell, [N]."""
     methods: tuple[Method, ...]
     """The mapping, by its top labels, rejected or not; then baselines, the last the reference's majority class."""
-    rejection: RejectionScores
     reliability: dict[str, Reliability]
     """By the meaning of each confidence."""
 
@@ -62,7 +60,7 @@ class LabelEvaluation:
         """Everything as plain values for JSON."""
         return {
             "scores": self.scores.to_dict(),
-            "rejection": self.rejection.to_dict(),
+            "rejection": self.scores.rejection(),
             "comparison": {method.name: method.to_dict() for method in self.methods},
             "selective_accuracy": self.selective_accuracy.to_dict(),
             "reliability": {meaning: asdict(curve) for meaning, curve in self.reliability.items()},
@@ -117,11 +115,10 @@ def evaluate(
         tuple(
             Method(
                 name,
-                score_labels(truth, labels, sure, reference_labels),
+                score_labels(truth, labels, sure, reference_labels, rejected if name == METHOD else None),
                 selective_accuracy(sure[evaluated], right(labels)),
             )
             for name, (labels, sure) in methods.items()
         ),
-        score_rejection(truth, voted, rejected, reference_labels),
         {meaning: reliability(sure[evaluated], right(voted)) for meaning, sure in confidences.items()},
     )

@@ -1,4 +1,4 @@
-"""Scores of transferred labels against true labels."""
+"""Scores of transferred labels against true labels, and of the rejection of those whose label the reference lacks."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ class LabelScore:
     f1: float
     in_reference: bool
     """Whether the reference has the label; otherwise it cannot be predicted."""
+    rejected: int
+    """Cells that are `Unknown`, whatever was predicted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,8 @@ class LabelScores:
     """Number of evaluated cells whose true label is in the reference."""
     accuracy_in_reference: float | None
     """Accuracy over those cells; None without any."""
+    accepted_right: int
+    """Cells that are not rejected, and have their true label."""
     absent_labels: tuple[str, ...]
     """True labels that the reference lacks."""
     confidence_right: float | None
@@ -61,6 +65,25 @@ class LabelScores:
     """Columns of `confusion`: the true labels, then labels that were only predicted."""
     confusion: Int64Array
     """Cells [true labels, predicted labels]."""
+
+    @property
+    def n_accepted(self) -> int:
+        """Number of evaluated cells that are not rejected."""
+        return self.n - sum(score.rejected for score in self.per_label)
+
+    @property
+    def accuracy_accepted(self) -> float | None:
+        """Accuracy over those cells; None without any."""
+        return self.accepted_right / self.n_accepted if self.n_accepted else None
+
+    def rejection(self) -> dict[str, float | None]:
+        """How many cells are rejected of the labels that the reference has, and of the others."""
+        counts: dict[str, float | None] = {}
+        for name, is_known in (("known", True), ("absent", False)):
+            scores = [score for score in self.per_label if score.in_reference == is_known]
+            counts |= {name: sum(score.support for score in scores)}
+            counts |= {f"{name}_rejected": sum(score.rejected for score in scores)}
+        return counts | {"accepted": self.n_accepted / self.n, "accuracy_accepted": self.accuracy_accepted}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values for JSON; `confusion` as {truth: {predicted: cells}} without zeros."""
@@ -76,19 +99,25 @@ class LabelScores:
     def table(self) -> str:
         """The scores as text for a terminal, one line per true label."""
         width = max(len("macro / total"), *(len(score.label) + 1 for score in self.per_label))
-        head = f"{'label':<{width}}  precision  recall     F1    cells"
+        head = f"{'label':<{width}}  precision  recall     F1    cells  Unknown"
         lines = [
-            f"{score.label + ('' if score.in_reference else '*'):<{width}}  "
-            f"{score.precision:9.3f}  {score.recall:6.3f}  {score.f1:.3f}  {score.support:7,}"
+            f"{score.label + ('' if score.in_reference else '*'):<{width}}  {score.precision:9.3f}  "
+            f"{score.recall:6.3f}  {score.f1:.3f}  {score.support:7,}  {score.rejected:7,}"
             for score in self.per_label
         ]
-        total = f"{'macro / total':<{width}}  {'':9}  {'':6}  {self.macro_f1_true_labels:.3f}  {self.n:7,}"
+        total = (
+            f"{'macro / total':<{width}}  {'':9}  {'':6}  {self.macro_f1_true_labels:.3f}  {self.n:7,}  "
+            f"{self.n - self.n_accepted:7,}"
+        )
         notes = [
             f"accuracy {self.accuracy:.3f} (always the most frequent label: {self.majority_accuracy:.3f}), "
             f"macro-F1 over true or predicted labels {self.macro_f1:.3f}"
         ]
         if self.absent_labels:
             notes.append("* not a label of the reference")
+        if self.n_accepted < self.n:
+            accuracy = "" if self.accuracy_accepted is None else f", {self.accuracy_accepted:.1%} of these right"
+            notes.append(f"{self.n_accepted / self.n:.1%} of the cells keep a label{accuracy}")
         return "\n".join([head, *lines, total, *notes])
 
 
@@ -97,6 +126,7 @@ def score_labels(
     predicted: Labels,
     confidence: npt.NDArray[np.floating],
     reference_labels: Collection[str],
+    rejected: npt.NDArray[np.bool_] | None = None,
 ) -> LabelScores:
     """Compare predicted with true labels.
 
@@ -105,6 +135,7 @@ def score_labels(
         predicted: Predicted label per cell, [n].
         confidence: Confidence of each prediction, [n].
         reference_labels: Labels that could be predicted.
+        rejected: bool [n], cells that are `Unknown`; they are scored by their prediction all the same. None for none.
 
     Raises:
         InputError: If no cell has a true label.
@@ -114,7 +145,20 @@ def score_labels(
     right_N, confidence_N = true_N == predicted_N, np.asarray(confidence)[evaluated]
     names, support = np.unique(true_N, return_counts=True)
     known_N = np.isin(true_N, sorted(reference_labels))
-    per_label = _per_label(true_N, predicted_N, names, reference_labels)
+    rejected_N = np.zeros(len(true_N), bool) if rejected is None else rejected[evaluated]
+    columns = precision_recall_fscore_support(true_N, predicted_N, labels=names, zero_division=0)
+    per_label = tuple(
+        LabelScore(
+            label=str(name),
+            support=int(n),
+            precision=float(precision),
+            recall=float(recall),
+            f1=float(f1),
+            in_reference=name in reference_labels,
+            rejected=int(rejected_N[true_N == name].sum()),
+        )
+        for name, precision, recall, f1, n in zip(names, *columns, strict=True)
+    )
     predicted_labels = [*names.tolist(), *sorted(set(predicted_N) - set(names))]
     return LabelScores(
         n=len(true_N),
@@ -125,6 +169,7 @@ def score_labels(
         majority_accuracy=float(support.max() / len(true_N)),
         n_in_reference=int(known_N.sum()),
         accuracy_in_reference=_mean(right_N[known_N]),
+        accepted_right=int((right_N & ~rejected_N).sum()),
         absent_labels=tuple(score.label for score in per_label if not score.in_reference),
         confidence_right=_mean(confidence_N[right_N]),
         confidence_wrong=_mean(confidence_N[~right_N]),
@@ -160,19 +205,6 @@ def outcomes(truth: Labels, predicted: Labels) -> dict[str, Int64Array]:
     evaluated, right = has_truth(truth), _texts(truth) == _texts(predicted)
     groups = {"right": evaluated & right, "wrong": evaluated & ~right, "no truth": ~evaluated}
     return {name: np.flatnonzero(cells) for name, cells in groups.items() if cells.any()}
-
-
-def _per_label(
-    true_N: npt.NDArray[np.object_],
-    predicted_N: npt.NDArray[np.object_],
-    names: npt.NDArray[np.object_],
-    reference_labels: Collection[str],
-) -> tuple[LabelScore, ...]:
-    columns = precision_recall_fscore_support(true_N, predicted_N, labels=names, zero_division=0)
-    return tuple(
-        LabelScore(str(name), int(support), float(precision), float(recall), float(f1), name in reference_labels)
-        for name, precision, recall, f1, support in zip(names, *columns, strict=True)
-    )
 
 
 def _texts(labels: Labels) -> npt.NDArray[np.object_]:
