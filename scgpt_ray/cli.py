@@ -69,17 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = "interrupted; what is committed stays, and the same command resumes"
         return _end(settings, began, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, reason=reason)
     values = {"verb": name, **_output(settings), **result.to_dict()}
-    code = _code(values)
+    code = INCOMPLETE if values.get("n_quarantined") else DONE if values.get("ok", True) else FAILED
     status = {DONE: "done", INCOMPLETE: "incomplete", FAILED: "failed"}[code]
     _end(settings, began, code, status=status, **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
     return code
-
-
-def _code(values: dict[str, Any]) -> int:
-    if values.get("n_quarantined"):
-        return INCOMPLETE
-    return DONE if values.get("ok", True) else FAILED
 
 
 def _end(settings: Any, began: float, code: int, *, status: str = "interrupted", **values: Any) -> int:

@@ -56,10 +56,7 @@ def mapping_page():
     shown = np.where(sure < 0.4, "Unknown", said)
     meanings = {"share of the votes": sure, "probability of being right": sure**1.2}
     evaluation = evaluate(truth, said, meanings, sure < 0.4, dict.fromkeys(LABELS, 50))
-    cells = outcomes(truth, said)
-    outcome = np.full(N, None, object)
-    for name, rows in cells.items():
-        outcome[rows] = name
+    outcome = outcomes(truth, said)
     behind, nothing = places[:400] + rng.standard_normal((400, 2)).astype(np.float32), [None] * 400
     genes, caption = rng.poisson(1800, N), "UMAP of 1,500 of 1,503 query cells, which the legend counts."
     view = Scatter(
@@ -76,7 +73,7 @@ def mapping_page():
         caption=caption,
         n_front=N,
     )
-    groups = {name: sure[rows] for name, rows in cells.items()}
+    groups = {name: sure[outcome == name] for name in ("right", "wrong")}
     pictures = [
         Picture(confusion_heatmap(evaluation.scores), "Where the vote put the cells of each true label."),
         Picture(histogram(groups, "Confidence", "share", bins=20, range=(0, 1)), "Confidence of what was voted."),

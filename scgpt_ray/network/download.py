@@ -182,7 +182,9 @@ def download(file: RemoteFile, target: Path, known: Known) -> Path:
         try:
             file.append(stream, n_bytes)
         except transfer_errors() as error:
-            if n_bytes and _is_answer(error):  # the server refuses to go on from there
+            from huggingface_hub.errors import HfHubHTTPError
+
+            if n_bytes and isinstance(error, HfHubHTTPError):  # the server refuses to go on from there
                 part.unlink()
             raise
         stream.flush()
@@ -196,12 +198,6 @@ def download(file: RemoteFile, target: Path, known: Known) -> Path:
             part.unlink()
             raise _wrong(file, f"the sha256 {found}", str(expected.sha256))
     return part
-
-
-def _is_answer(error: Exception) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return isinstance(error, HfHubHTTPError)
 
 
 def _wrong(file: RemoteFile, found: str, expected: str) -> CheckpointError:

@@ -121,8 +121,7 @@ class Encoder:
     def _embed(self, gene_T: Tensor, bin_T: Tensor, offsets: npt.NDArray[np.int64]) -> Tensor:
         gene_T, bin_T = gene_T.to(self._device, torch.int32), bin_T.to(self._device, torch.int32)
         cells = Spans.of(offsets, self._device)
-        x_TD = F.embedding(gene_T, self._gene_VD).add_(F.embedding(bin_T, self._value_BD))
-        x_TD = x_TD.to(self.elementwise.stream_dtype)
+        x_TD = _look_up((self._gene_VD, self._value_BD), gene_T, bin_T).to(self.elementwise.stream_dtype)
         for i, layer in enumerate(self._layers[:-1]):
             tables = self._first_tables if i == 0 else None
             qkv_TE = layer.queries_keys_values(x_TD) if tables is None else _look_up(tables, gene_T, bin_T)
@@ -178,9 +177,9 @@ class Encoder:
 
 
 def _look_up(tables: tuple[Tensor, Tensor], gene_T: Tensor, bin_T: Tensor) -> Tensor:
-    """Queries, keys and values of the first layer from its tables, [T, E]."""
-    gene_VE, value_BE = tables
-    return F.embedding(gene_T, gene_VE).add_(F.embedding(bin_T, value_BE))
+    """The sum of a row of each of two tables for each token: by its gene, and by its bin code."""
+    by_gene, by_bin = tables
+    return F.embedding(gene_T, by_gene).add_(F.embedding(bin_T, by_bin))
 
 
 def gene_table(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -88,7 +88,7 @@ def query_view(drawn: Drawn, mapped: MappingResult, settings: MapSettings, queri
     values: dict[str, Any] = {}
     if evaluation is not None:
         columns.append(_column(drawn, f"true {column}", evaluation.truth, column))
-        values["right or wrong"] = _outcome(mapped)
+        values["right or wrong"] = outcomes(evaluation.truth, voted(mapped.predictions, column))
     values |= confidences(mapped.predictions, column)
     values["mean score of the neighbours"] = _mean_score(mapped.predictions)
     if mapped.unknown[column]:
@@ -116,15 +116,6 @@ def _column(
 
 def _values(values: Any) -> npt.NDArray[np.object_]:
     return np.array(values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values), object)
-
-
-def _outcome(mapped: MappingResult) -> npt.NDArray[np.object_]:
-    """`right`, `wrong` or `no truth` for each query cell."""
-    assert mapped.evaluation is not None
-    outcome = np.full(mapped.n_cells, None, object)
-    for name, cells in outcomes(mapped.evaluation.truth, voted(mapped.predictions, mapped.column)).items():
-        outcome[cells] = name
-    return outcome
 
 
 def _mean_score(predictions: pa.Table) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from scgpt_ray.config import MapSettings
 from scgpt_ray.evaluation.labels.baseline import BASELINE
 from scgpt_ray.evaluation.labels.metrics import outcomes
+from scgpt_ray.evaluation.report.palette import OUTCOMES
 from scgpt_ray.evaluation.report.picture import Picture, png
 from scgpt_ray.evaluation.report.plots import (
     confusion_heatmap,
@@ -126,7 +127,8 @@ def _pictures(mapped: MappingResult) -> list[Picture]:
         counts = label_counts(mapped.predictions[column].to_pylist(), f"Predicted {column}")
         first, last = Picture(counts, f"Cells per predicted {column}."), []
     else:
-        cells = outcomes(evaluation.truth, voted(mapped.predictions, column))
+        outcome_N = outcomes(evaluation.truth, voted(mapped.predictions, column))
+        cells = {name: np.flatnonzero(outcome_N == name) for name in OUTCOMES if name in outcome_N}
         scores, kept = evaluation.scores, None
         if scores.accuracy_accepted is not None and scores.n_accepted < scores.n:
             kept = (scores.n_accepted / scores.n, scores.accuracy_accepted)

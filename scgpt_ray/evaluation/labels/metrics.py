@@ -200,11 +200,10 @@ def has_truth(truth: Labels) -> npt.NDArray[np.bool_]:
     return np.array([text.strip().lower() not in NO_LABEL for text in _texts(truth)], bool)
 
 
-def outcomes(truth: Labels, predicted: Labels) -> dict[str, Int64Array]:
-    """Rows of the right predictions, the wrong ones, and the cells without a true label; empty groups are omitted."""
-    evaluated, right = has_truth(truth), _texts(truth) == _texts(predicted)
-    groups = {"right": evaluated & right, "wrong": evaluated & ~right, "no truth": ~evaluated}
-    return {name: np.flatnonzero(cells) for name, cells in groups.items() if cells.any()}
+def outcomes(truth: Labels, predicted: Labels) -> npt.NDArray[np.object_]:
+    """Each cell is `right`, `wrong` or `no truth`, str [n]."""
+    right_or_wrong = np.where(_texts(truth) == _texts(predicted), "right", "wrong")
+    return np.where(has_truth(truth), right_or_wrong, "no truth").astype(object)
 
 
 def _texts(labels: Labels) -> npt.NDArray[np.object_]:

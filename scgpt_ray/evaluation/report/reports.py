@@ -46,17 +46,20 @@ def map_report(
     Returns:
         The HTML document.
     """
-    return _filled(
-        "mapping.html",
-        title=title,
-        facts=facts,
-        cells=cells,
-        covered=covered,
-        pictures=pictures,
-        evaluation=evaluation,
-        calibrations=calibrations or {},
-        promises=promises or {},
-        coverages={f"top {share:.0%}": share for share in SHARES[1:]},
+    return (
+        _templates()
+        .get_template("mapping.html")
+        .render(
+            title=title,
+            facts=facts,
+            cells=cells,
+            covered=covered,
+            pictures=pictures,
+            evaluation=evaluation,
+            calibrations=calibrations or {},
+            promises=promises or {},
+            coverages={f"top {share:.0%}": share for share in SHARES[1:]},
+        )
     )
 
 
@@ -81,20 +84,19 @@ def integration_report(
     Returns:
         The HTML document.
     """
-    return _filled(
-        "integration.html",
-        title=title,
-        facts=facts,
-        scores=integration.scores,
-        metrics=METRICS,
-        effects=[(effect, sentences(effect)) for effect in effects],
-        cells=cells,
-        pictures=pictures,
+    return (
+        _templates()
+        .get_template("integration.html")
+        .render(
+            title=title,
+            facts=facts,
+            scores=integration.scores,
+            metrics=METRICS,
+            effects=[(effect, sentences(effect)) for effect in effects],
+            cells=cells,
+            pictures=pictures,
+        )
     )
-
-
-def _filled(template: str, **content: Any) -> str:
-    return _templates().get_template(template).render(content)
 
 
 @cache
