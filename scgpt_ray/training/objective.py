@@ -48,14 +48,9 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the means of the objectives in the loss; see the module.
+    """Weights of the means of the objectives in the loss (squared bins, nats); see the module.
 
-    Args:
-        value: Weight of the squared error in bins, from the genes' own outputs.
-        cell: Weight of the squared error in bins, from <cls>.
-        prompt: Weight of the squared error in bins of the second pass; 0 omits the pass.
-        label: Weight of the cross-entropy of the cell type, in nats.
-        domain: Weight of the cross-entropy of the domain, in nats, whose gradient is reversed.
+    A `prompt` of 0 omits the second pass.
     """
 
     value: float = 1.0
