@@ -7,7 +7,7 @@ under a field is its `--help`. Options override the file, the file overrides the
 from scgpt_ray.config.benchmark import BenchmarkSettings
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
-from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice
+from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice, StorageSettings
 from scgpt_ray.config.export import ExportSettings
 from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings, VerifySettings
 from scgpt_ray.config.index import IndexSettings
@@ -16,7 +16,6 @@ from scgpt_ray.config.map import MapSettings
 from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.refresh import RefreshSettings
 from scgpt_ray.config.settings import Settings, parse_bytes
-from scgpt_ray.config.storage import StorageSettings
 
 __all__ = [
     "BenchmarkSettings",

@@ -1,10 +1,36 @@
-"""The choice between this process and Ray."""
+"""Options of every verb that reads or works: how object stores are reached, and where the work is done."""
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from scgpt_ray.config.storage import StorageSettings
+from pydantic import Field, field_validator
+
+from scgpt_ray.config.settings import Settings
+from scgpt_ray.object_store import ObjectStore, pairs
 
 ExecutorChoice: TypeAlias = Literal["auto", "serial", "ray"]
+
+
+class StorageSettings(Settings):
+    """How object stores are reached. It does not change the output."""
+
+    group = "Object stores"
+
+    storage: dict[str, str] = Field(default_factory=dict)
+    """How s3:// places are reached, KEY=VALUE. endpoint: URL of a store that is not AWS's; region; profile: of the AWS
+    configuration files; anonymous: true for requests without a signature; public_endpoint: URL of a copy of the public
+    buckets (Census, checkpoints); request_checksums: when_required (the default with endpoint) or when_supported.
+    Credentials are those of each machine: environment, profile or role. Default: the AWS variables of this machine."""
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        """Turn KEY=VALUE words of the command line into a mapping, and check it."""
+        if isinstance(values, list | tuple):
+            values = pairs(values)
+        if isinstance(values, dict):
+            values = {str(key): str(value) for key, value in values.items()}
+            ObjectStore.of(values)
+        return values
 
 
 class ExecutionSettings(StorageSettings):

@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from scgpt_ray.config.execution import StorageSettings
 from scgpt_ray.config.settings import Count, Text, Texts
-from scgpt_ray.config.storage import StorageSettings
 
 _CONTACT = 3
 

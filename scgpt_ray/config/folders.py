@@ -4,9 +4,8 @@ from typing import Self
 
 from pydantic import model_validator
 
-from scgpt_ray.config.execution import ExecutionSettings
+from scgpt_ray.config.execution import ExecutionSettings, StorageSettings
 from scgpt_ray.config.settings import Count, LongSeed, Text, Texts
-from scgpt_ray.config.storage import StorageSettings
 
 
 class ValidateSettings(ExecutionSettings):

@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from scgpt_ray.config.execution import StorageSettings
 from scgpt_ray.config.settings import Seed, Settings, Text, Texts
-from scgpt_ray.config.storage import StorageSettings
 
 
 class BaselineSettings(Settings):
