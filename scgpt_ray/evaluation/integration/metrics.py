@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.integration.scib import EvaluatedCells, score_cells
@@ -109,13 +110,12 @@ class Integration:
 
     def table(self) -> str:
         """The metrics as text for a terminal: one line per metric, one column per embedding."""
-        widths = [max(8, len(scores.name)) for scores in self.scores]
-        lines = [f"{'':12}" + "".join(f"  {s.name:>{w}}" for s, w in zip(self.scores, widths, strict=True))]
-        for field, shown in METRICS.items():
-            values = [getattr(scores, field) for scores in self.scores]
-            texts = ["-" if value is None else f"{value:.4f}" for value in values]
-            lines.append(f"{shown:12}" + "".join(f"  {t:>{w}}" for t, w in zip(texts, widths, strict=True)))
-        return "\n".join(lines)
+        table = pd.DataFrame(
+            {scores.name: [getattr(scores, field) for field in METRICS] for scores in self.scores},
+            index=list(METRICS.values()),
+            dtype=float,
+        )
+        return str(table.to_string(float_format="{:.4f}".format, na_rep="-"))
 
 
 def compare_embeddings(

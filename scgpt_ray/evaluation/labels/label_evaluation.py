@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from scgpt_ray.evaluation.labels.baseline import Labelling, majority
 from scgpt_ray.evaluation.labels.metrics import Labels, LabelScores, require_truth, score_labels
@@ -68,16 +69,14 @@ class LabelEvaluation:
 
     def comparison(self) -> str:
         """The methods as text for a terminal, one line each."""
-        width = max(len(method.name) for method in self.methods)
-        heads = "".join(f"  acc@{share:.0%}" for share in SHARES[1:])
-        lines = [f"{'method':<{width}}  accuracy  macro-F1{heads}   area"]
-        for method in self.methods:
-            scores, curve = method.scores, method.selective_accuracy
-            at = "".join(f"  {curve.at(share):7.3f}" for share in SHARES[1:])
-            lines.append(
-                f"{method.name:<{width}}  {scores.accuracy:8.3f}  {scores.macro_f1:8.3f}{at}  {curve.area:5.3f}"
-            )
-        return "\n".join(lines)
+        rows = {
+            method.name: {"accuracy": method.scores.accuracy, "macro-F1": method.scores.macro_f1}
+            | {f"acc@{share:.0%}": method.selective_accuracy.at(share) for share in SHARES[1:]}
+            | {"area": method.selective_accuracy.area}
+            for method in self.methods
+        }
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="method")
+        return str(table.to_string(float_format="{:.3f}".format))
 
 
 def evaluate(

@@ -98,17 +98,14 @@ class LabelScores:
 
     def table(self) -> str:
         """The scores as text for a terminal, one line per true label."""
-        width = max(len("macro / total"), *(len(score.label) + 1 for score in self.per_label))
-        head = f"{'label':<{width}}  precision  recall     F1    cells  Unknown"
-        lines = [
-            f"{score.label + ('' if score.in_reference else '*'):<{width}}  {score.precision:9.3f}  "
-            f"{score.recall:6.3f}  {score.f1:.3f}  {score.support:7,}  {score.rejected:7,}"
-            for score in self.per_label
-        ]
-        total = (
-            f"{'macro / total':<{width}}  {'':9}  {'':6}  {self.macro_f1_true_labels:.3f}  {self.n:7,}  "
-            f"{self.n - self.n_accepted:7,}"
+        table = pd.DataFrame(
+            [(score.precision, score.recall, score.f1, score.support, score.rejected) for score in self.per_label],
+            index=[score.label + ("" if score.in_reference else "*") for score in self.per_label],
+            columns=pd.Index(["precision", "recall", "F1", "cells", "Unknown"], name="label"),
         )
+        table.loc["macro / total"] = [np.nan, np.nan, self.macro_f1_true_labels, self.n, self.n - self.n_accepted]
+        whole = dict.fromkeys(("cells", "Unknown"), "{:,.0f}".format)
+        text = table.to_string(float_format="{:.3f}".format, formatters=whole, na_rep="")
         notes = [
             f"accuracy {self.accuracy:.3f} (always the most frequent label: {self.majority_accuracy:.3f}), "
             f"macro-F1 over true or predicted labels {self.macro_f1:.3f}"
@@ -118,7 +115,7 @@ class LabelScores:
         if self.n_accepted < self.n:
             accuracy = "" if self.accuracy_accepted is None else f", {self.accuracy_accepted:.1%} of these right"
             notes.append(f"{self.n_accepted / self.n:.1%} of the cells keep a label{accuracy}")
-        return "\n".join([head, *lines, total, *notes])
+        return "\n".join([text, *notes])
 
 
 def score_labels(
