@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import differences
 from scgpt_ray.index.recall import CHOSEN_K, without_self
-from scgpt_ray.index.searcher import Searcher, SearchParams, Shard
+from scgpt_ray.index.searcher import Searcher, SearchParams, Shard, drawn_rows
 from scgpt_ray.index.shard import HALF
 from scgpt_ray.parts.audit import Problem
 from scgpt_ray.parts.parts import PARTS, read_part, vectors_of
@@ -130,11 +130,7 @@ class _Recall:
 
     def __init__(self, searcher: Searcher, index: IndexDescription) -> None:
         self._recorded, self._k = index.recall_at_10, min(CHOSEN_K, index.n_cells - 1)
-        drawn = np.random.default_rng(_SEED).choice(index.n_cells, min(_QUERIES, index.n_cells), replace=False)
-        ends = np.cumsum([shard.n_cells for shard in index.shards])
-        cut = np.split(np.sort(drawn), np.searchsorted(np.sort(drawn), ends)[:-1])
-        rows = [of_shard - (end - shard.n_cells) for of_shard, end, shard in zip(cut, ends, index.shards, strict=True)]
-        opened = list(zip(searcher.shards, rows, strict=True))
+        opened = list(zip(searcher.shards, drawn_rows(index.shards, _QUERIES, _SEED), strict=True))
         self._own_Q = np.concatenate([np.asarray(shard.ids_N)[of_shard] for shard, of_shard in opened])
         queries_QD = np.concatenate([shard.vectors(of_shard) for shard, of_shard in opened])
         self._queries_QD = queries_QD / np.linalg.norm(queries_QD, axis=1, keepdims=True)

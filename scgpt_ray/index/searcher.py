@@ -164,6 +164,14 @@ def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
     return rows_QK, scores_QK
 
 
+def drawn_rows(shards: Sequence[ShardDescription], n: int, seed: int) -> list[Int64Array]:
+    """Draw n cells of all shards uniformly, all if there are fewer: ascending rows of each shard, int64 [some]."""
+    ends = np.cumsum([shard.n_cells for shard in shards])
+    drawn = np.sort(np.random.default_rng(seed).choice(ends[-1], min(n, ends[-1]), replace=False))
+    cut = np.split(drawn, np.searchsorted(drawn, ends)[:-1])
+    return [rows - (end - shard.n_cells) for rows, end, shard in zip(cut, ends, shards, strict=True)]
+
+
 class Searcher:
     """Search in some shards of an index, which are opened by the first search."""
 

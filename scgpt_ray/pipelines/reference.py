@@ -20,7 +20,7 @@ from scgpt_ray.index.description import require_index
 from scgpt_ray.index.factory import empty_index, n_lists
 from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors, set_threads
-from scgpt_ray.index.searcher import Searcher, SearchParams, Shard
+from scgpt_ray.index.searcher import Searcher, SearchParams, Shard, drawn_rows
 from scgpt_ray.index.shard import require_files
 from scgpt_ray.parts.parts import read_vectors
 from scgpt_ray.pipelines.executor import Executor
@@ -242,14 +242,9 @@ class Reference:
             ids int64 [n]; vectors float32 [n, d], of unit length, as precise as the index stores them; and a table of
             soma_joinid and the label columns.
         """
-        drawn = np.sort(
-            np.random.default_rng(seed).choice(self.index.n_cells, min(n, self.index.n_cells), replace=False)
-        )
-        ends = np.cumsum([shard.n_cells for shard in self.index.shards])
-        cut = np.split(drawn, np.searchsorted(drawn, ends)[:-1])
+        drawn = drawn_rows(self.index.shards, n, seed)
         calls = [
-            (self.folder, shard, rows - (end - shard.n_cells), list(columns))
-            for shard, end, rows in zip(self.index.shards, ends, cut, strict=True)
+            (self.folder, shard, rows, list(columns)) for shard, rows in zip(self.index.shards, drawn, strict=True)
         ]
         ids, vectors, tables = zip(*self._executor.tasks(_take, calls), strict=True)
         labels = pa.concat_tables([table.unify_dictionaries() for table in tables])
