@@ -28,7 +28,7 @@ from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.training_overlap import training_overlap
 from scgpt_ray.records import IndexDescription
-from scgpt_ray.schema import JOINID, N_GENES
+from scgpt_ray.schema import JOINID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
 from scgpt_ray.tracking import Tracker
@@ -70,14 +70,15 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         votes = QueryVotes(settings, reference, rules, cells, calibrated, ontology)
         parts = QueryParts(embedded, manifest, output.folder(PREDICTIONS), votes.request())
         votes.commit(parts)
-        overview = parts.overview(overview_columns(rules.columns, calibrated), _read_again(settings))
+        overview = parts.overview(overview_columns(rules.columns, calibrated))
         positions = query_positions(settings, reference, rules, cells, calibrated, parts, overview)
         promises = _promises(job.checkpoint, reference, calibrated, positions)
         truth = baseline = None
         if settings.truth_column is not None:
             column = rules.columns[0]
-            truth = texts(overview[settings.truth_column])
-            baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, overview, truth)
+            queries = parts.cells(list(dict.fromkeys((JOINID, settings.truth_column, *settings.exclude_same))))
+            truth = texts(queries[settings.truth_column])
+            baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
         mapped = MappingResult.of(
             settings, parts, overview, rules.columns, calibrated, promises, cells, truth, baseline
         )
@@ -224,12 +225,6 @@ def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
             remedy="remove one of them from --obs-columns",
         )
     return carried
-
-
-def _read_again(settings: MapSettings) -> list[str]:
-    """Columns of the query's embeddings that the evaluation needs."""
-    of_truth = (JOINID, settings.truth_column, *settings.exclude_same) if settings.truth_column else ()
-    return list(dict.fromkeys((N_GENES, *of_truth)))
 
 
 def _promises(

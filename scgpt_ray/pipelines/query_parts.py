@@ -105,23 +105,19 @@ class QueryParts:
                 table = table.append_column(column, of_embeddings[column])
             yield table
 
-    def overview(self, predicted: Sequence[str], carried: Sequence[str]) -> pa.Table:
-        """Some columns of all cells, texts as dictionaries: some 50 bytes per cell.
-
-        Args:
-            predicted: Columns of the predictions.
-            carried: Columns of the embeddings.
-
-        Returns:
-            These columns, and `DISTANCE`, float32.
-        """
+    def overview(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all predictions, texts as dictionaries, with `N_GENES` and `DISTANCE` (float32)."""
         tables = []
         for name in self.names:
-            labels, cells = self.predicted(name, [*predicted, SCORE]), self.embeddings(name, list(carried))
-            columns = {column: _encoded(labels[column]) for column in predicted}
-            columns |= {column: _encoded(cells[column]) for column in carried}
-            tables.append(pa.table(columns | {DISTANCE: _farthest(labels[SCORE])}))
+            labels = self.predicted(name, [*columns, SCORE])
+            few = {column: _encoded(labels[column]) for column in columns}
+            n_genes = self.embeddings(name, [N_GENES])[N_GENES]
+            tables.append(pa.table(few | {N_GENES: n_genes, DISTANCE: _farthest(labels[SCORE])}))
         return _joined(tables)
+
+    def cells(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all query cells, texts as dictionaries."""
+        return _joined([self.embeddings(name, list(columns)) for name in self.names])
 
     def rows(self, rows: Int64Array) -> pa.Table:
         """EMBEDDINGS of some cells, in the order of `rows`."""
