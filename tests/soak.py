@@ -45,12 +45,16 @@ COMMANDS = {
 PRODUCTS = {
     "embed": "parts/part-*",
     "index": "*.faiss",
-    "map": "predictions.parquet",
+    "map": "predictions.parquet/part-*",
     "pretrain": "checkpoint/*",
     "refresh": "parts/part-*",
 }
 """Files that two undisturbed runs must have alike to the byte; other files are compared if they have."""
-IDS = {"index": ("ids-*.npy", ""), "map": ("predictions.parquet", "obs_id"), "pretrain": ("tokens/*/part-*", "obs_id")}
+IDS = {
+    "index": ("ids-*.npy", ""),
+    "map": ("predictions.parquet/part-*", "obs_id"),
+    "pretrain": ("tokens/*/part-*", "obs_id"),
+}
 
 
 @dataclass

@@ -73,8 +73,9 @@ def test_labels_are_the_same(runs, options, checkpoint):
     query = {"query": options["atlas"], "checkpoint": str(checkpoint), "index": str(runs / "serial" / "index")}
     for executor in ("serial", "ray"):
         scgpt_ray.map_query(executor=executor, output=str(runs / executor / "mapped"), k=5, **query)
-    serial, on_ray = (runs / executor / "mapped" / "predictions.parquet" for executor in ("serial", "ray"))
-    assert on_ray.read_bytes() == serial.read_bytes()
+    serial, on_ray = (files(runs / executor / "mapped" / "predictions.parquet") for executor in ("serial", "ray"))
+    assert len(serial) > 1
+    assert on_ray == serial
 
 
 @pytest.mark.parametrize("actors", [1, 2])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from scgpt_ray.pipelines.map_cells import _mean_score, drawn_cells
-from scgpt_ray.schema import EMBEDDING, JOINID, matrix_array, ragged_array
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, matrix_array, ragged_array
 
 REMOTE = SimpleNamespace(folder=SimpleNamespace(is_local=False))
 
@@ -19,7 +19,11 @@ def cells(n, absent=()):
     vectors = rng.standard_normal((n, 4)).astype(np.float32)
     queries = pa.table({JOINID: np.arange(n), EMBEDDING: matrix_array(vectors, is_absent)})
     predictions = pa.table({"kind": [f"type {number % 2}" for number in range(n)]})
-    return SimpleNamespace(column="kind", labels={"kind": {}}, predictions=predictions), REMOTE, queries
+    parts = SimpleNamespace(
+        rows=lambda rows: queries.take(pa.array(rows)), predicted_rows=lambda rows: predictions.take(pa.array(rows))
+    )
+    overview = predictions.append_column(N_GENES, pa.array(np.where(is_absent, 0, 5)))
+    return SimpleNamespace(column="kind", labels={"kind": {}}, overview=overview, parts=parts), REMOTE
 
 
 def test_too_few_cells_are_told():

@@ -94,8 +94,8 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     checkpoint: Text
     """Checkpoint that the reference was embedded with: a name, a folder or hf://..., as for `embed`."""
     output: Text
-    """Folder for predictions.parquet, query.h5ad, metrics.json, report.html, umap.png and calibration.json; a path or
-    s3:// URI."""
+    """Folder for predictions.parquet (parts), query.h5ad, metrics.json, report.html, umap.png and calibration.json; a
+    path or s3:// URI."""
     precision: Precision = "auto"
     """Arithmetic of the network for the query. auto: that of the index, or float32 if the query's devices lack it, such
     as CPUs for an index made on GPUs in float16."""

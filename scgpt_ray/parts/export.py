@@ -67,9 +67,3 @@ def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
         checksum = line_of(path, name)
     place.write(name + SUM_SUFFIX, checksum.encode())
     return n_cells
-
-
-def write_h5ad(place: Folder, name: str, embeddings: pa.Table) -> None:
-    """Write EMBEDDINGS in memory as an .h5ad file, atomically."""
-    with place.staged(name) as path:
-        write_embedding_h5ad(path, lambda _: [embeddings])

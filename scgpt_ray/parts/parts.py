@@ -151,22 +151,33 @@ def part_columns(folder: Folder, manifest: Manifest) -> set[str]:
         return set(pq.read_schema(stream).names)
 
 
+def read_checked(
+    folder: Folder, name: str, columns: list[str] | None, remedy: str
+) -> tuple[pa.Table, dict[bytes, bytes]]:
+    """Read a Parquet file, verifying the checksums of its pages, and its metadata.
+
+    Raises:
+        ReferenceSetError: If the file is missing or damaged; the remedy is the caller's.
+    """
+    try:
+        with folder.open(name) as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            return file.read(columns), file.metadata.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise ReferenceSetError(
+            f"{folder.where(name)} cannot be read: {error}", expected="the part as it was written", remedy=remedy
+        ) from error
+
+
 def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
     """Read a part, or some of its columns.
 
     Raises:
         ReferenceSetError: If the file is missing or damaged.
     """
-    try:
-        with parts.open(name) as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            table, metadata = file.read(columns), file.metadata.metadata
-    except (OSError, pa.ArrowException) as error:
-        raise ReferenceSetError(
-            f"{parts.where(name)} cannot be read: {error}",
-            expected="the part as it was written",
-            remedy=f"scgpt-ray validate --embeddings {parts.uri.removesuffix(f'/{PARTS}')} --repair makes it again",
-        ) from error
+    place = parts.uri.removesuffix(f"/{PARTS}")
+    remedy = f"scgpt-ray validate --embeddings {place} --repair makes it again"
+    table, metadata = read_checked(parts, name, columns, remedy)
     if EMBEDDING in table.column_names:
         dimension = json.loads(metadata[_FOOTER])["dimension"]
         place = table.schema.get_field_index(EMBEDDING)

@@ -94,7 +94,7 @@ def evaluate_baseline(
         column: Label column to evaluate.
         reference_cells: Label -> number of cells that may vote; cells without a label under None.
         embedded: Output folder of `embed` with the query.
-        queries: EMBEDDINGS of the query, in order of joinid.
+        queries: The query cells in order of joinid: soma_joinid, and the columns of --exclude-same.
         truth: True label of each query cell.
 
     Raises:

@@ -19,9 +19,10 @@ from scgpt_ray.mapping.prediction import PredictionRules
 from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, LabelVotes, label_votes
 from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import CELLS, count_cells, draw_cells, even_quotas, vectors_of_cells
-from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix
+from scgpt_ray.schema import JOINID, N_GENES, Float32Matrix
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def query_positions(
     rules: PredictionRules,
     reference_cells: CellCounts,
     calibrated: Mapping[str, Calibration],
-    queries: pa.Table,
+    parts: QueryParts,
+    overview: pa.Table,
 ) -> dict[str, dict[str, Position]]:
     """Where the query lies relative to held-out groups.
 
@@ -91,18 +93,19 @@ def query_positions(
         rules: By which the query's neighbours vote.
         reference_cells: As `label_votes` takes them.
         calibrated: Label column -> its calibration.
-        queries: EMBEDDINGS of the query; of more cells than --calibration-cells some are drawn.
+        parts: The query; of more cells than --calibration-cells some are drawn.
+        overview: Its cells, with `N_GENES`.
 
     Returns:
         Calibrated label column -> name of a figure -> position.
     """
-    present = queries.filter(queries[EMBEDDING].is_valid())
-    if not calibrated or not present.num_rows:
+    present = np.flatnonzero(overview[N_GENES].to_numpy() > 0)
+    if not calibrated or not len(present):
         return {column: {} for column in calibrated}
     group = settings.calibrate_by
     assert group is not None, "calibrated by nothing"
-    drawn = np.random.default_rng(_SEED).permutation(present.num_rows)[: settings.calibration_cells]
-    some = present.take(pa.array(drawn))
+    drawn = np.random.default_rng(_SEED).permutation(len(present))[: settings.calibration_cells]
+    some = parts.rows(present[drawn])
     groups = sorted(next(iter(calibrated.values())).held_out.by_group)
     others = [name for name in settings.excluded_columns if name != group]
     left_out = np.resize(np.array(groups, object), len(some)).tolist()

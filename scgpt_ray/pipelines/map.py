@@ -5,22 +5,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import pyarrow as pa
-
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
-from scgpt_ray.index.neighbor_filter import NeighborFilter
-from scgpt_ray.index.search import NONE, Neighbors
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.ontology import CellOntology
-from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.mapping.prediction import PredictionRules
 from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, VoteRules
 from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
-from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.baseline import evaluate_baseline
 from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.embed import run
@@ -28,11 +22,13 @@ from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.hub_index import INDEX_COPY, is_on_hub, share_index
 from scgpt_ray.pipelines.map_report import write_mapping
-from scgpt_ray.pipelines.mapping_result import MappingResult, output_name
+from scgpt_ray.pipelines.mapping_result import MappingResult, output_name, overview_columns, texts
+from scgpt_ray.pipelines.query_parts import PREDICTIONS, QueryParts
+from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.training_overlap import training_overlap
 from scgpt_ray.records import IndexDescription
-from scgpt_ray.schema import EMBEDDING
+from scgpt_ray.schema import JOINID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
 from scgpt_ray.tracking import Tracker
@@ -46,8 +42,8 @@ TERMS = "cell_type_ontology_term_id"
 def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
     """Map query cells onto an indexed reference.
 
-    Embeddings of the query are written to `embeddings/` in the output folder and resumed after a failure; calibration,
-    search and votes are computed again by every call.
+    Embeddings of the query are written to `embeddings/` in the output folder, and predictions in parts of the same
+    cells; both are resumed after a failure. Calibration and report are computed again by every call.
 
     Raises:
         InputError: If the input is invalid, or the index was made with another checkpoint.
@@ -71,27 +67,22 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         calibrated = calibrations(settings, reference, rules, cells)
         manifest = job.done or run(job, executor, tracker)
         embedded = Folder.at(request.output)
-        queries = read_embeddings(embedded)
-        found = _neighbors(settings, reference, queries)
-        predicted = predict(
-            *found,
-            reference.labels(found[0], rules.read),
-            rules,
-            reference_cells=cells,
-            calibrations=calibrated,
-            ontology=ontology,
-        )
-        positions = query_positions(settings, reference, rules, cells, calibrated, queries)
+        votes = QueryVotes(settings, reference, rules, cells, calibrated, ontology)
+        parts = QueryParts(embedded, manifest, output.folder(PREDICTIONS), votes.request())
+        votes.commit(parts)
+        overview = parts.overview(overview_columns(rules.columns, calibrated))
+        positions = query_positions(settings, reference, rules, cells, calibrated, parts, overview)
         promises = _promises(job.checkpoint, reference, calibrated, positions)
         truth = baseline = None
         if settings.truth_column is not None:
             column = rules.columns[0]
-            truth = queries[settings.truth_column].cast(pa.string()).to_pylist()
+            queries = parts.cells(list(dict.fromkeys((JOINID, settings.truth_column, *settings.exclude_same))))
+            truth = texts(queries[settings.truth_column])
             baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
         mapped = MappingResult.of(
-            settings, queries, predicted, rules.columns, calibrated, promises, cells, truth, baseline
+            settings, parts, overview, rules.columns, calibrated, promises, cells, truth, baseline
         )
-        write_mapping(mapped, settings, reference, manifest, queries)
+        write_mapping(mapped, settings, reference)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():
             tracker.log_artifact(name)
@@ -251,15 +242,3 @@ def _promises(
         doubtful = promises[column].withdrawn or trained is not None
         logger.log(logging.WARNING if doubtful else logging.INFO, "%s: %s", column, promises[column].text())
     return promises
-
-
-def _neighbors(settings: MapSettings, reference: Reference, queries: pa.Table) -> Neighbors:
-    """Neighbours of the query cells that have an embedding."""
-    _, vectors_QD = vectors_of(queries)
-    own = queries.filter(queries[EMBEDDING].is_valid()).select(list(dict.fromkeys(settings.exclude_same)))
-    allowed = NeighborFilter.among(settings.neighbor_filter, own, len(vectors_QD))
-    ids_QK, scores_QK = reference.neighbors(vectors_QD, settings.k, allowed)
-    short = int((ids_QK[:, -1] == NONE).sum())
-    if short:
-        logger.warning("%d cells have fewer than %d allowed neighbours", short, settings.k)
-    return ids_QK, scores_QK

@@ -18,9 +18,9 @@ from scgpt_ray.evaluation.report.scatter import Column, Scatter, require_bokeh
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.parts.parts import vectors_of
-from scgpt_ray.pipelines.mapping_result import NO_EMBEDDING, MappingResult, confidences, output_name, voted
+from scgpt_ray.pipelines.mapping_result import NO_EMBEDDING, MappingResult, confidences, output_name, texts, voted
 from scgpt_ray.pipelines.reference import Reference
-from scgpt_ray.schema import EMBEDDING, N_GENES, SCORE, Int64Array, obs_columns, ragged
+from scgpt_ray.schema import N_GENES, SCORE, Int64Array, obs_columns, ragged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,28 +39,33 @@ class Drawn:
 
     Attributes:
         rows: int64 [q], rows of the drawn query cells.
+        queries: EMBEDDINGS of them, q rows.
+        predictions: Their predictions, q rows.
         reference: Labels of the drawn reference cells, m rows.
         coordinates_N2: float32 [q + m, 2], query cells first.
         figure: Static plot of the query cells by predicted label.
     """
 
     rows: Int64Array
+    queries: pa.Table
+    predictions: pa.Table
     reference: pa.Table
     coordinates_N2: npt.NDArray[np.float32]
     figure: "Figure"
 
 
-def drawn_cells(mapped: MappingResult, reference: Reference, queries: pa.Table) -> Drawn | str:
+def drawn_cells(mapped: MappingResult, reference: Reference) -> Drawn | str:
     """Compute the UMAP, or return the reason why it was not computed.
 
     Reference cells are drawn only if the index is local: shards on an object store would have to be copied whole.
     """
-    labels = np.array(mapped.predictions[mapped.column].to_pylist(), object)
-    present = np.flatnonzero(queries[EMBEDDING].is_valid().to_numpy())
+    labels = texts(mapped.overview[mapped.column])
+    present = np.flatnonzero(mapped.overview[N_GENES].to_numpy() > 0)
     if not len(present):
         return "No cells are drawn: no query cell has an embedding."
-    chosen = stratified_sample(strata_of(labels[present].astype(str)), DRAWN_QUERY, seed=_SEED)
-    vectors_ND = vectors_of(queries)[1][chosen]
+    rows = present[stratified_sample(strata_of(labels[present].astype(str)), DRAWN_QUERY, seed=_SEED)]
+    queries = mapped.parts.rows(rows)
+    _, vectors_ND = vectors_of(queries)
     n_reference = DRAWN_REFERENCE if reference.folder.is_local else 0
     behind = pa.table({column: pa.array([], pa.string()) for column in mapped.labels})
     if n_reference:
@@ -72,29 +77,29 @@ def drawn_cells(mapped: MappingResult, reference: Reference, queries: pa.Table) 
     except InputError as error:
         logger.warning("no cells in the report: %s; %s", error.found, error.remedy)
         return f"No cells are drawn: {error.found}; expected {error.expected}; {error.remedy}."
-    shown = labels[present[chosen]].tolist()
-    front_N2, behind_N2 = np.split(coordinates_N2, [len(chosen)])
+    shown = labels[rows].tolist()
+    front_N2, behind_N2 = np.split(coordinates_N2, [len(rows)])
     figure = umap_scatter(front_N2, shown, f"Predicted {mapped.column}", behind_N2)
-    return Drawn(present[chosen], behind, coordinates_N2, figure)
+    return Drawn(rows, queries, mapped.parts.predicted_rows(rows), behind, coordinates_N2, figure)
 
 
-def query_view(drawn: Drawn, mapped: MappingResult, settings: MapSettings, queries: pa.Table) -> Scatter:
+def query_view(drawn: Drawn, mapped: MappingResult, settings: MapSettings) -> Scatter:
     """The interactive plot of the report: query cells, to be coloured by predictions, scores and obs columns."""
-    column, evaluation = mapped.column, mapped.evaluation
+    column, evaluation, predictions = mapped.column, mapped.evaluation, drawn.predictions
     columns = [
-        _column(drawn, f"predicted {name}", mapped.predictions[name], name, drawn.reference[name])
-        for name in mapped.labels
+        _column(drawn, f"predicted {name}", predictions[name], name, drawn.reference[name]) for name in mapped.labels
     ]
     values: dict[str, Any] = {}
     if evaluation is not None:
-        columns.append(_column(drawn, f"true {column}", evaluation.truth, column))
-        values["right or wrong"] = outcomes(evaluation.truth, voted(mapped.predictions, column))
-    values |= confidences(mapped.predictions, column)
-    values["mean score of the neighbours"] = _mean_score(mapped.predictions)
+        truth = np.asarray(evaluation.truth, object)[drawn.rows]
+        columns.append(_column(drawn, f"true {column}", truth, column))
+        values["right or wrong"] = outcomes(truth, voted(predictions, column))
+    values |= confidences(predictions, column)
+    values["mean score of the neighbours"] = _mean_score(predictions)
     if mapped.unknown[column]:
-        values["why unknown"] = mapped.predictions[f"{column}_unknown"]
-    carried = [name for name in obs_columns(queries) if evaluation is None or name != settings.truth_column]
-    values |= {output_name(name, list(mapped.labels)): queries[name] for name in (*carried, N_GENES)}
+        values["why unknown"] = predictions[f"{column}_unknown"]
+    carried = [name for name in obs_columns(drawn.queries) if evaluation is None or name != settings.truth_column]
+    values |= {output_name(name, list(mapped.labels)): drawn.queries[name] for name in (*carried, N_GENES)}
     caption = _caption(drawn, mapped)
     return Scatter(
         panels={"UMAP": drawn.coordinates_N2},
@@ -109,7 +114,7 @@ def _column(
     drawn: Drawn, name: str, of_query: Any, family: str | None = None, of_reference: pa.ChunkedArray | None = None
 ) -> Column:
     """A column of the plot: values of the drawn query cells and, if given, of the reference cells."""
-    front = _values(of_query)[drawn.rows]
+    front = _values(of_query)
     behind = np.full(drawn.reference.num_rows, None) if of_reference is None else _values(of_reference)
     return Column(name, np.concatenate([front, behind]), family, OUTCOMES)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from scgpt_ray.atlas.embedding_h5ad import write_embedding_h5ad
 from scgpt_ray.config import MapSettings
 from scgpt_ray.evaluation.labels.baseline import BASELINE
 from scgpt_ray.evaluation.labels.metrics import outcomes
@@ -24,12 +24,10 @@ from scgpt_ray.evaluation.report.plots import (
 from scgpt_ray.evaluation.report.reports import map_report
 from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import Point
-from scgpt_ray.parts.export import write_h5ad
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.mapping_result import (
     CALIBRATION,
     METRICS,
-    PREDICTIONS,
     PROBABILITY,
     QUERY_H5AD,
     REPORT,
@@ -37,35 +35,30 @@ from scgpt_ray.pipelines.mapping_result import (
     UMAP,
     MappingResult,
     confidences,
+    texts,
     voted,
 )
+from scgpt_ray.pipelines.query_parts import DISTANCE
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
+from scgpt_ray.schema import N_GENES, Int64Array
 
 _CONFUSION = "Confusion matrix: share of the cells of each true label (rows, which add up to 1) per voted label."
 _REJECTION = "Accuracy of the remaining query cells if the least confident ones are rejected."
 _RELIABILITY = "Share of correct query cells by confidence."
 
 
-def write_mapping(
-    mapped: MappingResult, settings: MapSettings, reference: Reference, manifest: Manifest, queries: pa.Table
-) -> None:
-    """Write predictions.parquet, query.h5ad, metrics.json, report.html, and if any calibration.json and umap.png."""
-    output = mapped.output
-    sink = pa.BufferOutputStream()
-    pq.write_table(mapped.predictions, sink, compression="zstd")
-    output.write(PREDICTIONS, sink.getvalue())
-    labelled = mapped.predictions.drop_columns([NEIGHBOR, SCORE])
-    for name in (N_GENES, EMBEDDING):
-        labelled = labelled.append_column(name, queries[name])
-    write_h5ad(output, QUERY_H5AD, labelled)
+def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Reference) -> None:
+    """Write query.h5ad, metrics.json, report.html, and if any calibration.json and umap.png."""
+    output, manifest = mapped.output, mapped.parts.manifest
+    with output.staged(QUERY_H5AD) as path:
+        write_embedding_h5ad(path, mapped.parts.labelled)
     output.write(METRICS, _json(mapped.metrics()))
     if mapped.calibrations:
         output.write(CALIBRATION, _json({column: asdict(found) for column, found in mapped.calibrations.items()}))
     elif output.has(CALIBRATION):
         output.remove(CALIBRATION)  # of an earlier mapping into this folder
-    drawn = drawn_cells(mapped, reference, queries)
+    drawn = drawn_cells(mapped, reference)
     if isinstance(drawn, Drawn):
         output.write(UMAP, png(drawn.figure))
     elif output.has(UMAP):
@@ -73,9 +66,9 @@ def write_mapping(
     report = map_report(
         f"{_stem(settings.query)} mapped onto {_stem(settings.index)}",
         _facts(mapped, settings, reference, manifest),
-        query_view(drawn, mapped, settings, queries) if isinstance(drawn, Drawn) else drawn,
+        query_view(drawn, mapped, settings) if isinstance(drawn, Drawn) else drawn,
         manifest.coverage | {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty},
-        [*_pictures(mapped), _genes(queries), *_recall(reference)],
+        [*_pictures(mapped), _genes(mapped.overview), *_recall(reference)],
         mapped.evaluation,
         mapped.calibrations,
         mapped.promises,
@@ -121,13 +114,13 @@ def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, m
 def _pictures(mapped: MappingResult) -> list[Picture]:
     """Static pictures of the first label column."""
     column, evaluation = mapped.column, mapped.evaluation
-    meaning, confidence = list(confidences(mapped.predictions, column).items())[-1]
+    meaning, confidence = list(confidences(mapped.overview, column).items())[-1]
     if evaluation is None:
         cells = {"query cells": np.arange(mapped.n_cells)}
-        counts = label_counts(mapped.predictions[column].to_pylist(), f"Predicted {column}")
+        counts = label_counts(texts(mapped.overview[column]).tolist(), f"Predicted {column}")
         first, last = Picture(counts, f"Cells per predicted {column}."), []
     else:
-        outcome_N = outcomes(evaluation.truth, voted(mapped.predictions, column))
+        outcome_N = outcomes(evaluation.truth, voted(mapped.overview, column))
         cells = {name: np.flatnonzero(outcome_N == name) for name in OUTCOMES if name in outcome_N}
         scores, kept = evaluation.scores, None
         if scores.accuracy_accepted is not None and scores.n_accepted < scores.n:
@@ -149,10 +142,8 @@ def _pictures(mapped: MappingResult) -> list[Picture]:
 
 
 def _distances(mapped: MappingResult, cells: dict[str, Int64Array]) -> list[Picture]:
-    offsets, score_V = ragged(mapped.predictions[SCORE])
-    found = np.diff(offsets) > 0
-    distance = np.zeros(mapped.n_cells)
-    distance[found] = 1 - score_V[offsets[1:][found] - 1].astype(np.float64)
+    distance = mapped.overview[DISTANCE].to_numpy()
+    found = ~np.isnan(distance)
     groups = {name: distance[rows[found[rows]]] for name, rows in cells.items() if found[rows].any()}
     if not groups:
         return []
@@ -160,8 +151,8 @@ def _distances(mapped: MappingResult, cells: dict[str, Int64Array]) -> list[Pict
     return [Picture(figure, "Cosine distance (1 - cosine similarity) of each cell to the farthest of its neighbours.")]
 
 
-def _genes(queries: pa.Table) -> Picture:
-    n_genes = queries[N_GENES].to_numpy()
+def _genes(cells: pa.Table) -> Picture:
+    n_genes = cells[N_GENES].to_numpy()
     figure = histogram({"query cells": n_genes}, "Genes per cell", "genes of the vocabulary with counts")
     empty = int((n_genes == 0).sum())
     return Picture(figure, f"Genes of the vocabulary with counts, per query cell; {empty:,} cells have none.")

@@ -2,25 +2,27 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scgpt_ray.config import MapSettings
 from scgpt_ray.evaluation.labels.baseline import BASELINE, Labelling
 from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation, evaluate
-from scgpt_ray.evaluation.labels.metrics import LabelScores
+from scgpt_ray.evaluation.labels.metrics import Labels, LabelScores
 from scgpt_ray.mapping.calibration import Calibration
-from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
+from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN
 from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
+from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
 from scgpt_ray.storage import Folder
 
-PREDICTIONS, QUERY_H5AD, METRICS, REPORT = "predictions.parquet", "query.h5ad", "metrics.json", "report.html"
+QUERY_H5AD, METRICS, REPORT = "query.h5ad", "metrics.json", "report.html"
 CALIBRATION, UMAP = "calibration.json", "umap.png"
 
 NO_EMBEDDING = "no embedding"
@@ -37,7 +39,8 @@ class MappingResult:
 
     Attributes:
         output: Folder of the files.
-        predictions: One row per query cell, as `predictions_of` gives them.
+        parts: Query and predictions.
+        overview: One row per query cell: what `overview_columns` names, and `DISTANCE`.
         labels: Label column -> label -> cells, most first; the first column is the one that is evaluated.
         unknown: Label column -> reason for `Unknown` -> cells, likewise.
         evaluation: Agreement with the truth in the first column, where a truth column is named.
@@ -48,7 +51,8 @@ class MappingResult:
     """
 
     output: Folder
-    predictions: pa.Table
+    parts: QueryParts
+    overview: pa.Table
     labels: dict[str, dict[str, int]]
     unknown: dict[str, dict[str, int]]
     evaluation: LabelEvaluation | None
@@ -61,21 +65,21 @@ class MappingResult:
     def of(
         cls,
         settings: MapSettings,
-        queries: pa.Table,
-        predicted: Predictions,
+        parts: QueryParts,
+        overview: pa.Table,
         columns: Sequence[str],
         calibrations: Mapping[str, Calibration],
         promises: Mapping[str, Promise],
         reference_cells: CellCounts,
-        truth: Sequence[str | None] | None,
+        truth: Labels | None,
         baseline: Baseline | str | None,
     ) -> "MappingResult":
         """Count the labels, and evaluate them if true labels are known.
 
         Args:
             settings: Settings of the mapping.
-            queries: EMBEDDINGS of the query.
-            predicted: Predictions of the query cells that have an embedding.
+            parts: Query and its committed predictions.
+            overview: Of all query cells.
             columns: Label columns.
             calibrations: Those that were applied.
             promises: What they promise.
@@ -86,22 +90,27 @@ class MappingResult:
         Raises:
             InputError: If no cell has a true label.
         """
-        table = predictions_of(queries, predicted.table, columns)
         evaluation = None
         if truth is not None:
             others = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
-            evaluation = _evaluated(table, columns[0], truth, reference_cells, others)
+            evaluation = _evaluated(overview, columns[0], truth, reference_cells, others)
         return cls(
             Folder.at(settings.output),
-            table,
-            {column: _counts(table[column]) for column in columns},
-            {column: _counts(table[f"{column}_unknown"].drop_null()) for column in columns},
+            parts,
+            overview,
+            {column: _counts(overview[column]) for column in columns},
+            {column: _counts(overview[f"{column}_unknown"].drop_null()) for column in columns},
             evaluation,
             baseline,
             calibrations,
             promises,
-            predicted.unknown_terms,
+            parts.unknown_terms(),
         )
+
+    @cached_property
+    def predictions(self) -> pa.Table:
+        """All predictions, one row per query cell, as `predictions_of` gives them; read when they are asked for."""
+        return self.parts.whole()
 
     @property
     def column(self) -> str:
@@ -116,7 +125,7 @@ class MappingResult:
     @property
     def n_cells(self) -> int:
         """Number of query cells."""
-        return int(self.predictions.num_rows)
+        return int(self.overview.num_rows)
 
     @property
     def n_unknown(self) -> int:
@@ -195,15 +204,29 @@ def confidences(predictions: pa.Table, column: str) -> dict[str, np.ndarray[Any,
     }
 
 
-def voted(predictions: pa.Table, column: str) -> list[str]:
-    """The label with most votes, even if it was rejected; `Unknown` if there was no vote."""
-    return list(pc.fill_null(predictions[f"{column}_voted"], UNKNOWN).to_pylist())
+def voted(predictions: pa.Table, column: str) -> npt.NDArray[np.object_]:
+    """The label with most votes, even if it was rejected; `Unknown` if there was no vote; str [n]."""
+    return texts(predictions[f"{column}_voted"], UNKNOWN)
+
+
+def texts(values: pa.ChunkedArray, null: str | None = None) -> npt.NDArray[np.object_]:
+    """Texts of a column, [n]; equal ones are one object. `null` stands for nulls."""
+    encoded = values.cast(pa.string()).combine_chunks().dictionary_encode()
+    names = np.array([*encoded.dictionary.to_pylist(), null], object)
+    return names[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+
+
+def overview_columns(columns: Sequence[str], calibrated: Collection[str]) -> list[str]:
+    """Columns of the predictions that the result is made from."""
+    first = columns[0]
+    of_first = [f"{first}_voted", f"{first}_confidence", *([f"{first}_probability"] if first in calibrated else [])]
+    return [*columns, *(f"{column}_unknown" for column in columns), *of_first]
 
 
 def _evaluated(
     predictions: pa.Table,
     column: str,
-    truth: Sequence[str | None],
+    truth: Labels,
     reference_cells: CellCounts,
     others: Mapping[str, Labelling],
 ) -> LabelEvaluation:

@@ -18,16 +18,17 @@ class Progress:
     Args:
         total: Number of planned cells.
         done: Number of cells committed by an earlier run.
+        what: The work, one word.
     """
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int, done: int, what: str = "embed") -> None:
         self._bar = tqdm(
             total=total,
             initial=done,
             unit=" cells",
             unit_scale=True,
             disable=not sys.stderr.isatty(),
-            desc="embed",
+            desc=what,
         )
         self._total, self._done = total, done
         self._cells = self._tokens = 0
@@ -42,7 +43,7 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def add(self, n_cells: int, n_tokens: int, busy_s: float) -> None:
+    def add(self, n_cells: int, n_tokens: int = 0, busy_s: float = 0.0) -> None:
         """Count one committed part.
 
         Args:

@@ -1,0 +1,158 @@
+"""Query cells and their predictions, in parts of the same rows: all of them are never in memory together.
+
+A part of the predictions belongs to the part of the embeddings of the same name. Its footer has the digest of the
+request and of the embeddings, so that a later run of the same request keeps it.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scgpt_ray.identity import digest_of
+from scgpt_ray.parts.footer import read_stamp, stamped
+from scgpt_ray.parts.parts import PARTS, read_checked, read_part
+from scgpt_ray.records import Manifest
+from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
+from scgpt_ray.storage import Folder
+
+PREDICTIONS = "predictions.parquet"
+"""Folder of the predictions; pandas, pyarrow and duckdb read it as one table."""
+
+DISTANCE = "distance"
+"""Column of `QueryParts.overview`: cosine distance to the farthest of the neighbours; null where there is none."""
+
+_FOOTER = b"scgpt_ray.predictions"
+_REMEDY = "remove the file, and run map again"
+
+
+@dataclass(frozen=True)
+class QueryParts:
+    """Embeddings of the query and its predictions.
+
+    Attributes:
+        embedded: Output folder of `embed` with the query.
+        manifest: Its manifest.
+        predictions: Folder of the predictions.
+        request: What decides the predictions beside the embeddings, as JSON values.
+    """
+
+    embedded: Folder
+    manifest: Manifest
+    predictions: Folder
+    request: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parts, in order of the cells."""
+        return list(self.manifest.parts)
+
+    @cached_property
+    def _stamps(self) -> dict[str, str]:
+        request = digest_of(self.request)
+        return {name: digest_of([request, data]) for name, data in zip(self.names, self.manifest.digests, strict=True)}
+
+    def left(self) -> list[str]:
+        """Names of the parts that have no predictions; those of another request are removed."""
+        there = set(self.predictions.names())
+        kept = {name for name in there & self._stamps.keys() if self._stamp(name).get("made") == self._stamps[name]}
+        for name in sorted(there - kept):
+            self.predictions.remove(name)
+        return [name for name in self.names if name not in kept]
+
+    def _stamp(self, name: str) -> dict[str, Any]:
+        found = read_stamp(self.predictions, name, _FOOTER)
+        return found[0] if found else {}
+
+    def write(self, name: str, predictions: pa.Table, unknown_terms: Mapping[str, int]) -> None:
+        """Commit the predictions of a part."""
+        sink = io.BytesIO()
+        values = {"made": self._stamps[name], "unknown_terms": dict(unknown_terms)}
+        pq.write_table(stamped(predictions, _FOOTER, values), sink, compression="zstd", write_page_checksum=True)
+        self.predictions.write(name, sink.getvalue())
+
+    def unknown_terms(self) -> dict[str, int]:
+        """Terms that the Cell Ontology lacks -> neighbours that voted for them."""
+        terms: dict[str, int] = {}
+        for name in self.names:
+            for term, votes in self._stamp(name)["unknown_terms"].items():
+                terms[term] = terms.get(term, 0) + votes
+        return terms
+
+    def embeddings(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """EMBEDDINGS of a part."""
+        return read_part(self.embedded.folder(PARTS), name, columns)
+
+    def predicted(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Predictions of a part."""
+        return read_checked(self.predictions, name, columns, _REMEDY)[0].replace_schema_metadata()
+
+    def whole(self) -> pa.Table:
+        """All predictions, in memory."""
+        return _joined([self.predicted(name) for name in self.names])
+
+    def labelled(self, with_vectors: bool) -> Iterator[pa.Table]:
+        """Predictions without neighbours, and the embeddings if asked for, part by part."""
+        for name in self.names:
+            table = self.predicted(name).drop_columns([NEIGHBOR, SCORE])
+            of_embeddings = self.embeddings(name, [N_GENES, *([EMBEDDING] if with_vectors else [])])
+            for column in of_embeddings.column_names:
+                table = table.append_column(column, of_embeddings[column])
+            yield table
+
+    def overview(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all predictions, texts as dictionaries, with `N_GENES` and `DISTANCE` (float32)."""
+        tables = []
+        for name in self.names:
+            labels = self.predicted(name, [*columns, SCORE])
+            few = {column: _encoded(labels[column]) for column in columns}
+            n_genes = self.embeddings(name, [N_GENES])[N_GENES]
+            tables.append(pa.table(few | {N_GENES: n_genes, DISTANCE: _farthest(labels[SCORE])}))
+        return _joined(tables)
+
+    def cells(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all query cells, texts as dictionaries."""
+        return _joined([self.embeddings(name, list(columns)) for name in self.names])
+
+    def rows(self, rows: Int64Array) -> pa.Table:
+        """EMBEDDINGS of some cells, in the order of `rows`."""
+        return self._rows(rows, self.embeddings)
+
+    def predicted_rows(self, rows: Int64Array) -> pa.Table:
+        """Predictions of some cells, in the order of `rows`."""
+        return self._rows(rows, self.predicted)
+
+    def _rows(self, rows: Int64Array, read: Callable[[str], pa.Table]) -> pa.Table:
+        order = np.argsort(rows, kind="stable")
+        ends = np.cumsum(list(self.manifest.parts.values()))
+        cut = np.split(rows[order], np.searchsorted(rows[order], ends)[:-1])
+        starts = np.concatenate([[0], ends[:-1]])
+        # With no row at all, the first part tells the columns.
+        tables = [
+            read(name).take(pa.array(mine - start))
+            for number, (name, mine, start) in enumerate(zip(self.names, cut, starts, strict=True))
+            if len(mine) or number == 0
+        ]
+        return _joined(tables).take(pa.array(np.argsort(order, kind="stable")))
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(table.unify_dictionaries() for table in tables).unify_dictionaries()
+
+
+def _encoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return values.dictionary_encode() if pa.types.is_string(values.type) else values
+
+
+def _farthest(scores: pa.ChunkedArray) -> pa.Array:
+    """Cosine distance to the last neighbour of each cell, float32; null for a cell without neighbours."""
+    offsets, score_V = ragged(scores)
+    found = np.diff(offsets) > 0
+    distance = np.zeros(len(found), np.float32)
+    distance[found] = 1 - score_V[offsets[1:][found] - 1].astype(np.float64)
+    return pa.array(distance, mask=~found)
