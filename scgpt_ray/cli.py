@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from scgpt_ray import __version__
 from scgpt_ray.ending import Terminated, interruptible, write_result
 from scgpt_ray.errors import ConfigError, InputError, ScgptRayError
+from scgpt_ray.notices import Notices
 from scgpt_ray.object_store import ObjectStore, pairs, using
 from scgpt_ray.verbs import VERBS, store_of
 
@@ -53,37 +54,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("faiss", "httpx2", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    began, settings = time.monotonic(), None
+    began, settings, notices = time.monotonic(), None, Notices()
     try:
         with interruptible():
             name, options = _read(sys.argv[1:] if arguments is None else arguments)
             settings = _load(name, options)
+            notices.start(name, settings)
             logger.info("scgpt-ray %s: %s", __version__, name)  # the libraries of a verb take seconds to import
             result = VERBS[name].run(settings)
     except InputError as error:
-        sys.stderr.write(f"scgpt-ray: {error}\n")
-        return BAD_INPUT
+        return _end(None, notices, began, BAD_INPUT, status="refused", reason=str(error))
     except (ScgptRayError, OSError) as error:
-        return _end(settings, began, FAILED, status="failed", reason=str(error))
+        return _end(settings, notices, began, FAILED, status="failed", reason=str(error))
     except KeyboardInterrupt as stop:
         reason = "interrupted; what is committed stays, and the same command resumes"
-        return _end(settings, began, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, reason=reason)
+        return _end(
+            settings, notices, began, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, reason=reason
+        )
     values = {"verb": name, **_output(settings), **result.to_dict()}
-    code = INCOMPLETE if values.get("n_quarantined") else DONE if values.get("ok", True) else FAILED
+    code = _code(values)
     status = {DONE: "done", INCOMPLETE: "incomplete", FAILED: "failed"}[code]
-    _end(settings, began, code, status=status, **values)
+    _end(settings, notices, began, code, status=status, **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
     return code
 
 
-def _end(settings: Any, began: float, code: int, *, status: str = "interrupted", **values: Any) -> int:
-    """Say why a run ended early, and write `result.json`."""
+def _code(values: dict[str, Any]) -> int:
+    if values.get("n_quarantined"):
+        return INCOMPLETE
+    return DONE if values.get("ok", True) else FAILED
+
+
+def _end(
+    settings: Any, notices: Notices, began: float, code: int, *, status: str = "interrupted", **values: Any
+) -> int:
+    """Say why a run ended early, write `result.json`, and notify those who are listed in the environment."""
     if "reason" in values:
         sys.stderr.write(f"scgpt-ray: {values['reason']}\n")
+    ending = {"status": status, "exit_code": code, "seconds": round(time.monotonic() - began, 1), **values}
     if settings is not None and (place := _output(settings)):
-        seconds = round(time.monotonic() - began, 1)
         with using(store_of(settings)):
-            write_result(place["output"], {"status": status, "exit_code": code, "seconds": seconds, **values})
+            write_result(place["output"], ending)
+    notices.end(ending)
     return code
 
 

@@ -18,13 +18,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_SECRET = r"secret|token|passw|signature|credential|api[-_]?key|access[-_]?key"
 _PASSWORD = re.compile(
-    r"(://[^/\s:@]*:)[^/\s@]+(?=@)|([?&][^=&\s]*(?:secret|token|password|passwd)[^=&\s]*=)[^&\s]+", re.IGNORECASE
+    rf"(://[^/\s:@]*:)[^/\s]+(?=@)|([?&](?:[^=&\s]*(?:{_SECRET})[^=&\s]*|sig)=)[^&\s]+", re.IGNORECASE
 )
 
 
 def redacted(text: str) -> str:
-    """Replace the passwords in URIs (`//user:password@`, `?token=...`) by asterisks."""
+    """Replace the passwords in URIs (`//user:password@`, `?token=...`, signatures) by asterisks."""
     return _PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 

@@ -263,11 +263,10 @@ def make_embeddings():
         parts = []
         for partition in partitions:
             rows = cells.slice(partition.first - 10, partition.n_cells)
-            parts.append(
-                write_part(
-                    folder.folder(PARTS), rows, partition, fingerprint=fingerprint.digest, n_tokens=5 * len(rows)
-                )
+            part, _ = write_part(
+                folder.folder(PARTS), rows, partition, fingerprint=fingerprint.digest, n_tokens=5 * len(rows)
             )
+            parts.append(part)
         plan = Plan(
             created="2020-01-01",
             fingerprint=fingerprint,

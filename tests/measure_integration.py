@@ -81,7 +81,7 @@ def write_run(folder, cells, vectors):
     partitions, parts, digests = cut(np.arange(n_cells), 8192), {}, []
     for each in partitions:
         rows = table.slice(each.first, each.n_cells)
-        part = write_part(folder.folder(PARTS), rows, each, fingerprint=fingerprint.digest, n_tokens=each.n_cells)
+        part, _ = write_part(folder.folder(PARTS), rows, each, fingerprint=fingerprint.digest, n_tokens=each.n_cells)
         parts[part.name] = part.n_cells
         digests.append(part.data)
     plan = Plan(

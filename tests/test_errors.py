@@ -25,6 +25,12 @@ def test_input_errors_are_value_errors_and_travel_between_processes(kind):
         ("at http://me:secret@host:80/a and s3://key:se/cret", "at http://me:***@host:80/a and s3://key:se/cret"),
         ("https://me@host/path:with@signs", "https://me@host/path:with@signs"),
         ("https://host?Token=abc&x=1&secret_key=d", "https://host?Token=***&x=1&secret_key=***"),
+        ("https://me:p@ss@host/x@y", "https://me:***@host/x@y"),
+        (
+            "s3://b?X-Amz-Signature=a&X-Amz-Credential=b&sig=c",
+            "s3://b?X-Amz-Signature=***&X-Amz-Credential=***&sig=***",
+        ),
+        ("https://host?signs=a&design=b&api_key=c", "https://host?signs=a&design=b&api_key=***"),
         ("a token=abc, key: value@home", "a token=abc, key: value@home"),
     ],
 )

@@ -38,7 +38,9 @@ def embeddings(absent=(False, False, False), **columns):
 def written(folder, table, number=0):
     partition = cut(table[JOINID].to_numpy(), 100)[0]
     object.__setattr__(partition, "number", number)
-    return write_part(folder, table, partition, fingerprint="f", n_tokens=15)
+    part, n_bytes = write_part(folder, table, partition, fingerprint="f", n_tokens=15)
+    assert n_bytes == len(folder.read(part.name))
+    return part
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_a_network_that_fails_is_tried_three_times():
 
     stages = Stages(lambda partition: partition.number, Network, (), lambda table, _partition, _figures: {"n": table})
     first, second = SerialExecutor().stream(partitions, stages, None)
-    assert (first, calls) == ({"n": 0}, [0, 1, 1, 1])
+    assert (first, calls) == ({"n": 0, "retries": 0}, [0, 1, 1, 1])
     assert (second.partition, second.reason) == (partitions[1], "RuntimeError: CUDA error")
     with pytest.raises(ValueError, match="mistake"):
         list(SerialExecutor().stream(partitions, replace(stages, read=mistaken), None))

@@ -148,7 +148,10 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: {error}", expected="a readable file", remedy=remedy) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: {error}", expected="valid YAML", remedy=remedy) from error
+        # Not the whole text, which quotes the line: it may hold a password.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", type(error).__name__)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"--config {path}{where}: {problem}", expected="valid YAML", remedy=remedy) from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: a {type(values).__name__}", expected="a mapping", remedy=remedy)
     return {str(key).replace("-", "_"): value for key, value in values.items()}

@@ -31,6 +31,7 @@ class Attempts:
         self._begun: defaultdict[tuple[str, Partition], int] = defaultdict(int)
         self._failures: dict[tuple[str, Partition], Failure] = {}
         self._logs: dict[tuple[str, Partition], str] = {}
+        self._retries = 0
 
     @classmethod
     def start(cls, most: int) -> Any:
@@ -53,6 +54,7 @@ class Attempts:
         """
         key = stage, partition
         if self._begun[key] < self._most:
+            self._retries += self._begun[key] > 0
             self._begun[key] += 1
             self._failures.pop(key, None)
             self._logs[key] = log
@@ -62,6 +64,11 @@ class Attempts:
     def failed(self, stage: str, failure: Failure) -> None:
         """Note why an attempt failed; one without a note killed its worker."""
         self._failures[stage, failure.partition] = failure
+
+    def retries(self) -> int:
+        """Number of repeated attempts since the last call."""
+        retries, self._retries = self._retries, 0
+        return retries
 
     def done(self, stage: str, partition: Partition) -> None:
         """Forget a stage that is done: if its result is lost with a node, it starts afresh."""

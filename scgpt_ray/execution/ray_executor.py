@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import ray
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
+from scgpt_ray.execution.metrics import record
 from scgpt_ray.pipelines.executor import Failure, OnStep, Pool, Stages
 from scgpt_ray.storage import Folder
 
@@ -64,6 +65,10 @@ class RayExecutor:
         from scgpt_ray.execution.ray_stream import stream  # Ray Data takes seconds to import
 
         return stream(todo, stages, pool)
+
+    def report(self, output: Folder, counts: Mapping[str, int], levels: Mapping[str, float]) -> None:
+        """Record metrics of Ray."""
+        record(output.uri, counts, levels)
 
     def tasks(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0

@@ -20,7 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.execution.attempts import Attempts, attempt
 from scgpt_ray.execution.cluster import failed
-from scgpt_ray.pipelines.executor import Failure, Pool, Stages
+from scgpt_ray.pipelines.executor import RETRIES, Failure, Pool, Stages
 
 _NO_PROGRESS_S = 900
 _BYTES_PER_CELL = 8_000  # about 2,000 genes of 3 bytes, an id and a few columns; for Ray's accounting only
@@ -66,7 +66,10 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
     )
     try:
         for row in committed.iter_rows():
-            yield _failure(row[_FAILURE]) if row[_FAILURE] else json.loads(row[_RECEIPT])
+            if row[_FAILURE]:
+                yield _failure(row[_FAILURE])
+            else:
+                yield {**json.loads(row[_RECEIPT]), RETRIES: ray.get(attempts.retries.remote())}
     except ExecutionTimeoutError as error:
         raise failed(error) from error
 

@@ -1,7 +1,7 @@
 """The executor in this process, for small work, notebooks and tests; the reference for the executor on Ray."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
-from scgpt_ray.pipelines.executor import POISON, Failure, OnStep, Pool, Stages, is_poison
+from scgpt_ray.pipelines.executor import POISON, RETRIES, Failure, OnStep, Pool, Stages, is_poison
 from scgpt_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -54,9 +54,18 @@ class SerialExecutor:
             table = stages.read(partition)
             return compute(table) if compute is not None else (table, {})
 
+        retries = 0
         for partition in todo:
-            done = _attempted(computed, partition, stages.attempts)
-            yield done if isinstance(done, Failure) else stages.commit(done[0], partition, done[1])
+            done, more = _attempted(computed, partition, stages.attempts)
+            retries += more
+            if isinstance(done, Failure):
+                yield done
+                continue
+            yield {**stages.commit(done[0], partition, done[1]), RETRIES: retries}
+            retries = 0
+
+    def report(self, output: Folder, counts: Mapping[str, int], levels: Mapping[str, float]) -> None:
+        """Nothing: there is no cluster to be watched."""
 
     def tasks(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
@@ -86,17 +95,18 @@ class SerialExecutor:
 
 def _attempted(
     computed: Callable[[Partition], tuple[pa.Table, dict[str, Any]]], partition: Partition, attempts: int
-) -> tuple[pa.Table, dict[str, Any]] | Failure:
-    """Table and figures of a partition, or the last failure."""
+) -> tuple[tuple[pa.Table, dict[str, Any]] | Failure, int]:
+    """Table and figures of a partition, or the last failure; and the number of repetitions."""
+    retries = 0
     while True:
         try:
-            return computed(partition)
+            return computed(partition), retries
         except POISON as error:
-            attempts -= 1
             if not is_poison(error):
                 raise
-            if not attempts:
-                return Failure.of(partition, error)
+            if retries + 1 == attempts:
+                return Failure.of(partition, error), retries
+        retries += 1
 
 
 def _call(instance: Any, method: str, *arguments: Any) -> Callable[[], Any]:

@@ -11,7 +11,6 @@ same checkpoint wait for one another at a lock file. Files that a person puts in
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from urllib.parse import quote
 
 from scgpt_ray.errors import CheckpointError
 from scgpt_ray.network.download import (
+    COMMIT,
     HubFolder,
     download,
     locate_file,
@@ -34,7 +34,6 @@ from scgpt_ray.storage import Folder
 logger = logging.getLogger(__name__)
 
 PINNED = "pinned.json"
-_COMMIT = re.compile("[0-9a-f]{40}")
 Sums = dict[str, str]
 """File name -> SHA-256 (hex)."""
 
@@ -98,7 +97,7 @@ def cached_hub_folder(uri: str, first: str, names_of: Callable[[str, Path], Iter
     home = cache_folder() / "hub"
     repo, inside = place.repo.replace("/", "--"), quote(subfolder, safe="")
     commit, ref = place.revision, home / "refs" / f"{repo}@{quote(place.revision, safe='')}"
-    if not _COMMIT.fullmatch(commit):
+    if not COMMIT.fullmatch(commit):
         commit = _commit_of(uri, first, place, ref)
     folder = home / f"{repo}@{commit}{inside}"
     sums = read_pinned(folder)

@@ -21,6 +21,7 @@ from scgpt_ray.storage import Folder
 logger = logging.getLogger(__name__)
 
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<subfolder>.+))?")
+COMMIT = re.compile("[0-9a-f]{40}")
 _CHUNK = 2**22
 _TAG = 16
 
@@ -114,7 +115,7 @@ def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
     place = {"subfolder": folder.subfolder or None, "revision": folder.revision, "endpoint": endpoint}
     url = hf_hub_url(folder.repo, name, **place)
     found = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=False)
-    if found.etag is None or found.commit_hash is None:
+    if found.etag is None or not COMMIT.fullmatch(found.commit_hash or ""):  # it names a folder of the cache
         raise OSError(f"{url} is not answered by a Hugging Face Hub")
     # A token is for the hub, not for the store that it redirects to.
     is_redirected = urlsplit(found.location).netloc != urlsplit(url).netloc

@@ -65,7 +65,9 @@ def part_name(partition: int) -> str:
     return f"part-{partition:05d}.parquet"
 
 
-def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerprint: str, n_tokens: int) -> Part:
+def write_part(
+    parts: Folder, table: pa.Table, partition: Partition, *, fingerprint: str, n_tokens: int
+) -> tuple[Part, int]:
     """Commit one partition.
 
     Args:
@@ -74,6 +76,9 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
         partition: The planned partition.
         fingerprint: Digest of the run's fingerprint.
         n_tokens: Number of tokens embedded.
+
+    Returns:
+        The footer, and the size of the file in bytes.
 
     Raises:
         CompletenessError: If the table does not hold exactly the planned cells.
@@ -97,7 +102,7 @@ def write_part(parts: Folder, table: pa.Table, partition: Partition, *, fingerpr
     )
     content, part = _file(_encoded(table), part, obs_columns(table))
     parts.write(part.name, content)
-    return part
+    return part, len(content)
 
 
 def _file(encoded: pa.Table, part: Part, dictionaries: list[str]) -> tuple[bytes, Part]:

@@ -12,7 +12,7 @@ from scgpt_ray.network.embedder import COUNTERS, report_refused
 from scgpt_ray.parts.manifest import committed_parts
 from scgpt_ray.parts.parts import PARTS, Part, part_name
 from scgpt_ray.pipelines.embed_request import EmbedJob
-from scgpt_ray.pipelines.executor import Executor, Failure, Pool, Stages
+from scgpt_ray.pipelines.executor import RETRIES, Executor, Failure, Pool, Stages
 from scgpt_ray.pipelines.partition_steps import (
     CommitPartition,
     EmbedPartition,
@@ -102,6 +102,8 @@ class EmbedRun:
             planned = (replace(failure, partition=self.plan.partitions[failure.partition.number]) for failure in failed)
             quarantine = quarantine_of([*kept, *(whole(failure, joinids) for failure in planned)])
             self._commit_left(quarantine, joinids)
+        self.executor.report(self.job.output, {"quarantined": quarantine.n_cells}, {})
+        self.tracker.log_metrics({"quarantined": quarantine.n_cells}, step=len(self.parts))
         for cells in quarantine.cells:
             logger.warning("partition %d: %d cells failed: %s", cells.partition, cells.n_cells, cells.reason)
         return quarantine, remainders(self.plan, quarantine, joinids)
@@ -125,7 +127,7 @@ class EmbedRun:
         failed: list[Failure] = []
         done = sum(part.n_cells for part in self.parts.values())
         with Progress(total=self.plan.n_cells, done=done) as progress:
-            for receipt in self.executor.stream(todo, self._stages, self.workers):
+            for number, receipt in enumerate(self.executor.stream(todo, self._stages, self.workers), 1):
                 if isinstance(receipt, Failure):
                     failed.append(receipt)
                     logger.warning("partition %d failed: %s", receipt.partition.number, receipt.reason)
@@ -134,10 +136,18 @@ class EmbedRun:
                 self._note_actor(receipt["actor"])
                 part = Part(**receipt["part"])
                 self.parts[part.partition] = part
-                progress.add(part.n_cells, part.n_tokens, receipt["embed_s"])
-                self.tracker.log_metrics(progress.metrics(self.workers.size), step=len(self.parts), now=False)
-        self.tracker.log_metrics(progress.metrics(self.workers.size), step=len(self.parts))
+                sizes = {"cells": part.n_cells, "tokens": part.n_tokens, "bytes": receipt["n_bytes"]}
+                counts = {**sizes, RETRIES: receipt[RETRIES]}
+                progress.add(counts, receipt["embed_s"])
+                self._show(progress, counts, queue=len(todo) - number)
+            self._show(progress, {}, queue=0)
         return failed
+
+    def _show(self, progress: Progress, counts: Mapping[str, int], *, queue: int) -> None:
+        """Report the figures of a part to those who watch the cluster, and all so far to MLflow."""
+        levels = {"queue": queue, "busy_share": progress.busy_share(self.workers.size)}
+        self.executor.report(self.job.output, counts, levels)
+        self.tracker.log_metrics(progress.metrics() | levels, step=len(self.parts), now=not queue)
 
     def _try(self, pieces: tuple[Partition, ...]) -> list[Failure]:
         """Read and embed cells once without committing them; returns those that failed."""

@@ -26,6 +26,9 @@ _CELLS_PER_CPU_PARTITION = 256
 ATTEMPTS = 3
 """How often a partition may fail, or kill its worker, before it is given up."""
 
+RETRIES = "retries"
+"""Key of a receipt: attempts that were repeated since the receipt before, of any partition."""
+
 POISON = (DamagedError, RuntimeError, MemoryError)
 """Exceptions of reading or computing that may be due to the cells; see `is_poison`."""
 
@@ -150,10 +153,19 @@ class Executor(Protocol):
     def stream(
         self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None
     ) -> "Iterator[dict[str, Any] | Failure]":
-        """Run partitions through the stages; yields receipts in the order in which partitions finish.
+        """Run partitions through the stages; yields receipts, with RETRIES, in the order in which partitions finish.
 
         A partition whose reading or computing fails (`is_poison`) or kills its worker `stages.attempts` times yields a
         Failure; other exceptions are raised.
+        """
+
+    def report(self, output: "Folder", counts: Mapping[str, int], levels: Mapping[str, float]) -> None:
+        """Show figures of the run to those who watch the cluster.
+
+        Args:
+            output: Output folder of the run.
+            counts: What has been done since the last call, by name.
+            levels: What is now, by name.
         """
 
     def tasks(

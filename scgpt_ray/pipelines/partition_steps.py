@@ -205,11 +205,11 @@ class CommitPartition:
     fingerprint: str
 
     def __call__(self, embeddings: pa.Table, partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:
-        """Write the part; the receipt is the figures and `part`."""
+        """Write the part; the receipt is the figures, `part`, and `n_bytes` of its file."""
         parts = self.output.folder(PARTS)
         n_tokens = figures["n_tokens"]
-        part = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, n_tokens=n_tokens)
-        return {**figures, "part": asdict(part)}
+        part, n_bytes = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, n_tokens=n_tokens)
+        return {**figures, "part": asdict(part), "n_bytes": n_bytes}
 
 
 def discard(_embeddings: pa.Table, _partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:

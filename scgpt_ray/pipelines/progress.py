@@ -3,6 +3,8 @@
 import logging
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 
 from tqdm import tqdm
@@ -31,7 +33,7 @@ class Progress:
             desc=what,
         )
         self._total, self._done = total, done
-        self._cells = self._tokens = 0
+        self._counts: Counter[str] = Counter()
         self._busy_s = 0.0
         self._started = self._last_line = time.monotonic()
 
@@ -43,32 +45,32 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def add(self, n_cells: int, n_tokens: int = 0, busy_s: float = 0.0) -> None:
+    def add(self, counts: Mapping[str, int], busy_s: float = 0.0) -> None:
         """Count one committed part.
 
         Args:
-            n_cells: Number of its cells.
-            n_tokens: Number of its tokens.
+            counts: Its cells, tokens and bytes, and what else is counted.
             busy_s: Seconds that an actor computed it.
         """
-        self._cells += n_cells
-        self._tokens += n_tokens
+        self._counts.update(counts)
         self._busy_s += busy_s
-        self._bar.update(n_cells)
+        self._bar.update(counts["cells"])
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            rate = self._cells / (now - self._started)
-            left = self._total - self._done - self._cells
+            done, rate = self._done + self._counts["cells"], self._counts["cells"] / self._elapsed
             logger.info("%d of %d cells, %.1f cells/s, %.0f s left",
-                        self._done + self._cells, self._total, rate, left / rate)  # fmt: skip
+                        done, self._total, rate, (self._total - done) / rate)  # fmt: skip
 
-    def metrics(self, actors: int) -> dict[str, float]:
-        """Rates so far: cells/s, tokens/s, and the share of the time in which an actor computes."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        return {
-            "cells": float(self._done + self._cells),
-            "cells_per_s": self._cells / elapsed,
-            "tokens_per_s": self._tokens / elapsed,
-            "actor_busy_share": self._busy_s / elapsed / actors,
-        }
+    def busy_share(self, actors: int) -> float:
+        """Share of the time in which one of so many actors computes, 0 to 1."""
+        return self._busy_s / self._elapsed / actors
+
+    def metrics(self) -> dict[str, float]:
+        """All that was counted in this run, the cells that are done, and rates: cells/s, tokens/s."""
+        rates = {f"{name}_per_s": self._counts[name] / self._elapsed for name in ("cells", "tokens")}
+        return {**self._counts, "cells": self._done + self._counts["cells"], **rates}
+
+    @property
+    def _elapsed(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)

@@ -75,7 +75,7 @@ class QueryVotes:
         with Progress(sum(cells.values()), sum(cells.values()) - n_left, "map") as progress:
             for names in _blocks(cells, left):
                 short += self._commit(parts, names)
-                progress.add(sum(cells[name] for name in names))
+                progress.add({"cells": sum(cells[name] for name in names)})
         if short:
             logger.warning("%d cells have fewer than %d allowed neighbours", short, self.settings.k)
 

@@ -47,7 +47,7 @@ class CommitTokens:
     where: str
 
     def __call__(self, tokens: pa.Table, partition: Partition, _figures: dict[str, Any]) -> dict[str, Any]:
-        """Write the file of a partition; returns its footer."""
+        """Write the file of a partition; the receipt is `part`, its footer."""
         side_N = self.split.sides(tokens, self.where)
         is_used = side_N != NEITHER
         part = write_tokens(
@@ -59,7 +59,7 @@ class CommitTokens:
             label_column=self.label_column,
             domain_column=self.domain_column,
         )
-        return asdict(part)
+        return {"part": asdict(part)}
 
 
 def cache_tokens(job: TrainingJob, executor: Executor) -> tuple[AtlasTokens, ...]:
@@ -91,7 +91,7 @@ def _cache_atlas(job: TrainingJob, atlas: AtlasJob, number: int, executor: Execu
         for receipt in executor.stream(todo, _stages(job, atlas, place), None):
             if isinstance(receipt, Failure):
                 raise WorkerError(f"partition {receipt.partition.number} of {atlas.source.uri} {receipt.reason}")
-            part = TokenPart(**receipt)
+            part = TokenPart(**receipt["part"])
             parts[part.partition] = part
     return AtlasTokens(place, tuple(parts[partition.number] for partition in atlas.partitions))
 

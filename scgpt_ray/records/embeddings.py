@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.records.record import Count, Record, Size
+from scgpt_ray.records.record import Count, FileName, Record, Size
 from scgpt_ray.schema import Int64Array
 
 
@@ -124,7 +124,7 @@ class Manifest(Record):
     """Width of the embedding."""
     obs_columns: list[str]
     """Columns carried along."""
-    parts: dict[str, Size]
+    parts: dict[FileName, Size]
     """File name -> rows, in order of partition."""
     digests: list[str]
     """SHA-256 of the data of each part; see `Part`."""

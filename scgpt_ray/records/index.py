@@ -6,18 +6,18 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from scgpt_ray.identity import Fingerprint
-from scgpt_ray.records.record import Count, Fraction, Record, Size
+from scgpt_ray.records.record import Count, FileName, Fraction, Record, Size
 
 
 @dataclass(frozen=True)
 class ShardDescription:
     """The files of a shard and what they hold; names are relative to the index folder."""
 
-    name: str
+    name: FileName
     n_cells: Count
-    labels: str
-    ids: str
-    vectors: str | None
+    labels: FileName
+    ids: FileName
+    vectors: FileName | None
     """None where the index itself is exact."""
 
     @classmethod
@@ -46,7 +46,7 @@ class CommitMarker(Record):
     request: str
     """Digest of what decides the content of the shard."""
     shard: ShardDescription
-    bytes: dict[str, Size]
+    bytes: dict[FileName, Size]
     """File name -> size."""
 
 

@@ -10,6 +10,8 @@ from scgpt_ray.storage import Folder
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""A file in the folder of the record; others may have written it, so that it must not lead elsewhere."""
 
 
 class Record(BaseModel):

@@ -40,7 +40,7 @@ def _check(bench: Bench, folder: Path) -> None:
     """float32 by its largest difference, every precision by its error against the spread."""
     checkpoint = read_checkpoint(folder / "checkpoint")
     tokens = tokenize(read_cells(folder / CELLS, checkpoint), checkpoint.vocabulary, TokenRules())
-    expected = np.load(folder / EXPECTED)
+    expected = np.load(folder / EXPECTED, allow_pickle=False)
     spread = _root_mean_square(expected - expected.mean(axis=0))
     for precision in dict.fromkeys(("float32", *bench.sizes.precisions)):
         name = f"{folder.name}, {precision}"
