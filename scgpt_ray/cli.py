@@ -112,6 +112,9 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     found, unknown = parser.parse_known_args(words)
     if not verb:
         raise _no_verb(f"unknown option {unknown[0]}" if unknown else "no verb", "")
+    bare = VERBS[verb].settings_class().bare if unknown else None
+    if bare is not None and not unknown[0].startswith("-"):
+        setattr(found, bare, unknown.pop(0))
     options = {word[2:].partition("=")[0].replace("-", "_"): None for word in unknown if word.startswith("--")}
     if unknown and not options:
         raise ConfigError(

@@ -38,6 +38,8 @@ class Settings(BaseModel):
     """Heading, in `--help`, of the options that this class declares."""
     examples: ClassVar[tuple[str, ...]]
     """Example commands; they run in the folder in which `scgpt-ray demo` was run."""
+    bare: ClassVar[str | None] = None
+    """The option whose value may also be given without its name."""
 
     @model_validator(mode="before")
     @classmethod
