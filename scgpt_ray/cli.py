@@ -70,13 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(settings, began, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, reason=reason)
     values = {"verb": name, **_output(settings), **result.to_dict()}
     code = _code(values)
-    status = {DONE: "done", INCOMPLETE: "incomplete", FAILED: "failed"}[code]
+    status = {DONE: "done", INCOMPLETE: "incomplete"}.get(code, "failed")
     _end(settings, began, code, status=status, **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
     return code
 
 
 def _code(values: dict[str, Any]) -> int:
+    if "exit_code" in values:  # that of a job
+        return int(values["exit_code"])
     if values.get("n_quarantined"):
         return INCOMPLETE
     return DONE if values.get("ok", True) else FAILED

@@ -170,6 +170,12 @@ VERBS = {
         "pipelines.verify:verify",
         "Verified: Largest difference, smallest cosine, and the cells out of tolerance.",
     ),
+    "submit": Verb(
+        "Run a recipe as a job on a Ray cluster, and end as it ends.",
+        "SubmitSettings",
+        "execution.jobs:submit",
+        "Submitted: The job, its exit code and its result.",
+    ),
     "status": Verb(
         "Show what is going on in an output folder: parts, rate, who writes, how the last run ended.",
         "StatusSettings",

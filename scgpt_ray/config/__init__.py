@@ -12,7 +12,7 @@ from scgpt_ray.config.export import ExportSettings
 from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings, VerifySettings
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
-from scgpt_ray.config.jobs import PruneSettings, StatusSettings
+from scgpt_ray.config.jobs import PruneSettings, StatusSettings, SubmitSettings
 from scgpt_ray.config.map import MapSettings
 from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.refresh import RefreshSettings
@@ -38,6 +38,7 @@ __all__ = [
     "Settings",
     "StatusSettings",
     "StorageSettings",
+    "SubmitSettings",
     "ValidateSettings",
     "VariableGeneSettings",
     "VerifySettings",

@@ -1,7 +1,28 @@
-"""The options of `status` and `prune`."""
+"""The options of `submit`, `status` and `prune`."""
 
-from scgpt_ray.config.settings import Text
+from scgpt_ray.config.settings import Settings, Text
 from scgpt_ray.config.storage import StorageSettings
+
+
+class SubmitSettings(Settings):
+    """Options of `submit`."""
+
+    verb = "submit"
+    group = "Job"
+    bare = "recipe"
+    examples = (
+        "scgpt-ray submit jobs/configs/embed.yaml",
+        "scgpt-ray submit jobs/configs/embed.yaml --address http://HEAD:8265",
+        "scgpt-ray submit --recipe s3://my-bucket/recipes/embed.yaml --detach",
+    )
+
+    recipe: Text
+    """YAML file of the options of a verb, with the line `verb: NAME`; a path or s3:// URI. It may be given without
+    --recipe."""
+    address: Text | None = None
+    """URL of the job server of a Ray cluster. Default: $RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265."""
+    detach: bool = False
+    """Do not wait for the end of the job."""
 
 
 class StatusSettings(StorageSettings):
@@ -13,7 +34,7 @@ class StatusSettings(StorageSettings):
     examples = (
         "scgpt-ray status demo/reference",
         "scgpt-ray status demo/index",
-        "scgpt-ray status --folder demo/mapped",
+        "scgpt-ray status --folder demo/mapped/embeddings",
     )
 
     folder: Text
