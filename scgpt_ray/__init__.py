@@ -1,9 +1,10 @@
 """Zero-shot scGPT for single-cell atlases, on Ray.
 
 The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
-`embed`, `refresh`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `verify`, `export`, `checkpoints`,
-`demo` and `run_benchmark`; their table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function
-of that name. Libraries are imported when a function is called, so that `scgpt_ray.network` works on a bare GPU machine.
+`embed`, `refresh`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `verify`, `submit`, `status`,
+`prune`, `export`, `checkpoints`, `demo` and `run_benchmark`; their table is in `scgpt_ray.verbs`. `embed_data` has the
+arguments of upstream's function of that name. Libraries are imported when a function is called, so that
+`scgpt_ray.network` works on a bare GPU machine.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "integrate", "map_query", "pretrain",
-    "refresh", "run_benchmark", "validate", "verify",
+    "prune", "refresh", "run_benchmark", "status", "submit", "validate", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from scgpt_ray import config
     from scgpt_ray.benchmark import stages
+    from scgpt_ray.execution import jobs as _jobs
     from scgpt_ray.pipelines import checkpoints as _checkpoints
     from scgpt_ray.pipelines import demo as _demo
     from scgpt_ray.pipelines import embed as _embed
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from scgpt_ray.pipelines import integrate as _integrate
     from scgpt_ray.pipelines import map as _map
     from scgpt_ray.pipelines import pretrain as _pretrain
+    from scgpt_ray.pipelines import prune as _prune
     from scgpt_ray.pipelines import refresh as _refresh
+    from scgpt_ray.pipelines import status as _status
     from scgpt_ray.pipelines import validate as _validate
     from scgpt_ray.pipelines import verify as _verify
     from scgpt_ray.upstream import embed_data
@@ -51,6 +55,9 @@ if TYPE_CHECKING:
     refresh = _typed(config.RefreshSettings, _refresh.refresh)
     validate = _typed(config.ValidateSettings, _validate.validate)
     verify = _typed(config.VerifySettings, _verify.verify)
+    submit = _typed(config.SubmitSettings, _jobs.submit)
+    status = _typed(config.StatusSettings, _status.status)
+    prune = _typed(config.PruneSettings, _prune.prune)
     export = _typed(config.ExportSettings, _export.export)
     checkpoints = _typed(config.CheckpointsSettings, _checkpoints.checkpoints)
     demo = _typed(config.DemoSettings, _demo.demo)

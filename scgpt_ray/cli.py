@@ -73,13 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     values = {"verb": name, **_output(settings), **result.to_dict()}
     code = _code(values)
-    status = {DONE: "done", INCOMPLETE: "incomplete", FAILED: "failed"}[code]
+    status = {DONE: "done", INCOMPLETE: "incomplete"}.get(code, "failed")
     _end(settings, notices, began, code, status=status, **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
     return code
 
 
 def _code(values: dict[str, Any]) -> int:
+    if "exit_code" in values:  # that of a job
+        return int(values["exit_code"])
     if values.get("n_quarantined"):
         return INCOMPLETE
     return DONE if values.get("ok", True) else FAILED
@@ -118,6 +120,9 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     found, unknown = parser.parse_known_args(words)
     if not verb:
         raise _no_verb(f"unknown option {unknown[0]}" if unknown else "no verb", "")
+    bare = VERBS[verb].settings_class().bare if unknown else None
+    if bare is not None and not unknown[0].startswith("-"):
+        setattr(found, bare, unknown.pop(0))
     options = {word[2:].partition("=")[0].replace("-", "_"): None for word in unknown if word.startswith("--")}
     if unknown and not options:
         raise ConfigError(

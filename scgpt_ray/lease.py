@@ -133,7 +133,7 @@ def _sweep(folder: Folder) -> None:
 
 def _take(folder: Folder, lease: Lease) -> bool:
     """Take the lease if it is free or that of a process that is gone; whether this worked."""
-    there = _read(folder)
+    there = lease_of(folder)
     if there is not None and there.is_alive():
         return False
     if there is not None:
@@ -174,23 +174,28 @@ def _link(source: Path, place: Path) -> bool:
 
 def _refuse(folder: Folder, *, wait: bool) -> None:
     """Refuse the folder, or wait for a while."""
-    there = _read(folder)
+    there = lease_of(folder)
     if there is not None and there.is_alive():
         if not wait:
-            raise OutputError(
-                f"{folder.uri} is in use by {there.text()}",
-                expected="one run at a time",
-                remedy="wait for it (--wait waits), or give --output another folder",
-            )
+            raise in_use(folder, there)
         logger.info("waiting for %s", there.text())
     time.sleep(_POLL_S if wait else 0.0)
+
+
+def in_use(folder: Folder, lease: Lease) -> OutputError:
+    """The error to raise for a folder that another run holds."""
+    return OutputError(
+        f"{folder.uri} is in use by {lease.text()}",
+        expected="one run at a time",
+        remedy="wait for it (--wait waits), or give --output another folder",
+    )
 
 
 def _beat(folder: Folder, lease: Lease, over: threading.Event) -> None:
     """Give signs of life; a run whose lease was taken over is interrupted."""
     while not over.wait(_BEAT_S):
         try:
-            there = _read(folder)
+            there = lease_of(folder)
             if there is None:
                 logger.warning("%s is gone: another run may start", folder.where(Lease.file))
                 return
@@ -212,11 +217,12 @@ def _give_back(folder: Folder, lease: Lease, absent: list[Path]) -> None:
 
 
 def _is_held(folder: Folder, lease: Lease) -> bool:
-    there = _read(folder)
+    there = lease_of(folder)
     return there is not None and there.owner == lease.owner
 
 
-def _read(folder: Folder) -> Lease | None:
+def lease_of(folder: Folder) -> Lease | None:
+    """The lease of a folder, of a run that is alive or not; None without one."""
     try:
         return Lease.read(folder)
     except FileNotFoundError:  # given back since it was listed

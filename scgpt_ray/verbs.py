@@ -170,6 +170,24 @@ VERBS = {
         "pipelines.verify:verify",
         "Verified: Largest difference, smallest cosine, and the cells out of tolerance.",
     ),
+    "submit": Verb(
+        "Run a recipe as a job on a Ray cluster, and end as it ends.",
+        "SubmitSettings",
+        "execution.jobs:submit",
+        "Submitted: The job, its exit code and its result.",
+    ),
+    "status": Verb(
+        "Show what is going on in an output folder: parts, rate, who writes, how the last run ended.",
+        "StatusSettings",
+        "pipelines.status:status",
+        "Status: The state of the folder.",
+    ),
+    "prune": Verb(
+        "Remove from an output folder what killed or changed runs left behind.",
+        "PruneSettings",
+        "pipelines.prune:prune",
+        "Pruned: The files that were removed, or would be.",
+    ),
     "export": Verb(
         "Write embeddings as other tools open and publish them: .h5ad, SOMA, a data set of the Hugging Face Hub.",
         "ExportSettings",

@@ -1,14 +1,13 @@
 """The options of all verbs."""
 
-import argparse
 import shlex
 
 import pytest
 
+from scgpt_ray.cli import _read
 from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings, parse_bytes
 from scgpt_ray.config.settings import did_you_mean
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.options import add_options
 from scgpt_ray.verbs import VERBS
 
 NEEDED = {"atlas": "a", "checkpoint": "c", "output": "o"}
@@ -75,11 +74,10 @@ def test_examples_are_options_of_their_verb(verb):
     settings = VERBS[verb].settings_class()
     assert len(settings.examples) == 3
     for example in settings.examples:
-        parser = argparse.ArgumentParser(add_help=False)
-        add_options(parser, settings)
-        program, name, *words = shlex.split(example)
+        program, *words = shlex.split(example)
+        name, options = _read(words)
         assert (program, name) == ("scgpt-ray", verb)
-        assert settings.of({key: value for key, value in vars(parser.parse_args(words)).items() if key != "config"})
+        assert settings.of({key: value for key, value in options.items() if key != "config"})
 
 
 def test_headings():

@@ -31,6 +31,7 @@ ENTRIES = {
     "scgpt_ray.pipelines.index_steps": "faiss pyarrow pydantic",
     "scgpt_ray.pipelines.partition_steps": "numba pandas pyarrow pydantic scipy",
     "scgpt_ray.pipelines.reference": "faiss pyarrow pydantic",
+    "scgpt_ray.pipelines.status": "pyarrow pydantic",
     "scgpt_ray.execution.engine": "pyarrow pydantic",
     "scgpt_ray.execution.serial": "pyarrow pydantic",
     "scgpt_ray.execution.ray_executor": "pyarrow pydantic ray",

@@ -12,6 +12,7 @@ from scgpt_ray.config.export import ExportSettings
 from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings, VerifySettings
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
+from scgpt_ray.config.jobs import PruneSettings, StatusSettings, SubmitSettings
 from scgpt_ray.config.map import MapSettings
 from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.refresh import RefreshSettings
@@ -31,9 +32,12 @@ __all__ = [
     "IntegrateSettings",
     "MapSettings",
     "PretrainSettings",
+    "PruneSettings",
     "RefreshSettings",
     "Settings",
+    "StatusSettings",
     "StorageSettings",
+    "SubmitSettings",
     "ValidateSettings",
     "VariableGeneSettings",
     "VerifySettings",

@@ -44,6 +44,8 @@ class Settings(BaseModel):
     """Heading, in `--help`, of the options that this class declares."""
     examples: ClassVar[tuple[str, ...]]
     """Example commands; they run in the folder in which `scgpt-ray demo` was run."""
+    bare: ClassVar[str | None] = None
+    """The option whose value may also be given without its name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,13 +76,21 @@ class Settings(BaseModel):
         """Make settings from a YAML file and options, which override the file.
 
         Args:
-            path: A YAML file of this verb's keys, or None.
+            path: A YAML file of this verb's keys, which may have `verb` as well; or None.
             options: Field name -> value, only of the options given.
 
         Raises:
             ConfigError: If the file cannot be read; or lists all mistakes in one line.
         """
-        return cls.of({**(_read_yaml(path) if path else {}), **options})
+        values = read_yaml(path) if path else {}
+        verb = values.pop("verb", cls.verb)
+        if verb != cls.verb:
+            raise ConfigError(
+                f"--config {path} has options of {verb}",
+                expected=f"options of {cls.verb}",
+                remedy=f"run scgpt-ray {verb}, or give another file",
+            )
+        return cls.of({**values, **options})
 
     @classmethod
     def groups(cls) -> dict[str, list[str]]:
@@ -134,7 +144,12 @@ def _mistake(detail: Any) -> tuple[str, str]:
             return f"{name} is {detail['input']!r}", f"{right} for {name}"
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, Any]:
+    """The keys and values of a file of options, unchecked.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
     # Imported here: most runs have no file, and `--help` waits for no pyarrow.
     import yaml
 

@@ -148,12 +148,12 @@ def commit_shard(folder: Folder, shard: ShardDescription, request: str) -> None:
     """Commit a shard: write its marker with the digest of the request and the sizes of its files."""
     sizes = {name: size for name in shard.files if (size := folder.size(name)) is not None}
     assert len(sizes) == len(shard.files), "a shard is committed after its files are written"
-    folder.write(_marker_of(shard.name), CommitMarker(request=request, shard=shard, bytes=sizes).to_json())
+    folder.write(shard.marker, CommitMarker(request=request, shard=shard, bytes=sizes).to_json())
 
 
 def committed_shard(folder: Folder, number: int, request: str) -> ShardDescription | None:
     """The shard of this number if an earlier run committed it for the same request and its files are complete."""
-    name = _marker_of(ShardDescription.of(number, 0, is_exact=True).name)
+    name = ShardDescription.of(number, 0, is_exact=True).marker
     if not folder.has(name):
         return None
     try:
@@ -171,7 +171,7 @@ def require_files(folder: Folder, shards: Iterable[ShardDescription]) -> None:
         ReferenceSetError: If not.
     """
     for shard in shards:
-        marker = _marker_of(shard.name)
+        marker = shard.marker
         sizes = CommitMarker.from_json(folder.read(marker), marker).bytes if folder.has(marker) else {marker: 1}
         for name, size in sizes.items():
             found = folder.size(name)
@@ -181,7 +181,3 @@ def require_files(folder: Folder, shards: Iterable[ShardDescription]) -> None:
                     expected=f"a file of {size} bytes, as it was committed",
                     remedy=f"scgpt-ray validate --index {folder.uri} --repair makes it again",
                 )
-
-
-def _marker_of(name: str) -> str:
-    return name.removesuffix(".faiss") + ".json"

@@ -32,6 +32,11 @@ class ShardDescription:
         )
 
     @property
+    def marker(self) -> str:
+        """Name of its commit marker."""
+        return self.name.removesuffix(".faiss") + ".json"
+
+    @property
     def files(self) -> list[str]:
         """All of them, without the commit marker."""
         return [name for name in (self.name, self.ids, self.vectors, self.labels) if name is not None]
