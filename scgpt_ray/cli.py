@@ -1,8 +1,9 @@
 """The command line: `scgpt-ray VERB [--config FILE.yaml] [--option value ...]`.
 
 Every option is a field of the verb's settings class. Exit codes: 0 done, 1 failure, 2 bad input, 3 done but for cells
-that could not be read or embedded, 130 Ctrl-C, 143 SIGTERM. The last line on stdout is one JSON object, the result.
-`result.json` in the output folder has it as well, or why the run ended, but for bad input, which changes nothing.
+that could not be read or embedded, 4 done but the embeddings have drifted, 130 Ctrl-C, 143 SIGTERM. The last line on
+stdout is one JSON object, the result. `result.json` in the output folder has it as well, or why the run ended, but for
+bad input, which changes nothing.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from scgpt_ray.errors import ConfigError, InputError, ScgptRayError
 from scgpt_ray.object_store import ObjectStore, pairs, using
 from scgpt_ray.verbs import VERBS, store_of
 
-DONE, FAILED, BAD_INPUT, INCOMPLETE = 0, 1, 2, 3
+DONE, FAILED, BAD_INPUT, INCOMPLETE, GATE_FAILED = 0, 1, 2, 3, 4
 INTERRUPTED, TERMINATED = 130, 143
 """128 and the number of the signal, as shells have it."""
 
@@ -70,13 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(settings, began, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, reason=reason)
     values = {"verb": name, **_output(settings), **result.to_dict()}
     code = _code(values)
-    status = {DONE: "done", INCOMPLETE: "incomplete", FAILED: "failed"}[code]
+    status = {DONE: "done", INCOMPLETE: "incomplete", FAILED: "failed", GATE_FAILED: "gate_failed"}[code]
     _end(settings, began, code, status=status, **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
     return code
 
 
 def _code(values: dict[str, Any]) -> int:
+    if "gate_failed" in (values.get("gate"), values.get("refresh")):
+        return GATE_FAILED
     if values.get("n_quarantined"):
         return INCOMPLETE
     return DONE if values.get("ok", True) else FAILED
