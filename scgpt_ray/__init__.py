@@ -1,10 +1,10 @@
 """Zero-shot scGPT for single-cell atlases, on Ray.
 
 The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
-`embed`, `refresh`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `verify`, `submit`, `status`,
-`prune`, `export`, `checkpoints`, `demo` and `run_benchmark`; their table is in `scgpt_ray.verbs`. `embed_data` has the
-arguments of upstream's function of that name. Libraries are imported when a function is called, so that
-`scgpt_ray.network` works on a bare GPU machine.
+`embed`, `refresh`, `gate`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `verify`, `submit`,
+`status`, `prune`, `export`, `checkpoints`, `demo` and `run_benchmark`; their table is in `scgpt_ray.verbs`.
+`embed_data` has the arguments of upstream's function of that name. Libraries are imported when a function is called, so
+that `scgpt_ray.network` works on a bare GPU machine.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
-    "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "integrate", "map_query", "pretrain",
+    "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "gate", "integrate", "map_query", "pretrain",
     "prune", "refresh", "run_benchmark", "status", "submit", "validate", "verify",
 ]  # fmt: skip
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scgpt_ray.pipelines import demo as _demo
     from scgpt_ray.pipelines import embed as _embed
     from scgpt_ray.pipelines import export as _export
+    from scgpt_ray.pipelines import gate as _gate
     from scgpt_ray.pipelines import index as _index
     from scgpt_ray.pipelines import integrate as _integrate
     from scgpt_ray.pipelines import map as _map
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     integrate = _typed(config.IntegrateSettings, _integrate.integrate)
     pretrain = _typed(config.PretrainSettings, _pretrain.pretrain)
     refresh = _typed(config.RefreshSettings, _refresh.refresh)
+    gate = _typed(config.GateSettings, _gate.gate)
     validate = _typed(config.ValidateSettings, _validate.validate)
     verify = _typed(config.VerifySettings, _verify.verify)
     submit = _typed(config.SubmitSettings, _jobs.submit)

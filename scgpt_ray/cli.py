@@ -1,8 +1,9 @@
 """The command line: `scgpt-ray VERB [--config FILE.yaml] [--option value ...]`.
 
 Every option is a field of the verb's settings class. Exit codes: 0 done, 1 failure, 2 bad input, 3 done but for cells
-that could not be read or embedded, 130 Ctrl-C, 143 SIGTERM. The last line on stdout is one JSON object, the result.
-`result.json` in the output folder has it as well, or why the run ended, but for bad input, which changes nothing.
+that could not be read or embedded, 4 done but the embeddings have drifted, 130 Ctrl-C, 143 SIGTERM. The last line on
+stdout is one JSON object, the result. `result.json` in the output folder has it as well, or why the run ended, but for
+bad input, which changes nothing.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from scgpt_ray.notices import Notices
 from scgpt_ray.object_store import ObjectStore, pairs, using
 from scgpt_ray.verbs import VERBS, store_of
 
-DONE, FAILED, BAD_INPUT, INCOMPLETE = 0, 1, 2, 3
+DONE, FAILED, BAD_INPUT, INCOMPLETE, GATE_FAILED = 0, 1, 2, 3, 4
 INTERRUPTED, TERMINATED = 130, 143
 """128 and the number of the signal, as shells have it."""
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     values = {"verb": name, **_output(settings), **result.to_dict()}
     code = _code(values)
-    status = {DONE: "done", INCOMPLETE: "incomplete"}.get(code, "failed")
+    status = {DONE: "done", INCOMPLETE: "incomplete", GATE_FAILED: "gate_failed"}.get(code, "failed")
     _end(settings, notices, began, code, status=status, **values)
     sys.stdout.write(f"{result.text()}\n{json.dumps(values)}\n")
     return code
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _code(values: dict[str, Any]) -> int:
     if "exit_code" in values:  # that of a job
         return int(values["exit_code"])
+    if "gate_failed" in (values.get("gate"), values.get("refresh")):
+        return GATE_FAILED
     if values.get("n_quarantined"):
         return INCOMPLETE
     return DONE if values.get("ok", True) else FAILED

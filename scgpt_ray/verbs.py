@@ -158,6 +158,13 @@ VERBS = {
         "Refreshed: Cells added, carried over, changed and removed.",
         leaves="plan.json",
     ),
+    "gate": Verb(
+        "Compare embeddings with those of an earlier run: have they drifted?",
+        "GateSettings",
+        "pipelines.gate:gate",
+        "GateReport: Figures of each data set with new cells, against thresholds.",
+        leaves="gate.json",
+    ),
     "validate": Verb(
         "Audit an output folder of embed or index; repair it.",
         "ValidateSettings",

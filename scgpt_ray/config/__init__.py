@@ -10,6 +10,7 @@ from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
 from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice, StorageSettings
 from scgpt_ray.config.export import ExportSettings
 from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings, VerifySettings
+from scgpt_ray.config.gate import DriftSettings, GateSettings
 from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.jobs import PruneSettings, StatusSettings, SubmitSettings
@@ -24,10 +25,12 @@ __all__ = [
     "CheckpointsSettings",
     "ComputeSettings",
     "DemoSettings",
+    "DriftSettings",
     "EmbedSettings",
     "ExecutionSettings",
     "ExecutorChoice",
     "ExportSettings",
+    "GateSettings",
     "IndexSettings",
     "IntegrateSettings",
     "MapSettings",

@@ -6,10 +6,11 @@ from pydantic import model_validator
 
 from scgpt_ray.config.cells import ComputeSettings
 from scgpt_ray.config.embed import FailureSettings
+from scgpt_ray.config.gate import DriftSettings
 from scgpt_ray.config.settings import Text, Timestamp
 
 
-class RefreshSettings(FailureSettings, ComputeSettings):
+class RefreshSettings(FailureSettings, ComputeSettings, DriftSettings):
     """Options of `refresh`."""
 
     verb = "refresh"
@@ -17,7 +18,7 @@ class RefreshSettings(FailureSettings, ComputeSettings):
     examples = (
         "scgpt-ray refresh --embeddings demo/reference --output refreshed",
         "scgpt-ray refresh --embeddings demo/reference --atlas demo/atlas --output refreshed-again",
-        "scgpt-ray refresh --embeddings demo/reference --output all-anew --full-refresh",
+        "scgpt-ray refresh --embeddings demo/reference --output all-anew --full-refresh --gate --verified-cells 10",
     )
 
     embeddings: Text
@@ -36,6 +37,10 @@ class RefreshSettings(FailureSettings, ComputeSettings):
     """Index of --embeddings, whose template is used for a new one without training. Default: none."""
     index_output: Text | None = None
     """Folder for the new index, with --index. Default: none."""
+
+    gate: bool = False
+    """Compare the refreshed embeddings with the earlier ones before an index is made of them, as `scgpt-ray gate` does,
+    into gate/ of the output. If they have drifted, no index is made, and the exit code is 4."""
 
     @model_validator(mode="after")
     def _new_places(self) -> Self:

@@ -22,7 +22,7 @@ from scgpt_ray.atlas.plan import Partition, digest_joinids
 from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.footer import read_all, read_stamp
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
+from scgpt_ray.schema import CONTENT, EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
 from scgpt_ray.storage import Folder
 
 PARTS = "parts"
@@ -174,6 +174,20 @@ def read_checked(
         ) from error
 
 
+def require_content(folder: Folder, manifest: Manifest) -> None:
+    """Require that finished embeddings carry the digests of their cells' contents.
+
+    Raises:
+        ReferenceSetError: If they do not.
+    """
+    if CONTENT not in part_columns(folder, manifest):
+        raise ReferenceSetError(
+            f"the parts of {folder.uri} have no column {CONTENT}",
+            expected="embeddings that this version made",
+            remedy="embed the atlas anew",
+        )
+
+
 def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
     """Read a part, or some of its columns.
 
@@ -188,6 +202,17 @@ def read_part(parts: Folder, name: str, columns: list[str] | None = None) -> pa.
         place = table.schema.get_field_index(EMBEDDING)
         table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(pa.list_(pa.float32(), dimension)))
     return table
+
+
+def read_rows(folder: Folder, manifest: Manifest, rows: Int64Array, columns: list[str]) -> pa.Table:
+    """Some cells of finished embeddings, by their sorted row numbers over all parts; only their parts are read."""
+    tables, start = [], 0
+    for name, n_cells in manifest.parts.items():
+        here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + n_cells)] - start
+        if len(here):
+            tables.append(read_part(folder.folder(PARTS), name, columns).take(pa.array(here)))
+        start += n_cells
+    return pa.concat_tables(tables)
 
 
 def read_vectors(parts: Folder, name: str) -> tuple[Int64Array, Float32Matrix]:

@@ -6,20 +6,26 @@ from typing import Any
 
 from scgpt_ray.config import EmbedSettings, IndexSettings, RefreshSettings
 from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.evaluation.drift.thresholds import Thresholds
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.description import require_index
 from scgpt_ray.lease import hold
 from scgpt_ray.parts.changes import changes
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import require_manifest
-from scgpt_ray.parts.parts import part_columns
+from scgpt_ray.parts.parts import require_content
 from scgpt_ray.pipelines.embed import complete
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.pipelines.executor import Engine
+from scgpt_ray.pipelines.gate import compare_embeddings
+from scgpt_ray.pipelines.gate import write as write_gate
+from scgpt_ray.pipelines.gate_cells import label_column_of
 from scgpt_ray.pipelines.index import build_index
-from scgpt_ray.records import Changes, IndexDescription, Manifest, Plan
-from scgpt_ray.schema import CONTENT
+from scgpt_ray.records import Changes, GateReport, IndexDescription, Manifest, Plan
 from scgpt_ray.storage import Folder
+
+GATE = "gate"
+"""Folder of the gate's report in the output."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +38,29 @@ class Refreshed:
         changes: What differs from the earlier embeddings; None if the atlas has not been written since, so that no new
             folder was made.
         n_quarantined: Cells that could not be read or embedded.
-        index: The new index, if one was asked for.
+        gate: Whether they have drifted, if that was asked.
+        index: The new index, if one was asked for and they have not drifted.
     """
 
     changes: Changes | None
     n_quarantined: int = 0
+    gate: GateReport | None = None
     index: IndexDescription | None = None
 
     def text(self) -> str:
         """A line for people."""
         if self.changes is None:
             return "nothing new: the atlas has not been written since"
-        return "\n".join([self.changes.text(), *([self.index.text()] if self.index else [])])
+        return "\n".join(each.text() for each in (self.changes, self.gate, self.index) if each is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """The main figures, for programs."""
         if self.changes is None:
             return {"refresh": "nothing_new"}
-        figures = self.changes.to_dict()
-        return {"refresh": figures.pop("status"), **figures, "n_quarantined": self.n_quarantined}
+        figures = {**self.changes.to_dict(), **(self.gate.to_dict() if self.gate else {})}
+        status = figures.pop("status")
+        status = "gate_failed" if figures.get("gate") == "gate_failed" else status
+        return {"refresh": status, **figures, "n_quarantined": self.n_quarantined}
 
 
 def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
@@ -72,15 +82,13 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
             expected="the output folder of embed as it was written",
             remedy="restore the file, or embed the atlas anew",
         )
-    if CONTENT not in part_columns(earlier, before):
-        raise ReferenceSetError(
-            f"the parts of {earlier.uri} have no column {CONTENT}",
-            expected="embeddings that this version made",
-            remedy="embed the atlas anew",
-        )
+    require_content(earlier, before)
     index = require_index(Folder.at(settings.index)) if settings.index else None
     job = check(_embed_settings(settings, plan, before), count_gpus=engine.gpus)
-    if not settings.full_refresh:
+    if settings.gate:
+        Thresholds.load(settings.thresholds)
+        label_column_of(settings.label_column, before.obs_columns, job.source.obs_columns)
+    if settings.gate or not settings.full_refresh:
         require_same_model("the refresh", job.fingerprint.model, earlier.uri, before.fingerprint.model)
     if job.fingerprint == before.fingerprint and job.began is None and not settings.full_refresh:
         logger.info("%s has not been written since %s was made", job.source.uri, earlier.uri)
@@ -88,8 +96,14 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
     if job.done is None and not settings.full_refresh:
         job = replace(job, earlier=EarlierVectors.of(earlier, before, output))
     after = complete(job, engine, "refresh")
-    found = _changes(earlier, before, output, after)
-    return Refreshed(found, after.n_quarantined, _indexed(settings, index, engine) if index else None)
+    refreshed = Refreshed(_changes(earlier, before, output, after), after.n_quarantined)
+    if settings.gate:
+        report = compare_embeddings(settings, earlier, output, engine, settings.index)
+        write_gate(report, output.folder(GATE), earlier.uri, output.uri)
+        refreshed = replace(refreshed, gate=report)
+        if report.failed:
+            return refreshed
+    return replace(refreshed, index=_indexed(settings, index, engine)) if index else refreshed
 
 
 def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> EmbedSettings:

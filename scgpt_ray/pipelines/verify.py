@@ -20,10 +20,10 @@ from scgpt_ray.identity import Fingerprint, require_same_model
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import Embedder
 from scgpt_ray.parts.manifest import require_manifest
-from scgpt_ray.parts.parts import PARTS, read_part
+from scgpt_ray.parts.parts import read_rows
 from scgpt_ray.pipelines.embed_request import harmonize_genes, model_identity, variable_only
 from scgpt_ray.pipelines.validate import stored_settings
-from scgpt_ray.records import Manifest, Plan
+from scgpt_ray.records import Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, Int64Array, matrix
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
@@ -91,23 +91,26 @@ def verify(settings: VerifySettings) -> Verified:
     manifest, plan = require_manifest(folder), Plan.read(folder)
     asked = stored_settings(folder, plan, {"atlas": settings.atlas, "checkpoint": settings.checkpoint})
     random = np.random.default_rng(settings.seed)
-    stored = _stored(folder, manifest, min(settings.sample, manifest.n_cells), random)
-    logger.info("%d of %d cells are embedded again", len(stored), manifest.n_cells)
-    anew = _embed(asked, manifest.fingerprint, stored[JOINID].to_numpy(), random)
-    return compare(stored, anew, manifest.fingerprint.model["precision"])
+    drawn = np.sort(random.choice(manifest.n_cells, min(settings.sample, manifest.n_cells), replace=False))
+    return verify_cells(asked, manifest.fingerprint, read_rows(folder, manifest, drawn, [JOINID, EMBEDDING]), random)
 
 
-def _stored(folder: Folder, manifest: Manifest, n: int, random: np.random.Generator) -> pa.Table:
-    """soma_joinid and embedding of a random sample of n cells, ascending."""
-    ends = np.cumsum(np.fromiter(manifest.parts.values(), np.int64))
-    drawn = np.sort(random.choice(manifest.n_cells, n, replace=False))
-    tables, start = [], 0
-    for name, end in zip(manifest.parts, ends, strict=True):
-        rows = drawn[(drawn >= start) & (drawn < end)] - start
-        if len(rows):
-            tables.append(read_part(folder.folder(PARTS), name, [JOINID, EMBEDDING]).take(pa.array(rows)))
-        start = end
-    return pa.concat_tables(tables)
+def verify_cells(asked: EmbedSettings, there: Fingerprint, stored: pa.Table, random: np.random.Generator) -> Verified:
+    """Embed some stored cells again, and compare.
+
+    Args:
+        asked: The request of the run that stored them.
+        there: The fingerprint of that run.
+        stored: soma_joinid and embedding, in order of joinid.
+        random: Of the order in which they are read.
+
+    Raises:
+        InputError: If atlas or checkpoint are gone or are others.
+        WorkerError: If the atlas lacks a cell.
+    """
+    logger.info("%d cells are embedded again", len(stored))
+    anew = _embed(asked, there, stored[JOINID].to_numpy(), random)
+    return compare(stored, anew, there.model["precision"])
 
 
 def _embed(asked: EmbedSettings, there: Fingerprint, joinids: Int64Array, random: np.random.Generator) -> pa.Table:

@@ -4,6 +4,7 @@
     quarantine.json       embed: cells that could not be read or embedded; absent if there are none
     manifest.json         embed: what a finished run made, written last
     changes.json          refresh: which cells differ from those of the earlier embeddings
+    gate.json             gate: how they drifted from the earlier embeddings
     index.json            index: what a search needs to know, written last; README.md has it as text
     shard-00000.json      index: the commit marker of a shard
     request.json          pretrain: what was asked for
@@ -13,6 +14,7 @@ contradicts the rest.
 """
 
 from scgpt_ray.records.embeddings import ChangeCounts, Changes, Manifest, Plan, Quarantine, QuarantinedCells
+from scgpt_ray.records.gate import Check, GateReport
 from scgpt_ray.records.index import CommitMarker, IndexDescription, ShardDescription
 from scgpt_ray.records.record import Record
 from scgpt_ray.records.training import PretrainRequest
@@ -20,7 +22,9 @@ from scgpt_ray.records.training import PretrainRequest
 __all__ = [
     "ChangeCounts",
     "Changes",
+    "Check",
     "CommitMarker",
+    "GateReport",
     "IndexDescription",
     "Manifest",
     "Plan",

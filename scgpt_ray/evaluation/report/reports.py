@@ -1,4 +1,4 @@
-"""The reports of a mapping and of an integration: one HTML file each, without outside resources.
+"""The reports of a mapping, an integration and a gate: one HTML file each, without outside resources.
 
 Texts and layout are in the templates in `web/`, for a screen, light or dark, a phone, and paper.
 """
@@ -18,6 +18,7 @@ from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.scatter import Scatter
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.promise import Promise
+from scgpt_ray.records import GateReport
 
 
 def map_report(
@@ -99,6 +100,21 @@ def integration_report(
     )
 
 
+def gate_report(title: str, facts: Mapping[str, object], report: GateReport, reasons: Mapping[str, str]) -> str:
+    """Write the report of a gate.
+
+    Args:
+        title: Heading.
+        facts: What was compared: name -> value, in order.
+        report: The checks.
+        reasons: Name of a threshold -> what it limits, and why.
+
+    Returns:
+        The HTML document.
+    """
+    return _templates().get_template("gate.html").render(title=title, facts=facts, report=report, reasons=reasons)
+
+
 @cache
 def _templates() -> Environment:
     loader = PackageLoader("scgpt_ray.evaluation.report", "web")
@@ -110,6 +126,7 @@ def _templates() -> Environment:
         "score": lambda value: "-" if value is None else f"{value:.3f}",
         "p_value": lambda value: "-" if value is None else f"{value:.2g}",
         "share": lambda value: "" if value is None else f"{value:.1%}",
+        "figure": lambda value: "-" if value is None else f"{value:.3g}",
         "fact": lambda value: f"{value:,}" if type(value) is int else str(value),
     }
     return templates

@@ -1,0 +1,1 @@
+"""Drift of embeddings: new cells against earlier ones that they should resemble, with thresholds."""
