@@ -87,10 +87,28 @@ def proxy(s3, s3_server, tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", process.stdout.readline().strip())
         yield SimpleNamespace(
             trouble=trouble.write_text,
-            over=trouble.unlink,
+            over=lambda: trouble.unlink(missing_ok=True),
             requests=lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
         )
         process.kill()
+
+
+@pytest.fixture
+def outage(proxy):
+    """Trouble of the proxy that ends when this process first says that it waits: outage(words of s3_proxy.py)."""
+    from scgpt_ray import patience
+
+    def end(_record):
+        patience.logger.removeFilter(end)
+        proxy.over()
+        return True
+
+    def begin(words):
+        proxy.trouble(words)
+        patience.logger.addFilter(end)
+
+    yield begin
+    patience.logger.removeFilter(end)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -215,19 +233,17 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def demo_run(tmp_path_factory):
-    """The demo, run once by the command line: its folder and what it printed."""
+def demo_folder(tmp_path_factory):
+    """The folder of the examples: the demo was run in it, with a fifth of its cells."""
     pytest.importorskip("umap", reason="the demo draws a UMAP: pip install 'scgpt-ray[eval]'", exc_type=ImportError)
-    import contextlib
-    import io
-
     from scgpt_ray.cli import DONE, main
+    from scgpt_ray.pipelines import demo
 
-    folder = tmp_path_factory.mktemp("run") / "demo"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert main(["demo", "--output", str(folder), "--executor", "serial"]) == DONE
-    return folder, printed.getvalue().splitlines()
+    folder, blood_cells = tmp_path_factory.mktemp("run"), demo.blood_cells
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "blood_cells", lambda seed: blood_cells(seed)[::5].copy())
+        assert main(["demo", "--output", str(folder / "demo"), "--executor", "serial"]) == DONE
+    return folder
 
 
 @pytest.fixture(scope="session")

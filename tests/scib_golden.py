@@ -18,7 +18,7 @@ import anndata as ad
 import numpy as np
 
 LABEL = "cell_type"
-SETS = {"kang_ctrl_12k": ("donor", 3000), "kang_ctrlstim": ("condition", 1556)}
+SETS = {"kang_ctrl_12k": ("donor", 1000), "kang_ctrlstim": ("condition", 750)}
 """File -> batch column, and the number of cells, evenly spaced."""
 VARIABLE, D = 1000, 20
 

@@ -68,11 +68,10 @@ def test_each_verb_that_works_has_a_recipe(request):
         assert VERBS[path.stem].settings_class().load(str(path), {})
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", [name for name in VERBS if name not in ("demo", "submit")])
-def test_the_examples_of_help_run_in_the_folder_of_a_demo(verb, demo_run, monkeypatch, capsys):
-    monkeypatch.chdir(demo_run[0].parent)
+def test_the_examples_of_help_run_in_the_folder_of_a_demo(verb, demo_folder, monkeypatch, capsys):
+    monkeypatch.chdir(demo_folder)
     for example in VERBS[verb].settings_class().examples:
         assert main(shlex.split(example)[1:]) == DONE, capsys.readouterr().err
 

@@ -77,29 +77,31 @@ def test_agreement_with_scib_metrics_called_directly(overlapping, scores):
     assert all(0.02 < value < 0.98 for value in expected.values()), "a case in which no metric is at its end"
 
 
-def golden_cells(data, name):
-    """The cells of a golden case, and what scib says of them."""
-    found = next(case for case in golden_cases(data) if case[0] == name)
-    _, digest, vectors, labels, keys = found
-    assert digest == GOLDEN[name]["vectors_sha256"], "scib evaluated other vectors"
-    label_N, key_N = (np.unique(values, return_inverse=True)[1] for values in (labels, keys))
-    expected = {metric: value for metric, value in GOLDEN[name].items() if metric != "vectors_sha256"}
-    return EvaluatedCells(vectors, label_N, key_N, seed=0), expected
+@pytest.fixture(scope="module")
+def golden(shared):
+    """Name -> the cells of a golden case."""
+    cases = {}
+    for name, digest, vectors, *values in golden_cases(shared / "data"):
+        assert digest == GOLDEN[name]["vectors_sha256"], "scib evaluated other vectors"
+        label_N, key_N = (np.unique(each, return_inverse=True)[1] for each in values)
+        cases[name] = EvaluatedCells(vectors, label_N, key_N, seed=0)
+    return cases
 
 
-def test_clustering_and_connectivity_are_those_of_scib(shared):
-    found, expected = golden_cells(shared / "data", "kang_ctrlstim, principal components")
+def test_clustering_and_connectivity_are_those_of_scib(golden):
+    name = "kang_ctrlstim, principal components"
+    found, expected = golden[name], GOLDEN[name]
     for metric in ("nmi", "ari", "graph_connectivity"):
         assert _COMPUTE[metric](found) == pytest.approx(expected[metric], abs=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
-def test_all_that_the_averages_are_made_of_is_that_of_scib(shared, name):
-    found, expected = golden_cells(shared / "data", name)
+def test_all_that_the_averages_are_made_of_is_that_of_scib(golden, name):
+    expected = {metric: value for metric, value in GOLDEN[name].items() if metric != "vectors_sha256"}
     for metric, value in expected.items():
         tolerance = 0.01 if metric in ("nmi", "ari") else 1e-3  # another version of Leiden may take another path
-        assert _COMPUTE[metric](found) == pytest.approx(value, abs=tolerance)
+        assert _COMPUTE[metric](golden[name]) == pytest.approx(value, abs=tolerance)
     assert len(expected) == 5
 
 

@@ -44,12 +44,20 @@ def options(blood_file, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def runs(local_ray, options, tmp_path_factory):
-    """Embeddings and a sharded index by each executor: folder / serial, folder / ray."""
+def undisturbed(options, tmp_path_factory):
+    """Embeddings by one process: folder / serial."""
     place = tmp_path_factory.mktemp("executors")
+    scgpt_ray.embed(executor="serial", output=str(place / "serial" / "embeddings"), **options)
+    return place
+
+
+@pytest.fixture(scope="module")
+def runs(local_ray, undisturbed, options):
+    """Embeddings and a sharded index by each executor: folder / serial, folder / ray."""
+    place = undisturbed
+    scgpt_ray.embed(executor="ray", output=str(place / "ray" / "embeddings"), **options)
     for executor in ("serial", "ray"):
         embeddings, index = place / executor / "embeddings", place / executor / "index"
-        scgpt_ray.embed(executor=executor, output=str(embeddings), **options)
         scgpt_ray.build_index(executor=executor, embeddings=str(embeddings), output=str(index), shards=3)
     return place
 
@@ -160,9 +168,11 @@ def test_an_error_in_a_worker_is_raised_plainly(local_ray, blood, checkpoint, ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "ray"])
-def test_a_killed_driver_resumes_to_the_same_bytes(runs, blood_file, checkpoint, executor, tmp_path, capsys):
+def test_a_killed_driver_resumes_to_the_same_bytes(
+    undisturbed, local_ray, blood_file, checkpoint, executor, tmp_path, capsys
+):
     """kill -9 of the driver after its first part; the same command then gives the undisturbed run's parts."""
-    undisturbed = files(runs / "serial" / "embeddings" / "parts")
+    expected = files(undisturbed / "serial" / "embeddings" / "parts")
     command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
     command += ["--output", str(tmp_path / "out"), "--obs-columns", "cell_type", "donor"]
     command += ["--cells-per-partition", "50", "--executor", executor]
@@ -176,7 +186,7 @@ def test_a_killed_driver_resumes_to_the_same_bytes(runs, blood_file, checkpoint,
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert main(command[3:]) == DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
-    assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == undisturbed
+    assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == expected
 
 
 def tracked(output):
@@ -191,7 +201,7 @@ def tracked(output):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("executor", ["serial", "ray"])
-def test_a_driver_that_is_asked_to_stop(runs, blood_file, checkpoint, executor, number, code, tmp_path, capsys):
+def test_a_driver_that_is_asked_to_stop(blood_file, checkpoint, executor, number, code, tmp_path, capsys):
     """It says in one line what to do, leaves no process behind, and the same command gives the undisturbed parts."""
     command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
     command += ["--output", str(tmp_path / "out"), "--obs-columns", "cell_type", "donor"]

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 
 import pytest
@@ -5,6 +7,16 @@ import pytest
 from scgpt_ray.cli import DONE, main
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    """The demo, run once by the command line: its folder and what it printed."""
+    pytest.importorskip("umap", reason="the demo draws a UMAP: pip install 'scgpt-ray[eval]'", exc_type=ImportError)
+    folder, printed = tmp_path_factory.mktemp("run") / "demo", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["demo", "--output", str(folder), "--executor", "serial"]) == DONE
+    return folder, printed.getvalue().splitlines()
 
 
 def test_the_whole_chain_on_real_cells(demo_run):

@@ -20,15 +20,10 @@ MODULE_MAP = ROOT / "scgpt_ray" / "README.md"
 READMES.append(ROOT / "scgpt_ray" / "benchmark" / "README.md")
 
 
-@pytest.fixture
-def folder(demo_run):
-    return demo_run[0].parent
-
-
 @pytest.mark.timeout(1200)  # all commands of six READMEs, one after the other
-def test_the_commands_and_scripts(folder, monkeypatch, capsys):
+def test_the_commands_and_scripts(demo_folder, monkeypatch, capsys):
     """Block by block: later ones use what earlier ones leave."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(demo_folder)
     text = "\n".join(path.read_text() for path in READMES)
     ran = []
     for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -103,7 +102,7 @@ def test_an_upload_of_which_a_piece_fails_is_not_committed(s3, proxy, monkeypatc
 
 
 @pytest.mark.slow
-def test_an_outage_is_waited_for(s3, proxy, caplog):
+def test_an_outage_is_waited_for(s3, outage, caplog):
     folder = Folder.at(s3)
     folder.write("x", b"12345")
     asks = {
@@ -114,9 +113,8 @@ def test_an_outage_is_waited_for(s3, proxy, caplog):
         "remove": lambda: folder.remove("y") is None,
     }
     for name, ask in asks.items():
-        proxy.trouble("0 " if name == "size" else "503 ")
-        threading.Timer(3.0, proxy.over).start()
         caplog.clear()
+        outage("0 " if name == "size" else "503 ")
         assert ask(), name
         assert f"{s3[5:]}" in caplog.text
         assert "waiting" in caplog.text
@@ -125,7 +123,7 @@ def test_an_outage_is_waited_for(s3, proxy, caplog):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["atlas", "cells.h5ad"])
 @pytest.mark.parametrize("trouble", ["503 ", "0 "])
-def test_an_outage_while_an_atlas_is_read(s3, proxy, blood, make_soma, tmp_path, name, trouble):
+def test_an_outage_while_an_atlas_is_read(s3, outage, blood, make_soma, tmp_path, caplog, name, trouble):
     few = blood[:20].copy()
     few.write_h5ad(tmp_path / "cells.h5ad")
     make_soma(few, tmp_path / "atlas")
@@ -133,11 +131,12 @@ def test_an_outage_while_an_atlas_is_read(s3, proxy, blood, make_soma, tmp_path,
         if file.is_file():
             Folder.at(s3).write(str(file.relative_to(tmp_path)), file.read_bytes())
     source = locate(f"{s3}/{name}", CellSettings())
-    proxy.trouble(trouble)
-    threading.Timer(5.0, proxy.over).start()
     (partition,) = cut(source.joinids(), 100)
+    caplog.clear()
+    outage(trouble)
     found = pa.concat_tables(source.read(partition, np.arange(64, dtype=np.int32)))
     assert found["obs_id"].to_pylist() == few.obs_names.tolist()
+    assert "waiting" in caplog.text
 
 
 def test_what_is_not_allowed(s3, proxy):

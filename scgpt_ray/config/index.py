@@ -14,7 +14,7 @@ class IndexSettings(ExecutionSettings):
     examples = (
         "scgpt-ray index --embeddings demo/reference --output index --label-columns cell_type --license cc-by-4.0",
         "scgpt-ray index --embeddings demo/reference --output index --append",
-        "scgpt-ray index --embeddings demo/reference --output index-ivf --factory IVF8,SQ8 --shards 2",
+        "scgpt-ray index --embeddings demo/reference --output index-ivf --factory IVF2,SQ8 --shards 2",
     )
 
     embeddings: Text
