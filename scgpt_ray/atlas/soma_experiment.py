@@ -25,30 +25,36 @@ CONFIG = {
 A result has a buffer per column and table: buffers of 16 MiB take 70 MiB more memory, at the same speed.
 """
 
+_FAR = {"soma.init_buffer_bytes": str(16 * 2**20), "sm.io_concurrency_level": "8"}
+"""Other settings for object stores: TileDB asks for the counts of a result once more for each result, and for one file
+after the other if it has one thread.
+"""
+
 _INDEX_NAME = "soma_dataframe_original_index_name"
 """Metadata key under which tiledbsoma.io stores, as JSON, the name of the column that was the AnnData's index."""
 
 
 @lru_cache(maxsize=2)
-def _context(process: int, store: ObjectStore) -> Any:
+def _context(process: int, store: ObjectStore, is_far: bool) -> Any:
     """One context per process and store: it owns threads, and must not cross a fork."""
     assert process == os.getpid()
     keep_freed_memory()
-    return soma.SOMATileDBContext(tiledb_config={**CONFIG, **store.tiledb()})
+    return soma.SOMATileDBContext(tiledb_config={**CONFIG, **(_FAR if is_far else {}), **store.tiledb()})
 
 
 @lru_cache(maxsize=2)
 def open_experiment(process: int, uri: str, timestamp: int, store: ObjectStore) -> Any:
     """Opened once per process: opening costs several round trips, and a snapshot does not change."""
     # TileDB connects at the first request. The environment of a process that reads local files stays as it is.
-    with store.environment() if "://" in uri else nullcontext():
-        return soma.Experiment.open(uri, context=_context(process, store), tiledb_timestamp=timestamp)
+    is_far = "://" in uri
+    with store.environment() if is_far else nullcontext():
+        return soma.Experiment.open(uri, context=_context(process, store, is_far), tiledb_timestamp=timestamp)
 
 
 def members(uri: str, store: ObjectStore) -> list[str]:
     """Sorted names in a SOMA collection; none if it cannot be opened."""
     try:
-        with store.environment(), soma.Collection.open(uri, context=_context(os.getpid(), store)) as collection:
+        with store.environment(), soma.Collection.open(uri, context=_context(os.getpid(), store, True)) as collection:
             return sorted(collection)
     except soma.SOMAError:
         return []
