@@ -212,8 +212,8 @@ def voted(predictions: pa.Table, column: str) -> npt.NDArray[np.object_]:
 def texts(values: pa.ChunkedArray, null: str | None = None) -> npt.NDArray[np.object_]:
     """Texts of a column, [n]; equal ones are one object. `null` stands for nulls."""
     encoded = values.cast(pa.string()).combine_chunks().dictionary_encode()
-    names = np.array([*encoded.dictionary.to_pylist(), null], object)
-    return names[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    names: npt.NDArray[np.object_] = np.array([*encoded.dictionary.to_pylist(), null], object)
+    return np.asarray(names[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
 
 
 def overview_columns(columns: Sequence[str], calibrated: Collection[str]) -> list[str]:
