@@ -1,4 +1,5 @@
 import pickle
+from importlib import import_module
 
 import pytest
 
@@ -45,6 +46,6 @@ def test_a_package_that_is_not_installed_is_named():
         ),
         errors.optional("UMAP", "umap-learn"),
     ):
-        import no_such  # noqa: F401
+        import_module("no_such")
     with pytest.raises(errors.ConfigError, match="not installed: please install it"), errors.optional("x", "y"):
         raise ImportError("please install it")

@@ -19,7 +19,7 @@ from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint import Architecture
 from scgpt_ray.training.learner import Learner, Schedule
 from scgpt_ray.training.network import ScGPT
-from scgpt_ray.training.objective import MASK_VALUE, OBJECTIVES, UNLABELLED, Weights, counts, loss_sums
+from scgpt_ray.training.objective import OBJECTIVES, UNLABELLED, Weights, counts, loss_sums
 from scgpt_ray.training.packing import CellTokens, Draws, microbatches
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def cells(n=N_CELLS):
 
 
 def batches(step, *, budget=10**9, share=slice(None), draws=DRAWS, of=None, generative=True):
-    values = {"pad_value": -2.0, "mask_value": MASK_VALUE}
+    values = {"pad_value": -2.0}
     shared = (of or cells())[share]
     return list(microbatches(shared, step, draws, budget, **values, generative=generative, device=CPU))
 

@@ -10,9 +10,9 @@ from scgpt_ray.network.cell_spans import Spans
 from scgpt_ray.network.checkpoint import Architecture
 from scgpt_ray.training.attention import KnownTokens
 from scgpt_ray.training.network import ScGPT
-from scgpt_ray.training.objective import MASK_VALUE, OBJECTIVES, UNLABELLED, Weights, counts
+from scgpt_ray.training.objective import OBJECTIVES, UNLABELLED, Weights, counts
 from scgpt_ray.training.objective import loss_sums as sums_of
-from scgpt_ray.training.packing import Microbatch
+from scgpt_ray.training.packing import MASK_VALUE, Microbatch
 
 CPU = torch.device("cpu")
 N_LABELS, N_DOMAINS = 4, 3

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgpt_ray.training.packing import CellTokens, Draws, microbatches
+from scgpt_ray.training.packing import MASK_VALUE, CellTokens, Draws, microbatches
 
 CPU = torch.device("cpu")
 CLS = 1000
-PAD_VALUE, MASK_VALUE = -2.0, -1.0
+PAD_VALUE = -2.0
 
 
 def cell(n_genes, number=0):
@@ -23,7 +23,7 @@ def cell(n_genes, number=0):
 
 
 def packed(cells, draws, step=0, budget=10**9, **more):
-    values = {"pad_value": PAD_VALUE, "mask_value": MASK_VALUE}
+    values = {"pad_value": PAD_VALUE}
     return list(microbatches(cells, step, draws, budget, **values, device=CPU, **more))
 
 

@@ -39,7 +39,7 @@ def read_tokens(source: Source, partitions: Sequence[Partition]) -> int:
 
 @contextmanager
 def readers(n: int) -> Iterator[list[ProcessPoolExecutor]]:
-    """Start n processes that read, each a pool of its own."""
+    """Start n processes that read, as pools of one."""
     spawning = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         yield [stack.enter_context(ProcessPoolExecutor(1, spawning)) for _ in range(n)]

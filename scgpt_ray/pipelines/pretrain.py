@@ -24,7 +24,7 @@ from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker, versions
 from scgpt_ray.training.dataset import AtlasTokens, Cells
 from scgpt_ray.training.loop import Training
-from scgpt_ray.training.objective import MASK_VALUE
+from scgpt_ray.training.packing import MASK_VALUE
 from scgpt_ray.training.state import read_state
 
 logger = logging.getLogger(__name__)

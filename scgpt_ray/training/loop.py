@@ -18,7 +18,7 @@ from scgpt_ray.training.dataset import Cells
 from scgpt_ray.training.label_metrics import label_metrics
 from scgpt_ray.training.learner import Learner, Schedule
 from scgpt_ray.training.network import ScGPT
-from scgpt_ray.training.objective import MASK_VALUE, UNLABELLED, Weights
+from scgpt_ray.training.objective import UNLABELLED, Weights
 from scgpt_ray.training.packing import Draws, Microbatch, microbatches
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,6 @@ def _batches(
         Draws(settings.min_length or longest, longest, settings.mask_ratios, settings.seed),
         training.tokens_per_microbatch,
         pad_value=training.architecture.pad_value,
-        mask_value=MASK_VALUE,
         generative=settings.is_generative,
         device=device,
     )

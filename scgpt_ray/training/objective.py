@@ -36,9 +36,6 @@ from torch import Tensor
 from scgpt_ray.training.network import ReverseGradient, ScGPT
 from scgpt_ray.training.packing import Microbatch
 
-MASK_VALUE = -1.0
-"""Value of a masked gene, as upstream's; an unknown gene has none."""
-
 VALUE, CELL, PROMPT, LABEL, DOMAIN = "value", "cell", "prompt", "label", "domain"
 OBJECTIVES = (VALUE, CELL, PROMPT, LABEL, DOMAIN)
 

@@ -20,6 +20,9 @@ from torch import Tensor
 from scgpt_ray.network.cell_spans import Spans
 from scgpt_ray.training.attention import KnownTokens
 
+MASK_VALUE = -1.0
+"""Value of a masked gene, as upstream's; an unknown gene has none."""
+
 _CELLS_PER_STEP = 2**32
 """More cells than a step has, so that the keys of two steps differ."""
 
@@ -107,7 +110,6 @@ def microbatches(
     tokens_per_microbatch: int,
     *,
     pad_value: float,
-    mask_value: float,
     generative: bool = False,
     device: torch.device,
 ) -> Iterator[Microbatch]:
@@ -119,7 +121,6 @@ def microbatches(
         draws: Distributions of the draws.
         tokens_per_microbatch: Maximum number of tokens of a microbatch; a single cell may have more.
         pad_value: Value of <cls>.
-        mask_value: Value of a gene to predict.
         generative: Whether genes to predict are unknown to the others, instead of masked.
         device: Device of the tensors.
     """
@@ -127,7 +128,7 @@ def microbatches(
     drawn = sorted(
         (_draw(cell, place, step, draws) for place, cell in cells), key=lambda one: (-len(one.kept), one.n_known)
     )
-    pack = partial(_pack, pad_value=pad_value, mask_value=mask_value, generative=generative, device=device)
+    pack = partial(_pack, pad_value=pad_value, generative=generative, device=device)
     group: list[_Drawn] = []
     n_tokens = 0
     for one in drawn:
@@ -151,15 +152,13 @@ def _draw(cell: CellTokens, place: int, step: int, draws: Draws) -> _Drawn:
     return _Drawn(place, cell, np.concatenate([[0], order + 1]), 1 + shown - int(ratio * shown))
 
 
-def _pack(
-    group: Sequence[_Drawn], *, pad_value: float, mask_value: float, generative: bool, device: torch.device
-) -> Microbatch:
+def _pack(group: Sequence[_Drawn], *, pad_value: float, generative: bool, device: torch.device) -> Microbatch:
     gene_T = np.concatenate([one.cell.gene[one.kept] for one in group]).astype(np.int64)
     bin_T = np.concatenate([one.cell.bin[one.kept] for one in group]).astype(np.float32)
     masked_T = np.concatenate([np.arange(len(one.kept)) >= one.n_known for one in group])
     offsets = np.concatenate([[0], np.cumsum([len(one.kept) for one in group])]).astype(np.int64)
     masked_M = np.flatnonzero(masked_T)
-    value_T = np.where(masked_T, np.float32(mask_value), bin_T)
+    value_T = np.where(masked_T, np.float32(MASK_VALUE), bin_T)
     value_T[offsets[:-1]] = pad_value
     host = {
         "gene_T": gene_T,
