@@ -133,14 +133,9 @@ COLUMNS = {
     "map": ["predicted cell_type", "true cell_type", "right or wrong", HOSTILE, "obs_id", "n_genes"],
     "integrate": ["cell_type", "donor_id", "n_genes"],
 }
-SCREEN = {"viewport": {"width": 1280, "height": 900}}
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-LOOKS = {
-    "screen": SCREEN | {"color_scheme": "light"},
-    "dark screen": SCREEN | {"color_scheme": "dark"},
-    "phone": PHONE | {"color_scheme": "light"},
-    "dark phone": PHONE | {"color_scheme": "dark"},
-}
+SCREEN = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
+PHONE = {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "has_touch": True, "is_mobile": True}
+DARK = {"color_scheme": "dark"}
 
 # Texts with less than 4.5 to 1 between their colour and what is behind: WCAG 2.2, https://www.w3.org/TR/WCAG22.
 UNREADABLE = """() => {
@@ -239,19 +234,23 @@ def values_of(page):
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
-@pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("name", REPORTS)
-def test_a_report_is_readable(opened, name, look):
-    page = opened(name, **LOOKS[look])
-    assert page.evaluate("document.documentElement.scrollWidth") == LOOKS[look]["viewport"]["width"]
+def assert_readable(page, look):
+    assert page.evaluate("document.documentElement.scrollWidth") == look["viewport"]["width"]
     assert page.evaluate(UNREADABLE) == []
     assert page.locator(".still").is_hidden()
     assert page.evaluate(NAMELESS) == 0
 
 
+@pytest.mark.parametrize("look", [SCREEN, PHONE], ids=["screen", "phone"])
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_dark_report_is_readable(opened, name, look):
+    assert_readable(opened(name, **look | DARK), look)
+
+
 @pytest.mark.parametrize("name", REPORTS)
 def test_the_cells_can_be_used_with_a_mouse(opened, name):
     page = opened(name, **SCREEN)
+    assert_readable(page, SCREEN)
     entries = page.locator(".legend:visible button")
     names = entries.locator("span").all_text_contents()
     counts = [int(text.replace(",", "")) for text in entries.locator("b").all_text_contents()]
@@ -309,6 +308,7 @@ def test_the_cells_can_be_used_with_a_mouse(opened, name):
 @pytest.mark.parametrize("name", REPORTS)
 def test_the_cells_can_be_used_with_fingers(opened, name):
     page = opened(name, **PHONE)
+    assert_readable(page, PHONE)
     top = page.evaluate(TOP)
     assert not top["moves"], "one finger scrolls the page"
     page.touchscreen.tap(top["x"], top["y"])
@@ -329,7 +329,7 @@ def test_the_cells_can_be_used_with_fingers(opened, name):
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_paper_and_pages_without_scripts_get_the_pictures(opened, name):
-    printed, unscripted = opened(name, **LOOKS["dark screen"]), opened(name, java_script_enabled=False, **SCREEN)
+    printed, unscripted = opened(name, **SCREEN | DARK), opened(name, java_script_enabled=False, **SCREEN)
     printed.emulate_media(media="print")
     for page in (printed, unscripted):
         stills = page.locator(".still svg")

@@ -183,7 +183,7 @@ def world(s3, s3_server, shared, tmp_path, request):
         try:
             url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
             yield World(
-                tmp_path, hub, url, s3_server, shared / "golden" / "flash_names", getattr(request, "param", 6000)
+                tmp_path, hub, url, s3_server, shared / "golden" / "flash_names", getattr(request, "param", 4000)
             )
         finally:
             process.kill()
@@ -206,6 +206,7 @@ def expected_cells(world):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # some twenty commands, one after the other
 def test_a_first_atlas(world, capsys):
     blood, index = f"{world.bucket}/blood", f"{world.bucket}/index"
     parts, joinids = Folder.at(f"{blood}/parts"), expected_cells(world)

@@ -12,6 +12,7 @@ import pytest
 
 import scgpt_ray
 from scgpt_ray import lease as leases
+from scgpt_ray.cli import BAD_INPUT, DONE, main
 from scgpt_ray.errors import OutputError
 from scgpt_ray.lease import EXPIRES_S, Lease, hold
 from scgpt_ray.storage import Folder
@@ -188,7 +189,7 @@ def command(blood_file, checkpoint, output, *more):
 
 
 @pytest.mark.slow
-def test_two_commands_into_one_folder(blood_file, checkpoint, tmp_path):
+def test_two_commands_into_one_folder(blood_file, checkpoint, tmp_path, capsys, caplog):
     """The second is told of the first with exit code 2; after kill -9 of the first it goes on at once."""
     output = tmp_path / "out"
     words = command(blood_file, checkpoint, output)
@@ -197,14 +198,15 @@ def test_two_commands_into_one_folder(blood_file, checkpoint, tmp_path):
         assert first.poll() is None
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)
-    second = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert second.returncode == 2
-    assert f"out is in use by embed on {os.uname().nodename} (pid {first.pid})" in second.stderr.splitlines()[-1]
+    assert main(words[3:]) == BAD_INPUT
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"out is in use by embed on {os.uname().nodename} (pid {first.pid})" in said
     first.kill()
-    finished = subprocess.run(words, check=True, capture_output=True, text=True)
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie from here on
+    assert main(words[3:]) == DONE
     first.communicate()
-    assert json.loads(finished.stdout.splitlines()[-1])["n_cells"] == 260
-    assert "taking over from embed" in finished.stderr
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
+    assert "taking over from embed" in caplog.text
     assert not (output / Lease.file).exists()
     interrupted = subprocess.Popen(command(blood_file, checkpoint, tmp_path / "other"), stderr=subprocess.DEVNULL)
     while not (tmp_path / "other" / "plan.json").exists():
