@@ -1,7 +1,7 @@
 """Zero-shot scGPT for single-cell atlases, on Ray.
 
 The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
-`embed`, `refresh`, `gate`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `verify`, `export`,
+`plan`, `embed`, `refresh`, `gate`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `verify`, `export`,
 `checkpoints`, `demo` and `run_benchmark`; their table is in `scgpt_ray.verbs`. `embed_data` has the arguments of
 upstream's function of that name. Libraries are imported when a function is called, so that `scgpt_ray.network` works on
 a bare GPU machine.
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "gate", "integrate", "map_query",
-    "pretrain", "refresh", "run_benchmark", "validate", "verify",
+    "plan", "pretrain", "refresh", "run_benchmark", "validate", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scgpt_ray.pipelines import index as _index
     from scgpt_ray.pipelines import integrate as _integrate
     from scgpt_ray.pipelines import map as _map
+    from scgpt_ray.pipelines import plan as _plan
     from scgpt_ray.pipelines import pretrain as _pretrain
     from scgpt_ray.pipelines import refresh as _refresh
     from scgpt_ray.pipelines import validate as _validate
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         def __call__(self, settings: Callable[_P, _S], run: Callable[Concatenate[_S, ...], _R]) -> Callable[_P, _R]: ...
 
     _typed = cast("_Typed", None)
+    plan = _typed(config.PlanSettings, _plan.plan)
     embed = _typed(config.EmbedSettings, _embed.embed)
     build_index = _typed(config.IndexSettings, _index.build_index)
     map_query = _typed(config.MapSettings, _map.map_query)

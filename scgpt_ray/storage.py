@@ -106,6 +106,15 @@ class Folder:
             found = [info.base_name for info in infos if info.type == pafs.FileType.File]
         return sorted(name for name in found if not name.startswith("."))
 
+    def total_bytes(self) -> int:
+        """Size of all files in this folder and below."""
+        if self.is_local:
+            return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        filesystem, path = self.remote()
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        infos = patiently(lambda: filesystem.get_file_info(selector), self.uri)
+        return sum(int(info.size) for info in infos if info.type == pafs.FileType.File)
+
     def read(self, name: str) -> bytes:
         """Read a file.
 

@@ -39,6 +39,9 @@ class Settings(BaseModel):
     examples: ClassVar[tuple[str, ...]]
     """Example commands; they run in the folder in which `scgpt-ray demo` was run."""
 
+    writes: ClassVar[bool] = True
+    """Whether the verb writes into its output folder."""
+
     @model_validator(mode="before")
     @classmethod
     def _no_passwords(cls, values: Any) -> Any:
