@@ -1,10 +1,8 @@
 """Zero-shot scGPT for single-cell atlases, on Ray.
 
-The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments:
-`embed`, `refresh`, `gate`, `build_index`, `map_query`, `integrate`, `pretrain`, `validate`, `verify`, `submit`,
-`status`, `prune`, `export`, `checkpoints`, `demo` and `run_benchmark`; their table is in `scgpt_ray.verbs`.
-`embed_data` has the arguments of upstream's function of that name. Libraries are imported when a function is called, so
-that `scgpt_ray.network` works on a bare GPU machine.
+The verbs of the command line are functions here, with the options of `scgpt-ray VERB --help` as keyword arguments: the
+functions of `__all__`; their table is in `scgpt_ray.verbs`. `embed_data` has the arguments of upstream's function of
+that name. Libraries are imported when a function is called, so that `scgpt_ray.network` works on a bare GPU machine.
 """
 
 from typing import TYPE_CHECKING
@@ -12,8 +10,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
-    "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "gate", "integrate", "map_query", "pretrain",
-    "prune", "refresh", "run_benchmark", "status", "submit", "validate", "verify",
+    "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "gate", "integrate", "map_query", "plan",
+    "pretrain", "prune", "refresh", "run_benchmark", "status", "submit", "validate", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from scgpt_ray.pipelines import index as _index
     from scgpt_ray.pipelines import integrate as _integrate
     from scgpt_ray.pipelines import map as _map
+    from scgpt_ray.pipelines import plan as _plan
     from scgpt_ray.pipelines import pretrain as _pretrain
     from scgpt_ray.pipelines import prune as _prune
     from scgpt_ray.pipelines import refresh as _refresh
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
         def __call__(self, settings: Callable[_P, _S], run: Callable[Concatenate[_S, ...], _R]) -> Callable[_P, _R]: ...
 
     _typed = cast("_Typed", None)
+    plan = _typed(config.PlanSettings, _plan.plan)
     embed = _typed(config.EmbedSettings, _embed.embed)
     build_index = _typed(config.IndexSettings, _index.build_index)
     map_query = _typed(config.MapSettings, _map.map_query)

@@ -157,7 +157,8 @@ def _output(settings: Any) -> dict[str, str]:
     # Imported on need: after the verb has run, it is there.
     from scgpt_ray.storage import Folder
 
-    return {"output": Folder.at(settings.output).uri} if hasattr(settings, "output") else {}
+    is_written = settings.writes and hasattr(settings, "output")
+    return {"output": Folder.at(settings.output).uri} if is_written else {}
 
 
 def _no_verb(found: str, word: str) -> ConfigError:

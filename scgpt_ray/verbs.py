@@ -158,6 +158,12 @@ VERBS = {
         "Refreshed: Cells added, carried over, changed and removed.",
         leaves="plan.json",
     ),
+    "plan": Verb(
+        "Estimate cells, bytes, time and price of an embed command.",
+        "PlanSettings",
+        "pipelines.plan:plan",
+        "Estimate: What the run reads, writes, takes and costs.",
+    ),
     "gate": Verb(
         "Compare embeddings with those of an earlier run: have they drifted?",
         "GateSettings",

@@ -23,13 +23,14 @@ from scgpt_ray.atlas.genes import VAR_JOINID
 from scgpt_ray.atlas.obs_filter import Combination, Comparison, Condition, parse
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.prefetch import in_order
-from scgpt_ray.atlas.ragged import Part, add_readable, add_totals, as_part, blocks, gather
+from scgpt_ray.atlas.ragged import TILE, Part, add_readable, add_totals, as_part, blocks, gather
 from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment
 from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError, DamagedError
 from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.patience import patiently
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
+from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,19 @@ class SomaSource:
 
         n_cells = add_readable(add, _sample(joinids), self.check)
         return totals[rows], n_cells
+
+    @_patient
+    def bytes_read(self, joinids: Int64Array) -> int:
+        """Stored bytes of counts that a run of embed reads: tiles of selected cells, and at most 4 for `totals`.
+
+        Args:
+            joinids: Sorted joinids of the selected cells.
+        """
+        with self._opened() as experiment:
+            n_tiles = -(-experiment.obs.count // TILE)
+            stored = Folder(self._matrix(experiment).uri.removeprefix("file://"), self.store).total_bytes()
+        n_read = len(blocks(joinids))
+        return round(stored * (n_read + min(n_read, _SAMPLE_TILES)) / n_tiles)
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a tile of rows at a time.

@@ -62,6 +62,9 @@ class Source(Protocol):
         Raises AtlasError if a value is not a count.
         """
 
+    def bytes_read(self, joinids: Int64Array) -> int:
+        """Stored bytes of counts that a run of embed over these cells reads, those for `totals` among them."""
+
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read a partition as CELLS, in blocks of at most 2,048 rows; `gene_tokens` go by var joinid, int32.
 

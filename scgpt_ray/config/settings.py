@@ -47,6 +47,9 @@ class Settings(BaseModel):
     bare: ClassVar[str | None] = None
     """The option whose value may also be given without its name."""
 
+    writes: ClassVar[bool] = True
+    """Whether the verb writes into its output folder."""
+
     @model_validator(mode="before")
     @classmethod
     def _no_passwords(cls, values: Any) -> Any:

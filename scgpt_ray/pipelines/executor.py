@@ -192,6 +192,9 @@ class Executor(Protocol):
 class Engine(Protocol):
     """Opens the executor that some work needs."""
 
+    def uses_ray(self, n_cells: int, compute: ComputeSettings | None, workers: int) -> bool:
+        """Whether that is Ray; the arguments are those of `open`."""
+
     def gpus(self) -> int:
         """GPUs that a run would find, before anything is started."""
 
