@@ -118,7 +118,7 @@ def _private_home(tmp_path_factory):
     patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     patch.setenv("RAY_AUTH_MODE", "disabled")
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv("RAY_ADDRESS", "local")  # not a Ray that somebody has started on this machine
     yield
     patch.undo()
 

@@ -265,6 +265,8 @@ EMBED = [
     ({"atlas": "census:stable", "census_directory": file(b"{", "release.json")}, "release.json"),
     ({"precision": "float16"}, "float16 was asked for on a CPU"),
     ({"gpus": "1"}, "--gpus 1 on a machine without a GPU"),
+    ({"device": "gpu"}, "--device gpu on a machine without a GPU; .*; drop --device, or set RAY_ADDRESS"),
+    ({"wait_for_gpus": "20"}, "'20' is not a time like 20m"),
     ({"gpus": "1", "actors": "2"}, "give one of --gpus and --actors"),
     ({"actors": "1", "actors_per_gpu": "2"}, "--actors-per-gpu needs GPUs"),
     ({"flavor": "seurat"}, "--flavor and --rank-by need --highly-variable"),

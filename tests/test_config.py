@@ -39,7 +39,11 @@ NEEDED = {"atlas": "a", "checkpoint": "c", "output": "o"}
         ({**NEEDED, "actors_per_gpu": 0}, "--actors-per-gpu is 0; expected greater than or equal to 1"),
         ({**NEEDED, "actors_per_gpu": 2, "actors": 1}, "--actors-per-gpu needs GPUs"),
         ({**NEEDED, "flavor": "seurat"}, "--flavor and --rank-by need --highly-variable; expected options that agree"),
-        ({**NEEDED, "actors_per_gpu": 2, "gpus": 0}, "--actors-per-gpu needs GPUs"),
+        ({**NEEDED, "actors_per_gpu": 2, "device": "cpu"}, "--actors-per-gpu needs GPUs"),
+        ({**NEEDED, "device": "gpu", "actors": 2}, "--device gpu and --actors contradict each other"),
+        ({**NEEDED, "device": "cpu", "gpus": 2}, "--device cpu and --gpus contradict each other"),
+        ({**NEEDED, "gpus": 2, "min_gpus": 3}, "--min-gpus is more than --gpus"),
+        ({**NEEDED, "wait_for_gpus": "1 day"}, "'1 day' is not a time like 20m"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(options, message):

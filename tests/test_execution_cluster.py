@@ -14,7 +14,7 @@ from ray.experimental import tqdm_ray
 
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import AtlasError, CompletenessError, WorkerError
-from scgpt_ray.execution import cluster
+from scgpt_ray.execution import cluster, gpu_wait
 from scgpt_ray.execution.cluster import connected, require_answer
 from scgpt_ray.execution.ray_executor import RayExecutor
 from scgpt_ray.execution.ray_stream import _quiet_data
@@ -46,7 +46,10 @@ def nodes_of(monkeypatch, cpus, gpus=0):
         ([(16, True)], 4, {"gpus": 2}, Pool(size=2, num_gpus=1, num_cpus=1, threads=1)),
         ([(16, True)], 4, {"actors_per_gpu": 2}, Pool(size=8, num_gpus=0.5, num_cpus=1, threads=1)),
         ([(16, True)], 4, {"gpus": 1, "actors_per_gpu": 3}, Pool(size=3, num_gpus=1 / 3, num_cpus=1, threads=1)),
-        ([(16, True)], 4, {"gpus": 0}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
+        ([(16, True)], 4, {"device": "cpu"}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
+        ([(16, True)], 4, {"device": "gpu"}, Pool(size=4, num_gpus=1, num_cpus=1, threads=1)),
+        # Some have still to join: the request decides.
+        ([(16, True)], 2, {"gpus": 8}, Pool(size=8, num_gpus=1, num_cpus=1, threads=1)),
         ([(16, True)], 4, {"actors": 1}, Pool(size=1, num_gpus=0, num_cpus=15.0, threads=16)),
         ([], 0, {}, Pool(size=1, num_gpus=0, num_cpus=0.5, threads=1)),  # an autoscaler has still to start the first
     ],
@@ -54,6 +57,29 @@ def nodes_of(monkeypatch, cpus, gpus=0):
 def test_the_pool_fits_the_cluster(monkeypatch, cpus, gpus, options, expected):
     nodes_of(monkeypatch, cpus, gpus)
     assert RayExecutor().pool(settings(**options)) == expected
+
+
+@pytest.mark.parametrize(("gpus", "options"), [(0, {"device": "gpu"}), (1, {"gpus": 4, "min_gpus": 2})])
+def test_gpus_that_do_not_come(monkeypatch, caplog, gpus, options):
+    """What is asked of the autoscaler, and taken back."""
+    nodes_of(monkeypatch, [(4, True)], gpus)
+    asked = []
+    monkeypatch.setattr(gpu_wait, "request_resources", lambda bundles: asked.append(bundles))
+    caplog.set_level("INFO")
+    least = options.get("min_gpus", 1)
+    with pytest.raises(WorkerError, match=rf"^{gpus} of {least} GPUs .* joined within 0 s"):
+        RayExecutor().pool(settings(**options, wait_for_gpus="0.2s"))
+    assert asked == [[{"GPU": 1}] * options.get("gpus", 1), []]
+    assert f"waiting for GPUs: {gpus} of {least} are there" in caplog.text
+
+
+@pytest.mark.parametrize(("options", "is_said"), [({}, True), ({"device": "cpu"}, False), ({"actors": 2}, False)])
+def test_cpus_where_no_gpu_is_there_are_reported(monkeypatch, caplog, options, is_said):
+    nodes_of(monkeypatch, [(4, True)])
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    caplog.set_level("INFO")
+    assert RayExecutor().pool(settings(**options)).device == "cpu"
+    assert ("--device gpu waits for GPUs" in caplog.text) is is_said
 
 
 def test_partitions_follow_the_device():
@@ -146,6 +172,43 @@ def test_print_stays_pythons(local_ray):
     with connected():
         tqdm_ray.instance()
         assert isinstance(builtins.print, types.BuiltinFunctionType)
+
+
+@pytest.fixture
+def written_address(tmp_path, monkeypatch):
+    """Leaves the address of a Ray as `ray start` does."""
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+
+    def write(address):
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"{address}\n")
+
+    return write
+
+
+@pytest.mark.ray
+def test_a_ray_that_was_started_here_is_joined(local_ray, written_address, monkeypatch):
+    """As `ray symmetric-run` leaves it, which sets no RAY_ADDRESS."""
+    assert cluster.cluster_address() == "local"
+    there = ray.get_runtime_context().gcs_address
+    written_address(there)
+    assert cluster.cluster_address() == there
+    assert not RayExecutor().is_here, "more nodes may join"
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert cluster.cluster_address() == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    assert cluster.cluster_address() == "elsewhere:6379"
+
+
+def test_the_address_of_a_ray_that_is_gone_or_of_somebody_else_is_not_taken(written_address, closed_port, monkeypatch):
+    monkeypatch.setattr(cluster, "_ANSWER_S", 0.5)
+    written_address(f"127.0.0.1:{closed_port}")
+    assert cluster.cluster_address() == "local"
+    monkeypatch.setattr(cluster, "_answers", bool)
+    assert cluster.cluster_address() == f"127.0.0.1:{closed_port}"
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    assert cluster.cluster_address() == "local"
 
 
 @pytest.mark.parametrize("address", ["local", "auto"])

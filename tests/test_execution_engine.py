@@ -18,7 +18,7 @@ from scgpt_ray.network import embedder
         ("auto", 700, {}, 1, True, True),
         ("auto", 700, {}, 2, False, True),
         ("auto", 700, {"gpus": 1}, 1, False, True),
-        ("auto", 700, {"gpus": 0}, 1, False, False),
+        ("auto", 700, {"device": "cpu"}, 1, False, False),
         ("auto", 700, {"actors": 1}, 1, False, True),
         ("serial", 10**8, {"actors": 2}, 2, True, False),
         ("ray", 1, {}, 1, False, True),

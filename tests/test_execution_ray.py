@@ -251,7 +251,7 @@ def test_an_actor_with_other_weights_is_refused(checkpoint):
 
 def test_a_checkpoint_is_copied_for_a_cluster(local_ray, options, tmp_path, monkeypatch):
     assert RayExecutor().is_here
-    monkeypatch.setenv("RAY_ADDRESS", "local")  # as in a submitted job; this process stays connected
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # as in a submitted job; this process stays connected
     assert not RayExecutor().is_here
     scgpt_ray.embed(**options | {"output": str(tmp_path / "out"), "obs_filter": "cell_type == 'B'"})
     assert sorted(path.name for path in (tmp_path / "out" / "checkpoint").iterdir()) == [

@@ -38,6 +38,7 @@ def head(tmp_path_factory, unused_ports):
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
         "PYTHONWARNINGS": "ignore",
     }
+    del environment["RAY_ADDRESS"]
     command = [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     command += [f"--dashboard-agent-listen-port={agent}"]  # the default is taken by any other Ray of this machine

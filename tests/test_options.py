@@ -47,7 +47,7 @@ def test_help():
         "--min-coverage X Smallest",
         "--storage KEY=VALUE [KEY=VALUE ...] How s3://",
         "census:RELEASE[/ORGANISM]. Required.",
-        "--gpus N Number of GPUs to use; 0 forces CPU actors. Default: all of the cluster. --actors-per-gpu",
+        "--wait-for-gpus TEXT How long to wait for them at most, with unit s, m or h. Default: 20m. --actors-per-gpu",
     ):
         assert shown in flat
 

@@ -23,7 +23,8 @@ def never():
         ({}, None, 0, "float32"),
         ({}, None, 4, "float16"),
         ({"gpus": 2}, None, never, "float16"),
-        ({"gpus": 0}, None, never, "float32"),
+        ({"device": "gpu"}, None, never, "float16"),
+        ({"device": "cpu"}, None, never, "float32"),
         ({"actors": 3}, None, never, "float32"),
         # An index that the query follows where its devices can.
         ({}, "float16", 4, "float16"),

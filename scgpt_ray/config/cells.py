@@ -1,11 +1,11 @@
 """Options that several verbs share: selection and reading of cells, and distribution of the work."""
 
-from typing import Annotated, Self
+from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts, Timestamp
+from scgpt_ray.config.settings import Count, Fraction, Settings, Text, Texts, Timestamp, parse_duration
 
 
 class CellSettings(Settings):
@@ -65,8 +65,15 @@ class ComputeSettings(ExecutionSettings):
     cells_per_partition: Count | None = None
     """Cells per partition, the unit of reading, retry and resume; fixed by the first run into an output folder.
     Default: 8192 with GPUs, 256 without."""
-    gpus: Annotated[int, Field(ge=0)] | None = None
-    """Number of GPUs to use; 0 forces CPU actors. Default: all of the cluster."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """What embeds. gpu: GPUs, for which a cluster is asked if it has none yet; cpu: CPUs. auto: GPUs with --gpus or if
+    any are there, else CPUs."""
+    gpus: Count | None = None
+    """Most GPUs to use, also of nodes that join later. Default: all that are there at the start."""
+    min_gpus: Count = 1
+    """GPUs of a cluster to wait for before the work starts, with --gpus or --device gpu."""
+    wait_for_gpus: Text = "20m"
+    """How long to wait for them at most, with unit s, m or h."""
     actors_per_gpu: Count = 1
     """Number of actors per GPU; 2 may overlap transfers with computation (not measured)."""
     actors: Count | None = None
@@ -76,6 +83,25 @@ class ComputeSettings(ExecutionSettings):
     def _one_kind_of_actor(self) -> Self:
         if self.gpus and self.actors:
             raise ValueError("give one of --gpus and --actors")
-        if self.actors_per_gpu > 1 and (self.actors or self.gpus == 0):
-            raise ValueError("--actors-per-gpu needs GPUs: drop it, or --actors and --gpus 0")
+        if (self.device == "gpu" and self.actors) or (self.device == "cpu" and self.gpus):
+            raise ValueError(
+                f"--device {self.device} and {'--actors' if self.actors else '--gpus'} contradict each other"
+            )
+        if self.actors_per_gpu > 1 and self.asked_device == "cpu":
+            raise ValueError("--actors-per-gpu needs GPUs: drop it, or --actors and --device cpu")
+        if self.gpus and self.min_gpus > self.gpus:
+            raise ValueError("--min-gpus is more than --gpus")
         return self
+
+    @field_validator("wait_for_gpus")
+    @classmethod
+    def _a_time(cls, text: str) -> str:
+        parse_duration(text)
+        return text
+
+    @property
+    def asked_device(self) -> Literal["gpu", "cpu"] | None:
+        """The device that the options name; None if it is that which is there."""
+        if self.device != "auto":
+            return self.device
+        return "gpu" if self.gpus else "cpu" if self.actors else None

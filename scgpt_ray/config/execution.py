@@ -39,7 +39,8 @@ class ExecutionSettings(StorageSettings):
     group = "Compute"
 
     executor: ExecutorChoice = "auto"
-    """serial: in this process. ray: on the cluster of RAY_ADDRESS, else on a local Ray. auto: ray for more than 10,000
-    cells, with --gpus, --actors or several --workers, or if RAY_ADDRESS is set; else serial."""
+    """serial: in this process. ray: on the cluster of RAY_ADDRESS, else on the Ray that `ray start` started here,
+    else on a local Ray (with RAY_ADDRESS=local always on that). auto: ray for more than 10,000 cells, with --gpus,
+    --actors or several --workers, or if RAY_ADDRESS names a cluster; else serial."""
     wait: bool = False
     """Wait for another run that writes into the output folder, instead of ending with exit code 2."""

@@ -175,6 +175,21 @@ def read_yaml(path: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Read a time such as 90s, 20m or 1h as seconds.
+
+    Raises:
+        ValueError: If it is not a number followed by s, m or h.
+    """
+    number, unit = text.strip()[:-1], text.strip()[-1:]
+    if unit not in _SECONDS or not re.fullmatch(r"\d+(\.\d+)?", number):
+        raise ValueError(f"{text!r} is not a time like 20m")
+    return float(number) * _SECONDS[unit]
+
+
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 

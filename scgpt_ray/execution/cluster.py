@@ -1,4 +1,4 @@
-"""The connection to Ray: the cluster of RAY_ADDRESS, or a local Ray for the duration of a command."""
+"""The connection to Ray: a cluster that is there, or a local Ray for the duration of a command."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
@@ -29,7 +30,7 @@ _SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to Ray: the Ray this process is connected to, the cluster of RAY_ADDRESS, or a local Ray.
+    """Connect to Ray: the Ray this process is connected to, that of `cluster_address`, or a local Ray.
 
     Raises:
         WorkerError: If Ray does not start, or the cluster does not answer.
@@ -43,7 +44,7 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Silence a spurious core-worker error logged for every actor pool (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = cluster_address()
     require_answer(address)
     _start(address)
     try:
@@ -51,6 +52,22 @@ def connected() -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def cluster_address() -> str:
+    """Where to find Ray: RAY_ADDRESS, else the Ray that `ray start` or `ray symmetric-run` started here, else `local`.
+
+    Ray's own `auto` also joins clusters that somebody else has started on this machine. Here only a Ray of this user
+    counts whose address Ray has written down, and that answers.
+    """
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # as Ray looks for it
+    place = Path(folder) / "ray" / "ray_current_cluster"
+    if not place.is_file() or place.stat().st_uid != os.getuid():
+        return "local"
+    address = place.read_text().strip()
+    return address if _answers(address) else "local"
 
 
 def require_answer(address: str) -> None:
@@ -69,17 +86,22 @@ def require_answer(address: str) -> None:
         if attempt:
             logger.info("waiting for the Ray cluster at %s", address)
             time.sleep(attempt)
-        with grpc.insecure_channel(target) as channel:
-            try:
-                channel.unary_unary(_HEALTH)(b"", timeout=_ANSWER_S)
-            except grpc.RpcError as error:
-                if error.code() in _SILENT:
-                    continue
-        return  # any other error, such as a missing token, is an answer
+        if _answers(target):
+            return
     raise WorkerError(
         f"no Ray cluster answers at {address} (RAY_ADDRESS); check that its head is running and reachable from here, "
         "or unset RAY_ADDRESS to start a local Ray"
     )
+
+
+def _answers(target: str) -> bool:
+    """Whether a head answers at HOST:PORT."""
+    with grpc.insecure_channel(target) as channel:
+        try:
+            channel.unary_unary(_HEALTH)(b"", timeout=_ANSWER_S)
+        except grpc.RpcError as error:
+            return error.code() not in _SILENT  # any other error, such as a missing token, is an answer
+    return True
 
 
 def _start(address: str) -> None:

@@ -1,6 +1,5 @@
 """The choice of an executor: this process, or Ray."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 
 from scgpt_ray.config import ComputeSettings, ExecutorChoice
 from scgpt_ray.execution.serial import SerialExecutor
-from scgpt_ray.pipelines.executor import Executor
+from scgpt_ray.pipelines.executor import Executor, names_cluster
 
 SMALL = 10_000
 """Maximum number of cells processed without Ray. Starting Ray and an actor takes about 20 s on two cores."""
@@ -19,7 +18,7 @@ class LocalOrRay:
     """The `Engine` behind `--executor`.
 
     Attributes:
-        choice: `serial`: this process. `ray`: the Ray this process is connected to, the cluster of RAY_ADDRESS, or a
+        choice: `serial`: this process. `ray`: the Ray this process is connected to, that of `cluster_address`, or a
             local Ray. `auto`: Ray if it is already running, if actors or several workers are requested, or for more
             than SMALL cells; else this process.
     """
@@ -62,4 +61,4 @@ class LocalOrRay:
 def has_ray() -> bool:
     """Whether this process is connected to Ray, or RAY_ADDRESS names a cluster."""
     ray = sys.modules.get("ray")
-    return "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())
+    return names_cluster() or (ray is not None and ray.is_initialized())

@@ -76,6 +76,7 @@ def submit(settings: SubmitSettings) -> Submitted:
     """
     recipe = read_recipe(settings.recipe)
     address = settings.address or os.environ.get("RAY_API_SERVER_ADDRESS", _ADDRESS)
+    logging.getLogger("ray").setLevel(logging.WARNING)  # uploads and connections
     with _plain_errors(address):
         client = JobSubmissionClient(address)
         job = _start(client, settings.recipe, recipe)

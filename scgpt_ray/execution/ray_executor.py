@@ -1,6 +1,6 @@
 """The executor on Ray: streams by Ray Data, calls by tasks, instances by actors, training by Ray Train."""
 
-import os
+import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,17 @@ import ray
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
+from scgpt_ray.config.settings import parse_duration
+from scgpt_ray.execution.cluster import cluster_address
+from scgpt_ray.execution.gpu_wait import gpus_of_cluster, wait_for_gpus
 from scgpt_ray.execution.metrics import record
 from scgpt_ray.pipelines.executor import Failure, OnStep, Pool, Stages
 from scgpt_ray.storage import Folder
 
 if TYPE_CHECKING:
     from scgpt_ray.training.loop import Training
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,23 @@ class RayExecutor:
     @property
     def gpus(self) -> int:
         """GPUs of the cluster."""
-        return int(ray.cluster_resources().get("GPU", 0))
+        return gpus_of_cluster()
 
     @property
     def is_here(self) -> bool:
         """Whether this is a Ray of this machine alone; a cluster may start nodes at any time."""
         hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-        return "RAY_ADDRESS" not in os.environ and hosts == {socket.gethostname()}
+        return cluster_address() == "local" and hosts == {socket.gethostname()}
 
     def pool(self, compute: ComputeSettings) -> Pool:
-        """One actor per GPU; without GPUs, one CPU actor per node unless another number is requested."""
-        gpus = self.gpus if compute.gpus is None and compute.actors is None else compute.gpus or 0
+        """One actor per GPU; without GPUs, one CPU actor per node unless another number is requested.
+
+        The kind of actor is what is asked for; GPUs that are not there yet are waited for.
+
+        Raises:
+            WorkerError: If they do not come.
+        """
+        gpus = self._gpus_for(compute)
         if gpus:
             share = compute.actors_per_gpu
             return Pool(size=gpus * share, num_gpus=1 / share, num_cpus=1, threads=1)
@@ -57,6 +68,16 @@ class RayExecutor:
             num_cpus=float(int(cores)) if cores >= 1 else max(0.1, 0.5 / per_node),
             threads=max(1, cpus // per_node),
         )
+
+    def _gpus_for(self, compute: ComputeSettings) -> int:
+        """Most GPUs that actors may have: as many as asked for, else those that are there."""
+        asked = compute.asked_device
+        if asked == "gpu":
+            present = wait_for_gpus(compute.min_gpus, compute.gpus or 0, parse_duration(compute.wait_for_gpus))
+            return compute.gpus or present
+        if asked is None and not self.gpus and cluster_address() != "local":
+            logger.info("the cluster has no GPU: CPUs are used; --device gpu waits for GPUs that it may start")
+        return 0 if asked == "cpu" else self.gpus
 
     def stream(
         self, todo: tuple[Partition, ...], stages: Stages, pool: Pool | None

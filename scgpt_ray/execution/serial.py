@@ -41,7 +41,7 @@ class SerialExecutor:
 
     def pool(self, compute: ComputeSettings) -> Pool:
         """One actor with all cores, on the GPU if there is one and no CPU actors are requested."""
-        on_gpu = self.gpus and compute.actors is None and compute.gpus != 0
+        on_gpu = self.gpus and compute.asked_device != "cpu"
         return Pool(size=1, num_gpus=int(on_gpu), num_cpus=1, threads=self.nodes[0])
 
     def stream(

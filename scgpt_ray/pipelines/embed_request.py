@@ -1,7 +1,6 @@
 """A request to embed, checked: everything that can be wrong with it is found here, in the driver, without Ray."""
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.network.embedder import gpus_of_machine, has_gpu
 from scgpt_ray.network.precision import is_native, require_precision, resolve_precision
 from scgpt_ray.parts.earlier import EarlierVectors
+from scgpt_ray.pipelines.executor import names_cluster
 from scgpt_ray.pipelines.raw_counts import read_counts
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
@@ -135,8 +135,8 @@ def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Ca
         preferred: The precision to use if the devices support it; None for their default.
         count_gpus: Counts the available GPUs; called if the options do not choose devices.
     """
-    is_asked = compute.gpus is not None or compute.actors is not None
-    device = "cuda" if (compute.gpus if is_asked else count_gpus()) else "cpu"
+    asked = compute.asked_device
+    device = "cuda" if asked == "gpu" or (asked is None and count_gpus()) else "cpu"
     if preferred is None:
         return resolve_precision("auto", device)
     return preferred if is_native(preferred, device) else "float32"
@@ -218,13 +218,14 @@ def require_device(settings: EmbedSettings) -> None:
     Raises:
         ConfigError: If GPUs are requested on a machine without one, or a precision that its CPU lacks.
     """
-    if "RAY_ADDRESS" in os.environ:
+    if names_cluster():
         return
-    on_cpu = not has_gpu() or settings.gpus == 0 or settings.actors is not None
-    if settings.gpus and on_cpu:
+    on_cpu = not has_gpu() or settings.asked_device == "cpu"
+    if settings.asked_device == "gpu" and on_cpu:
+        option = f"--gpus {settings.gpus}" if settings.gpus else "--device gpu"
         raise ConfigError(
-            f"--gpus {settings.gpus} on a machine without a GPU",
+            f"{option} on a machine without a GPU",
             expected="GPUs here, or a cluster that RAY_ADDRESS names",
-            remedy="drop --gpus, or set RAY_ADDRESS",
+            remedy=f"drop {option.split()[0]}, or set RAY_ADDRESS",
         )
     require_precision("cpu" if on_cpu else "cuda", settings.precision)

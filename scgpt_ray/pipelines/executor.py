@@ -4,6 +4,7 @@ A step is a module-level function or a class whose arguments pickle: locators, s
 weights. All executors give the same results.
 """
 
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 _CELLS_PER_GPU_PARTITION = 8192
 _CELLS_PER_CPU_PARTITION = 256
+
+
+def names_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster; `local` stands for a Ray that is started for a command."""
+    return os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+
 
 ATTEMPTS = 3
 """How often a partition may fail, or kill its worker, before it is given up."""
