@@ -17,6 +17,7 @@ from scgpt_ray.pipelines.embed import complete
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.pipelines.index_update import require_earlier, update_index
 from scgpt_ray.records import Changes, IndexDescription, Manifest, Plan
 from scgpt_ray.schema import CONTENT
 from scgpt_ray.storage import Folder
@@ -80,6 +81,8 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
         )
     index = require_index(Folder.at(settings.index)) if settings.index else None
     job = check(_embed_settings(settings, plan, before), count_gpus=engine.gpus)
+    if index is not None and settings.index_output is None:
+        require_earlier(index, str(settings.index), earlier, before.fingerprint, job.fingerprint)
     if not settings.full_refresh:
         require_same_model("the refresh", job.fingerprint.model, earlier.uri, before.fingerprint.model)
     if job.fingerprint == before.fingerprint and job.began is None and not settings.full_refresh:
@@ -89,7 +92,7 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
         job = replace(job, earlier=EarlierVectors.of(earlier, before, output))
     after = complete(job, engine, "refresh")
     found = _changes(earlier, before, output, after)
-    return Refreshed(found, after.n_quarantined, _indexed(settings, index, engine) if index else None)
+    return Refreshed(found, after.n_quarantined, _indexed(settings, index, engine, before, after) if index else None)
 
 
 def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> EmbedSettings:
@@ -121,9 +124,16 @@ def _changes(earlier: Folder, before: Manifest, output: Folder, after: Manifest)
     return found
 
 
-def _indexed(settings: RefreshSettings, index: IndexDescription, engine: Engine) -> IndexDescription:
-    """An index of the refreshed embeddings with the template of the earlier one, as it is asked for there."""
-    assert settings.index_output is not None, "both are given"
+def _indexed(
+    settings: RefreshSettings, index: IndexDescription, engine: Engine, before: Manifest, after: Manifest
+) -> IndexDescription:
+    """The index brought up to date; or a new one with its template, as it is asked for there."""
+    assert settings.index is not None, "it was read"
+    earlier, output = Folder.at(settings.embeddings), Folder.at(settings.output)
+    if settings.index_output is None:
+        place = Folder.at(settings.index)
+        with hold(place, "refresh", wait=settings.wait):
+            return update_index(earlier, before, output, after, place, engine)
     request = IndexSettings(
         embeddings=settings.output,
         output=settings.index_output,
