@@ -234,7 +234,7 @@ def test_a_soma_atlas_that_grew(grown, blood, checkpoint, make_soma, tmp_path, c
     ("options", "error", "message"),
     [
         ({"output": "earlier", "embeddings": "earlier"}, InputError, "another folder than the input"),
-        ({"index": "some"}, InputError, "give both --index and --index-output"),
+        ({"index_output": "some"}, InputError, "--index-output needs --index"),
         ({"embeddings": "nothing"}, ReferenceSetError, "has no manifest.json"),
     ],
 )

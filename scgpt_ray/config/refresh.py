@@ -34,9 +34,10 @@ class RefreshSettings(FailureSettings, ComputeSettings, DriftSettings):
     full_refresh: bool = False
     """Embed every cell, also those whose counts have not changed."""
     index: Text | None = None
-    """Index of --embeddings, whose template is used for a new one without training. Default: none."""
+    """Index of --embeddings, which is brought up to date in its place without training: shards are added for new and
+    changed cells, and cells that are gone or changed are left out of the others. Default: none."""
     index_output: Text | None = None
-    """Folder for the new index, with --index. Default: none."""
+    """Folder for a new index of all cells with the template of --index, which then stays as it is. Default: none."""
 
     gate: bool = False
     """Compare the refreshed embeddings with the earlier ones before an index is made of them, as `scgpt-ray gate` does,
@@ -44,8 +45,8 @@ class RefreshSettings(FailureSettings, ComputeSettings, DriftSettings):
 
     @model_validator(mode="after")
     def _new_places(self) -> Self:
-        if (self.index is None) != (self.index_output is None):
-            raise ValueError("give both --index and --index-output, or neither")
+        if self.index is None and self.index_output is not None:
+            raise ValueError("--index-output needs --index")
         if self.output == self.embeddings or (self.index is not None and self.index == self.index_output):
             raise ValueError("the output must be another folder than the input")
         return self

@@ -92,7 +92,7 @@ def _compare(folder: Folder, index: IndexDescription, sources: list[tuple[Folder
         seen = np.concatenate(ids_of_source)
         if n_missing:
             yield _of_index(f"lacks {n_missing} of the cells embedded in {source.uri}")
-    n_foreign = sum(int((~np.isin(shard.ids_N, seen)).sum()) for shard in searcher.shards)
+    n_foreign = sum(int((~np.isin(shard.ids_N[shard.rows], seen)).sum()) for shard in searcher.shards)
     if n_foreign:
         yield _of_index(f"lists {n_foreign} cells that are not embedded in {' or '.join(s.uri for s, _ in sources)}")
     yield from wrong or recall.check()
@@ -103,6 +103,8 @@ def _rows(shard: Shard, ids_N: Int64Array) -> tuple[Int64Array, np.ndarray[tuple
     place_N = np.searchsorted(shard.ids_N, ids_N)
     is_here_N = place_N < len(shard.ids_N)
     is_here_N[is_here_N] = shard.ids_N[place_N[is_here_N]] == ids_N[is_here_N]
+    if shard.left_N is not None:
+        is_here_N[is_here_N] = shard.left_N[place_N[is_here_N]]
     return place_N[is_here_N], is_here_N
 
 
@@ -130,7 +132,8 @@ class _Recall:
 
     def __init__(self, searcher: Searcher, index: IndexDescription) -> None:
         self._recorded, self._k = index.recall_at_10, min(CHOSEN_K, index.n_cells - 1)
-        opened = list(zip(searcher.shards, drawn_rows(index.shards, _QUERIES, _SEED), strict=True))
+        drawn = drawn_rows(index.shards, _QUERIES, _SEED)
+        opened = [(shard, shard.rows[places]) for shard, places in zip(searcher.shards, drawn, strict=True)]
         self._own_Q = np.concatenate([np.asarray(shard.ids_N)[of_shard] for shard, of_shard in opened])
         queries_QD = np.concatenate([shard.vectors(of_shard) for shard, of_shard in opened])
         self._queries_QD = queries_QD / np.linalg.norm(queries_QD, axis=1, keepdims=True)

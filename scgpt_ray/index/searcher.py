@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
+from scgpt_ray.index.removal import removed_ids
 from scgpt_ray.index.search import (
     NONE,
     Mask,
@@ -76,6 +77,7 @@ class Shard:
         ids_N: int64 [n], soma_joinid of each row; memory-mapped.
         vectors_ND: float16 [n, d], vectors minus the centre; memory-mapped; None if the index is exact.
         centre_D: float32 [d].
+        left_N: bool [n], rows that are part of the index; None if all are.
     """
 
     folder: Folder
@@ -84,6 +86,7 @@ class Shard:
     ids_N: Int64Array
     vectors_ND: npt.NDArray[np.float16] | None
     centre_D: Float32Matrix
+    left_N: Mask | None = None
 
     @classmethod
     def open(cls, folder: Folder, description: ShardDescription, centre_D: Float32Matrix, cache: Path) -> "Shard":
@@ -103,7 +106,13 @@ class Shard:
             raise ReferenceSetError(
                 f"{error.filename or error} is missing", expected="every file of the index", remedy="build it again"
             ) from None
-        return cls(folder, description, index, ids_N, vectors_ND, centre_D)
+        left_N = None if description.removed is None else ~np.isin(ids_N, removed_ids(folder, description))
+        return cls(folder, description, index, ids_N, vectors_ND, centre_D, left_N)
+
+    @property
+    def rows(self) -> Int64Array:
+        """Rows that are part of the index, int64, ascending."""
+        return np.arange(len(self.ids_N)) if self.left_N is None else np.flatnonzero(self.left_N)
 
     def labels(self, columns: Sequence[str]) -> pa.Table:
         """Read label columns, one row per row of the shard."""
@@ -118,6 +127,8 @@ class Shard:
 
     def search(self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed_N: Mask | None) -> Neighbors:
         """The k nearest: ids int64 [Q, k] and scores float32 [Q, k]."""
+        if self.left_N is not None:
+            allowed_N = self.left_N if allowed_N is None else allowed_N & self.left_N
         if not len(self.ids_N) or (allowed_N is not None and not allowed_N.any()):
             return no_neighbors(len(queries_QD), k)
         if self.vectors_ND is None:
@@ -134,8 +145,8 @@ class Shard:
         return self._named(rows_QK), scores_QK
 
     def exact(self, queries_QD: Float32Matrix, k: int, rows: Int64Array | None = None) -> Neighbors:
-        """Exact search among some rows; all if None."""
-        rows = np.arange(len(self.ids_N)) if rows is None else rows
+        """Exact search among some rows; all that are part of the index if None."""
+        rows = self.rows if rows is None else rows
         blocks = (rows[start : start + _EXACT_BLOCK] for start in range(0, len(rows), _EXACT_BLOCK))
         return exact_search(((self.ids_N[block], self.vectors(block)) for block in blocks), queries_QD, k)
 
@@ -165,11 +176,11 @@ def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
 
 
 def drawn_rows(shards: Sequence[ShardDescription], n: int, seed: int) -> list[Int64Array]:
-    """Draw n cells of all shards uniformly, all if there are fewer: ascending rows of each shard, int64 [some]."""
-    ends = np.cumsum([shard.n_cells for shard in shards])
+    """Draw n cells of all shards uniformly, all if there are fewer: ascending places in `Shard.rows`, int64 [some]."""
+    ends = np.cumsum([shard.n_left for shard in shards])
     drawn = np.sort(np.random.default_rng(seed).choice(ends[-1], min(n, ends[-1]), replace=False))
     cut = np.split(drawn, np.searchsorted(drawn, ends)[:-1])
-    return [rows - (end - shard.n_cells) for rows, end, shard in zip(cut, ends, shards, strict=True)]
+    return [rows - (end - shard.n_left) for rows, end, shard in zip(cut, ends, shards, strict=True)]
 
 
 class Searcher:

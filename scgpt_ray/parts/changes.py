@@ -7,11 +7,15 @@ import pyarrow as pa
 
 from scgpt_ray.parts.parts import PARTS, iterate_parts, part_columns
 from scgpt_ray.records import ChangeCounts, Manifest
-from scgpt_ray.schema import CONTENT, DATASET_ID, JOINID, OBS_ID, OBSERVATION
+from scgpt_ray.schema import CONTENT, DATASET_ID, JOINID, OBS_ID, OBSERVATION, Int64Array
 from scgpt_ray.storage import Folder
 
 ALL = "all cells"
 """In place of a data set where the embeddings do not say which."""
+
+
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""Golden ratio; spreads the bits of a hash before another is added."""
 
 
 def identity_columns(one: set[str], other: set[str]) -> tuple[str, ...]:
@@ -57,6 +61,33 @@ def changes(
     return columns, {str(row[0]): ChangeCounts(*map(int, row[1:])) for row in table.itertuples()}
 
 
+def unchanged(
+    earlier: Folder, earlier_parts: list[str], later: Folder, later_parts: list[str], columns: list[str]
+) -> Int64Array:
+    """The soma_joinids, sorted, whose content and values of some columns are the same in two sets of embeddings.
+
+    16 bytes per cell of both are in memory.
+    """
+    (old_N, old_key_N), (new_N, new_key_N) = (
+        _keys(earlier.folder(PARTS), earlier_parts, columns),
+        _keys(later.folder(PARTS), later_parts, columns),
+    )
+    both_N, old_rows, new_rows = np.intersect1d(old_N, new_N, assume_unique=True, return_indices=True)
+    return both_N[old_key_N[old_rows] == new_key_N[new_rows]]
+
+
+def _keys(parts: Folder, names: list[str], columns: list[str]) -> tuple[Int64Array, npt.NDArray[np.uint64]]:
+    """Joinids, and hashes of content and columns."""
+    ids, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    for table in iterate_parts(parts, names, list(dict.fromkeys([JOINID, CONTENT, *columns]))):
+        key_N = _hashed(table[CONTENT])
+        for name in columns:
+            key_N = key_N * _SPREAD + _hashed(table[name].cast(pa.string()))
+        ids.append(table[JOINID].to_numpy())
+        keys.append(key_N)
+    return np.concatenate(ids), np.concatenate(keys)
+
+
 def _cells(folder: Folder, manifest: Manifest, columns: tuple[str, ...]) -> pd.DataFrame:
     """Identity, content and data set of every cell."""
     by_dataset = DATASET_ID in manifest.obs_columns
@@ -65,7 +96,7 @@ def _cells(folder: Folder, manifest: Manifest, columns: tuple[str, ...]) -> pd.D
     for table in iterate_parts(folder.folder(PARTS), list(manifest.parts), wanted):
         keys = np.zeros(len(table), np.uint64)
         for name in columns:
-            keys = keys * np.uint64(0x9E3779B97F4A7C15) + _hashed(table[name])  # golden ratio: spreads the first key
+            keys = keys * _SPREAD + _hashed(table[name])
         dataset = table[DATASET_ID].cast(pa.string()).to_pandas() if by_dataset else pd.Series([ALL] * len(table))
         frames.append(pd.DataFrame({"key": keys, "content": table[CONTENT].to_numpy(), "dataset": dataset}))
     cells = pd.concat(frames, ignore_index=True).astype({"dataset": "category"})

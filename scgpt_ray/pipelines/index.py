@@ -86,7 +86,7 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             embeddings=source.uri,
             license=settings.license or NOT_STATED,
         )
-        return _finish(described, source, manifest, output, executor, tracker)
+        return finish(described, source, manifest, output, executor, tracker)
 
 
 def _build(
@@ -136,7 +136,7 @@ def rebuild(output: Folder, engine: Engine, delete: Callable[[], None]) -> Index
     params = {"config": {"repair": output.uri}, "request": there.request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
         shards = _build(there.request, source, manifest, output, executor)
-        return _finish(there.replace(shards=tuple(shards)), source, manifest, output, executor, tracker)
+        return finish(there.replace(shards=tuple(shards)), source, manifest, output, executor, tracker)
 
 
 def append(
@@ -154,19 +154,10 @@ def append(
     require_belongs(there, manifest, source, output)
     params = {"config": settings.model_dump(), "request": there.request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
-        names = list(manifest.parts)
-        fresh = np.array(new_cells(executor, source, names, output, there.shards))
-        if not fresh.sum():
+        added = add_shards(executor, source, manifest, output, there.label_columns, there.shards, settings.shards)
+        if not added:
             logger.info("%s holds every cell of %s; nothing to add", output.uri, source.uri)
             return _relicense(settings, there, source, manifest, output, executor)
-        parts = np.array(names)[fresh > 0]
-        n_shards = min(settings.shards or default_shards(int(fresh.sum())), len(parts))
-        digest, labels = manifest.fingerprint.digest, there.label_columns
-        inputs = [
-            ShardInput(source, digest, tuple(group.tolist()), labels, there.shards)
-            for group in np.array_split(parts, n_shards)
-        ]
-        added = build_shards(executor, inputs, len(there.shards), template_of(output), output)
         known = dict.fromkeys((there.embeddings, *there.appended, source.uri))
         described = there.replace(
             n_cells=there.n_cells + sum(shard.n_cells for shard in added),
@@ -174,10 +165,33 @@ def append(
             appended=tuple(known)[1:],
             license=settings.license or there.license,
         )
-        return _finish(described, source, manifest, output, executor, tracker)
+        return finish(described, source, manifest, output, executor, tracker)
 
 
-def _finish(
+def add_shards(
+    executor: Executor,
+    source: Folder,
+    manifest: Manifest,
+    output: Folder,
+    labels: tuple[str, ...],
+    known: tuple[ShardDescription, ...],
+    shards: int | None = None,
+) -> list[ShardDescription]:
+    """Build shards of the cells of embeddings that known shards lack; by default as many as suit their number."""
+    names = list(manifest.parts)
+    fresh = np.array(new_cells(executor, source, names, output, known))
+    if not fresh.sum():
+        return []
+    parts = np.array(names)[fresh > 0]
+    n_shards = min(shards or default_shards(int(fresh.sum())), len(parts))
+    digest = manifest.fingerprint.digest
+    inputs = [
+        ShardInput(source, digest, tuple(group.tolist()), labels, known) for group in np.array_split(parts, n_shards)
+    ]
+    return build_shards(executor, inputs, len(known), template_of(output), output)
+
+
+def finish(
     described: IndexDescription,
     source: Folder,
     manifest: Manifest,

@@ -18,6 +18,7 @@ from scgpt_ray.identity import digest_of
 from scgpt_ray.index.description import CENTRE, TEMPLATE, TEMPLATE_MARKER
 from scgpt_ray.index.factory import EXACT, empty_index, n_lists
 from scgpt_ray.index.gpu import gpus
+from scgpt_ray.index.removal import left_ids
 from scgpt_ray.index.search import set_threads
 from scgpt_ray.index.shard import build_shard, commit_shard, committed_shard
 from scgpt_ray.index.template import centre_of, train
@@ -72,7 +73,7 @@ class ShardInput:
 
     def digest(self, template: str) -> str:
         """SHA-256 (hex) of what determines a shard: the template, and its cells and labels."""
-        known = [shard.name for shard in self.known]
+        known = [[shard.name, shard.removed] for shard in self.known]
         return digest_of([template, self.fingerprint, self.parts, self.labels, known])
 
 
@@ -226,9 +227,8 @@ def _add_shard(shard_input: ShardInput, number: int, request: str, output: Folde
 
 
 def known_ids(output: Folder, shards: Sequence[ShardDescription]) -> Int64Array:
-    """Sorted soma_joinids of the cells of some shards."""
-    ids = [np.load(io.BytesIO(output.read(shard.ids)), allow_pickle=False) for shard in shards]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
+    """Sorted soma_joinids of the cells of some shards that are part of the index."""
+    return np.sort(np.concatenate([np.empty(0, np.int64), *(left_ids(output, shard) for shard in shards)]))
 
 
 def is_new(ids_N: Int64Array, known_N: Int64Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

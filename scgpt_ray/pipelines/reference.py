@@ -19,6 +19,7 @@ from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.index.description import require_index
 from scgpt_ray.index.factory import empty_index, n_lists
 from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
+from scgpt_ray.index.removal import left_of
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors, set_threads
 from scgpt_ray.index.searcher import Searcher, SearchParams, Shard, drawn_rows
 from scgpt_ray.index.shard import require_files
@@ -202,7 +203,7 @@ class Reference:
         """soma_joinid and label columns of all neighbours."""
         ids = np.unique(neighbor_ids_QK)
         neighbors = self._executor.share(ids[ids != NONE])
-        calls = [(self.folder, shard.labels, neighbors, list(columns)) for shard in self.index.shards]
+        calls = [(self.folder, shard, neighbors, list(columns)) for shard in self.index.shards]
         tables = self._executor.tasks(_read_labels, calls, cpus=0.5)
         return pa.concat_tables([table.unify_dictionaries() for table in tables])
 
@@ -222,7 +223,7 @@ class Reference:
         return self._cell_counts(column, None, most)
 
     def _cell_counts(self, column: str, condition: str | None, most: int | None) -> dict[str | None, int] | None:
-        calls = [(self.folder, shard.labels, column, condition, most) for shard in self.index.shards]
+        calls = [(self.folder, shard, column, condition, most) for shard in self.index.shards]
         counts: Counter[str | None] = Counter()
         for counted in self._executor.tasks(_count, calls, cpus=0.5):
             if counted is None:
@@ -273,6 +274,7 @@ def _take(
     folder: Folder, shard: ShardDescription, rows: Int64Array, columns: list[str]
 ) -> tuple[Int64Array, Float32Matrix, pa.Table]:
     opened = Searcher(folder, [shard]).shards[0]
+    rows = opened.rows[rows]
     labels = opened.labels([JOINID, *columns]).take(pa.array(rows))
     return np.asarray(opened.ids_N)[rows], unit_vectors(opened, rows), labels
 
@@ -284,25 +286,29 @@ def unit_vectors(shard: Shard, rows: Int64Array) -> Float32Matrix:
     return vectors_ND
 
 
-def _read_labels(folder: Folder, name: str, joinids: Int64Array, columns: list[str]) -> pa.Table:
-    with folder.open(name) as stream:
-        return pq.read_table(stream, columns=[JOINID, *columns], filters=pc.field(JOINID).isin(pa.array(joinids)))
+def _read_labels(folder: Folder, shard: ShardDescription, joinids: Int64Array, columns: list[str]) -> pa.Table:
+    asked = pc.field(JOINID).isin(pa.array(joinids))
+    with folder.open(shard.labels) as stream:
+        return left_of(folder, shard, pq.read_table(stream, columns=[JOINID, *columns], filters=asked))
 
 
 def _count(
-    folder: Folder, name: str, column: str, condition: str | None, most: int | None
+    folder: Folder, shard: ShardDescription, column: str, condition: str | None, most: int | None
 ) -> dict[str | None, int] | None:
-    counted = labels_that_meet(folder, name, [column], condition)[column].cast(pa.string()).value_counts()
+    counted = labels_that_meet(folder, shard, [column], condition)[column].cast(pa.string()).value_counts()
     if most is not None and len(counted) > most:
         return None
     return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
 
 
-def labels_that_meet(folder: Folder, name: str, columns: Sequence[str], condition: str | None) -> pa.Table:
-    """Read columns of a label table, for cells that meet a condition as checked by `Reference.require`."""
-    with folder.open(name) as stream:
+def labels_that_meet(
+    folder: Folder, shard: ShardDescription, columns: Sequence[str], condition: str | None
+) -> pa.Table:
+    """Read label columns of the cells of a shard that meet a condition as checked by `Reference.require`."""
+    with folder.open(shard.labels) as stream:
         opened = pq.ParquetFile(stream)
         met = condition_of(condition, opened.schema_arrow)
-        labels = opened.read(columns=sorted({*columns, *(met.columns() if met else ())})).unify_dictionaries()
+        needed = {*columns, *(met.columns() if met else ()), *([JOINID] if shard.removed else ())}
+        labels = left_of(folder, shard, opened.read(columns=sorted(needed))).unify_dictionaries()
     kept = labels.select(list(columns))
     return kept if met is None else kept.filter(pa.array(met.mask(labels)))

@@ -21,6 +21,7 @@ from scgpt_ray.pipelines.gate import compare_embeddings
 from scgpt_ray.pipelines.gate import write as write_gate
 from scgpt_ray.pipelines.gate_cells import label_column_of
 from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.pipelines.index_update import require_earlier, update_index
 from scgpt_ray.records import Changes, GateReport, IndexDescription, Manifest, Plan
 from scgpt_ray.storage import Folder
 
@@ -85,6 +86,8 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
     require_content(earlier, before)
     index = require_index(Folder.at(settings.index)) if settings.index else None
     job = check(_embed_settings(settings, plan, before), count_gpus=engine.gpus)
+    if index is not None and settings.index_output is None:
+        require_earlier(index, str(settings.index), earlier, before.fingerprint, job.fingerprint)
     if settings.gate:
         Thresholds.load(settings.thresholds)
         label_column_of(settings.label_column, before.obs_columns, job.source.obs_columns)
@@ -103,7 +106,7 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
         refreshed = replace(refreshed, gate=report)
         if report.failed:
             return refreshed
-    return replace(refreshed, index=_indexed(settings, index, engine)) if index else refreshed
+    return replace(refreshed, index=_indexed(settings, index, engine, before, after)) if index else refreshed
 
 
 def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> EmbedSettings:
@@ -135,9 +138,16 @@ def _changes(earlier: Folder, before: Manifest, output: Folder, after: Manifest)
     return found
 
 
-def _indexed(settings: RefreshSettings, index: IndexDescription, engine: Engine) -> IndexDescription:
-    """An index of the refreshed embeddings with the template of the earlier one, as it is asked for there."""
-    assert settings.index_output is not None, "both are given"
+def _indexed(
+    settings: RefreshSettings, index: IndexDescription, engine: Engine, before: Manifest, after: Manifest
+) -> IndexDescription:
+    """The index brought up to date; or a new one with its template, as it is asked for there."""
+    assert settings.index is not None, "it was read"
+    earlier, output = Folder.at(settings.embeddings), Folder.at(settings.output)
+    if settings.index_output is None:
+        place = Folder.at(settings.index)
+        with hold(place, "refresh", wait=settings.wait):
+            return update_index(earlier, before, output, after, place, engine)
     request = IndexSettings(
         embeddings=settings.output,
         output=settings.index_output,

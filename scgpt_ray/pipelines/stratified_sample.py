@@ -36,12 +36,12 @@ def count_cells(reference: Reference, columns: Sequence[str], condition: str | N
     """
     assert reference.executor is not None, "name an executor by Reference.on"
     names = list(dict.fromkeys(columns))
-    calls = [(reference.folder, shard.labels, names, condition) for shard in reference.index.shards]
+    calls = [(reference.folder, shard, names, condition) for shard in reference.index.shards]
     return _total(pa.concat_tables(reference.executor.tasks(_count, calls, cpus=0.5)), names)
 
 
-def _count(folder: Folder, name: str, columns: list[str], condition: str | None) -> pa.Table:
-    cells = labels_that_meet(folder, name, columns, condition)
+def _count(folder: Folder, shard: ShardDescription, columns: list[str], condition: str | None) -> pa.Table:
+    cells = labels_that_meet(folder, shard, columns, condition)
     texts = pa.table({column: cells[column].cast(pa.string()) for column in columns})
     return _total(texts.append_column(CELLS, pa.array(np.ones(len(texts), np.int64))), columns)
 
@@ -115,7 +115,7 @@ def draw_cells(
     """
     assert reference.executor is not None, "name an executor by Reference.on"
     calls = [
-        (reference.folder, shard.labels, list(columns), dict(quotas), condition, [seed, number])
+        (reference.folder, shard, list(columns), dict(quotas), condition, [seed, number])
         for number, shard in enumerate(reference.index.shards)
     ]
     offered = pa.concat_tables(reference.executor.tasks(_offer, calls, cpus=0.5)).unify_dictionaries()
@@ -123,9 +123,14 @@ def draw_cells(
 
 
 def _offer(
-    folder: Folder, name: str, columns: list[str], quotas: dict[str, int], condition: str | None, seed: list[int]
+    folder: Folder,
+    shard: ShardDescription,
+    columns: list[str],
+    quotas: dict[str, int],
+    condition: str | None,
+    seed: list[int],
 ) -> pa.Table:
-    cells = labels_that_meet(folder, name, [JOINID, *columns], condition)
+    cells = labels_that_meet(folder, shard, [JOINID, *columns], condition)
     draws = pa.array(np.random.default_rng(seed).random(cells.num_rows))
     return _lowest(cells.append_column(_DRAW, draws), columns[0], quotas)
 

@@ -19,6 +19,14 @@ class ShardDescription:
     ids: FileName
     vectors: FileName | None
     """None where the index itself is exact."""
+    removed: FileName | None = None
+    """The soma_joinids of rows that are no longer part of the index, sorted; None without such rows."""
+    n_removed: Count = 0
+
+    @property
+    def n_left(self) -> int:
+        """Number of its cells that are part of the index."""
+        return self.n_cells - self.n_removed
 
     @classmethod
     def of(cls, number: int, n_cells: int, *, is_exact: bool) -> "ShardDescription":
@@ -39,7 +47,7 @@ class ShardDescription:
     @property
     def files(self) -> list[str]:
         """All of them, without the commit marker."""
-        return [name for name in (self.name, self.ids, self.vectors, self.labels) if name is not None]
+        return [name for name in (self.name, self.ids, self.vectors, self.labels, self.removed) if name is not None]
 
 
 class CommitMarker(Record):
@@ -94,7 +102,7 @@ class IndexDescription(Record):
 
     @model_validator(mode="after")
     def _shards_hold_the_cells(self) -> Self:
-        held = sum(shard.n_cells for shard in self.shards)
+        held = sum(shard.n_left for shard in self.shards)
         if held != self.n_cells:
             raise ValueError(f"{self.n_cells} cells, but {held} in its shards")
         return self

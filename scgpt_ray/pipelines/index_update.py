@@ -1,0 +1,68 @@
+"""An index of earlier embeddings + the refreshed ones -> the same index of the refreshed ones, without training."""
+
+import logging
+
+from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.identity import Fingerprint
+from scgpt_ray.index.description import require_index
+from scgpt_ray.index.removal import keep_only
+from scgpt_ray.parts.changes import unchanged
+from scgpt_ray.pipelines.executor import Engine
+from scgpt_ray.pipelines.index import add_shards, finish
+from scgpt_ray.records import IndexDescription, Manifest
+from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+def require_earlier(index: IndexDescription, place: str, earlier: Folder, *known: Fingerprint) -> None:
+    """Require that an index is one of embeddings with a known fingerprint, and of these alone.
+
+    Raises:
+        ReferenceSetError: If not.
+    """
+    if index.appended or index.fingerprint not in known:
+        raise ReferenceSetError(
+            f"{place} is not an index of {earlier.uri} alone",
+            expected="the index of the embeddings that are refreshed",
+            remedy="give --index-output a folder for a new index",
+        )
+
+
+def update_index(
+    earlier: Folder, before: Manifest, source: Folder, after: Manifest, output: Folder, engine: Engine
+) -> IndexDescription:
+    """Bring an index up to date with refreshed embeddings.
+
+    Cells that are gone, or whose content or labels have changed, are taken out of the shards; these and the new ones
+    become new shards of the same template. The search parameters are chosen again. Readers find the index as it was
+    until the new description is written.
+
+    Args:
+        earlier: Folder of the embeddings that were indexed.
+        before: Their manifest.
+        source: Folder of the refreshed embeddings.
+        after: Their manifest.
+        output: The index folder.
+        engine: Opens the executor.
+    """
+    there = require_index(output)
+    if there.fingerprint == after.fingerprint:
+        logger.info("%s is up to date: %d cells; nothing to do", output.uri, there.n_cells)
+        return there
+    params = {"config": {"index": output.uri, "embeddings": source.uri}, "request": there.request}
+    with engine.open(after.n_cells) as executor, Tracker("index", output, params) as tracker:
+        places = (earlier, list(before.parts), source, list(after.parts), list(there.label_columns))
+        [kept_N] = executor.tasks(unchanged, [places])
+        shards = tuple(keep_only(output, shard, kept_N) for shard in there.shards)
+        added = add_shards(executor, source, after, output, there.label_columns, shards)
+        n_removed = sum(shard.n_removed for shard in shards)
+        logger.info("%d shards added; %d cells of others are left out", len(added), n_removed)
+        described = there.replace(
+            shards=(*shards, *added),
+            n_cells=sum(shard.n_left for shard in (*shards, *added)),
+            embeddings=source.uri,
+            fingerprint=after.fingerprint,
+        )
+        return finish(described, source, after, output, executor, tracker)
