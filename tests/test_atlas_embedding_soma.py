@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from scgpt_ray.atlas import embedding_soma
 from scgpt_ray.atlas.embedding_soma import INFO, as_bfloat16, write_embedding_soma
 from scgpt_ray.schema import EMBEDDING, JOINID, matrix_array
 
@@ -70,6 +71,24 @@ def test_it_is_what_the_census_accepts(vectors, tmp_path):
         cells = array.read(result_order="row-major").tables().concat()
     order = cells["soma_dim_0"].to_numpy() * WIDTH + cells["soma_dim_1"].to_numpy()
     assert order.tolist() == list(range(9 * WIDTH))
+
+
+@pytest.mark.parametrize(("values", "fragments"), [(1, 3), (5 * WIDTH, 2), (9 * WIDTH, 1)])
+def test_tables_share_fragments(vectors, tmp_path, monkeypatch, values, fragments):
+    monkeypatch.setattr(embedding_soma, "_FRAGMENT_VALUES", values)
+    joinids = np.arange(9) * 3000
+    tables = [table(joinids[start : start + 3], vectors[start : start + 3]) for start in (0, 3, 6)]
+    write_embedding_soma(tmp_path / "array", tables, (30_000, WIDTH), {})
+    np.testing.assert_array_equal(get_embedding(str(tmp_path / "array"), joinids)[1], vectors)
+    assert len(list((tmp_path / "array" / "__fragments").iterdir())) == fragments
+    # One file says which fragments are committed, and one what they hold.
+    assert len(list((tmp_path / "array" / "__commits").glob("*.con"))) == 1
+    assert len(list((tmp_path / "array" / "__fragment_meta").iterdir())) == (fragments > 1)
+
+
+def test_no_cell_has_an_embedding(vectors, tmp_path):
+    write_embedding_soma(tmp_path / "array", [table([4], vectors[:1], np.array([True]))], (9, WIDTH), {})
+    assert np.isnan(get_embedding(str(tmp_path / "array"), np.arange(9))[1]).all()
 
 
 def test_half_is_rounded_to_bfloat16(vectors, tmp_path):

@@ -15,7 +15,7 @@ Other than upstream's, the array refuses duplicates: a cell that is written twic
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,18 @@ INFO = "CxG_embedding_info"
 
 _ZSTD = {"_type": "ZstdFilter", "level": 3}
 _SORTED = {"tiledb": {"write": {"sort_coords": False}}}  # rows are in order: five times as fast
+_CONSOLIDATED = {"tiledb": {"write": {"sort_coords": False, "consolidate_and_vacuum": True}}}
+"""Also writes what says which fragments there are into one file, so that a reader does not open one per fragment."""
+
+_VALUES = pa.schema([("soma_dim_0", pa.int64()), ("soma_dim_1", pa.int64()), ("soma_data", pa.float32())])
+_FRAGMENT_VALUES = 2**24
+"""Values of a fragment, at least: 32,768 cells of width 512, which take 335 MB while they are written."""
 
 
 def write_embedding_soma(
     place: Path, tables: Iterable[pa.Table], shape: tuple[int, int], info: Mapping[str, Any], *, half: bool = False
 ) -> None:
-    """Write an array of embeddings, a fragment per table.
+    """Write an array of embeddings.
 
     Args:
         place: Folder to create or fill.
@@ -53,16 +59,27 @@ def write_embedding_soma(
         place.as_posix(), type=pa.float32(), shape=shape, platform_config=_layout(shape[1])
     ) as array:
         array.metadata[INFO] = json.dumps(info)
-        for table in tables:
-            present = table.filter(table[EMBEDDING].is_valid())
-            if present.num_rows:
-                vectors_ND = np.asarray(matrix(present[EMBEDDING]), np.float32)
-                cells = {
-                    "soma_dim_0": np.repeat(present[JOINID].to_numpy(), shape[1]),
-                    "soma_dim_1": np.tile(np.arange(shape[1]), len(vectors_ND)),
-                    "soma_data": (as_bfloat16(vectors_ND) if half else vectors_ND).ravel(),
-                }
-                array.write(pa.table(cells), platform_config=_SORTED)
+        for cells in _fragments(tables, half):
+            array.write(cells, platform_config=_SORTED)
+        array.write(_VALUES.empty_table(), platform_config=_CONSOLIDATED)
+
+
+def _fragments(tables: Iterable[pa.Table], half: bool) -> Iterator[pa.Table]:
+    """Coordinates and values of many cells at a time."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        cells = table.filter(table[EMBEDDING].is_valid())
+        if cells.num_rows:
+            vectors_ND = np.asarray(matrix(cells[EMBEDDING]), np.float32)
+            row_E = np.repeat(cells[JOINID].to_numpy(), vectors_ND.shape[1])
+            column_E = np.tile(np.arange(vectors_ND.shape[1]), len(vectors_ND))
+            value_E = (as_bfloat16(vectors_ND) if half else vectors_ND).ravel()
+            waiting.append(pa.table([row_E, column_E, value_E], schema=_VALUES))
+        if sum(map(len, waiting)) >= _FRAGMENT_VALUES:
+            yield pa.concat_tables(waiting)
+            waiting.clear()
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _layout(width: int) -> dict[str, Any]:
