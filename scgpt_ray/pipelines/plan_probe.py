@@ -146,8 +146,8 @@ def _part_bytes(tokens: pa.Table, dimension: int) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Folder.at(place)
         partition = Partition.of(0, tokens[JOINID].to_numpy())
-        part = write_part(folder, cells, partition, fingerprint="0" * 64, n_tokens=0)
-        return folder.size(part.name) or 0
+        _, n_bytes = write_part(folder, cells, partition, fingerprint="0" * 64, n_tokens=0)
+        return n_bytes
 
 
 @contextmanager

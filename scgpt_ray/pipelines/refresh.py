@@ -15,7 +15,7 @@ from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import require_content
 from scgpt_ray.pipelines.embed import complete
-from scgpt_ray.pipelines.embed_request import check
+from scgpt_ray.pipelines.embed_request import EmbedJob, check
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.gate import compare_embeddings
 from scgpt_ray.pipelines.gate import write as write_gate
@@ -86,13 +86,7 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
     require_content(earlier, before)
     index = require_index(Folder.at(settings.index)) if settings.index else None
     job = check(_embed_settings(settings, plan, before), count_gpus=engine.gpus)
-    if index is not None and settings.index_output is None:
-        require_earlier(index, str(settings.index), earlier, before.fingerprint, job.fingerprint)
-    if settings.gate:
-        Thresholds.load(settings.thresholds)
-        label_column_of(settings.label_column, before.obs_columns, job.source.obs_columns)
-    if settings.gate or not settings.full_refresh:
-        require_same_model("the refresh", job.fingerprint.model, earlier.uri, before.fingerprint.model)
+    _require_comparable(settings, earlier, before, job, index)
     if job.fingerprint == before.fingerprint and job.began is None and not settings.full_refresh:
         logger.info("%s has not been written since %s was made", job.source.uri, earlier.uri)
         return Refreshed(None)
@@ -107,6 +101,19 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
         if report.failed:
             return refreshed
     return replace(refreshed, index=_indexed(settings, index, engine, before, after)) if index else refreshed
+
+
+def _require_comparable(
+    settings: RefreshSettings, earlier: Folder, before: Manifest, job: EmbedJob, index: IndexDescription | None
+) -> None:
+    """Require what index, gate and the copies of vectors need of the earlier embeddings."""
+    if index is not None and settings.index_output is None:
+        require_earlier(index, str(settings.index), earlier, before.fingerprint, job.fingerprint)
+    if settings.gate:
+        Thresholds.load(settings.thresholds)
+        label_column_of(settings.label_column, before.obs_columns, job.source.obs_columns)
+    if settings.gate or not settings.full_refresh:
+        require_same_model("the refresh", job.fingerprint.model, earlier.uri, before.fingerprint.model)
 
 
 def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> EmbedSettings:
