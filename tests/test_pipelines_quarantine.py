@@ -61,18 +61,18 @@ def options(atlas, checkpoint, output, **more):
 
 @pytest.fixture
 def gzipped(blood, tmp_path):
-    """An atlas whose values lie in chunks of 600, of about 20 cells; the second is damaged on call."""
+    """An atlas whose values lie in chunks of 250, of about 9 cells; the second is damaged on call."""
     path = tmp_path / "atlas.h5ad"
     blood.write_h5ad(path, compression="gzip")
     with h5py.File(path, "r+") as file:
         values = file["X/data"][:]
         attributes = dict(file["X/data"].attrs)
         del file["X/data"]
-        file["X"].create_dataset("data", data=values, chunks=(600,), compression="gzip")
+        file["X"].create_dataset("data", data=values, chunks=(250,), compression="gzip")
         file["X/data"].attrs.update(attributes)
         bounds = file["X/indptr"][:]
         chunk = file["X/data"].id.get_chunk_info(1)
-    lost = [row for row in range(260) if bounds[row] < 1200 and bounds[row + 1] > 600 and bounds[row] < bounds[row + 1]]
+    lost = [row for row in range(260) if bounds[row] < 500 and bounds[row + 1] > 250 and bounds[row] < bounds[row + 1]]
     return path, lost, lambda: damage(path, chunk.byte_offset, chunk.byte_offset + chunk.size)
 
 
@@ -127,7 +127,7 @@ def test_max_failed(gzipped, checkpoint, tmp_path):
     with pytest.raises(WorkerError, match=r"1 of 6 partitions failed, more than --max-failed 0 allows; .*filter ret"):
         scgpt_ray.embed(**options(atlas, checkpoint, tmp_path / "none", max_failed=0))
     assert not (tmp_path / "none" / Manifest.file).exists()
-    few = options(atlas, checkpoint, tmp_path / "few", cells_per_partition=10)
+    few = options(atlas, checkpoint, tmp_path / "few", cells_per_partition=8)
     with pytest.raises(WorkerError, match=rf"{len(lost)} of 260 cells failed \(quarantine.json\), more than --max-fai"):
         scgpt_ray.embed(**few)
     assert not (tmp_path / "few" / Manifest.file).exists()
@@ -148,8 +148,8 @@ def test_a_run_whose_partitions_all_fail_stops_early(gzipped, checkpoint, tmp_pa
 def test_a_damaged_tile_costs_its_cells(blood, checkpoint, make_soma, tmp_path):
     """Two appends make two fragments; all tiles of the second are damaged."""
     path = tmp_path / "atlas"
-    make_soma(blood[:240].copy(), path)
-    atlas = make_soma(blood[240:].copy(), path)
+    make_soma(blood[:252].copy(), path)
+    atlas = make_soma(blood[252:].copy(), path)
     tiles = max((path / "ms/RNA/X/raw/__fragments").iterdir(), key=lambda fragment: fragment.name) / "a0.tdb"
     request = options(atlas, checkpoint, tmp_path / "out", gene_columns=["feature_name"], max_failed=0.1)
     whole = scgpt_ray.embed(**request | {"output": str(tmp_path / "whole")})
@@ -158,7 +158,7 @@ def test_a_damaged_tile_costs_its_cells(blood, checkpoint, make_soma, tmp_path):
     manifest = scgpt_ray.embed(**request)
     quarantine = Quarantine.read(Folder.at(tmp_path / "out"))
     assert manifest.n_quarantined == quarantine.n_cells
-    assert np.concatenate([cells.ids for cells in quarantine.cells]).tolist() == list(range(240, 260))
+    assert np.concatenate([cells.ids for cells in quarantine.cells]).tolist() == list(range(252, 260))
     mend()
     assert scgpt_ray.embed(**request).n_cells == 260
     assert files(tmp_path / "out") == files(tmp_path / "whole")
