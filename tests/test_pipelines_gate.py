@@ -238,8 +238,8 @@ def test_planted_shifts_in_real_counts_are_found_and_plain_cells_are_not(shared,
     def shuffled(cells):
         return anndata.AnnData(cells.X[:, random.permutation(cells.n_vars)], obs=cells.obs, var=cells.var)
 
-    kang, kang_new = some("kang_ctrl_12k", (50, 25))
-    (facs,), (pbmc3k,) = some("pbmc_facs", (40,)), some("pbmc3k", (25,))
+    kang, kang_new = some("kang_ctrl_12k", (40, 22))
+    (facs,), (pbmc3k,) = some("pbmc_facs", (30,)), some("pbmc3k", (22,))
 
     def write(*pieces):
         # The first pieces fix the order of the genes, so that earlier cells stay what they were.
@@ -251,7 +251,7 @@ def test_planted_shifts_in_real_counts_are_found_and_plain_cells_are_not(shared,
     options = {"executor": "serial", "cells_per_partition": 100}
     scgpt_ray.embed(
         atlas=write(), checkpoint="demo", output=str(tmp_path / "earlier"), obs_columns=["cell_type", "dataset_id"],
-        gene_columns=["index"], max_length=200, **options,
+        gene_columns=["index"], max_length=128, **options,
     )  # fmt: skip
     failed = {}
     for name, pieces in {

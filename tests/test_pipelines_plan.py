@@ -127,7 +127,7 @@ def test_the_probe_has_a_rate_of_this_machine(options, capsys):
         (
             "0.01USD",
             None,
-            r"the run costs 2\.\d+ USD on 1 x one-gpu, on demand; expected at most 0\.01 USD \(--budget\)",
+            r"the run costs 3\.\d+ USD on 1 x one-gpu, on demand; expected at most 0\.01 USD \(--budget\)",
         ),
         ("0.01USD", "eight-gpus", r"the run costs \d+\.\d+ USD on 1 x eight-gpus"),
         ("200USD", "eight-gpu", r"--instance eight-gpu: not in --prices; .*; did you mean eight-gpus\?"),

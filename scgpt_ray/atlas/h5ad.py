@@ -129,7 +129,7 @@ class H5adSource:
             arrays = [node] if isinstance(node, h5py.Dataset) else [node[name] for name in ("data", "indices")]
             stored = sum(array.id.get_storage_size() for array in arrays)
             n_rows = len(_obs(self)[0])
-        return round(2 * stored * len(joinids) / n_rows)
+        return int(2 * stored * len(joinids) / n_rows)
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a block of rows at a time.

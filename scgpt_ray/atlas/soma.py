@@ -199,7 +199,7 @@ class SomaSource:
             n_tiles = -(-experiment.obs.count // TILE)
             stored = Folder(self._matrix(experiment).uri.removeprefix("file://"), self.store).total_bytes()
         n_read = len(blocks(joinids))
-        return round(stored * (n_read + min(n_read, _SAMPLE_TILES)) / n_tiles)
+        return int(stored * (n_read + min(n_read, _SAMPLE_TILES)) / n_tiles)
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a tile of rows at a time.

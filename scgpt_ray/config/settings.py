@@ -97,10 +97,11 @@ class Settings(BaseModel):
 
     @classmethod
     def groups(cls) -> dict[str, list[str]]:
-        """Heading -> its options; the class's own heading comes first."""
+        """Heading -> its options; the class's own heading comes first, and has what it declares anew."""
         found: dict[str, list[str]] = {}
         for home in cls.__mro__:
-            own = [name for name in inspect.get_annotations(home) if name in cls.model_fields]
+            known = {name for names in found.values() for name in names}
+            own = [name for name in inspect.get_annotations(home) if name in cls.model_fields and name not in known]
             if own:
                 assert issubclass(home, Settings), home
                 found.setdefault(home.group, []).extend(own)

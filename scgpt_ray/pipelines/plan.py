@@ -210,7 +210,7 @@ def _rate(settings: PlanSettings, checkpoint: Checkpoint, sample: Sample, pool: 
         return _Rate(float(known[settings.card]["tokens_per_second"]), f"measured on {settings.card}")
     if pool.num_gpus and not has_gpu():
         return None
-    precision = settings.precision
+    precision: str = settings.precision
     if precision == "auto":
         precision = precision_of(settings, None, engine.gpus)
     rate, load_s = network_rate(checkpoint, sample, pool.device, precision, pool.threads)

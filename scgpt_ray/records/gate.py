@@ -15,7 +15,7 @@ class Check:
     dataset: str | None
     """The data set; None for a figure of all cells."""
     value: float | None
-    """The figure; None where there is none."""
+    """The figure; None if it could not be measured."""
     margin: float
     """Two standard errors; only what is beyond them counts."""
     limit: float | None
