@@ -1,5 +1,6 @@
 """The files in cluster/ against the schemas of those who read them."""
 
+import ast
 import gzip
 import importlib.resources
 import json
@@ -13,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from scgpt_ray.cli import _read
+from scgpt_ray.cli import BAD_INPUT, DONE, INCOMPLETE, _read
 from scgpt_ray.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,3 +124,24 @@ def test_the_slurm_script():
 def test_the_image():
     done = subprocess.run(["hadolint", CLUSTER / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def blocks(language):
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / "jobs" / "schedulers.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+def test_the_examples_for_schedulers():
+    """Syntax, and that each submits a recipe and reads exit codes as `submit` has them."""
+    airflow, dagster = blocks("python")
+    for example in (airflow, dagster):
+        calls = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.List)]
+        (words,) = ([ast.literal_eval(word) for word in call.elts] for call in calls)
+        assert settings_of(words[1:]).recipe == "/recipes/refresh.yaml"
+        assert f"returncode not in {(DONE, INCOMPLETE)}" in example
+    (argo,) = map(yaml.safe_load, blocks("yaml"))
+    (template,) = argo["spec"]["workflowSpec"]["templates"]
+    assert template["name"] == argo["spec"]["workflowSpec"]["entrypoint"]
+    assert settings_of(template["container"]["command"][1:]).recipe == "/recipes/refresh.yaml"
+    assert f"in [{BAD_INPUT}, {INCOMPLETE}]" in template["retryStrategy"]["expression"]

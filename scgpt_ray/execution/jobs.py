@@ -98,9 +98,10 @@ def read_recipe(path: str) -> Settings:
     Raises:
         ConfigError: If they cannot be used, or the output would be lost with the cluster.
     """
-    kinds = {kind.verb: kind for name in config.__all__ if "verb" in vars(kind := getattr(config, name))}
+    found = (getattr(config, name) for name in config.__all__)
+    kinds: dict[str, type[Settings]] = {each.verb: each for each in found if "verb" in vars(each)}
     verb = read_yaml(path).get("verb")
-    kind: type[Settings] | None = kinds.get(str(verb))
+    kind = kinds.get(str(verb))
     if kind is None:
         raise ConfigError(
             f"{path}: verb is {verb!r}",

@@ -105,7 +105,7 @@ def status(settings: StatusSettings) -> Status:
     lease, result = lease_of(folder), _result(folder)
     plan, manifest = Plan.read(folder), Manifest.read(folder)
     is_index = folder.has(IndexDescription.file)
-    if plan is lease is result is None and not is_index:
+    if not (plan or lease or result or is_index):
         raise ReferenceSetError(
             f"{folder.uri} holds no {Plan.file}, {IndexDescription.file}, {Lease.file} or {_RESULT}",
             expected="the output folder of a command",
