@@ -65,7 +65,7 @@ def test_prometheus_and_mlflow_show_the_figures_of_a_run(local_ray, blood_file, 
 
 
 def test_repeated_attempts_are_counted_once():
-    attempts, first, second = Attempts(3), *(Partition(number, 0, 9, 10, "d") for number in (1, 2))
+    attempts, first, second = Attempts(3), Partition(1, 0, 9, 10, "d"), Partition(2, 10, 19, 10, "d")
     for partition in (first, second):
         assert attempts.begin("read", partition, "") is None
     attempts.failed("read", Failure(first, "damaged", ()))

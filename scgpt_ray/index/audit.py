@@ -17,7 +17,7 @@ from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.audit_content import audit_content
 from scgpt_ray.index.card import CARD
 from scgpt_ray.index.description import CENTRE, TEMPLATE, TEMPLATE_MARKER, require_index
-from scgpt_ray.index.removal import left_ids, removed_ids
+from scgpt_ray.index.removal import removed_ids
 from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.parts.audit import Problem
 from scgpt_ray.records import IndexDescription, ShardDescription
@@ -49,8 +49,6 @@ def audit_index(folder: Folder) -> list[Problem]:
         ids, found = _audit_shard(folder, shard, index)
         ids_of_shards.append(ids)
         problems += found
-        if shard.removed is not None and not found:
-            ids_of_shards[-1] = left_ids(folder, shard)
     ids_N = np.sort(np.concatenate([np.empty(0, np.int64), *ids_of_shards]))
     doubled = np.unique(ids_N[1:][ids_N[1:] == ids_N[:-1]])
     if len(doubled):
@@ -109,7 +107,7 @@ def _audit_template(folder: Folder, index: IndexDescription) -> list[Problem]:
 
 
 def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescription) -> tuple[Int64Array, list[Problem]]:
-    """Ids of a shard, int64 [n] (empty if they cannot be read), and its problems."""
+    """Ids of a shard that are part of the index, int64 [n] (empty if they cannot be read), and its problems."""
     problems: list[Problem] = []
     opened = _opened(problems, shard.name, lambda: _open_faiss(folder, shard.name))
     if opened is not None and opened.d != index.d:
@@ -123,15 +121,23 @@ def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescriptio
             problems += _audit_vectors(folder, shard.vectors, (*shape, index.d), Path(cache))
     if ids is not None and (np.diff(ids) <= 0).any():
         problems.append(Problem(shard.ids, "is not in ascending order"))
-    if ids is not None and shard.removed is not None:
-        removed = _opened(problems, shard.removed, lambda: removed_ids(folder, shard))
-        if removed is not None and not (len(removed) == shard.n_removed and np.isin(removed, ids).all()):
-            problems.append(Problem(shard.removed, f"lists other cells than {shard.n_removed} of {shard.ids}"))
     # All columns: damage shows only when a column is read.
     labels = _opened(problems, shard.labels, lambda: pq.read_table(pa.BufferReader(folder.read(shard.labels))))
     if labels is not None:
         problems += _audit_labels(labels, ids, shard, index)
-    return (np.empty(0, np.int64) if ids is None else ids), problems
+    return (np.empty(0, np.int64) if ids is None else _left(folder, shard, ids, problems)), problems
+
+
+def _left(folder: Folder, shard: ShardDescription, ids_N: Int64Array, problems: list[Problem]) -> Int64Array:
+    """Ids of a shard that are part of the index; none, and a problem, if it is not known which."""
+    if shard.removed is None:
+        return ids_N
+    removed = _opened(problems, shard.removed, lambda: removed_ids(folder, shard))
+    if removed is not None and len(removed) == shard.n_removed and np.isin(removed, ids_N).all():
+        return np.setdiff1d(ids_N, removed)
+    if removed is not None:
+        problems.append(Problem(shard.removed, f"lists other cells than {shard.n_removed} of {shard.ids}"))
+    return np.empty(0, np.int64)
 
 
 def _array(

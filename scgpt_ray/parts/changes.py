@@ -73,7 +73,8 @@ def unchanged(
         _keys(later.folder(PARTS), later_parts, columns),
     )
     both_N, old_rows, new_rows = np.intersect1d(old_N, new_N, assume_unique=True, return_indices=True)
-    return both_N[old_key_N[old_rows] == new_key_N[new_rows]]
+    same_N: Int64Array = both_N[old_key_N[old_rows] == new_key_N[new_rows]]
+    return same_N
 
 
 def _keys(parts: Folder, names: list[str], columns: list[str]) -> tuple[Int64Array, npt.NDArray[np.uint64]]:

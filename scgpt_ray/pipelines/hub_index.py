@@ -3,7 +3,6 @@
 import io
 import logging
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from scgpt_ray.errors import CheckpointError, ReferenceSetError
@@ -12,7 +11,7 @@ from scgpt_ray.index.description import CENTRE, RECALL, require_index
 from scgpt_ray.network.checkpoint_cache import cached_hub_folder
 from scgpt_ray.network.download import locate_file, transfer_errors
 from scgpt_ray.pipelines.executor import Executor
-from scgpt_ray.records import IndexDescription, ShardDescription
+from scgpt_ray.records import IndexDescription
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -57,18 +56,7 @@ def _files(source: str, folder: Path) -> list[str]:
         raise CheckpointError(
             f"{source}/{name} cannot be read ({' '.join(str(error).split())})", expected="an index", remedy=""
         ) from error
-    index = IndexDescription.from_json(content.getvalue(), f"{source}/{name}")
-    for number, shard in enumerate(index.shards):
-        # Names in the cache, which others chose: only those that `index` gives are followed.
-        if replace(shard, removed=None, n_removed=0) != ShardDescription.of(
-            number, shard.n_cells, is_exact=shard.vectors is None
-        ):
-            raise ReferenceSetError(
-                f"{source}/{name} names the files of shard {number} in its own way",
-                expected="names as `index` gives them",
-                remedy=IndexDescription.remedy,
-            )
-    return _names(index)
+    return _names(IndexDescription.from_json(content.getvalue(), f"{source}/{name}"))
 
 
 def _names(index: IndexDescription) -> list[str]:
