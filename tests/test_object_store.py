@@ -18,7 +18,7 @@ SUPPORTED = {"request_checksums": "when_supported"}
 
 @pytest.fixture
 def variables(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("AWS_", "SCGPT_RAY_"))]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "STORAGE_", "SCGPT_RAY_"))]:
         monkeypatch.delenv(name)
     return lambda values: [monkeypatch.setenv(*item) for item in values.items()]
 
@@ -109,7 +109,7 @@ def test_a_place_keeps_the_store_it_was_named_with(variables):
 def test_a_filesystem_pickles_as_the_value(s3):
     """Ray Train sends one to its workers."""
     store = ObjectStore.of({})
-    again = pickle.loads(pickle.dumps(store.filesystem(s3.removeprefix("s3://"))))
+    again = pickle.loads(pickle.dumps(store.filesystem("s3", s3.removeprefix("s3://"))))
     assert isinstance(again, pafs.S3FileSystem)
     assert again.get_file_info(s3.removeprefix("s3://")).type == pafs.FileType.Directory
 
