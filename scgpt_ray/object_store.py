@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
+
+from scgpt_ray.errors import ConfigError
 
 _VARIABLES = {
     "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -15,28 +18,35 @@ _VARIABLES = {
     "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "profile": ("AWS_PROFILE",),
     "request_checksums": ("AWS_REQUEST_CHECKSUM_CALCULATION",),
+    "google_endpoint": ("STORAGE_EMULATOR_HOST",),
+    "azure_account": ("AZURE_STORAGE_ACCOUNT",),
 }
+SCHEMES = ("s3", "gs", "az")
 _CHECKSUMS = ("when_required", "when_supported")
 _SECRETS = ("key", "secret", "token", "password", "credential")
 _ANY_REGION = "us-east-1"
 """Signed into the requests to a store that is not AWS's; with none, the libraries would look for one for seconds."""
 
+_GOOGLE_WAITS = timedelta(seconds=60)
 _SDK_TRIES = 3
 """Attempts in Arrow's own code, in which no signal is seen; longer outages are waited for in `patience`."""
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Where S3 is and how it is asked. It pickles and holds no secrets: credentials are those of each machine.
+    """How object stores are reached. It pickles and holds no secrets: credentials are those of each machine.
 
     Attributes:
-        endpoint: URL of a store that is not AWS's.
+        endpoint: URL of a store for s3:// that is not AWS's.
         public_endpoint: URL of the public buckets: the Census and published checkpoints. None: AWS's.
         region: None: that of the bucket.
         profile: Section of the AWS configuration files with the credentials.
         anonymous: Whether requests are not signed.
         request_checksums: when_required or when_supported. The checksums that AWS's libraries add otherwise are more
             than other stores understand: Ceph's refuses them, some store them as content.
+        google_endpoint: The same for gs://.
+        azure_endpoint: The same for az://.
+        azure_account: Storage account of az:// places. Its key may be in AZURE_STORAGE_KEY.
     """
 
     endpoint: str | None = None
@@ -45,6 +55,9 @@ class ObjectStore:
     profile: str | None = None
     anonymous: bool = False
     request_checksums: str | None = None
+    google_endpoint: str | None = None
+    azure_endpoint: str | None = None
+    azure_account: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> "ObjectStore":
@@ -58,8 +71,8 @@ class ObjectStore:
         for name, variables in _VARIABLES.items():
             found = (os.environ.get(variable) for variable in variables)
             values.setdefault(name, next(filter(None, found), None))
-        for name in ("endpoint", "public_endpoint"):
-            values[name] = _url(name, values[name])
+        for name in ("endpoint", "public_endpoint", "google_endpoint", "azure_endpoint"):
+            values[name] = _url(name, values.get(name))
         values["anonymous"] = _one_of("anonymous", options.get("anonymous", "false"), ("true", "false")) == "true"
         if values["request_checksums"]:
             values["request_checksums"] = _one_of("request_checksums", values["request_checksums"], _CHECKSUMS)
@@ -86,30 +99,72 @@ class ObjectStore:
         """How the public buckets are reached: not with the user's keys and endpoint, which are not theirs."""
         return replace(self, endpoint=self.public_endpoint, region=region, profile=None, anonymous=True)
 
-    def filesystem(self, bucket: str) -> Any:
-        """A `pyarrow.fs.S3FileSystem` for a bucket.
+    def filesystem(self, scheme: str, bucket: str) -> Any:
+        """A file system of pyarrow for a bucket.
+
+        Args:
+            scheme: s3, gs or az.
+            bucket: Bucket, or container of Azure.
 
         Raises:
             OSError: If the region of the bucket is not known.
+            ConfigError: If the storage account is not known.
         """
         # Imported here, as above: the options are checked before pyarrow is needed.
         import pyarrow.fs as pafs
 
-        store = self.located(bucket)
+        store = self.located(bucket) if scheme == "s3" else self
+        kind, options = {
+            "s3": (pafs.S3FileSystem, store._s3),
+            "gs": (pafs.GcsFileSystem, store._google),
+            "az": (pafs.AzureFileSystem, store._azure),
+        }[scheme]
 
-        class Bucket(pafs.S3FileSystem):  # pyarrow's own forgets the variables when it is pickled
+        class Bucket(kind):  # type: ignore[misc,valid-type]  # pyarrow's own forget the variables, or show a secret
             def __reduce__(self) -> tuple[object, ...]:
-                return ObjectStore.filesystem, (store, bucket)
+                return ObjectStore.filesystem, (store, scheme, bucket)
 
         with self.environment():
-            return Bucket(
-                anonymous=self.anonymous,
-                region=store.region,
-                # With delayed opening a file below 5 MB is one PUT instead of a multipart upload of three requests.
-                allow_delayed_open=True,
-                retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_SDK_TRIES),
-                **({"scheme": self._scheme, "endpoint_override": self._host} if self.endpoint else {}),
+            return Bucket(**options())
+
+    def _s3(self) -> dict[str, Any]:
+        import pyarrow.fs as pafs
+
+        return {
+            "anonymous": self.anonymous,
+            "region": self.region,
+            # With delayed opening a file below 5 MB is one PUT instead of a multipart upload of three requests.
+            "allow_delayed_open": True,
+            "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_SDK_TRIES),
+            **({"scheme": self._scheme, "endpoint_override": self._host} if self.endpoint else {}),
+        }
+
+    def _google(self) -> dict[str, Any]:
+        url = urlsplit(self.google_endpoint or "https:")
+        return {
+            "anonymous": self.anonymous,
+            "scheme": url.scheme,
+            "endpoint_override": url.netloc or None,
+            "retry_time_limit": _GOOGLE_WAITS,
+        }
+
+    def _azure(self) -> dict[str, Any]:
+        """Options of an Azure file system.
+
+        Raises:
+            ConfigError: If no storage account is named.
+        """
+        if not self.azure_account:
+            raise ConfigError(
+                "no storage account for az:// places",
+                expected="the name of one",
+                remedy="give --storage azure_account=NAME, or set AZURE_STORAGE_ACCOUNT",
             )
+        url = urlsplit(self.azure_endpoint or "")
+        options = {"account_name": self.azure_account, "account_key": os.environ.get("AZURE_STORAGE_KEY")}
+        for interface in ("blob", "dfs") if self.azure_endpoint else ():
+            options |= {f"{interface}_storage_authority": url.netloc, f"{interface}_storage_scheme": url.scheme}
+        return options
 
     def tiledb(self) -> dict[str, str]:
         """The settings of TileDB that say the same."""

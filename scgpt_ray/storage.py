@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from scgpt_ray.errors import ConfigError, OutputError
-from scgpt_ray.object_store import ObjectStore, current
+from scgpt_ray.object_store import SCHEMES, ObjectStore, current
 from scgpt_ray.patience import patiently
 from scgpt_ray.ranged_file import RangedFile
 
@@ -26,7 +26,7 @@ _SENT_BYTES = 2**27
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder, as a path or a URI (`s3://`, `gs://`); names of files are relative to it, with `/`.
+    """A folder, as a path or a URI (`s3://`, `gs://`, `az://`); names of files are relative to it, with `/`.
 
     A local file is written under a temporary name in the same folder, flushed to the disk and renamed; on an object
     store it is one upload, which is atomic. Folders pickle, with how the store is reached; connections are made where
@@ -66,8 +66,8 @@ class Folder:
     def remote(self, name: str = "") -> tuple[pafs.FileSystem, str]:
         """The file system of a folder that is not local, and the path in it of the folder or of one of its files."""
         scheme, _, place = self.uri.partition("://")
-        if scheme == "s3":
-            filesystem, root = _bucket(os.getpid(), place.partition("/")[0], self.store), place
+        if scheme in SCHEMES:
+            filesystem, root = _bucket(os.getpid(), scheme, place.partition("/")[0], self.store), place
         else:
             filesystem, root = pafs.FileSystem.from_uri(self.uri)
         return filesystem, f"{root}/{name}" if name else root
@@ -225,9 +225,9 @@ class Folder:
     def unreachable(self, name: str = "") -> str:
         """Why a file or folder, which need not exist, cannot be asked for; empty if it can.
 
-        A store that cannot be connected to is not waited for. Only S3 is asked.
+        A store that cannot be connected to is not waited for.
         """
-        if not self.uri.startswith("s3://"):
+        if self.uri.partition("://")[0] not in SCHEMES:
             return ""
         try:
             filesystem, path = self.remote(name)
@@ -265,10 +265,10 @@ class Folder:
 
 
 @lru_cache(maxsize=16)
-def _bucket(process: int, name: str, store: ObjectStore) -> pafs.FileSystem:
+def _bucket(process: int, scheme: str, name: str, store: ObjectStore) -> pafs.FileSystem:
     """One connection per process and bucket; it owns threads, and must not cross a fork."""
     assert process == os.getpid()
-    return store.filesystem(name)
+    return store.filesystem(scheme, name)
 
 
 def _send(filesystem: pafs.FileSystem, path: str, content: pa.Buffer) -> None:

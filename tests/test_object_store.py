@@ -18,7 +18,7 @@ SUPPORTED = {"request_checksums": "when_supported"}
 
 @pytest.fixture
 def variables(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("AWS_", "SCGPT_RAY_"))]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "STORAGE_", "SCGPT_RAY_"))]:
         monkeypatch.delenv(name)
     return lambda values: [monkeypatch.setenv(*item) for item in values.items()]
 
@@ -34,6 +34,11 @@ def variables(monkeypatch):
         ({"AWS_DEFAULT_REGION": "b", "AWS_PROFILE": "p"}, {"region": "c"}, ObjectStore(region="c", profile="p")),
         ({}, {"anonymous": "TRUE"}, ObjectStore(anonymous=True)),
         ({"SCGPT_RAY_PUBLIC_ENDPOINT": "http://a:1"}, {}, ObjectStore(public_endpoint="http://a:1")),
+        (
+            {"STORAGE_EMULATOR_HOST": "http://g:1", "AZURE_STORAGE_ACCOUNT": "a"},
+            {"azure_endpoint": "http://z:1"},
+            ObjectStore(google_endpoint="http://g:1", azure_endpoint="http://z:1", azure_account="a"),
+        ),
         (CEPH, SUPPORTED, ObjectStore("http://ceph:7480", request_checksums="when_supported")),
     ],
 )  # fmt: skip
@@ -109,9 +114,24 @@ def test_a_place_keeps_the_store_it_was_named_with(variables):
 def test_a_filesystem_pickles_as_the_value(s3):
     """Ray Train sends one to its workers."""
     store = ObjectStore.of({})
-    again = pickle.loads(pickle.dumps(store.filesystem(s3.removeprefix("s3://"))))
+    again = pickle.loads(pickle.dumps(store.filesystem("s3", s3.removeprefix("s3://"))))
     assert isinstance(again, pafs.S3FileSystem)
     assert again.get_file_info(s3.removeprefix("s3://")).type == pafs.FileType.Directory
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [("gs", pafs.GcsFileSystem), ("az", pafs.AzureFileSystem)])
+def test_other_stores_pickle_without_secrets(variables, scheme, kind):
+    variables({"AZURE_STORAGE_KEY": "c2VjcmV0"})
+    store = ObjectStore(anonymous=True, google_endpoint="http://g:1", azure_account="a", azure_endpoint="http://z:1")
+    pickled = pickle.dumps(store.filesystem(scheme, "bucket"))
+    assert b"c2VjcmV0" not in pickled
+    assert isinstance(pickle.loads(pickled), kind)
+
+
+def test_an_account_of_azure_is_needed(variables, capsys):
+    variables({})
+    assert main(["validate", "--index", "az://bucket/index"]) == BAD_INPUT
+    assert "no storage account for az:// places; expected" in capsys.readouterr().err
 
 
 OTHER_PROCESS = """

@@ -23,8 +23,9 @@ from scgpt_ray.atlas.genes import VAR_JOINID
 from scgpt_ray.atlas.obs_filter import Combination, Comparison, Condition, parse
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.prefetch import in_order
-from scgpt_ray.atlas.ragged import TILE, Part, add_readable, add_totals, as_part, blocks, gather
+from scgpt_ray.atlas.ragged import TILE, Part, add_readable, add_totals, blocks, gather
 from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment
+from scgpt_ray.atlas.soma_matrix import SAMPLE_TILES, find_matrix, find_measurement, read_parts, sample
 from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError, DamagedError
 from scgpt_ray.object_store import ObjectStore, current
@@ -38,12 +39,8 @@ PRIMARY = "is_primary_data"
 """Column of CELLxGENE: of the copies of a cell in several data sets, it is true of one."""
 
 _UNIQUE = Comparison(PRIMARY, "==", (True,))
-_SAMPLE_TILES = 4
-_SAMPLE_CELLS_PER_TILE = 512
-_DENSE_SELECTION = 0.1
-"""Share of a range of rows from which reading the whole range is cheaper than listing the rows."""
 
-_BLOCKS_AHEAD = 2
+_BLOCKS_AHEAD = 4
 """Blocks prefetched from an object store; a local disk has no latency to hide."""
 
 
@@ -183,9 +180,9 @@ class SomaSource:
 
         def add(ids: Int64Array) -> None:
             with self._opened() as experiment:
-                add_totals(_parts(self._matrix(experiment), ids), ids, totals, self._refuse)
+                add_totals(read_parts(self._matrix(experiment), ids), ids, totals, self._refuse)
 
-        n_cells = add_readable(add, _sample(joinids), self.check)
+        n_cells = add_readable(add, sample(joinids), self.check)
         return totals[rows], n_cells
 
     @_patient
@@ -199,7 +196,7 @@ class SomaSource:
             n_tiles = -(-experiment.obs.count // TILE)
             stored = Folder(self._matrix(experiment).uri.removeprefix("file://"), self.store).total_bytes()
         n_read = len(blocks(joinids))
-        return int(stored * (n_read + min(n_read, _SAMPLE_TILES)) / n_tiles)
+        return int(stored * (n_read + min(n_read, SAMPLE_TILES)) / n_tiles)
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a tile of rows at a time.
@@ -278,31 +275,10 @@ class SomaSource:
             yield (table.filter(condition.mask(table)) if condition else table).select(columns)
 
     def _measurement(self, experiment: Any) -> Any:
-        if self.measurement not in experiment.ms:
-            raise AtlasError(
-                f"{self.uri}: no measurement {self.measurement}",
-                expected=f"one of {', '.join(sorted(experiment.ms)) or '(none found)'}",
-                remedy="name it with --measurement",
-            )
-        return experiment.ms[self.measurement]
+        return find_measurement(experiment, self.measurement, self.uri)
 
     def _matrix(self, experiment: Any) -> Any:
-        measurement = self._measurement(experiment)
-        layers = measurement.X if "X" in measurement else {}
-        if self.layer not in layers:
-            raise AtlasError(
-                f"{self.uri}: measurement {self.measurement} has no X layer {self.layer}",
-                expected=f"one of {', '.join(sorted(layers)) or '(none found)'}",
-                remedy="name it with --layer",
-            )
-        matrix = layers[self.layer]
-        if not isinstance(matrix, soma.SparseNDArray):
-            raise AtlasError(
-                f"{self.uri}: X layer {self.layer} is a {type(matrix).__name__}",
-                expected="a SparseNDArray",
-                remedy="name a sparse layer with --layer, or ingest the matrix as sparse",
-            )
-        return matrix
+        return find_matrix(experiment, self.measurement, self.layer, self.uri)
 
     def _refuse(self, row: int, column: int, value: float) -> NoReturn:
         var = self.var()
@@ -312,7 +288,7 @@ class SomaSource:
     @_patient
     def _parts(self, matrix: Any, joinids: Int64Array) -> list[Part]:
         with self._plain_errors():
-            return _parts(matrix, joinids)
+            return read_parts(matrix, joinids)
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -334,27 +310,3 @@ class SomaSource:
                 expected="a SOMA experiment written before the snapshot",
                 remedy="check the path or URI, --snapshot, and --storage for a remote one",
             ) from error
-
-
-def _parts(matrix: Any, joinids: Int64Array) -> list[Part]:
-    first, last = int(joinids[0]), int(joinids[-1])
-    dense = len(joinids) >= _DENSE_SELECTION * (last - first + 1)
-    tables = matrix.read((slice(first, last) if dense else joinids,)).tables()
-    # Keep all tables of a block: TileDB may split the result anywhere, even within a cell.
-    return [
-        # Booleans are bits in Arrow, and must be copied.
-        as_part(*(batch[name].to_numpy(zero_copy_only=False) for name in ("soma_dim_0", "soma_dim_1", "soma_data")))
-        for table in tables
-        for batch in table.to_batches()
-    ]
-
-
-def _sample(joinids: Int64Array) -> list[Int64Array]:
-    """At most 512 cells of each of at most 4 tiles, evenly spaced."""
-    tiles = blocks(joinids)
-    chosen = np.linspace(0, len(tiles) - 1, min(_SAMPLE_TILES, len(tiles))).round().astype(int)
-    picked = []
-    for ids in (tiles[tile] for tile in chosen):
-        places = np.linspace(0, len(ids) - 1, min(_SAMPLE_CELLS_PER_TILE, len(ids))).round().astype(int)
-        picked.append(ids[places])
-    return picked

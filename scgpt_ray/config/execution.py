@@ -16,10 +16,12 @@ class StorageSettings(Settings):
     group = "Object stores"
 
     storage: dict[str, str] = Field(default_factory=dict)
-    """How s3:// places are reached, KEY=VALUE. endpoint: URL of a store that is not AWS's; region; profile: of the AWS
-    configuration files; anonymous: true for requests without a signature; public_endpoint: URL of a copy of the public
-    buckets (Census, checkpoints); request_checksums: when_required (the default with endpoint) or when_supported.
-    Credentials are those of each machine: environment, profile or role. Default: the AWS variables of this machine."""
+    """How s3://, gs:// and az:// places are reached, KEY=VALUE. endpoint: URL of a store that is not AWS's; region;
+    profile: of the AWS configuration files; anonymous: true for requests without a signature; public_endpoint: URL of a
+    copy of the public buckets (Census, checkpoints); request_checksums: when_required (the default with endpoint) or
+    when_supported; azure_account: of az:// places; google_endpoint, azure_endpoint: as endpoint, for gs:// and az://.
+    Credentials are those of each machine: environment, profile or role. Default: the usual variables of this
+    machine."""
 
     @field_validator("storage", mode="before")
     @classmethod
