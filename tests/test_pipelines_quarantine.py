@@ -120,6 +120,21 @@ def test_a_damaged_chunk_costs_its_cells(gzipped, checkpoint, tmp_path, capsys, 
     assert scgpt_ray.validate(embeddings=str(output)) == []
 
 
+def test_a_query_with_damaged_cells(gzipped, blood_file, checkpoint, tmp_path, capsys, monkeypatch):
+    """map maps the rest, says so, and ends with exit code 3."""
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed: it takes 20 s to compile
+    atlas, lost, break_it = gzipped
+    scgpt_ray.embed(**options(blood_file, checkpoint, tmp_path / "reference", obs_columns=["cell_type"]))
+    scgpt_ray.build_index(embeddings=str(tmp_path / "reference"), output=str(tmp_path / "index"), executor="serial")
+    break_it()
+    words = ["--query", str(atlas), "--index", str(tmp_path / "index"), "--checkpoint", str(checkpoint)]
+    words += ["--output", str(tmp_path / "out"), "--executor", "serial", "--k", "5", "--cells-per-partition", "50"]
+    assert main(["map", *words]) == INCOMPLETE
+    line, values = capsys.readouterr().out.splitlines()
+    assert line.endswith(f"; {len(lost)} cells are in embeddings/quarantine.json")
+    assert (json.loads(values)["n_cells"], json.loads(values)["n_quarantined"]) == (260 - len(lost), len(lost))
+
+
 def test_max_failed(gzipped, checkpoint, tmp_path):
     """Nothing may fail if it is 0; else up to a partition, or that share of the cells."""
     atlas, lost, break_it = gzipped

@@ -91,6 +91,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         mapped = MappingResult.of(
             settings, queries, predicted, rules.columns, calibrated, promises, cells, truth, baseline
         )
+        mapped = replace(mapped, n_quarantined=manifest.n_quarantined)
         write_mapping(mapped, settings, reference, manifest, queries)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():

@@ -18,11 +18,14 @@ from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN, Predictions
 from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
+from scgpt_ray.records import Quarantine
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
 from scgpt_ray.storage import Folder
 
 PREDICTIONS, QUERY_H5AD, METRICS, REPORT = "predictions.parquet", "query.h5ad", "metrics.json", "report.html"
 CALIBRATION, UMAP = "calibration.json", "umap.png"
+
+QUARANTINE = f"embeddings/{Quarantine.file}"
 
 NO_EMBEDDING = "no embedding"
 """Reason for `Unknown` of a cell without tokens."""
@@ -46,6 +49,7 @@ class MappingResult:
         calibrations: Label column -> its calibration, where there is one.
         promises: Calibrated label column -> what is promised of the query's labels.
         unknown_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
+        n_quarantined: Query cells that could not be read or embedded, and are not among the predictions.
     """
 
     output: Folder
@@ -57,6 +61,7 @@ class MappingResult:
     calibrations: Mapping[str, Calibration]
     promises: Mapping[str, Promise]
     unknown_terms: dict[str, int]
+    n_quarantined: int = 0
 
     @classmethod
     def of(
@@ -129,7 +134,8 @@ class MappingResult:
         most = list(self.labels[self.column].items())
         shown = ", ".join(f"{name} {count}" for name, count in most[:_LABELS_SHOWN])
         more = ", ..." if len(most) > _LABELS_SHOWN else ""
-        lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}"]
+        lost = f"; {self.n_quarantined} cells are in {QUARANTINE}" if self.n_quarantined else ""
+        lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}{lost}"]
         if self.evaluation is not None:
             lines += [
                 self.evaluation.scores.table(),
@@ -153,6 +159,7 @@ class MappingResult:
             "output": self.output.uri,
             "n_cells": self.n_cells,
             "n_unknown": self.n_unknown,
+            "n_quarantined": self.n_quarantined,
             "scores": {name: getattr(scores, name) for name in main} if scores else None,
             "accuracy_accepted": rejection.accuracy_accepted if rejection else None,
             "promises_withdrawn": [column for column, promise in self.promises.items() if promise.withdrawn],
