@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import resource
 import signal
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -282,6 +285,27 @@ class FailsTogether(H5adSource):
         return super().read(partition, gene_tokens)
 
 
+@dataclass(frozen=True)
+class Hungry(H5adSource):
+    """A cell that takes more memory than its process may have."""
+
+    joinid: int = 0
+    log: str = ""
+
+    def read(self, partition, gene_tokens):
+        with Path(self.log).open("a") as log:
+            log.write(f"{partition.first} {partition.last}\n")
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))
+        try:
+            if partition.first <= self.joinid <= partition.last:
+                np.ones(2**28)
+            return super().read(partition, gene_tokens)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 def embedded_from(source, settings, **values):
     job = check(settings)
     job = replace(job, source=source(**vars(job.source), **values))
@@ -297,6 +321,17 @@ def test_cells_that_fail_only_together_are_given_up_for_a_run(blood_file, checkp
     assert manifest.n_quarantined == cells.n_cells == planned.n_cells
     assert cells.joinids == ((planned.first, planned.last),)
     assert f"part-{cells.partition:05d}.parquet" not in manifest.parts
+
+
+def test_a_cell_that_takes_too_much_memory(blood_file, checkpoint, tmp_path):
+    """Three attempts at its partition, one at each of its halves; the reason is memory."""
+    settings = EmbedSettings.of(options(blood_file, checkpoint, tmp_path / "out", cells_per_partition=130))
+    manifest = embedded_from(Hungry, settings, joinid=99, log=str(tmp_path / "log"))
+    (cells,) = Quarantine.read(Folder.at(tmp_path / "out")).cells
+    assert (manifest.n_cells, cells.joinids) == (259, ((99, 99),))
+    assert re.fullmatch(r"(_ArrayM|M)emoryError: Unable to allocate 2.00 GiB .*", cells.reason)
+    tried = Counter((tmp_path / "log").read_text().splitlines())
+    assert (tried["0 129"], tried["99 99"], tried["130 259"]) == (3, 1, 1)
 
 
 @pytest.fixture
