@@ -123,6 +123,7 @@ def test_a_damaged_chunk_costs_its_cells(gzipped, checkpoint, tmp_path, capsys, 
     assert scgpt_ray.validate(embeddings=str(output)) == []
 
 
+@pytest.mark.slow
 def test_a_query_with_damaged_cells(gzipped, blood_file, checkpoint, tmp_path, capsys, monkeypatch):
     """map maps the rest, says so, and ends with exit code 3."""
     monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed: it takes 20 s to compile
@@ -359,7 +360,8 @@ def test_a_cell_that_kills_its_worker(by_value, blood_file, checkpoint, tmp_path
     plan, quarantine = Plan.read(Folder.at(tmp_path / "out")), Quarantine.read(Folder.at(tmp_path / "out"))
     assert (manifest.n_cells, manifest.n_quarantined) == (86, 1)
     (cells,) = quarantine.cells
-    assert (cells.joinids, cells.reason) == (((99, 99),), "killed its worker 1 times")
+    assert cells.joinids == ((99, 99),)
+    assert re.match("killed its worker 1 times: .*killed by the OOM killer", cells.reason)  # among what Ray thinks of
     assert "about to die" in cells.log
     guilty = plan.partitions[cells.partition]
     reads = (tmp_path / "log").read_text().splitlines()
