@@ -28,8 +28,8 @@ GENES = [f"GENE{number}" for number in range(60)]
 SIGNALS = [*4 * [signal.SIGKILL], *2 * [signal.SIGTERM], signal.SIGINT]
 VICTIMS = {"worker": "ray::", "raylet": "raylet", "gcs": "gcs_server"}
 """Processes of Ray, by the beginning of their name."""
-TORCH = f"torchinductor_{getpass.getuser()}"
-"""A cache that torch keeps in the folder for temporary files."""
+KEPT = ("log", "ray", f"torchinductor_{getpass.getuser()}")
+"""What stays in the folder for temporary files: logs of ours and of Ray's sessions, a cache of torch."""
 LONGEST_S, ENDS_S = 300, {"serial": 10, "ray": 70}
 """Longest run, and time until the processes below a killed one are gone."""
 
@@ -193,11 +193,7 @@ def one_round(runs, generator, executor, expected):
         if not is_documented(process.exitcode, victim, sent):
             problems.append(f"exit code {process.exitcode}")
             figures["exits"] += 1
-        left = (
-            [path.name for path in scratch.iterdir() if path.name not in ("log", TORCH)]
-            if sent != signal.SIGKILL
-            else []
-        )
+        left = [path.name for path in scratch.iterdir() if path.name not in KEPT] if sent != signal.SIGKILL else []
         again = 0
         while process.exitcode != 0 and again < 4:
             process.kill()

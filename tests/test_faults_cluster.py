@@ -64,7 +64,7 @@ def cluster():
     made.shutdown()
 
 
-def add(cluster, starts=3, **options):
+def add(cluster, starts=6, **options):
     """Add a node; Ray gives one 30 s to start, which are not enough on a busy machine."""
     try:
         return cluster.add_node(**options)
