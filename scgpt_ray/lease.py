@@ -23,6 +23,7 @@ from typing import Literal
 import pyarrow as pa
 
 from scgpt_ray.errors import OutputError
+from scgpt_ray.patience import impatient
 from scgpt_ray.records import Record
 from scgpt_ray.storage import Folder
 
@@ -195,15 +196,16 @@ def _beat(folder: Folder, lease: Lease, over: threading.Event) -> None:
     """Give signs of life; a run whose lease was taken over is interrupted."""
     while not over.wait(_BEAT_S):
         try:
-            there = lease_of(folder)
-            if there is None:
-                logger.warning("%s is gone: another run may start", folder.where(Lease.file))
-                return
-            if there.owner != lease.owner:
-                logger.error("%s was taken over by %s", folder.uri, there.text())
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            lease.replace(heartbeat=time.time()).write(folder)
+            with impatient():  # the next one comes soon, and the end of the run waits for this one
+                there = lease_of(folder)
+                if there is None:
+                    logger.warning("%s is gone: another run may start", folder.where(Lease.file))
+                    return
+                if there.owner != lease.owner:
+                    logger.error("%s was taken over by %s", folder.uri, there.text())
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+                lease.replace(heartbeat=time.time()).write(folder)
         except (OSError, pa.ArrowException) as error:
             logger.warning("%s: no sign of life could be given: %s", folder.uri, error)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from scgpt_ray import __version__
 from scgpt_ray.errors import redacted
+from scgpt_ray.patience import impatient
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,10 @@ class Tracker:
     def _finish(self) -> None:
         if self._thread.is_alive():
             logger.warning("MLflow at %s does not answer; events go to %s", redacted(str(self.uri)), SPOOL)
-        self._keep_unsent()
+        try:
+            self._keep_unsent()
+        except OSError as error:  # must not take the place of what ended the run
+            logger.warning("%s cannot be written: %s", self.output.where(SPOOL), error)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log further parameters."""
@@ -223,8 +227,14 @@ class _Run:
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def _artifact(self, event: Event) -> None:
+        name = event.payload["name"]
         with tempfile.TemporaryDirectory() as cache:
-            file = self.output.fetch(event.payload["name"], Path(cache))
+            try:
+                with impatient():  # Arrow, asked in this thread when Python ends, would abort the process
+                    file = self.output.fetch(name, Path(cache))
+            except OSError as error:
+                logger.warning("%s is not logged to MLflow: %s", self.output.where(name), error)
+                return
             self.client.log_artifact(self.run_id, str(file))
 
 

@@ -28,8 +28,8 @@ GENES = [f"GENE{number}" for number in range(60)]
 SIGNALS = [*4 * [signal.SIGKILL], *2 * [signal.SIGTERM], signal.SIGINT]
 VICTIMS = {"worker": "ray::", "raylet": "raylet", "gcs": "gcs_server"}
 """Processes of Ray, by the beginning of their name."""
-TORCH = f"torchinductor_{getpass.getuser()}"
-"""A cache that torch keeps in the folder for temporary files."""
+KEPT = ("log", "ray", f"torchinductor_{getpass.getuser()}")
+"""What stays in the folder for temporary files: logs of ours and of Ray's sessions, a cache of torch."""
 LONGEST_S, ENDS_S = 300, {"serial": 10, "ray": 70}
 """Longest run, and time until the processes below a killed one are gone."""
 
@@ -179,7 +179,7 @@ def choose(process, executor, generator):
 
 def one_round(runs, generator, executor, expected):
     """Run, kill, run again, look: ((verb, victim, signal), figures)."""
-    verb, sent = generator.choice([*COMMANDS]), generator.choice(SIGNALS)
+    verb, sent = generator.choice([*expected]), generator.choice(SIGNALS)
     with tempfile.TemporaryDirectory(dir=runs.place, prefix="r") as folder:
         output, scratch = Path(folder, "out"), Path(folder, "tmp")
         scratch.mkdir()
@@ -197,11 +197,7 @@ def one_round(runs, generator, executor, expected):
         if not is_documented(process.exitcode, victim, sent):
             problems.append(f"exit code {process.exitcode}")
             figures["exits"] += 1
-        left = (
-            [path.name for path in scratch.iterdir() if path.name not in ("log", TORCH)]
-            if sent != signal.SIGKILL
-            else []
-        )
+        left = [path.name for path in scratch.iterdir() if path.name not in KEPT] if sent != signal.SIGKILL else []
         again = 0
         while process.exitcode != 0 and again < 4:
             process.kill()
@@ -245,7 +241,7 @@ def compare(runs, verb, output, expected, figures, problems, left):
     figures["invalid"] = len(audited) + len(names - found.keys())
 
 
-def prepared(place, executors):
+def prepared(place, verbs, executors):
     """The runs, and of each verb the files that are alike in two undisturbed ones, and the names of all."""
     context = multiprocessing.get_context("forkserver")
     pipelines = ["embed", "index", "map", "pretrain", "refresh", "validate"]
@@ -259,7 +255,7 @@ def prepared(place, executors):
     process.start()
     process.join()
     expected = {}
-    for verb in COMMANDS:
+    for verb in verbs:
         outputs = []
         for executor in ("serial", *(executor for executor in executors if executor != "serial"), "serial"):
             outputs.append(files(runs.undisturbed(verb, executor)))
@@ -268,7 +264,9 @@ def prepared(place, executors):
         # Records name the folder and the devices of the last run.
         data = {name: content for name, content in outputs[0].items() if "/" in name or ".json" not in name}
         alike = {name: content for name, content in data.items() if all(o.get(name) == content for o in outputs)}
-        assert {*(place / f"{verb}-serial").glob(PRODUCTS[verb])} <= {place / f"{verb}-serial" / name for name in alike}
+        products = {str(path.relative_to(runs.place)) for path in runs.place.glob(f"{verb}-serial/{PRODUCTS[verb]}")}
+        unlike = products - {f"{verb}-serial/{name}" for name in alike}
+        assert not unlike, f"undisturbed runs differ in {sorted(unlike)}"
         expected[verb] = alike, set(outputs[0]).union(*outputs)
     return runs, expected
 
@@ -289,6 +287,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="in one process")
     parser.add_argument("--ray", type=int, default=0, help="rounds on a local Ray")
+    parser.add_argument("--verbs", nargs="+", choices=COMMANDS, default=[*COMMANDS], help="each needs those before it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no round after this time")
     parser.add_argument("--log", type=Path, help="append each round to this file, as a JSON line")
@@ -298,7 +297,7 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         os.environ |= {"PYTHONPATH": path, "HOME": place, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-        runs, expected = prepared(Path(place), ["ray"] if asked.ray else [])
+        runs, expected = prepared(Path(place), asked.verbs, ["ray"] if asked.ray else [])
         for executor in [*asked.rounds * ["serial"], *asked.ray * ["ray"]]:
             if time.monotonic() - began > 60 * asked.minutes:
                 break

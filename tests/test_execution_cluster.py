@@ -3,6 +3,7 @@
 import builtins
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import ray
 from ray.experimental import tqdm_ray
 
 from scgpt_ray.config import EmbedSettings
+from scgpt_ray.ending import Terminated, interruptible
 from scgpt_ray.errors import AtlasError, CompletenessError, WorkerError
 from scgpt_ray.execution import cluster, gpu_wait
 from scgpt_ray.execution.cluster import connected, require_answer
@@ -277,4 +279,17 @@ def test_a_ray_that_does_not_start_is_tried_again(monkeypatch):
     assert len(starts) == 3
     monkeypatch.setattr(ray, "init", fail_always)
     with pytest.raises(WorkerError, match=r"^Ray did not start in 3 attempts: The current node timed out during"):
+        cluster._start("local")
+
+
+def test_sigterm_while_ray_starts(monkeypatch):
+    """A start that replaces the handler of SIGTERM as Ray's does."""
+
+    def start(**_):
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(Terminated), interruptible():
         cluster._start("local")

@@ -158,10 +158,10 @@ def test_signs_of_life_and_a_lease_that_is_lost(tmp_path, monkeypatch, caplog):
     folder = Folder.at(tmp_path)
     with pytest.raises(KeyboardInterrupt), hold(folder, "embed"):
         began = Lease.read(folder)
-        time.sleep(0.3)
-        assert Lease.read(folder).heartbeat > began.heartbeat
+        while Lease.read(folder).heartbeat == began.heartbeat:
+            time.sleep(0.01)
         theirs = of_another_machine(folder, 0)
-        time.sleep(5)
+        time.sleep(60)
     assert f"{tmp_path} was taken over by index on node-7" in caplog.text
     assert Lease.read(folder) == theirs, "it is not given back"
 

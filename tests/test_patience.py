@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from scgpt_ray import patience
-from scgpt_ray.patience import patiently
+from scgpt_ray.patience import impatient, patiently
 
 SLOW = OSError("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.")
 AWAY = OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Could not connect to server")
@@ -63,11 +63,32 @@ def test_a_store_that_was_never_there_is_not_waited_for_if_asked_so(clock):
     assert patiently(asks(SLOW, 1), "s3://b/x", even_away=False) == "answer"
 
 
+def interrupted(ask):
+    """Ask while an interruption is handled, as the end of a run does."""
+    try:
+        raise KeyboardInterrupt  # noqa: TRY301 - as a signal does
+    except KeyboardInterrupt:
+        return patiently(ask, "s3://b/x")
+
+
+def at_once(ask):
+    with impatient():
+        return patiently(ask, "s3://b/x")
+
+
+@pytest.mark.parametrize("how", [interrupted, at_once])
+def test_what_is_not_waited_for(clock, how):
+    assert how(asks(SLOW, 0)) == "answer"
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        how(asks(SLOW, 1))
+    assert clock.pauses == []
+
+
 def test_pauses_double_with_jitter_for_more_than_ten_minutes(clock):
     with pytest.raises(OSError, match="SLOW_DOWN"):
         patiently(asks(SLOW, 1000), "s3://b/x")
     assert 600 < clock.now < 1000
-    assert max(clock.pauses) <= 60
+    assert max(clock.pauses) <= 10
     for number, pause in enumerate(clock.pauses):
-        assert 0.5 <= pause / min(0.5 * 2**number, 60) <= 1.0
+        assert 0.5 <= pause / min(0.5 * 2**number, 10) <= 1.0
     assert len(set(clock.pauses)) == len(clock.pauses)

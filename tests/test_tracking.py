@@ -171,6 +171,24 @@ def test_an_object_store_without_a_server_keeps_the_events(tmp_path, no_server):
     ]
 
 
+def test_events_that_cannot_be_kept_do_not_hide_what_ended_the_run(tmp_path, no_server, caplog):
+    tracker = Tracker("embed", Folder.at(tmp_path), {})
+    tracker.uri = None
+    (tmp_path / SPOOL).mkdir()
+    with pytest.raises(KeyboardInterrupt), tracker:
+        raise KeyboardInterrupt
+    assert "tracking.jsonl cannot be written: " in caplog.text
+
+
+def test_a_file_that_cannot_be_read_is_not_attached(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with Tracker("embed", Folder(f"file://{tmp_path}"), {}) as tracker:
+        tracker.log_artifact("absent.json")
+    _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.info.status == "FINISHED"
+    assert "absent.json is not logged to MLflow" in caplog.text
+
+
 def test_two_outputs_of_a_process_do_not_share_their_runs(tmp_path, no_server):
     for name in ("one", "two"):
         with Tracker(name, Folder.at(tmp_path / name), {}):

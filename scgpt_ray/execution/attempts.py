@@ -8,15 +8,46 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, NamedTuple
 
 import ray
+from ray.core.generated.gcs_pb2 import WorkerTableData
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.pipelines.executor import POISON, Failure, is_poison
 
 _LOG_BYTES = 4096
+_DEATH_CHARACTERS = 330
+
+
+class Worker(NamedTuple):
+    """A process that makes an attempt: its id, and the file to which Ray sends its stderr."""
+
+    id: str
+    log: str
+
+    @classmethod
+    def this(cls) -> "Worker":
+        """This process."""
+        stderr = Path("/proc/self/fd/2")  # Linux
+        return cls(ray.get_runtime_context().get_worker_id(), str(stderr.readlink()) if stderr.exists() else "")
+
+    def death(self) -> str:
+        """How Ray explains that it died, such as by its monitor of memory; empty if it does not."""
+        # Private: the public interface asks the dashboard, which a local Ray does not have.
+        accessor = ray._private.state.state._connect_and_get_accessor()
+        stored = accessor.get_worker_info(ray.WorkerID.from_hex(self.id))
+        return shorten(WorkerTableData.FromString(stored).exit_detail, _DEATH_CHARACTERS) if stored else ""
+
+    def last_lines(self) -> list[str]:
+        """Last lines of its log; where it is, if it is on another machine."""
+        if not Path(self.log).is_file():
+            return [f"its log is {self.log} on the machine of the worker"]
+        with Path(self.log).open("rb") as stream:
+            stream.seek(max(0, Path(self.log).stat().st_size - _LOG_BYTES))
+            return stream.read().decode(errors="replace").splitlines()
 
 
 class Attempts:
@@ -30,8 +61,8 @@ class Attempts:
         self._most = most
         self._begun: defaultdict[tuple[str, Partition], int] = defaultdict(int)
         self._failures: dict[tuple[str, Partition], Failure] = {}
-        self._logs: dict[tuple[str, Partition], str] = {}
         self._retries = 0
+        self._workers: dict[tuple[str, Partition], Worker] = {}
 
     @classmethod
     def start(cls, most: int) -> Any:
@@ -40,26 +71,26 @@ class Attempts:
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
         return ray.remote(cls).options(**options).remote(most)
 
-    def begin(self, stage: str, partition: Partition, log: str) -> tuple[int, Failure | None, str] | None:
+    def begin(self, stage: str, partition: Partition, worker: Worker) -> tuple[int, Failure | None, Worker] | None:
         """Count an attempt.
 
         Args:
             stage: The stage.
             partition: The partition.
-            log: Log file of the worker that would make it.
+            worker: Who would make it.
 
         Returns:
             None if it may be made; else the number of attempts so far, the failure of the last one, or None if it
-            killed its worker, and the log file of that worker.
+            killed its worker, and that worker.
         """
         key = stage, partition
         if self._begun[key] < self._most:
             self._retries += self._begun[key] > 0
             self._begun[key] += 1
             self._failures.pop(key, None)
-            self._logs[key] = log
+            self._workers[key] = worker
             return None
-        return self._begun[key], self._failures.get(key), self._logs[key]
+        return self._begun[key], self._failures.get(key), self._workers[key]
 
     def failed(self, stage: str, failure: Failure) -> None:
         """Note why an attempt failed; one without a note killed its worker."""
@@ -91,7 +122,7 @@ def attempt(
     Returns:
         The result of the step; a Failure if the partition is given up.
     """
-    while (last := ray.get(attempts.begin.remote(stage, partition, _log_file()))) is None:
+    while (last := ray.get(attempts.begin.remote(stage, partition, Worker.this()))) is None:
         try:
             result = step()
         except POISON as error:
@@ -103,20 +134,5 @@ def attempt(
         else:
             attempts.done.remote(stage, partition)
             return result
-    count, failure, log = last
-    return failure or Failure.killed(partition, count, _tail(log))
-
-
-def _log_file() -> str:
-    """The file to which Ray sends the stderr of this worker."""
-    place = Path("/proc/self/fd/2")  # Linux
-    return str(place.readlink()) if place.exists() else ""
-
-
-def _tail(log: str) -> list[str]:
-    """Last lines of a log file; where it is, if it is on another machine."""
-    if not Path(log).is_file():
-        return [f"its log is {log} on the machine of the worker"]
-    with Path(log).open("rb") as stream:
-        stream.seek(max(0, Path(log).stat().st_size - _LOG_BYTES))
-        return stream.read().decode(errors="replace").splitlines()
+    count, failure, worker = last
+    return failure or Failure.killed(partition, count, worker.death(), worker.last_lines())

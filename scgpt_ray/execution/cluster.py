@@ -108,6 +108,10 @@ def _start(address: str) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _init(address)
+    except SystemExit:  # by Ray's handler of SIGTERM, which is there while Ray starts
+        if callable(on_sigterm):
+            on_sigterm(signal.SIGTERM, None)
+        raise
     finally:
         # Ray's own handler ends the driver without a chance to say what is committed.
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():

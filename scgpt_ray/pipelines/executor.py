@@ -130,9 +130,9 @@ class Failure:
         return cls(partition, reason, tuple(lines[-_LOG_LINES:]))
 
     @classmethod
-    def killed(cls, partition: Partition, attempts: int, log: Sequence[str]) -> "Failure":
-        """That of a partition that killed its workers; `log` is that of the last."""
-        return cls(partition, f"killed its worker {attempts} times", tuple(log[-_LOG_LINES:]))
+    def killed(cls, partition: Partition, attempts: int, death: str, log: Sequence[str]) -> "Failure":
+        """That of a partition that killed its workers; `death` explains that of the last, `log` is its log."""
+        return cls(partition, f"killed its worker {attempts} times: {death}", tuple(log[-_LOG_LINES:]))
 
 
 OnStep = Callable[[int, Mapping[str, float]], None]

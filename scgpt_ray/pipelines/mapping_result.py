@@ -19,11 +19,14 @@ from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
 from scgpt_ray.pipelines.query_parts import QueryParts
+from scgpt_ray.records import Quarantine
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
 from scgpt_ray.storage import Folder
 
 QUERY_H5AD, METRICS, REPORT = "query.h5ad", "metrics.json", "report.html"
 CALIBRATION, UMAP = "calibration.json", "umap.png"
+
+QUARANTINE = f"embeddings/{Quarantine.file}"
 
 NO_EMBEDDING = "no embedding"
 """Reason for `Unknown` of a cell without tokens."""
@@ -128,6 +131,11 @@ class MappingResult:
         return int(self.overview.num_rows)
 
     @property
+    def n_quarantined(self) -> int:
+        """Number of query cells that could not be read or embedded, and are not among the predictions."""
+        return self.parts.manifest.n_quarantined
+
+    @property
     def n_unknown(self) -> int:
         """Number of query cells that are `Unknown` in the first column."""
         return sum(self.unknown[self.column].values())
@@ -137,7 +145,8 @@ class MappingResult:
         most = list(self.labels[self.column].items())
         shown = ", ".join(f"{name} {count}" for name, count in most[:_LABELS_SHOWN])
         more = ", ..." if len(most) > _LABELS_SHOWN else ""
-        lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}"]
+        lost = f"; {self.n_quarantined} cells are in {QUARANTINE}" if self.n_quarantined else ""
+        lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}{lost}"]
         if self.evaluation is not None:
             lines += [
                 self.evaluation.scores.table(),
@@ -159,6 +168,7 @@ class MappingResult:
             "output": self.output.uri,
             "n_cells": self.n_cells,
             "n_unknown": self.n_unknown,
+            "n_quarantined": self.n_quarantined,
             "scores": {name: getattr(scores, name) for name in main} if scores else None,
             "accuracy_accepted": scores.accuracy_accepted if scores else None,
             "promises_withdrawn": [column for column, promise in self.promises.items() if promise.withdrawn],
