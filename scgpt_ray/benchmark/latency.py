@@ -17,6 +17,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -105,10 +106,11 @@ def _figures(source: Source, partitions: tuple[Partition, ...], proxy: SlowProxy
     genes = np.arange(N_GENES, dtype=np.int32)
     setting: dict[str, str | int | float] = {"cells_per_partition": size, "latency_s": proxy.latency}
     before = proxy.requests
-    seconds = [
-        seconds_of(lambda partition=partition: deque(source.read(partition, genes), maxlen=0))
-        for partition in partitions * _PASSES
-    ]
+
+    def read(partition: Partition) -> None:
+        deque(source.read(partition, genes), maxlen=0)
+
+    seconds = [seconds_of(partial(read, partition)) for partition in partitions * _PASSES]
     requests = (proxy.requests - before) / len(seconds)
     return [
         Figure("latency", "median per partition", statistics.median(seconds), "s", setting),

@@ -115,7 +115,8 @@ def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
     place = {"subfolder": folder.subfolder or None, "revision": folder.revision, "endpoint": endpoint}
     url = hf_hub_url(folder.repo, name, **place)
     found = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=False)
-    if found.etag is None or not COMMIT.fullmatch(found.commit_hash or ""):  # it names a folder of the cache
+    commit = found.commit_hash or ""
+    if found.etag is None or not COMMIT.fullmatch(commit):  # it names a folder of the cache
         raise OSError(f"{url} is not answered by a Hugging Face Hub")
     # A token is for the hub, not for the store that it redirects to.
     is_redirected = urlsplit(found.location).netloc != urlsplit(url).netloc
@@ -133,7 +134,7 @@ def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
 
     # The hub names large files by their SHA-256, small ones by git's SHA-1.
     sha256 = found.etag if re.fullmatch("[0-9a-f]{64}", found.etag) else None
-    return RemoteFile(url, found.etag, found.size, sha256, found.commit_hash, append)
+    return RemoteFile(url, found.etag, found.size, sha256, commit, append)
 
 
 def stored_file(place: Folder, name: str) -> RemoteFile:
