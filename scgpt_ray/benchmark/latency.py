@@ -17,6 +17,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -106,7 +107,7 @@ def _figures(source: Source, partitions: tuple[Partition, ...], proxy: SlowProxy
     setting: dict[str, str | int | float] = {"cells_per_partition": size, "latency_s": proxy.latency}
     before = proxy.requests
     seconds = [
-        seconds_of(lambda partition=partition: deque(source.read(partition, genes), maxlen=0))
+        seconds_of(partial(deque, source.read(partition, genes), maxlen=0))  # reads when it is called
         for partition in partitions * _PASSES
     ]
     requests = (proxy.requests - before) / len(seconds)
