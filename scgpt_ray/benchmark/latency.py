@@ -34,9 +34,7 @@ from scgpt_ray.config import CellSettings
 from scgpt_ray.object_store import ObjectStore, using
 from scgpt_ray.storage import Folder
 
-LATENCIES = (0.0, 0.05)
-"""Seconds that each request is held back."""
-
+_LATENCIES = (0.0, 0.05)  # seconds
 _METHODS = (b"GET ", b"HEAD ", b"PUT ", b"POST ", b"DELETE ")
 _OBS_COLUMNS = ("cell_type", "dataset_id", "donor_id")
 _PASSES = 5
@@ -96,7 +94,7 @@ def benchmark_latency() -> Figures:
         with served(Path(folder) / "atlas") as (proxy, uri), using(ObjectStore.of({"endpoint": proxy.url})):
             source = locate(uri, CellSettings(obs_columns=_OBS_COLUMNS))
             for size in (2048, 8192):
-                for latency in LATENCIES:
+                for latency in _LATENCIES:
                     proxy.latency = latency
                     figures += _figures(source, cut(source.joinids(), size), proxy, size)
     return figures
