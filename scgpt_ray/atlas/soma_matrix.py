@@ -19,7 +19,7 @@ def find_measurement(experiment: Any, name: str, where: str) -> Any:
     """A measurement of an experiment; `where` starts the message of an error.
 
     Raises:
-        AtlasError: If there is none of this name.
+        AtlasError: If the experiment has no such measurement.
     """
     if name not in experiment.ms:
         raise AtlasError(
@@ -34,7 +34,7 @@ def find_matrix(experiment: Any, measurement: str, layer: str, where: str) -> An
     """A layer of X, a SparseNDArray of cells x genes by joinid; `where` starts the message of an error.
 
     Raises:
-        AtlasError: If there is none of this name, or it is dense.
+        AtlasError: If the experiment has no such layer, or it is dense.
     """
     found = find_measurement(experiment, measurement, where)
     layers = found.X if "X" in found else {}
