@@ -64,7 +64,7 @@ def test_bytes_read_are_those_that_the_process_reads(kind, blood, checkpoint, ma
     random = np.random.default_rng(0)
 
     def read_by_embed(name, cells):
-        place = tmp_path / name
+        place = tmp_path / f"{name}.{kind}"
         make_soma(cells, place) if kind == "soma" else cells.write_h5ad(place)
         asked = {"atlas": str(place), "checkpoint": str(checkpoint), "output": f"{place}-out", "executor": "serial"}
         asked |= {"min_coverage": 0.0, "cells_per_partition": 2000}
@@ -82,9 +82,9 @@ def test_bytes_read_are_those_that_the_process_reads(kind, blood, checkpoint, ma
     var = pd.DataFrame({"feature_name": [f"GENE{number}" for number in range(n_genes)]})
     var.index = [f"ENSG{number:011d}" for number in range(n_genes)]
     large = anndata.AnnData(counts, obs=obs, var=var)
-    read_by_embed("warm.h5ad", large[:2].copy())  # imports libraries
-    expected, rest = read_by_embed("rest.h5ad", large[:2].copy())
-    estimated, found = read_by_embed("large.h5ad", large)
+    read_by_embed("warm", large[:2].copy())  # imports libraries
+    expected, rest = read_by_embed("rest", large[:2].copy())
+    estimated, found = read_by_embed("large", large)
     assert expected < rest / 10
     assert estimated == pytest.approx(found - rest, rel=0.02)
 
