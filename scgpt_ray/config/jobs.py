@@ -1,7 +1,7 @@
 """The options of `submit`, `status` and `prune`."""
 
+from scgpt_ray.config.execution import StorageSettings
 from scgpt_ray.config.settings import Settings, Text
-from scgpt_ray.config.storage import StorageSettings
 
 
 class SubmitSettings(Settings):
