@@ -189,6 +189,8 @@ class SomaSource:
     def bytes_read(self, joinids: Int64Array) -> int:
         """Stored bytes of counts that a run of embed reads: tiles of selected cells, and at most 4 for `totals`.
 
+        TileDB was seen to read 8 % more than is stored.
+
         Args:
             joinids: Sorted joinids of the selected cells.
         """
