@@ -60,7 +60,7 @@ def rewritten(run, number, change):
     table = read_part(parts, name)
     place = table.schema.get_field_index(EMBEDDING)
     table = table.set_column(place, EMBEDDING, change(table[EMBEDDING].combine_chunks()))
-    part = write_part(parts, table, plan.partitions[number], fingerprint=plan.fingerprint.digest, n_tokens=0)
+    part, _ = write_part(parts, table, plan.partitions[number], fingerprint=plan.fingerprint.digest, n_tokens=0)
     digests = list(manifest.digests)
     digests[number] = part.data
     manifest.replace(digests=digests).write(folder)

@@ -322,9 +322,6 @@ def test_what_workers_get(ask, checkpoint, tmp_path, monkeypatch):
     assert training.cells.labels == ("B", "T")
     assert training.cells.domains == ("x", "y")
     assert (training.cells.n, training.validation.n) == (70, 5)
-    assert (training.draws.shortest, training.draws.longest) == (100, 1200)
     assert training.tokens_per_microbatch == 4096  # two passes
     assert planned(ask(objective="masked")).tokens_per_microbatch == 8192
-    assert (training.attention_dropout, planned(ask(attention_dropout=0.05)).attention_dropout) == (0.2, 0.05)
     np.testing.assert_allclose(training.cells.type_weights[0] @ [30, 20], 50, rtol=1e-6)
-    assert planned(ask()).draws.shortest == 1200

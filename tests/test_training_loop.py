@@ -22,7 +22,7 @@ from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.training import loop as run
 from scgpt_ray.training.dataset import AtlasTokens, Cells
 from scgpt_ray.training.label_metrics import label_metrics
-from scgpt_ray.training.loop import Training, begin, fit, weights_of
+from scgpt_ray.training.loop import Training, _batches, begin, fit, weights_of
 from scgpt_ray.training.network import ScGPT
 
 CPU = torch.device("cpu")
@@ -110,6 +110,20 @@ def checkpoint_with(folder, cell_types, **more):
     tensors = {**network.state_dict(), **random_tensors(ARCHITECTURE, 3), **more}
     write_checkpoint(folder, ARCHITECTURE, VOCABULARY, tensors, more_args={"cell_types": list(cell_types)})
     return tensors
+
+
+def test_attention_has_the_same_dropout_by_default(atlas):
+    for more, expected in (({}, 0.1), ({"attention_dropout": 0.05}, 0.05), ({"attention_dropout": 0.0}, 0.0)):
+        transformer = begin(training(atlas, **more), CPU).network.transformer_encoder
+        assert [layer.self_attn.dropout for layer in transformer.layers] == [expected] * ARCHITECTURE.nlayers
+
+
+def test_cells_are_cut_to_one_length_unless_a_shortest_is_given(atlas):
+    def lengths(min_length):
+        asked = training(atlas, max_length=8, min_length=min_length)
+        return [np.diff(each.cells.offsets).tolist() for each in _batches(asked, asked.cells, 1, 8, Alone(), CPU)]
+
+    assert lengths(None) == lengths(8) != lengths(3)
 
 
 def test_it_saves_now_and_then_and_at_the_end(atlas):

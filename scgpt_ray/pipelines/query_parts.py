@@ -25,7 +25,7 @@ PREDICTIONS = "predictions.parquet"
 """Folder of the predictions; pandas, pyarrow and duckdb read it as one table."""
 
 DISTANCE = "distance"
-"""Column of `QueryParts.overview`: cosine distance to the farthest of the neighbours; null where there is none."""
+"""Column of `QueryParts.overview`: cosine distance to the farthest of the neighbours; null without neighbours."""
 
 _FOOTER = b"scgpt_ray.predictions"
 _REMEDY = "remove the file, and run map again"
@@ -39,7 +39,7 @@ class QueryParts:
         embedded: Output folder of `embed` with the query.
         manifest: Its manifest.
         predictions: Folder of the predictions.
-        request: What decides the predictions beside the embeddings, as JSON values.
+        request: What else decides the predictions, as JSON values.
     """
 
     embedded: Folder
