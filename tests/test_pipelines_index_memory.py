@@ -1,4 +1,4 @@
-"""The process that builds an index and searches it never holds the embeddings: its memory does not grow with them."""
+"""The process that builds an index, searches it and maps onto it never holds the embeddings."""
 
 import json
 import os
@@ -17,10 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from scgpt_ray.config import IndexSettings
+from scgpt_ray.atlas.embedding_h5ad import write_embedding_h5ad
+from scgpt_ray.config import IndexSettings, MapSettings
 from scgpt_ray.execution.engine import LocalOrRay
+from scgpt_ray.pipelines import query_votes
 from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.pipelines.map import prediction_rules, reference_cells
+from scgpt_ray.pipelines.mapping_result import overview_columns
+from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.records import Manifest
 from scgpt_ray.storage import Folder
 from scgpt_ray.parts.export import read_embeddings
 
@@ -68,6 +74,19 @@ def search(output):
     reference.exact(queries[:64], 10)
 
 
+def map_onto(output, size):
+    options = {"query": "-", "index": output, "checkpoint": "-", "output": "-", "label_columns": ["kind"]}
+    settings, reference = MapSettings(**options), Reference.at(output).on(executor)
+    rules = prediction_rules(settings, reference.index)
+    votes = query_votes.QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {}, None)
+    folder = Folder.at(f"{place}/{size}")
+    parts = QueryParts(folder, Manifest.read(folder), Folder.at(f"{place}/predicted-{size}"), votes.request())
+    votes.commit(parts)
+    parts.overview(overview_columns(rules.columns, {}))
+    write_embedding_h5ad(Path(place) / "query.h5ad", parts.labelled)
+
+
+query_votes._CELLS_AT_ONCE = 8192  # a block is small against the smaller query
 found = {}
 engine = LocalOrRay("ray")
 with engine.open(0) as executor:
@@ -77,6 +96,8 @@ with engine.open(0) as executor:
             output = f"{place}/index-{number}-{turn}"
             grown = {"build": growth(lambda: build(size, factory, output)), "search": growth(lambda: search(output))}
             found[f"{factory} {turn}"] = grown
+    for turn, size in enumerate(("small", "small", "large")):
+        found[f"map {turn}"] = growth(lambda: map_onto(f"{place}/index-0-0", size))
 found["whole"] = growth(lambda: read_embeddings(Folder.at(f"{place}/large")))
 print(json.dumps(found))
 """
@@ -100,6 +121,8 @@ def test_the_driver_does_not_grow_with_the_embeddings(local_ray, make_embeddings
     assert driver.returncode == 0, driver.stderr
     found = json.loads(driver.stdout.splitlines()[-1])
     assert found.pop("whole") > BYTES, "who reads all embeddings is found out"
+    # Of each query cell it holds the label, and what the report counts.
+    assert found.pop("map 2") - found.pop("map 1") < 100 * LARGE, found
     for factory in FACTORIES:
         _, small, large = (found[f"{factory} {turn}"] for turn in range(3))
         for work, n_bytes in large.items():
