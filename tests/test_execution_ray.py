@@ -217,7 +217,12 @@ def test_a_driver_that_is_asked_to_stop(blood_file, checkpoint, executor, number
     command += ["--cells-per-partition", str(cells_per_partition), "--executor", executor]
     output = tmp_path / "out"
     driver = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in jobs of a shell script
     )
     while not (list(output.glob("parts/part-*")) and tracked(output)):
         assert driver.poll() is None, "the driver ended before it could be stopped"

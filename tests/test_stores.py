@@ -69,7 +69,7 @@ def ceph(folder, port):
     variables, daemons = {**os.environ, "CEPH_CONF": str(folder / "ceph.conf")}, []
 
     def run(*words):
-        subprocess.run([*map(str, words)], env=variables, check=True, timeout=60, capture_output=True)
+        subprocess.run([*map(str, words)], env=variables, check=True, timeout=180, capture_output=True)
 
     def start(*words):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

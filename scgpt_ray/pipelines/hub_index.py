@@ -60,7 +60,8 @@ def _files(source: str, folder: Path) -> list[str]:
 
 
 def _names(index: IndexDescription) -> list[str]:
-    return [IndexDescription.file, CENTRE, RECALL, *(name for shard in index.shards for name in shard.files)]
+    of_shards = [name for shard in index.shards for name in (*shard.files, shard.marker)]
+    return [IndexDescription.file, CENTRE, RECALL, *of_shards]
 
 
 def share_index(folder: Folder, place: Folder, executor: Executor) -> Folder:
