@@ -203,7 +203,9 @@ def _beat(folder: Folder, lease: Lease, over: threading.Event) -> None:
                     return
                 if there.owner != lease.owner:
                     logger.error("%s was taken over by %s", folder.uri, there.text())
-                    os.kill(os.getpid(), signal.SIGINT)
+                    # Jobs of shell scripts ignore SIGINT.
+                    is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+                    os.kill(os.getpid(), signal.SIGTERM if is_ignored else signal.SIGINT)
                     return
                 lease.replace(heartbeat=time.time()).write(folder)
         except (OSError, pa.ArrowException) as error:

@@ -13,6 +13,7 @@ import pytest
 import scgpt_ray
 from scgpt_ray import lease as leases
 from scgpt_ray.cli import BAD_INPUT, DONE, main
+from scgpt_ray.ending import interruptible
 from scgpt_ray.errors import OutputError
 from scgpt_ray.lease import EXPIRES_S, Lease, hold
 from scgpt_ray.storage import Folder
@@ -152,11 +153,19 @@ def test_waiting(holder, tmp_path, monkeypatch, caplog):
     timer.join()
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "shell script"])
+def on_interrupt(request):
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("on_interrupt")
 def test_signs_of_life_and_a_lease_that_is_lost(tmp_path, monkeypatch, caplog):
     """A run that another has taken over from, such as after a long suspension, is interrupted."""
     monkeypatch.setattr(leases, "_BEAT_S", 0.05)
     folder = Folder.at(tmp_path)
-    with pytest.raises(KeyboardInterrupt), hold(folder, "embed"):
+    with pytest.raises(KeyboardInterrupt), interruptible(), hold(folder, "embed"):
         began = Lease.read(folder)
         while Lease.read(folder).heartbeat == began.heartbeat:
             time.sleep(0.01)
