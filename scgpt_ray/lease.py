@@ -3,10 +3,11 @@
 `lease.json` says who writes, and is given back at every end that a process can see. That of a process which is gone is
 taken over: on this machine at once, on others when it has shown no sign of life for ten minutes.
 
-On a disk a lease is made by a hard link, which fails if there is one. pyarrow has no conditional writes for object
+On a disk a lock of the kernel lets one process at a time take a lease. pyarrow has no conditional writes for object
 stores: there a run writes its lease, waits, and goes on if it is still its own.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -134,43 +135,50 @@ def _sweep(folder: Folder) -> None:
 
 def _take(folder: Folder, lease: Lease) -> bool:
     """Take the lease if it is free or that of a process that is gone; whether this worked."""
-    there = lease_of(folder)
-    if there is not None and there.is_alive():
+    if _is_taken(folder):
         return False
-    if there is not None:
-        logger.warning("%s: taking over from %s", folder.uri, there.text())
+    with _alone(folder):
+        if _is_taken(folder):
+            return False
+        if dead := lease_of(folder):
+            logger.warning("%s: taking over from %s", folder.uri, dead.text())
+        lease.write(folder)
     if not folder.is_local:
         logger.info("%s: leases of object stores are advisory", folder.uri)
-        lease.write(folder)
         time.sleep(_SETTLE_S)
-        return _is_held(folder, lease)
-    if there is not None:
-        _bury(folder.path / Lease.file, there)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    written = folder.path / f".{Lease.file}.{lease.owner}.tmp"
+    return _is_held(folder, lease)
+
+
+def _is_taken(folder: Folder) -> bool:
+    there = lease_of(folder)
+    return there is not None and there.is_alive()
+
+
+@contextmanager
+def _alone(folder: Folder) -> Iterator[None]:
+    """Be the only process that takes a lease of a folder on a disk; one that is killed lets go of the lock."""
+    if not folder.is_local:
+        yield
+        return
+    place = folder.path / f".{Lease.file}.lock"
+    while True:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(place, file.fileno()):  # the process that held it has removed it
+                continue
+            try:
+                yield
+            finally:
+                place.unlink(missing_ok=True)
+            return
+
+
+def _is_at(place: Path, descriptor: int) -> bool:
     try:
-        written.write_bytes(lease.to_json())
-        return _link(written, folder.path / Lease.file)
-    finally:
-        written.unlink(missing_ok=True)
-
-
-def _bury(place: Path, dead: Lease) -> None:
-    """Remove the lease of a process that is gone, and not that of another run that has just done the same."""
-    grave = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
-    with suppress(FileNotFoundError):
-        place.rename(grave)
-        if Lease.from_json(grave.read_bytes(), str(place)).owner != dead.owner:
-            _link(grave, place)
-        grave.unlink()
-
-
-def _link(source: Path, place: Path) -> bool:
-    try:
-        place.hardlink_to(source)
-    except FileExistsError:
+        return os.path.samestat(place.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
         return False
-    return True
 
 
 def _refuse(folder: Folder, *, wait: bool) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -109,14 +110,28 @@ def test_of_many_that_take_over_one_wins(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lease_that_another_run_has_just_taken_over_is_kept(tmp_path):
-    folder = Folder.at(tmp_path)
-    dead = of_another_machine(folder, EXPIRES_S + 5)
-    taken = Lease.of_this_process("index")
-    taken.write(folder)
-    leases._bury(tmp_path / Lease.file, dead)
+def test_a_lease_that_another_run_has_just_taken_over_is_kept(tmp_path, monkeypatch):
+    """It is looked at again once no other process can take one."""
+    folder, taken = Folder.at(tmp_path), Lease.of_this_process("index")
+    of_another_machine(folder, EXPIRES_S + 5)
+    alone = leases._alone
+
+    @contextmanager
+    def late(place):
+        taken.write(folder)
+        with alone(place):
+            yield
+
+    monkeypatch.setattr(leases, "_alone", late)
+    with pytest.raises(OutputError, match="in use by index"), hold(folder, "embed"):
+        pass
     assert Lease.read(folder) == taken
-    leases._bury(tmp_path / Lease.file, taken)
+
+
+def test_the_lock_of_a_killed_process_is_no_hindrance(tmp_path):
+    (tmp_path / f".{Lease.file}.lock").touch()
+    with hold(Folder.at(tmp_path), "embed"):
+        assert [path.name for path in tmp_path.iterdir()] == [Lease.file]
     assert list(tmp_path.iterdir()) == []
 
 
