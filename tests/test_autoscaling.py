@@ -1,4 +1,4 @@
-"""GPUs from zero: Ray's autoscaler with its fake provider and fake GPUs, in a network of its own."""
+"""GPUs from zero: Ray's autoscaler with its fake provider and fake GPUs, in a separate network."""
 
 import json
 import os

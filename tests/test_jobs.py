@@ -92,7 +92,7 @@ def unused_ports():
 
 @pytest.fixture
 def submit(head):
-    """Submits a recipe in a process of its own: submit(path, *options, **environment) -> process and its JSON line."""
+    """Submits a recipe in a separate process: submit(path, *options, **environment) -> process and its JSON line."""
     address, environment = head
 
     def submit(recipe, *options, **changes):
