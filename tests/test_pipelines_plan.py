@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -13,10 +14,11 @@ import yaml
 
 import scgpt_ray
 from scgpt_ray.cli import BAD_INPUT, DONE, main
+from scgpt_ray.config import PlanSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.index.factory import EXACT
 from scgpt_ray.pipelines import plan_probe
-from scgpt_ray.pipelines.plan import _index
+from scgpt_ray.pipelines.plan import _index, _pool
 from scgpt_ray.pipelines.prices import Cost, Prices, cost
 
 PRICES = Path(__file__).parents[1] / "cluster" / "prices.yaml"
@@ -230,3 +232,16 @@ def test_the_default_index():
     large = _index(1_000_000, 512)
     assert 28e6 < large["memory"] < 50e6
     assert large["disk"] == large["memory"] + 1_000_000 * (1024 + 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "there", "expected"),
+    [
+        ({}, 2, 2), ({}, 0, 0), ({"device": "cpu"}, 2, 0), ({"device": "gpu"}, 2, 2), ({"device": "gpu"}, 0, 1),
+        ({"device": "gpu", "min_gpus": 4}, 0, 4), ({"gpus": 8}, 0, 8), ({"actors": 3}, 2, 0),
+    ],
+)  # fmt: skip
+def test_the_gpus_that_are_planned(options, there, expected):
+    settings = PlanSettings(atlas="a", checkpoint="c", **options)
+    pool = _pool(settings, SimpleNamespace(gpus=lambda: there))
+    assert (pool.size if pool.num_gpus else 0) == expected

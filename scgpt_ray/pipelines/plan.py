@@ -174,7 +174,11 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
 
 def _pool(settings: PlanSettings, engine: Engine) -> Pool:
     """The actors that are asked for: of GPUs that may not be there yet, and of CPUs like those of this machine."""
-    gpus = settings.gpus if settings.gpus is not None else 0 if settings.actors else engine.gpus()
+    gpus = settings.gpus
+    if gpus is None:
+        gpus = 0 if settings.device == "cpu" or settings.actors else engine.gpus()
+    if settings.device == "gpu":
+        gpus = max(gpus, settings.min_gpus)
     share = settings.actors_per_gpu
     if gpus:
         return Pool(size=gpus * share, num_gpus=1 / share, num_cpus=1, threads=1)
