@@ -1,5 +1,6 @@
 """Fixtures that every test file may use."""
 
+import os
 import threading
 import urllib.request
 import uuid
@@ -11,6 +12,9 @@ from hypothesis import settings
 # Machines are shared and noisy, and a red run should be red again: no time limit per example, the same examples.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+
+# What CONFIG in atlas/soma_experiment.py says of readers holds for tests that open SOMA objects themselves.
+os.environ["TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE"] = "0"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
