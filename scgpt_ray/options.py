@@ -4,12 +4,13 @@ import argparse
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from scgpt_ray.config import Settings
 from scgpt_ray.config.settings import option_name
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", dict: "KEY=VALUE"}
+_METAVARS = {int: "N", ByteSize: "SIZE", float: "X", str: "TEXT", dict: "KEY=VALUE"}
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from scgpt_ray.cli import _read
-from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings, parse_bytes
+from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings
 from scgpt_ray.config.settings import did_you_mean
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.verbs import VERBS
@@ -123,7 +123,7 @@ def test_options_beat_the_file_and_the_file_beats_defaults(tmp_path):
 
 @pytest.mark.parametrize(("text", "size"), [("8GB", 8 * 10**9), ("1.5 kb", 1500), ("12", 12), ("2tb", 2 * 10**12)])
 def test_sizes(text, size):
-    assert parse_bytes(text) == size
+    assert IndexSettings.of({"embeddings": "e", "output": "o", "memory_budget": text}).memory_budget == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "8 parsecs", "0"])

@@ -18,7 +18,7 @@ from scgpt_ray.config.map import MapSettings
 from scgpt_ray.config.plan import PlanSettings
 from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.refresh import RefreshSettings
-from scgpt_ray.config.settings import Settings, parse_bytes
+from scgpt_ray.config.settings import Settings
 
 __all__ = [
     "BenchmarkSettings",
@@ -46,5 +46,4 @@ __all__ = [
     "ValidateSettings",
     "VariableGeneSettings",
     "VerifySettings",
-    "parse_bytes",
 ]

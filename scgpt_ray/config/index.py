@@ -1,9 +1,7 @@
 """The options of `index`."""
 
-from pydantic import field_validator
-
 from scgpt_ray.config.execution import ExecutionSettings
-from scgpt_ray.config.settings import Count, Fraction, Seed, Text, Texts, parse_bytes
+from scgpt_ray.config.settings import Count, Fraction, Seed, Size, Text, Texts
 
 
 class IndexSettings(ExecutionSettings):
@@ -35,17 +33,10 @@ class IndexSettings(ExecutionSettings):
     target_recall: Fraction = 0.95
     """Target recall@10 against exact search, 0 to 1; search parameters are chosen to reach it on a sample
     (recall.json)."""
-    memory_budget: Text | None = None
+    memory_budget: Size | None = None
     """Most memory for the open index, and for the training sample, with a unit: 8GB. Default: no limit."""
     shards: Count | None = None
     """Number of shards, or with --append of new shards. Default: one per two million cells up to four, then one per
     ten million."""
     seed: Seed = 0
     """Random seed of the training and recall samples."""
-
-    @field_validator("memory_budget")
-    @classmethod
-    def _is_size(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_bytes(text)
-        return text

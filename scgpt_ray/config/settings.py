@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from scgpt_ray.errors import ConfigError, redacted
 
@@ -17,6 +17,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """For libraries whose seeds are signed integers of 32 bits."""
 LongSeed = Annotated[int, Field(ge=0, lt=2**63)]
 Timestamp = Annotated[int, Field(ge=1)]
+Size = Annotated[ByteSize, Field(gt=0)]
+"""Bytes, or a number with a unit, such as 8GB (decimal)."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Arithmetic of the network."""
 if TYPE_CHECKING:
@@ -142,6 +144,8 @@ def _mistake(detail: Any) -> tuple[str, str]:
         case "value_error":
             reason = str(detail["ctx"]["error"])
             return (f"{name}: {reason}", f"another value for {name}") if name else (reason, "options that agree")
+        case "byte_size" | "byte_size_unit":
+            return f"{name} is {detail['input']!r}", f"a size such as 8GB for {name}"
         case _:
             # Such as: Input should be a valid integer, unable to parse string as an integer.
             right = re.sub(r"^\w+ should (be |have )?|, unable .*$| after validation.*$", "", detail["msg"])
@@ -189,24 +193,3 @@ def parse_duration(text: str) -> float:
     if unit not in _SECONDS or not re.fullmatch(r"\d+(\.\d+)?", number):
         raise ValueError(f"{text!r} is not a time like 20m")
     return float(number) * _SECONDS[unit]
-
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as 8GB (decimal units) as bytes.
-
-    Raises:
-        ValueError: If it is not a positive number followed by KB, MB, GB, TB or nothing.
-    """
-    cleaned = text.strip().upper()
-    number = cleaned.rstrip("KMGTB")
-    unit = cleaned[len(number) :]
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError):
-        raise ValueError(f"{text!r} is not a size like 8GB") from None
-    if size <= 0:
-        raise ValueError(f"{text!r} is not a positive size")
-    return size

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scgpt_ray.config import IndexSettings, parse_bytes
+from scgpt_ray.config import IndexSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.description import require_index
@@ -68,7 +68,7 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
             remedy="check the atlas",
         )
     n_shards = min(settings.shards or default_shards(n_cells), len(manifest.parts))
-    budget = parse_bytes(settings.memory_budget) if settings.memory_budget else None
+    budget = settings.memory_budget
     factory = settings.factory
     template: dict[str, str] = {}
     if settings.template is not None:
