@@ -127,10 +127,9 @@ def hold(folder: Folder, verb: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def _sweep(folder: Folder) -> None:
-    """Remove files that killed runs had not finished; temporary leases are those of runs that ask for this one."""
+    """Remove files that killed runs had not finished; while this lease is held, no other run writes any."""
     for path in folder.path.rglob(".*.tmp") if folder.is_local else ():
-        if not path.name.startswith(f".{Lease.file}."):
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _take(folder: Folder, lease: Lease) -> bool:

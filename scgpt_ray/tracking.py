@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -77,7 +78,10 @@ class Tracker:
     ) -> None:
         """End the run as finished, failed or killed (Ctrl-C, SIGTERM); waits for MLflow for a limited time."""
         ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
+        waiting = self._take_back() if ended == "KILLED" else []
         self._put("end", status=ended)
+        for event in waiting:
+            self._pending.put(event)
         try:
             self._wait(_HURRY_S if ended == "KILLED" else _OPEN_S)
         except KeyboardInterrupt:
@@ -85,6 +89,17 @@ class Tracker:
             raise
         finally:
             self._finish()
+
+    def _take_back(self) -> list[Event]:
+        """What has not been sent, but for the start of the run: an interrupted run has seconds to end."""
+        waiting = []
+        with suppress(queue.Empty):
+            while True:
+                waiting.append(self._pending.get_nowait())
+        for event in waiting:
+            if event.kind == "start":
+                self._pending.put(event)
+        return [event for event in waiting if event.kind != "start"]
 
     def _wait(self, patience: float) -> None:
         """Wait until all events are sent: for the import of MLflow, then for its store."""
@@ -126,7 +141,7 @@ class Tracker:
             self._is_open.set()
 
     def _send_all(self) -> None:
-        """Send events in order; after the first failure, only collect them."""
+        """Send events in order, and those that follow the end; after the first failure, only collect them."""
         if self.uri is None:
             logger.info(
                 "no MLFLOW_TRACKING_URI and %s is remote: the run is logged to %s only",
@@ -146,19 +161,18 @@ class Tracker:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat the URL; the error is logged below
-        run = _Run(self.output, self.uri, self._is_open)
-        while True:
+        run, ended = _Run(self.output, self.uri, self._is_open), False
+        while not (ended and self._pending.empty()):
             event = self._sending = self._pending.get()
+            ended = ended or event.kind == "end"
             try:
                 run.send(event)
             except (MlflowException, SQLAlchemyError, OSError) as error:
                 reason = redacted(" ".join(str(error).split()))[:200]
                 logger.warning("MLflow at %s: %s; events go to %s", redacted(self.uri), reason, SPOOL)
                 self._unsent.append(event)
-                if event.kind != "end":
+                if not ended:
                     self._collect()
-                return
-            if event.kind == "end":
                 return
 
     def _collect(self) -> None:

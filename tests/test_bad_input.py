@@ -491,7 +491,8 @@ def test_wrong_words(words, pattern, capsys):
     [
         ("validate", {"embeddings": "/nowhere"}, EMBEDDINGS[0][1], 3),
         ("export", {"embeddings": EMBEDDINGS[2][0]}, EMBEDDINGS[2][1], 3),
-        ("embed", {"atlas": ATLAS[4][0]}, ATLAS[4][1], 5),  # torch is imported first, which takes two of them
+        ("embed", {"atlas": ATLAS[4][0]}, ATLAS[4][1], 3),
+        ("embed", {"checkpoint": "/nowhere"}, "/nowhere has no args.json", 3),
     ],
 )
 def test_a_process_answers_within_seconds(verb, changes, pattern, seconds, good, tmp_path):

@@ -26,7 +26,7 @@ ENTRIES = {
     "scgpt_ray.index.searcher": "faiss pyarrow pydantic",
     "scgpt_ray.mapping.votes": "pyarrow",
     "scgpt_ray.benchmark.stages": "pydantic",
-    "scgpt_ray.pipelines.embed": "numba pandas pyarrow pydantic scipy torch",
+    "scgpt_ray.pipelines.embed": "numba pandas pyarrow pydantic scipy",
     "scgpt_ray.pipelines.index": "faiss pyarrow pydantic",
     "scgpt_ray.pipelines.index_steps": "faiss pyarrow pydantic",
     "scgpt_ray.pipelines.partition_steps": "numba pandas pyarrow pydantic scipy",

@@ -146,10 +146,10 @@ def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
 
 
 def test_files_that_a_killed_run_had_not_finished_are_removed(tmp_path):
-    """All but leases that others are just writing."""
+    """Those of leases, too: others write theirs only while no lease is held."""
     (tmp_path / "parts").mkdir()
-    kept = [tmp_path / f".{Lease.file}.x.tmp", tmp_path / "parts" / "part-0", tmp_path / "parts" / "x.tmp"]
-    for path in (*kept, tmp_path / "parts" / ".part-1.x.tmp", tmp_path / ".y.tmp"):
+    kept = [tmp_path / "parts" / "part-0", tmp_path / "parts" / "x.tmp"]
+    for path in (*kept, tmp_path / "parts" / ".part-1.x.tmp", tmp_path / ".y.tmp", tmp_path / f".{Lease.file}.x.tmp"):
         path.touch()
     with hold(Folder.at(tmp_path), "embed"):
         pass

@@ -85,7 +85,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(request_into):
 
 
 def test_a_run_begun_on_gpus_does_not_go_on_without(request_into, monkeypatch):
-    monkeypatch.setattr("scgpt_ray.pipelines.embed_request.has_gpu", lambda: False)
+    monkeypatch.setattr("scgpt_ray.network.embedder.has_gpu", lambda: False)
     begin(check(request_into(), count_gpus=lambda: 1))
     with pytest.raises(ConfigError, match=r"float16 was asked for on a CPU.*goes on with GPUs only"):
         check(request_into(), count_gpus=never)

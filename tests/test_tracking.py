@@ -81,6 +81,29 @@ def test_an_interruption_while_a_finished_run_waits_for_mlflow_leaves_it_finishe
     assert run.info.status == "FINISHED"
 
 
+def test_an_interrupted_run_ends_before_all_else_that_waits(tmp_path, no_server, monkeypatch):
+    """It has five seconds to be marked as killed, also if the store is slow."""
+    sent, interrupted = [], threading.Event()
+
+    def send(run, event, really=tracking._Run.send):
+        interrupted.wait()
+        sent.append(event.kind)
+        really(run, event)
+
+    def wait(tracker, patience, waited=Tracker._wait):
+        interrupted.set()
+        waited(tracker, 30.0)
+
+    monkeypatch.setattr(tracking._Run, "send", send)
+    monkeypatch.setattr(Tracker, "_wait", wait)
+    with pytest.raises(KeyboardInterrupt), Tracker("embed", Folder.at(tmp_path), {"seed": 1}) as tracker:
+        tracker.log_metrics({"cells": 3})
+        raise KeyboardInterrupt
+    assert sent == ["start", "end", "params", "metrics"]
+    _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert (run.info.status, run.data.params["seed"], run.data.metrics) == ("KILLED", "1", {"cells": 3})
+
+
 def test_progress_is_thinned(tmp_path, no_server):
     with Tracker("embed", Folder.at(tmp_path), {}) as tracker:
         for step in range(50):

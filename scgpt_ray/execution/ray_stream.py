@@ -6,6 +6,7 @@ flat buffers are not copied. The row of a partition that was given up holds its 
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 from functools import partial
@@ -20,9 +21,12 @@ from ray.data.exceptions import ExecutionTimeoutError
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.execution.attempts import Attempts, attempt
 from scgpt_ray.execution.cluster import failed
+from scgpt_ray.execution.draining import leave_draining_node
 from scgpt_ray.pipelines.executor import RETRIES, Failure, Pool, Stages
 
 _NO_PROGRESS_S = 900
+_CALLS = 2
+"""Calls of an actor at a time: one computes while Ray moves the rows of the other."""
 _BYTES_PER_CELL = 8_000  # about 2,000 genes of 3 bytes, an id and a few columns; for Ray's accounting only
 _RECEIPT = "receipt"
 _FAILURE = "row.failure"
@@ -52,9 +56,8 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
             batch_format="pyarrow",
             num_gpus=pool.num_gpus or None,
             num_cpus=pool.num_cpus,
-            # Two calls at a time: one computes while Ray moves the rows of the other.
             compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=min(pool.size, len(todo)), max_concurrent_calls_per_actor=2
+                min_size=1, max_size=min(pool.size, len(todo)), max_concurrent_calls_per_actor=_CALLS
             ),
         )
     committed = dataset.map_batches(
@@ -89,13 +92,16 @@ class _Actor:
 
     def __init__(self, kind: Callable[..., Any], arguments: tuple[Any, ...], attempts: Any) -> None:
         self._compute, self._attempts = kind(*arguments), attempts
+        self._free = threading.Semaphore(_CALLS)
+        threading.Thread(target=leave_draining_node, args=(self._free, _CALLS), daemon=True).start()
 
     def __call__(self, row: pa.Table) -> pa.Table:
         if _FAILURE in row.column_names:
             return row
         table, partition, _ = from_row(row)
         step = partial(self._compute, table)
-        done = attempt(self._attempts, "compute", partition, step, in_new_process=True)
+        with self._free:
+            done = attempt(self._attempts, "compute", partition, step, in_new_process=True)
         return _failed(done) if isinstance(done, Failure) else as_row(done[0], partition, done[1])
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from scgpt_ray.network.checkpoint_files import (
     WEIGHTS_FILE,
     CheckpointFiles,
     CheckpointName,
-    incomplete,
 )
 from scgpt_ray.network.weights import UNUSED, encoder_shapes, match, pack, unpack
 from scgpt_ray.storage import Folder
@@ -106,7 +104,7 @@ def read_checkpoint(name: CheckpointName) -> Checkpoint:
     """
     files = CheckpointFiles.at(name)
     place = files.folder
-    weights = _weights_name(place)
+    weights = files.weights()
     contents = {file: files.read(file) for file in (VOCABULARY_FILE, ARGS_FILE, weights)}
     vocabulary = Vocabulary.from_json(contents[VOCABULARY_FILE], place.where(VOCABULARY_FILE))
     args = _read_args(contents[ARGS_FILE], place.where(ARGS_FILE))
@@ -129,25 +127,6 @@ def read_checkpoint(name: CheckpointName) -> Checkpoint:
         tuple(args.get("training_sets", ())),
         CheckpointFiles(files.uri, tuple(sha256.items())),
     )
-
-
-def _weights_name(place: Folder) -> str:
-    """Name of the weights file: one of two must exist."""
-    try:
-        names = set(place.names())
-    except (OSError, pa.ArrowException) as error:
-        raise incomplete(f"{place.uri} cannot be listed ({error})") from error
-    weights = [name for name in (WEIGHTS_FILE, SAFETENSORS_FILE) if name in names]
-    missing = [name for name in (ARGS_FILE, VOCABULARY_FILE) if name not in names] + [WEIGHTS_FILE] * (not weights)
-    if missing:
-        raise incomplete(f"{place.uri} has no {' and no '.join(missing)}")
-    if len(weights) > 1:
-        raise CheckpointError(
-            f"{place.uri} has both {WEIGHTS_FILE} and {SAFETENSORS_FILE}",
-            expected="one weights file",
-            remedy="remove one of them",
-        )
-    return weights[0]
 
 
 def _read_args(content: bytes, where: str) -> dict[str, Any]:

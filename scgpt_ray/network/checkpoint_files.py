@@ -58,6 +58,29 @@ class CheckpointFiles:
         """Their folder, on this machine where it is the one in the package."""
         return replace(checkpoint_place(self.uri), store=self.store)
 
+    def weights(self) -> str:
+        """Name of the file of the weights.
+
+        Raises:
+            CheckpointError: If a file is missing, or there are two of weights.
+        """
+        place = self.folder
+        try:
+            names = set(place.names())
+        except (OSError, pa.ArrowException) as error:
+            raise incomplete(f"{place.uri} cannot be listed ({error})") from error
+        weights = [name for name in (WEIGHTS_FILE, SAFETENSORS_FILE) if name in names]
+        missing = [name for name in FILES if name not in names] + [WEIGHTS_FILE] * (not weights)
+        if missing:
+            raise incomplete(f"{place.uri} has no {' and no '.join(missing)}")
+        if len(weights) > 1:
+            raise CheckpointError(
+                f"{place.uri} has both {WEIGHTS_FILE} and {SAFETENSORS_FILE}",
+                expected="one weights file",
+                remedy="remove one of them",
+            )
+        return weights[0]
+
     def read(self, name: str) -> bytes:
         """Read a file.
 

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from scgpt_ray.atlas.plan import Remainder, cut
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.network.precision import require_precision
 from scgpt_ray.parts.earlier import TABLE
 from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete, require_reported
 from scgpt_ray.parts.parts import Part
@@ -81,6 +80,8 @@ def _report_newer(job: EmbedJob) -> None:
 
 def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
     """Run the remaining work of a checked request."""
+    from scgpt_ray.network.precision import require_precision  # as in `embed_request`
+
     workers = executor.pool(job.settings)
     require_precision(workers.device, job.settings.precision)
     plan = make_plan(job, workers) if job.began is None else job.began

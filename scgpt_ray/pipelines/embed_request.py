@@ -1,18 +1,19 @@
-"""A request to embed, checked: everything that can be wrong with it is found here, in the driver, without Ray."""
+"""A request to embed, checked: everything that can be wrong with it is found here, in the driver, without Ray.
+
+torch is imported on need: a request that names no atlas or no checkpoint is refused in half the time.
+"""
 
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
 from scgpt_ray.atlas.source import Source, locate
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, VariableGeneSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import Fingerprint, require_same_run
-from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
-from scgpt_ray.network.embedder import gpus_of_machine, has_gpu
-from scgpt_ray.network.precision import is_native, require_precision, resolve_precision
+from scgpt_ray.network.checkpoint_files import CheckpointFiles
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.pipelines.executor import names_cluster
 from scgpt_ray.pipelines.raw_counts import read_counts
@@ -21,6 +22,9 @@ from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from scgpt_ray.network.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class EmbedJob:
     settings: EmbedSettings
     output: Folder
     source: Source
-    checkpoint: Checkpoint
+    checkpoint: "Checkpoint"
     genes: GeneMap
     rules: TokenRules
     fingerprint: Fingerprint
@@ -65,7 +69,7 @@ class EmbedJob:
 
 
 def check(
-    settings: EmbedSettings, *, preferred: str | None = None, count_gpus: Callable[[], int] = gpus_of_machine
+    settings: EmbedSettings, *, preferred: str | None = None, count_gpus: Callable[[], int] | None = None
 ) -> EmbedJob:
     """Check a request completely, and find what an earlier run has done of it.
 
@@ -74,7 +78,7 @@ def check(
     Args:
         settings: The request.
         preferred: The precision for `auto`, if the devices of the run support it.
-        count_gpus: Counts the GPUs of the run; called only if the precision depends on them.
+        count_gpus: Counts the GPUs of the run, None for this machine's; called only if the precision depends on them.
 
     Raises:
         InputError: With found, expected and remedy.
@@ -84,7 +88,11 @@ def check(
     # What an earlier run pinned is used again, so that the same command means the same cells.
     settings = _as_begun(settings, began)
     source = locate(settings.atlas, settings, _earlier_cells(settings, began), identifiers=True)
-    checkpoint = read_checkpoint(settings.checkpoint)
+    files = CheckpointFiles.at(settings.checkpoint)
+    files.weights()
+    from scgpt_ray.network.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(files)
     genes = harmonize_genes(source, checkpoint.vocabulary, settings)
     done = Manifest.read(output) if began else None
     if done is not None and done.n_quarantined:
@@ -127,16 +135,19 @@ def _earlier_cells(settings: EmbedSettings, began: Plan | None) -> dict[str, Any
     return {key: value for key, value in began.fingerprint.cells.items() if key != "release" or same_name}
 
 
-def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Callable[[], int]) -> str:
+def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Callable[[], int] | None) -> str:
     """Resolve the precision `auto` for the devices of a run.
 
     Args:
         compute: Options that choose devices.
         preferred: The precision to use if the devices support it; None for their default.
-        count_gpus: Counts the available GPUs; called if the options do not choose devices.
+        count_gpus: Counts the available GPUs, None for this machine's; called if the options do not choose devices.
     """
+    from scgpt_ray.network.embedder import gpus_of_machine
+    from scgpt_ray.network.precision import is_native, resolve_precision
+
     asked = compute.asked_device
-    device = "cuda" if asked == "gpu" or (asked is None and count_gpus()) else "cpu"
+    device = "cuda" if asked == "gpu" or (asked is None and (count_gpus or gpus_of_machine)()) else "cpu"
     if preferred is None:
         return resolve_precision("auto", device)
     return preferred if is_native(preferred, device) else "float32"
@@ -201,7 +212,7 @@ def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettin
     )
 
 
-def model_identity(checkpoint: Checkpoint, rules: TokenRules, precision: str) -> dict[str, Any]:
+def model_identity(checkpoint: "Checkpoint", rules: TokenRules, precision: str) -> dict[str, Any]:
     """The part of the fingerprint that identifies the model: all that determines a cell's embedding."""
     return {
         "weights": checkpoint.weights_sha256,
@@ -220,6 +231,9 @@ def require_device(settings: EmbedSettings) -> None:
     """
     if names_cluster():
         return
+    from scgpt_ray.network.embedder import has_gpu
+    from scgpt_ray.network.precision import require_precision
+
     on_cpu = not has_gpu() or settings.asked_device == "cpu"
     if settings.asked_device == "gpu" and on_cpu:
         option = f"--gpus {settings.gpus}" if settings.gpus else "--device gpu"

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 from scgpt_ray.atlas.plan import Partition, Remainder
-from scgpt_ray.network.embedder import COUNTERS, report_refused
 from scgpt_ray.parts.manifest import committed_parts
 from scgpt_ray.parts.parts import PARTS, Part, part_name
 from scgpt_ray.pipelines.embed_request import EmbedJob
@@ -186,6 +185,8 @@ def note_actor(actors: list[dict[str, Any]], described: Mapping[str, Any]) -> No
         actors: Distinct descriptions, without the values that change during a run.
         described: Result of `Embedder.describe` of an actor.
     """
+    from scgpt_ray.network.embedder import COUNTERS, report_refused  # on need, as in `embed_request`
+
     actor = {name: value for name, value in described.items() if name not in COUNTERS}
     if actor not in actors:
         actors.append(actor)
