@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
-    "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "gate", "integrate", "map_query", "plan",
-    "pretrain", "prune", "refresh", "run_benchmark", "status", "submit", "validate", "verify",
+    "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "gate", "integrate", "map_query",
+    "nightly", "plan", "pretrain", "prune", "refresh", "run_benchmark", "status", "submit", "validate", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scgpt_ray.pipelines import index as _index
     from scgpt_ray.pipelines import integrate as _integrate
     from scgpt_ray.pipelines import map as _map
+    from scgpt_ray.pipelines import nightly as _nightly
     from scgpt_ray.pipelines import plan as _plan
     from scgpt_ray.pipelines import pretrain as _pretrain
     from scgpt_ray.pipelines import prune as _prune
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     integrate = _typed(config.IntegrateSettings, _integrate.integrate)
     pretrain = _typed(config.PretrainSettings, _pretrain.pretrain)
     refresh = _typed(config.RefreshSettings, _refresh.refresh)
+    nightly = _typed(config.NightlySettings, _nightly.nightly)
     gate = _typed(config.GateSettings, _gate.gate)
     validate = _typed(config.ValidateSettings, _validate.validate)
     verify = _typed(config.VerifySettings, _verify.verify)

@@ -103,6 +103,12 @@ class Folder:
             found = [info.base_name for info in self._listed()]
         return sorted(name for name in found if not name.startswith("."))
 
+    def subfolders(self) -> list[str]:
+        """Sorted names of the folders in this folder."""
+        if self.is_local:
+            return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir()) if self.path.is_dir() else []
+        return sorted(info.base_name for info in self._listed(kind=pafs.FileType.Directory))
+
     def states(self) -> dict[str, tuple[int, int]]:
         """What `state` says of each of the files of `names`; of an object store by one listing."""
         if self.is_local:
@@ -116,11 +122,11 @@ class Folder:
             return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         return sum(int(info.size) for info in self._listed(recursive=True))
 
-    def _listed(self, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    def _listed(self, *, recursive: bool = False, kind: pafs.FileType = pafs.FileType.File) -> list[pafs.FileInfo]:
         filesystem, path = self.remote()
         selector = pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
         infos = patiently(lambda: filesystem.get_file_info(selector), self.uri)
-        return [info for info in infos if info.type == pafs.FileType.File]
+        return [info for info in infos if info.type == kind]
 
     def read(self, name: str) -> bytes:
         """Read a file.
@@ -221,6 +227,14 @@ class Folder:
         else:
             filesystem, path = self.remote(name)
             patiently(lambda: filesystem.delete_file(path), self.where(name))
+
+    def remove_all(self) -> None:
+        """Delete the folder with all that is in it."""
+        if self.is_local:
+            shutil.rmtree(self.path)
+        else:
+            filesystem, path = self.remote()
+            patiently(lambda: filesystem.delete_dir(path), self.uri)
 
     def unreachable(self, name: str = "") -> str:
         """Why a file or folder, which need not exist, cannot be asked for; empty if it can.

@@ -158,6 +158,13 @@ VERBS = {
         "Refreshed: Cells added, carried over, changed and removed.",
         leaves="plan.json",
     ),
+    "nightly": Verb(
+        "Embed and index an atlas the first time, and refresh both every time after that.",
+        "NightlySettings",
+        "pipelines.nightly:nightly",
+        "Night: What was embedded or has changed, the run, and its index.",
+        leaves="index/index.json",
+    ),
     "plan": Verb(
         "Estimate cells, bytes, time and price of an embed command.",
         "PlanSettings",

@@ -15,6 +15,7 @@ from scgpt_ray.config.index import IndexSettings
 from scgpt_ray.config.integrate import IntegrateSettings
 from scgpt_ray.config.jobs import PruneSettings, StatusSettings, SubmitSettings
 from scgpt_ray.config.map import MapSettings
+from scgpt_ray.config.nightly import NightlySettings
 from scgpt_ray.config.plan import PlanSettings
 from scgpt_ray.config.pretrain import PretrainSettings
 from scgpt_ray.config.refresh import RefreshSettings
@@ -35,6 +36,7 @@ __all__ = [
     "IndexSettings",
     "IntegrateSettings",
     "MapSettings",
+    "NightlySettings",
     "PlanSettings",
     "PretrainSettings",
     "PruneSettings",

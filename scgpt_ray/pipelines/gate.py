@@ -161,9 +161,9 @@ class Comparison:
             return
         yield self._moved(carried, vectors_ND)
         for dataset in self.later.datasets:
-            is_here_N = self.later.of_dataset(dataset)
-            if (is_here_N & self.is_new_N).any():
-                yield from self._drift(dataset, is_here_N).checks()
+            drift = self._drift(dataset, self.later.of_dataset(dataset))
+            if drift.tally.cells:
+                yield from drift.checks()
 
     def _norm(self, vectors_ND: Float32Matrix) -> Check:
         error_N = np.abs(np.linalg.norm(vectors_ND, axis=1) - 1)
