@@ -29,7 +29,7 @@ from scgpt_ray.schema import EMBEDDING
 logger = logging.getLogger(__name__)
 
 _CELLS_AT_ONCE = 65_536
-"""The label tables of the whole reference are read once per block; its vectors take 128 MiB at width 512."""
+"""Cells whose parts are searched together; their vectors take 128 MiB at width 512."""
 
 _UNSEEN = {"truth_column", "baseline_values"}
 """Options that change no prediction."""
@@ -89,14 +89,13 @@ class QueryVotes:
         own = present.select(list(dict.fromkeys(self.settings.exclude_same)))
         allowed = NeighborFilter.among(self.settings.neighbor_filter, own, len(vectors_QD))
         ids_QK, scores_QK = self.reference.neighbors(vectors_QD, self.settings.k, allowed)
-        labels = self.reference.labels(ids_QK, self.rules.read)
         start = 0
         for name, table in zip(names, tables, strict=True):
             rows = slice(start, start + len(table) - table[EMBEDDING].null_count)
             predicted = predict(
                 ids_QK[rows],
                 scores_QK[rows],
-                labels,
+                self.reference.labels(ids_QK[rows], self.rules.read),
                 self.rules,
                 reference_cells=self.reference_cells,
                 calibrations=self.calibrations,
