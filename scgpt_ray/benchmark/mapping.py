@@ -43,11 +43,11 @@ def vote(place: Path, query: int, output: Path, executor: ExecutorChoice, k: int
         before, started, busy = private_bytes(), time.perf_counter(), time.process_time()
         reference = Reference.at(settings.index).on(opened)
         rules = prediction_rules(settings, reference.index)
-        votes = QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {}, None)
+        votes = QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {})
         manifest = Manifest.read(embedded)
         assert manifest is not None, "it was written before"
         parts = QueryParts(embedded, manifest, Folder.at(output), votes.request())
-        votes.commit(parts)
+        votes.commit(parts, opened)
         seconds, busy = time.perf_counter() - started, time.process_time() - busy
         parts.overview(overview_columns(rules.columns, {}))
         return {"s": seconds, "cpu_s": busy, "before": before, "after": private_bytes(), "peak": peak_bytes()}

@@ -186,7 +186,7 @@ class Reference:
     @cached_property
     def _searchers(self) -> Searcher | list[Callable[..., Any]]:
         """The opened shards, or actors that have opened them and end with this object."""
-        nodes = self._executor.nodes
+        nodes = [1] if self.actors == 0 else self._executor.nodes
         n_actors = self.actors if self.actors is not None else len(nodes) if len(nodes) > 1 else 0
         if n_actors == 0:
             return Searcher(self.folder, self.index.shards)
