@@ -13,13 +13,11 @@ from scgpt_ray.config import IndexSettings
 from scgpt_ray.errors import ConfigError, OutputError, ReferenceSetError
 from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.index.recall import without_self
+from scgpt_ray.parts import parts
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import require_manifest
-from scgpt_ray.parts.parts import read_part
-from scgpt_ray.pipelines import index_steps as shards
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.index_request import resolve
-from scgpt_ray.pipelines.index_steps import sample
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID
 from scgpt_ray.storage import Folder
@@ -130,6 +128,40 @@ def test_an_approximate_index_and_its_measured_recall(reference, tmp_path, optio
         assert (tmp_path / "index" / shard.name).read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
 
 
+@pytest.fixture
+def rows_read(monkeypatch):
+    """Rows of each reading of vectors."""
+    rows, read_checked = [], parts.read_checked
+
+    def counted(folder, name, columns, remedy):
+        table, metadata = read_checked(folder, name, columns, remedy)
+        if EMBEDDING in table.column_names:
+            rows.append(len(table))
+        return table, metadata
+
+    monkeypatch.setattr(parts, "read_checked", counted)
+    return rows
+
+
+@pytest.mark.parametrize(("options", "most"), [({"factory": "Flat"}, 2), ({"factory": "IVF4,SQ8"}, 2)])
+def test_each_vector_is_read_twice(reference, tmp_path, rows_read, options, most):
+    """For the samples of training and recall, and for its shard and the true neighbours."""
+    output = tmp_path / "index"
+    asked = {"executor": "serial", "embeddings": reference.uri, "output": str(output), "shards": 3, **options}
+    described = scgpt_ray.build_index(**asked)
+    assert N < sum(rows_read) <= most * N
+    # What is found of a shard that was there is the same.
+    report = json.loads((output / "recall.json").read_bytes())
+    for name in ("index.json", "recall.json", described.shards[1].marker):
+        (output / name).unlink()
+    rows_read.clear()
+    assert scgpt_ray.build_index(**asked) == described
+    again = json.loads((output / "recall.json").read_bytes())
+    for name in ("queries", "recall", "curve", "labels"):
+        assert again[name] == report[name]
+    assert sum(rows_read) <= most * N
+
+
 def test_a_recall_out_of_reach_is_told(make_embeddings, tmp_path, caplog):
     many = make_embeddings(tmp_path / "many", n_cells=1500, cells_per_part=500)
     settings = IndexSettings(
@@ -158,35 +190,6 @@ def test_small_and_empty_pieces(make_embeddings, tmp_path, n_cells, per_part, em
     assert tuple(shard.n_cells for shard in description.shards) == sizes
     assert description.recall_at_10 == 1.0
     assert scgpt_ray.validate(index=str(tmp_path / "index")) == []
-
-
-@pytest.mark.parametrize("n", [0, 1, 50, 295, 1000])
-def test_a_sample_is_drawn_evenly_without_repetition(reference, n):
-    ids, vectors = sample(reference, require_manifest(reference), n, seed=1)
-    assert vectors.shape == (min(n, N - len(EMPTY)), 16)
-    assert len(set(ids.tolist())) == len(ids) == len(vectors)
-    assert not {joinid - 10 for joinid in ids.tolist()} & set(EMPTY)
-    again, _ = sample(reference, require_manifest(reference), n, seed=1)
-    assert again.tolist() == ids.tolist()
-    if n == 50:
-        assert 30 < np.mean(ids) - 10 < 270
-        assert sample(reference, require_manifest(reference), n, seed=2)[0].tolist() != ids.tolist()
-
-
-def test_few_cells_are_drawn_of_few_parts_however_many_are_empty(make_embeddings, tmp_path, monkeypatch):
-    run = make_embeddings(tmp_path / "run", n_cells=4000, cells_per_part=20, empty=range(0, 4000, 2))
-    opened = []
-
-    def counted(parts, name, columns):
-        opened.append(name)
-        return read_part(parts, name, columns)
-
-    monkeypatch.setattr(shards, "read_part", counted)
-    ids, vectors = sample(run, require_manifest(run), 5, seed=1)
-    assert (len(set(ids.tolist())), vectors.shape) == (5, (5, 8))
-    assert len(opened) < 110, "of 200 parts"
-    for n in (1, 40, 1000, 2000, 3000):
-        assert len(sample(run, require_manifest(run), n, seed=2)[0]) == min(n, 2000)
 
 
 def test_without_self():

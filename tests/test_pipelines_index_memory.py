@@ -78,15 +78,14 @@ def map_onto(output, size):
     options = {"query": "-", "index": output, "checkpoint": "-", "output": "-", "label_columns": ["kind"]}
     settings, reference = MapSettings(**options), Reference.at(output).on(executor)
     rules = prediction_rules(settings, reference.index)
-    votes = query_votes.QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {}, None)
+    votes = query_votes.QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {})
     folder = Folder.at(f"{place}/{size}")
     parts = QueryParts(folder, Manifest.read(folder), Folder.at(f"{place}/predicted-{size}"), votes.request())
-    votes.commit(parts)
+    votes.commit(parts, executor)
     parts.overview(overview_columns(rules.columns, {}))
     write_embedding_h5ad(Path(place) / "query.h5ad", parts.labelled)
 
 
-query_votes._CELLS_AT_ONCE = 8192  # a block is small against the smaller query
 found = {}
 engine = LocalOrRay("ray")
 with engine.open(0) as executor:

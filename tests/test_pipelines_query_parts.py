@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.pipelines.query_parts import DISTANCE, QueryParts
-from scgpt_ray.pipelines.query_votes import _blocks
+from scgpt_ray.parts.parts import PARTS, part_name
+from scgpt_ray.pipelines.query_parts import DISTANCE, CommitPredictions, QueryParts, ReadQuery
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, NEIGHBOR, SCORE
 from scgpt_ray.storage import Folder
@@ -41,17 +41,28 @@ def predictions_of(cells):
     })  # fmt: skip
 
 
-@pytest.fixture
-def predicted(parts):
-    for name in parts.left():
-        parts.write(name, predictions_of(parts.embeddings(name)), {"CL:1": 2})
+def predict(parts, unknown_terms):
+    commit = CommitPredictions(parts.predictions)
+    for partition in parts.left():
+        cells = ReadQuery(parts.embedded.folder(PARTS))(partition)
+        receipt = commit(predictions_of(cells), partition, {"unknown_terms": unknown_terms})
+        assert receipt == {"unknown_terms": unknown_terms, "cells": len(cells)}
     return parts
 
 
+def left(parts):
+    return [part_name(partition.number) for partition in parts.left()]
+
+
+@pytest.fixture
+def predicted(parts):
+    return predict(parts, {"CL:1": 2})
+
+
 def test_what_is_committed_is_kept(predicted, embedded, tmp_path):
-    assert predicted.left() == []
+    assert left(predicted) == []
     predicted.predictions.remove(predicted.names[1])
-    assert predicted.left() == [predicted.names[1]]
+    assert left(predicted) == [predicted.names[1]]
     assert sorted(predicted.predictions.names()) == [predicted.names[0], *predicted.names[2:]]
 
 
@@ -62,16 +73,16 @@ def test_what_was_made_otherwise_is_removed(predicted, embedded, make_embeddings
     folder.write("part-99999.parquet", folder.read(first))
     folder.write(second, folder.read(second)[:-9])
     folder.write(third, folder.read(first))
-    assert predicted.left() == [second, third]
+    assert left(predicted) == [second, third]
     assert folder.names() == [first]
-    assert QueryParts(embedded, predicted.manifest, folder, {"k": 4}).left() == predicted.names
+    assert left(QueryParts(embedded, predicted.manifest, folder, {"k": 4})) == predicted.names
     assert folder.names() == []
 
 
 def test_other_embeddings_have_other_predictions(predicted, make_embeddings, tmp_path):
     longer = make_embeddings(tmp_path / "other", n_cells=20, empty=(3, 12))
     there = QueryParts(longer, Manifest.read(longer), predicted.predictions, REQUEST)
-    assert there.left() == [predicted.names[1]]
+    assert left(there) == [predicted.names[1]]
 
 
 def test_all_predictions(predicted, embedded):
@@ -114,9 +125,7 @@ def test_rows_in_any_order(predicted_once, embedded, rows):
 @pytest.fixture(scope="module")
 def predicted_once(embedded, tmp_path_factory):
     parts = QueryParts(embedded, Manifest.read(embedded), Folder.at(tmp_path_factory.mktemp("once")), REQUEST)
-    for name in parts.left():
-        parts.write(name, predictions_of(parts.embeddings(name)), {})
-    return parts
+    return predict(parts, {})
 
 
 def test_a_damaged_part_is_named(predicted):
@@ -126,16 +135,3 @@ def test_a_damaged_part_is_named(predicted):
     predicted.predictions.write(first, bytes(content))
     with pytest.raises(ReferenceSetError, match=f"{first} cannot be read: .*; remove the file, and run map again"):
         predicted.whole()
-
-
-@pytest.mark.parametrize(
-    ("cells", "expected"),
-    [
-        ({}, []),
-        ({"a": 70_000}, [["a"]]),
-        ({"a": 60_000, "b": 5_536, "c": 1}, [["a", "b"], ["c"]]),
-        ({"a": 1, "b": 70_000, "c": 1, "d": 0}, [["a"], ["b"], ["c", "d"]]),
-    ],
-)
-def test_blocks(cells, expected):
-    assert list(_blocks(cells, list(cells))) == expected

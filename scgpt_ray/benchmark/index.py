@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,8 +28,8 @@ from scgpt_ray.index.factory import (
     training_size,
     with_lists,
 )
-from scgpt_ray.index.recall import CHOSEN_K, RecallSample, Search, choose_params, cost_model, recall_at, speed
-from scgpt_ray.index.search import Neighbors, candidates, exact_search, merge, no_neighbors, set_threads
+from scgpt_ray.index.recall import CHOSEN_K, RecallSample, Search, Truth, choose_params, cost_model, recall_at, speed
+from scgpt_ray.index.search import Neighbors, candidates, set_threads
 from scgpt_ray.index.searcher import Searcher, SearchParams
 from scgpt_ray.index.shard import build_shard, open_faiss
 from scgpt_ray.index.template import centre_of, train
@@ -47,6 +48,7 @@ _UPSTREAM_LISTS, _UPSTREAM_NPROBE = 16_384, 128
 _BASE = 20_000  # maximum number of base cells, whose neighbourhoods are found by exhaustive search
 _QUERIES, _EVALUATED = 10_000, 500
 _K = 50
+_T = TypeVar("_T")
 _SAMPLE_BYTES = 1_400_000_000
 _MEASURED = 100_000
 _PROBED = 500
@@ -60,7 +62,7 @@ class _Clock:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def timed(self, name: str, blocks: Iterable[Float32Matrix]) -> Iterator[Float32Matrix]:
+    def timed(self, name: str, blocks: Iterable[_T]) -> Iterator[_T]:
         """Count the time to make each block."""
         iterator = iter(blocks)
         while True:
@@ -162,7 +164,7 @@ class _Trial:
 
     def __post_init__(self) -> None:
         self.queries_QD = np.concatenate(list(self.growth.blocks(min(_QUERIES, self.n), seed=1)))
-        self.truth = no_neighbors(min(_EVALUATED, len(self.queries_QD)), _K)
+        self.truth = Truth(self.queries_QD[:_EVALUATED], _K)
 
     def ours(self, setting: Setting) -> Iterator[Figure]:
         """Build as `index` does, choose the search parameters, and search."""
@@ -174,8 +176,8 @@ class _Trial:
         self._build(factory, n_shards)
         nlist = n_lists(empty_index(factory, d))
         searcher = Searcher(self.folder, self.shards)
-        evaluated = len(self.truth[0])
-        recall_sample = RecallSample(np.full(evaluated, -2), self.queries_QD[:evaluated], *self.truth)
+        evaluated_QD = self.queries_QD[:_EVALUATED]
+        recall_sample = RecallSample(np.full(len(evaluated_QD), -2), evaluated_QD, *self.truth.neighbors)
         cost = cost_model(factory, d, self.n, n_shards, nlist)
         chosen, _ = choose_params(recall_sample, searcher.search, nlist, cost, TARGET_RECALL)
         named = {**setting, "factory": factory, "shards": n_shards, "nprobe": chosen.nprobe, "rerank": chosen.rerank}
@@ -199,21 +201,13 @@ class _Trial:
         started, first = time.perf_counter(), 0
         for number, piece in enumerate(np.array_split(np.arange(self.n), n_shards)):
             shard = ShardDescription.of(number, len(piece), is_exact=False)
-            blocks = self.clock.timed("grow", self._evaluated(self.growth.blocks(len(piece), seed=2 + number), first))
-            build_shard(template, _numbered(blocks, first), self.folder, shard, centre_D)
+            grown = _numbered(self.growth.blocks(len(piece), seed=2 + number), first)
+            blocks = self.clock.timed("grow", self.truth.seen(grown))
+            build_shard(template, blocks, self.folder, shard, centre_D)
             self.shards.append(shard)
             first += len(piece)
         self.clock.add("add", started)
         self.clock.seconds["add"] -= self.clock.seconds["grow"]
-
-    def _evaluated(self, blocks: Iterable[Float32Matrix], first: int) -> Iterator[Float32Matrix]:
-        """Yield the blocks unchanged, updating the true neighbours of some queries with each."""
-        for block_ND in blocks:
-            ids = np.arange(first, first + len(block_ND))
-            found = exact_search([(ids, block_ND)], self.queries_QD[: len(self.truth[0])], _K)
-            self.truth = merge([self.truth, found], _K)
-            first += len(block_ND)
-            yield block_ND
 
     def upstream(self, setting: Setting) -> Iterator[Figure]:
         """Build upstream's index of the same vectors, in one piece, and search it."""
@@ -263,10 +257,10 @@ class _Trial:
         )
 
     def _searched(self, setting: Setting, search: Search, params: SearchParams, prefix: str = "") -> Iterator[Figure]:
-        evaluated = self.queries_QD[: len(self.truth[0])]
+        evaluated = self.queries_QD[:_EVALUATED]
         for k in (CHOSEN_K, _K):
             found_QK, _ = search(evaluated, k, params)
-            recall = recall_at(found_QK, self.truth[0][:, :k])
+            recall = recall_at(found_QK, self.truth.neighbors[0][:, :k])
             yield Figure("index", f"{prefix}recall@{k}", recall, "", setting)
         started = time.perf_counter()
         for start in range(0, len(self.queries_QD), 2048):

@@ -6,14 +6,14 @@ vectors, which are read at random (0.5 against 2 GB/s on one core).
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from scgpt_ray.index.description import TEMPLATE
 from scgpt_ray.index.factory import bytes_per_vector
-from scgpt_ray.index.search import NONE, Neighbors
+from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import Float32Matrix, Int64Array
@@ -93,6 +93,26 @@ class RecallSample:
         """Recall@k; 1 if no cell has a neighbour."""
         truth_QK = self.truth_QK[:, :k]
         return recall_at(found_QK, truth_QK) if (truth_QK >= 0).any() else 1.0
+
+
+class Truth:
+    """The true neighbours of some queries among vectors that are read for another purpose.
+
+    Args:
+        queries_QD: float32 [Q, d].
+        k: Number of neighbours.
+    """
+
+    def __init__(self, queries_QD: Float32Matrix, k: int) -> None:
+        self._queries_QD, self._k = queries_QD, k
+        self.neighbors: Neighbors = no_neighbors(len(queries_QD), k)
+
+    def seen(self, blocks: Iterable[tuple[Int64Array, Float32Matrix]]) -> Iterator[tuple[Int64Array, Float32Matrix]]:
+        """Yield blocks of ids and vectors unchanged, and find the neighbours among them."""
+        for block in blocks:
+            found = exact_search([block], self._queries_QD, self._k)
+            self.neighbors = merge([self.neighbors, found], self._k)
+            yield block
 
 
 def without_self(ids_QK: Int64Array, scores_QK: Float32Matrix, own_Q: Int64Array) -> Neighbors:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.index.description import CENTRE
+from scgpt_ray.index.label_columns import of_rows, read_labels
 from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
 from scgpt_ray.index.removal import removed_ids
 from scgpt_ray.index.search import (
@@ -41,7 +42,7 @@ from scgpt_ray.index.search import (
 )
 from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.records import ShardDescription
-from scgpt_ray.schema import Float32Matrix, Int64Array
+from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
 EXACT_ROWS = 20_000
@@ -113,6 +114,14 @@ class Shard:
     def rows(self) -> Int64Array:
         """Rows that are part of the index, int64, ascending."""
         return np.arange(len(self.ids_N)) if self.left_N is None else np.flatnonzero(self.left_N)
+
+    def rows_of(self, ids: Int64Array) -> Int64Array:
+        """Rows of those of some cells that the shard holds and that are part of the index, int64 [some]."""
+        if not len(self.ids_N):
+            return np.empty(0, np.int64)
+        row_of = np.minimum(np.searchsorted(self.ids_N, ids), len(self.ids_N) - 1)
+        rows = row_of[self.ids_N[row_of] == ids]
+        return rows if self.left_N is None else rows[self.left_N[rows]]
 
     def labels(self, columns: Sequence[str]) -> pa.Table:
         """Read label columns, one row per row of the shard."""
@@ -188,7 +197,7 @@ class Searcher:
 
     def __init__(self, folder: Folder, shards: Sequence[ShardDescription]) -> None:
         self._folder, self._descriptions = folder, shards
-        self._read: dict[tuple[str, tuple[str, ...]], pa.Table] = {}
+        self._read: dict[tuple[str, str], pa.Array] = {}
 
     @cached_property
     def _cache(self) -> Path:
@@ -214,17 +223,29 @@ class Searcher:
     def _search(
         self, shard: Shard, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
     ) -> Neighbors:
-        labels = None if allowed is None else self._labels(shard, tuple(allowed.needs(self._schema)))
+        labels = None if allowed is None else self._labels(shard, allowed.needs(self._schema))
         ids_QK, scores_QK = no_neighbors(len(queries_QD), k)
         for rows, mask_N in masked(allowed, len(queries_QD), labels):
             ids_QK[rows], scores_QK[rows] = shard.search(queries_QD[rows], k, params, mask_N)
         return ids_QK, scores_QK
 
-    def _labels(self, shard: Shard, columns: tuple[str, ...]) -> pa.Table:
-        """Labels of a shard, cached: the same filter comes with many blocks of queries."""
-        key = shard.description.name, columns
+    def labels(self, ids: Int64Array, columns: Sequence[str]) -> pa.Table:
+        """soma_joinid and label columns of those of some cells that are in these shards; int64 [n], each once."""
+        tables = []
+        for shard in self.shards:
+            rows = shard.rows_of(ids)
+            labels = {name: of_rows(self._column(shard, name), pa.array(rows)) for name in columns}
+            tables.append(pa.table({JOINID: pa.array(np.asarray(shard.ids_N[rows])), **labels}))
+        return pa.concat_tables(tables)
+
+    def _labels(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
+        return pa.table({name: self._column(shard, name) for name in columns})
+
+    def _column(self, shard: Shard, name: str) -> pa.Array:
+        """A label column of a shard, read once: many blocks of queries have the same filter, and look up the same."""
+        key = shard.description.name, name
         if key not in self._read:
-            self._read[key] = shard.labels(columns)
+            self._read[key] = read_labels(self._folder, shard.description, name)
         return self._read[key]
 
     @cached_property

@@ -65,6 +65,11 @@ def part_name(partition: int) -> str:
     return f"part-{partition:05d}.parquet"
 
 
+def part_number(name: str) -> int:
+    """Number of the partition of a part."""
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
+
+
 def write_part(
     parts: Folder, table: pa.Table, partition: Partition, *, fingerprint: str, n_tokens: int
 ) -> tuple[Part, int]:

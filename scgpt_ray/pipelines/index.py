@@ -19,18 +19,19 @@ from scgpt_ray.index.factory import (
     n_lists,
 )
 from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_model, point_at, without_self
+from scgpt_ray.index.search import merge
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.parts.provenance import NOT_STATED, Provenance
 from scgpt_ray.pipelines.executor import Engine, Executor
 from scgpt_ray.pipelines.index_request import require_belongs, resolve
+from scgpt_ray.pipelines.index_sample import Draw, samples_of
 from scgpt_ray.pipelines.index_steps import (
     ShardInput,
     TemplateSpec,
     adopt_template,
     build_shards,
     new_cells,
-    sample_of,
     template_of,
     train_template,
 )
@@ -70,7 +71,7 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
     output.require_writable()
     params = {"config": settings.model_dump(), "request": request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
-        shards = _build(request, source, manifest, output, executor, settings.template)
+        shards, recall_sample = _build(request, source, manifest, output, executor, settings.template)
         described = IndexDescription(
             request=request,
             factory=request["factory"],
@@ -86,7 +87,7 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             embeddings=source.uri,
             license=settings.license or NOT_STATED,
         )
-        return finish(described, source, manifest, output, executor, tracker)
+        return finish(described, source, manifest, output, executor, tracker, recall_sample)
 
 
 def _build(
@@ -96,19 +97,34 @@ def _build(
     output: Folder,
     executor: Executor,
     adopted: str | None = None,
-) -> list[ShardDescription]:
-    """Make template and shards of a request, but for those that are committed; `adopted` is the template's index."""
-    if adopted is not None:
-        template = adopt_template(Folder.at(adopted), output)
-    elif "template" in request:
-        template = template_of(output)
+) -> tuple[list[ShardDescription], RecallSample]:
+    """Make template and shards of a request, but for those that are committed; `adopted` is the template's index.
+
+    Each vector is read twice: for the samples of training and recall, and for its shard and the true neighbours.
+    """
+    queries = Draw(_RECALL_QUERIES, request["seed"] + 1)
+    if adopted is not None or "template" in request:
+        template = template_of(output) if adopted is None else adopt_template(Folder.at(adopted), output)
+        [sampled] = samples_of(executor, source, manifest, [queries])
     else:
         spec = TemplateSpec(request["embeddings"], request["factory"], request["training"], request["seed"])
-        template = train_template(executor, source, manifest, spec, output)
-    groups = np.array_split(np.array(list(manifest.parts)), request["shards"])
+        template, sampled = train_template(executor, source, manifest, spec, output, queries)
+    groups = [tuple(group.tolist()) for group in np.array_split(np.array(list(manifest.parts)), request["shards"])]
     labels = tuple(request["labels"])
-    inputs = [ShardInput(source, request["embeddings"], tuple(group.tolist()), labels) for group in groups]
-    return build_shards(executor, inputs, 0, template, output)
+    inputs = [ShardInput(source, request["embeddings"], group, labels) for group in groups]
+    ids_Q, queries_QD = sampled
+    k = _truth_k(manifest.n_cells - manifest.n_empty)
+    built = build_shards(executor, inputs, 0, template, output, queries_QD, k)
+    truth = [found for _, found in built if found is not None]
+    others = [name for group, (_, found) in zip(groups, built, strict=True) if found is None for name in group]
+    if others:
+        truth.append(exact_neighbors(executor, source.folder(PARTS), others, queries_QD, k))
+    return [shard for shard, _ in built], RecallSample(ids_Q, queries_QD, *without_self(*merge(truth, k), ids_Q))
+
+
+def _truth_k(n_cells: int) -> int:
+    """Number of true neighbours with the cell itself."""
+    return min(max(RECALL_K) + 1, n_cells)
 
 
 def rebuild(output: Folder, engine: Engine, delete: Callable[[], None]) -> IndexDescription:
@@ -135,8 +151,9 @@ def rebuild(output: Folder, engine: Engine, delete: Callable[[], None]) -> Index
     delete()
     params = {"config": {"repair": output.uri}, "request": there.request}
     with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
-        shards = _build(there.request, source, manifest, output, executor)
-        return finish(there.replace(shards=tuple(shards)), source, manifest, output, executor, tracker)
+        shards, recall_sample = _build(there.request, source, manifest, output, executor)
+        described = there.replace(shards=tuple(shards))
+        return finish(described, source, manifest, output, executor, tracker, recall_sample)
 
 
 def append(
@@ -188,7 +205,7 @@ def add_shards(
     inputs = [
         ShardInput(source, digest, tuple(group.tolist()), labels, known) for group in np.array_split(parts, n_shards)
     ]
-    return build_shards(executor, inputs, len(known), template_of(output), output)
+    return [shard for shard, _ in build_shards(executor, inputs, len(known), template_of(output), output)]
 
 
 def finish(
@@ -198,11 +215,15 @@ def finish(
     output: Folder,
     executor: Executor,
     tracker: Tracker,
+    recall_sample: RecallSample | None = None,
 ) -> IndexDescription:
-    """Measure recall, choose the search parameters, and commit the index by writing its description."""
+    """Measure recall, choose the search parameters, and commit the index by writing its description.
+
+    Without a `recall_sample`, cells are drawn and compared with all others.
+    """
     reference = Reference(output, described, executor)
     target = described.request["target_recall"]
-    recall_sample = _recall_sample(reference, executor, source, manifest)
+    recall_sample = recall_sample or _recall_sample(reference, executor, source, manifest)
     nlist = n_lists(empty_index(described.factory, described.d))
     cost = cost_model(described.factory, described.d, described.n_cells, len(described.shards), nlist)
 
@@ -262,8 +283,9 @@ def _recall_sample(reference: Reference, executor: Executor, source: Folder, man
     The truth is exact search over the embeddings; for an index with appended cells, over the vectors that it stores.
     """
     index = reference.index
-    ids_Q, queries_QD = sample_of(executor, source, manifest, _RECALL_QUERIES, index.request["seed"] + 1)
-    k = min(max(RECALL_K) + 1, index.n_cells)
+    draw = Draw(_RECALL_QUERIES, index.request["seed"] + 1)
+    [(ids_Q, queries_QD)] = samples_of(executor, source, manifest, [draw])
+    k = _truth_k(index.n_cells)
     if index.appended:
         truth = reference.exact(queries_QD, k)
     else:

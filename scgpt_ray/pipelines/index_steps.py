@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +17,16 @@ from scgpt_ray.identity import digest_of
 from scgpt_ray.index.description import CENTRE, TEMPLATE, TEMPLATE_MARKER
 from scgpt_ray.index.factory import EXACT, empty_index, n_lists
 from scgpt_ray.index.gpu import gpus
+from scgpt_ray.index.recall import Truth
 from scgpt_ray.index.removal import left_ids
-from scgpt_ray.index.search import set_threads
+from scgpt_ray.index.search import Neighbors, set_threads
 from scgpt_ray.index.shard import build_shard, commit_shard, committed_shard
 from scgpt_ray.index.template import centre_of, train
-from scgpt_ray.parts.parts import PARTS, iterate_parts, read_part, read_vectors, vectors_of
+from scgpt_ray.parts.parts import PARTS, iterate_parts, read_vectors
 from scgpt_ray.pipelines.executor import Executor
+from scgpt_ray.pipelines.index_sample import Draw, Sampled, samples, samples_of
 from scgpt_ray.records import Manifest, ShardDescription
-from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array
+from scgpt_ray.schema import JOINID, N_GENES, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
 _LISTS_PER_THREAD = 4096  # the work of k-means grows with the square of its lists
@@ -77,20 +78,30 @@ class ShardInput:
         return digest_of([template, self.fingerprint, self.parts, self.labels, known])
 
 
-def train_template(executor: Executor, source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folder) -> str:
+def train_template(
+    executor: Executor, source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folder, queries: Draw
+) -> tuple[str, Sampled]:
     """Train the template in a task that reads its sample, unless the template of this spec is committed.
 
+    Args:
+        executor: Runs the task.
+        source: Embeddings folder.
+        manifest: Its manifest.
+        spec: Of the template.
+        output: The index folder.
+        queries: Another sample, drawn in the same pass.
+
     Returns:
-        Digest of template and centre, to which the shards refer.
+        Digest of template and centre, to which the shards refer; and the other sample.
     """
     committed = committed_template(output)
     if committed is not None and committed["spec"] == spec.digest:
-        return str(committed["content"])
+        return str(committed["content"]), samples_of(executor, source, manifest, [queries])[0]
     nlist = n_lists(empty_index(spec.factory, manifest.dimension))
     threads = min(max(executor.nodes), -(-nlist // _LISTS_PER_THREAD))
-    call = (source, manifest, spec, output, threads)
-    [trained] = executor.tasks(_train, [call], cpus=threads, gpus=1)
-    return str(trained)
+    call = (source, manifest, spec, output, queries, threads)
+    [(content, sampled)] = executor.tasks(_train, [call], cpus=threads, gpus=1)
+    return content, sampled
 
 
 def adopt_template(index: Folder, output: Folder) -> str:
@@ -141,9 +152,11 @@ def _content(output: Folder) -> str:
     return hashlib.sha256(output.read(TEMPLATE) + output.read(CENTRE)).hexdigest()
 
 
-def _train(source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folder, threads: int) -> str:
+def _train(
+    source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folder, queries: Draw, threads: int
+) -> tuple[str, Sampled]:
     set_threads(threads)
-    _, sample_ND = sample(source, manifest, spec.rows, spec.seed)
+    (_, sample_ND), sampled = samples(source, manifest, [Draw(spec.rows, spec.seed), queries])
     template = train(sample_ND, spec.factory, seed=spec.seed, to_gpus=gpus())
     centre = io.BytesIO()
     np.save(centre, centre_of(sample_ND))
@@ -152,43 +165,18 @@ def _train(source: Folder, manifest: Manifest, spec: TemplateSpec, output: Folde
     output.write(CENTRE, centre.getvalue())
     content = hashlib.sha256(template + centre.getvalue()).hexdigest()
     output.write(TEMPLATE_MARKER, json.dumps({**values, "content": content}).encode())
-    return content
-
-
-def sample(source: Folder, manifest: Manifest, n: int, seed: int) -> tuple[Int64Array, Float32Matrix]:
-    """Draw n cells uniformly (all, if there are fewer), the same for a seed: ids [n] and vectors [n, d].
-
-    Reads one part at a time; the sample and one part are in memory.
-    """
-    rows = np.fromiter(manifest.parts.values(), np.int64)
-    ends = np.cumsum(rows)
-    random = np.random.default_rng(seed)
-    # Cells without an embedding are dropped when they are read: draw more, and thin afterwards. With six standard
-    # deviations more than needed on average, fewer than n have an embedding with probability 1e-9.
-    share = 1 - manifest.n_empty / manifest.n_cells
-    n_drawn = int(min(n + manifest.n_empty, ends[-1], (n + 6 * math.sqrt(n) + 36) / share)) if n else 0
-    drawn = np.sort(random.choice(ends[-1], n_drawn, replace=False, shuffle=False))
-    part_of = np.searchsorted(ends, drawn, side="right")
-    ids = np.empty(n_drawn, np.int64)
-    vectors = np.empty((n_drawn, manifest.dimension), np.float32)
-    filled = 0
-    for number, name in enumerate(manifest.parts):
-        drawn_here = drawn[part_of == number] - (ends - rows)[number]
-        if not len(drawn_here):
-            continue
-        table = read_part(source.folder(PARTS), name, [JOINID, EMBEDDING])
-        taken_ids, taken = vectors_of(table.take(pa.array(drawn_here)))
-        ids[filled : filled + len(taken)], vectors[filled : filled + len(taken)] = taken_ids, taken
-        filled += len(taken)
-    if filled <= n:
-        return ids[:filled], vectors[:filled]
-    kept = np.sort(random.permutation(filled)[:n])
-    return ids[kept], vectors[kept]
+    return content, sampled
 
 
 def build_shards(
-    executor: Executor, inputs: Sequence[ShardInput], first: int, template: str, output: Folder
-) -> list[ShardDescription]:
+    executor: Executor,
+    inputs: Sequence[ShardInput],
+    first: int,
+    template: str,
+    output: Folder,
+    queries_QD: Float32Matrix | None = None,
+    k: int = 0,
+) -> list[tuple[ShardDescription, Neighbors | None]]:
     """Build the shards that are not committed yet, one task each.
 
     Args:
@@ -197,16 +185,24 @@ def build_shards(
         first: Number of the first shard.
         template: Digest of the template, as `train_template` returns it.
         output: The index folder.
+        queries_QD: float32 [Q, d], whose k nearest neighbours are found among the vectors that are read.
+        k: Number of neighbours.
+
+    Returns:
+        Each shard, and the neighbours of the queries among its cells; None for a shard that was committed before.
     """
     requests = [shard_input.digest(template) for shard_input in inputs]
     committed = [committed_shard(output, first + place, request) for place, request in enumerate(requests)]
     places = [place for place, shard in enumerate(committed) if shard is None]
-    calls = [(inputs[place], first + place, requests[place], output) for place in places]
+    queries = executor.share(queries_QD)
+    calls = [(inputs[place], first + place, requests[place], output, queries, k) for place in places]
     built = dict(zip(places, executor.tasks(_add_shard, calls, gpus=1), strict=True))
-    return [shard or built[place] for place, shard in enumerate(committed)]
+    return [built[place] if shard is None else (shard, None) for place, shard in enumerate(committed)]
 
 
-def _add_shard(shard_input: ShardInput, number: int, request: str, output: Folder) -> ShardDescription:
+def _add_shard(
+    shard_input: ShardInput, number: int, request: str, output: Folder, queries_QD: Float32Matrix | None, k: int
+) -> tuple[ShardDescription, Neighbors | None]:
     """Fill one shard and write it with its labels; the commit marker is written last."""
     set_threads(1)
     template = output.read(TEMPLATE)
@@ -216,14 +212,16 @@ def _add_shard(shard_input: ShardInput, number: int, request: str, output: Folde
     shard = ShardDescription.of(number, 0, is_exact=is_exact)
     parts = shard_input.source.folder(PARTS)
     blocks = (_new(*read_vectors(parts, part), known_N) for part in shard_input.parts)
-    n_cells = build_shard(template, blocks, output, shard, centre_D, to_gpus=gpus())
+    truth = None if queries_QD is None else Truth(queries_QD, k)
+    seen = blocks if truth is None else truth.seen(blocks)
+    n_cells = build_shard(template, seen, output, shard, centre_D, to_gpus=gpus())
     kept = pa.concat_tables(_label_tables(shard_input, known_N))
     assert kept.num_rows == n_cells, "a cell has an embedding where it has genes"
     with output.staged(shard.labels) as path:
         pq.write_table(kept.replace_schema_metadata(None), path, compression="zstd")
     shard = ShardDescription.of(number, n_cells, is_exact=is_exact)
     commit_shard(output, shard, request)
-    return shard
+    return shard, truth and truth.neighbors
 
 
 def known_ids(output: Folder, shards: Sequence[ShardDescription]) -> Int64Array:
@@ -251,14 +249,6 @@ def _label_tables(shard_input: ShardInput, known_N: Int64Array) -> Iterator[pa.T
         embedded = table.filter(pc.field(N_GENES) > 0)
         new = embedded.filter(pa.array(is_new(embedded[JOINID].to_numpy(), known_N)))
         yield new.select([JOINID, *labels]).unify_dictionaries()
-
-
-def sample_of(
-    executor: Executor, source: Folder, manifest: Manifest, n: int, seed: int
-) -> tuple[Int64Array, Float32Matrix]:
-    """Call `sample` in a task; for few cells."""
-    [(ids_N, vectors_ND)] = executor.tasks(sample, [(source, manifest, n, seed)])
-    return ids_N, vectors_ND
 
 
 def _new_cells(parts: Folder, names: Sequence[str], output: Folder, known: Sequence[ShardDescription]) -> list[int]:

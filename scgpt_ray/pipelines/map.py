@@ -52,7 +52,8 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
     output, reference = Folder.at(settings.output), Reference.at(settings.index)
     rules = prediction_rules(settings, reference.index)
     reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)
-    ontology = CellOntology() if rules.term_column else None
+    if rules.term_column:
+        CellOntology()  # the workers', if it is installed
     request = embed_request(settings, reference.index, list(rules.columns))
     job = check(request, preferred=reference.index.fingerprint.model["precision"], count_gpus=engine.gpus)
     warn_of_precision(job.settings.precision, reference.index)
@@ -67,9 +68,9 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         calibrated = calibrations(settings, reference, rules, cells)
         manifest = job.done or run(job, executor, tracker)
         embedded = Folder.at(request.output)
-        votes = QueryVotes(settings, reference, rules, cells, calibrated, ontology)
+        votes = QueryVotes(settings, reference, rules, cells, calibrated)
         parts = QueryParts(embedded, manifest, output.folder(PREDICTIONS), votes.request())
-        votes.commit(parts)
+        votes.commit(parts, executor)
         overview = parts.overview(overview_columns(rules.columns, calibrated))
         positions = query_positions(settings, reference, rules, cells, calibrated, parts, overview)
         promises = _promises(job.checkpoint, reference, calibrated, positions)

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.identity import digest_of
 from scgpt_ray.parts.footer import read_stamp, stamped
-from scgpt_ray.parts.parts import PARTS, read_checked, read_part
+from scgpt_ray.parts.parts import PARTS, part_name, part_number, read_checked, read_part
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
 from scgpt_ray.storage import Folder
@@ -29,6 +30,42 @@ DISTANCE = "distance"
 
 _FOOTER = b"scgpt_ray.predictions"
 _REMEDY = "remove the file, and run map again"
+
+
+@dataclass(frozen=True)
+class ReadQuery:
+    """Partition -> EMBEDDINGS of its cells.
+
+    Attributes:
+        parts: Folder of the parts.
+    """
+
+    parts: Folder
+
+    def __call__(self, partition: Partition) -> pa.Table:
+        """Read the part."""
+        return read_part(self.parts, part_name(partition.number))
+
+
+@dataclass(frozen=True)
+class CommitPredictions:
+    """Predictions -> a committed part.
+
+    Attributes:
+        predictions: Folder of the predictions.
+    """
+
+    predictions: Folder
+
+    def __call__(self, predictions: pa.Table, partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:
+        """Write a part; the receipt is the figures, of which `unknown_terms` is written, and `cells`."""
+        sink = io.BytesIO()
+        values = {"made": partition.digest, "unknown_terms": figures["unknown_terms"]}
+        # In one chunk: pages would end where chunks do, which differ with the way that a table has come.
+        whole = stamped(predictions.combine_chunks(), _FOOTER, values)
+        pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
+        self.predictions.write(part_name(partition.number), sink.getvalue())
+        return {**figures, "cells": partition.n_cells}
 
 
 @dataclass(frozen=True)
@@ -57,24 +94,18 @@ class QueryParts:
         request = digest_of(self.request)
         return {name: digest_of([request, data]) for name, data in zip(self.names, self.manifest.digests, strict=True)}
 
-    def left(self) -> list[str]:
-        """Names of the parts that have no predictions; those of another request are removed."""
+    def left(self) -> tuple[Partition, ...]:
+        """What has no predictions yet, with the digest of its stamp; predictions of another request are removed."""
         there = set(self.predictions.names())
         kept = {name for name in there & self._stamps.keys() if self._stamp(name).get("made") == self._stamps[name]}
         for name in sorted(there - kept):
             self.predictions.remove(name)
-        return [name for name in self.names if name not in kept]
+        left = [(name, n_cells) for name, n_cells in self.manifest.parts.items() if name not in kept]
+        return tuple(Partition(part_number(name), 0, 0, n_cells, self._stamps[name]) for name, n_cells in left)
 
     def _stamp(self, name: str) -> dict[str, Any]:
         found = read_stamp(self.predictions, name, _FOOTER)
         return found[0] if found else {}
-
-    def write(self, name: str, predictions: pa.Table, unknown_terms: Mapping[str, int]) -> None:
-        """Commit the predictions of a part."""
-        sink = io.BytesIO()
-        values = {"made": self._stamps[name], "unknown_terms": dict(unknown_terms)}
-        pq.write_table(stamped(predictions, _FOOTER, values), sink, compression="zstd", write_page_checksum=True)
-        self.predictions.write(name, sink.getvalue())
 
     def unknown_terms(self) -> dict[str, int]:
         """Terms that the Cell Ontology lacks -> neighbours that voted for them."""

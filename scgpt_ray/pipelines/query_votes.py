@@ -1,35 +1,37 @@
-"""The votes on a query: blocks of its cells are searched together, and committed part by part.
+"""The votes on a query: workers that hold the shards open read a part, search, vote and commit.
+
+The driver holds no vectors, neighbours or predictions, only how many cells are done.
 
 Shapes: Q cells with an embedding, K neighbours, D width.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from scgpt_ray import __version__
-from scgpt_ray.config import MapSettings
+from scgpt_ray.config import ComputeSettings, MapSettings
 from scgpt_ray.config.map import CalibrationSettings, TermSettings, VoteSettings
+from scgpt_ray.errors import WorkerError
 from scgpt_ray.index.neighbor_filter import NeighborFilter
-from scgpt_ray.index.search import NONE
+from scgpt_ray.index.search import NONE, set_threads
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.ontology import CellOntology
 from scgpt_ray.mapping.prediction import PredictionRules, predict
 from scgpt_ray.mapping.votes import CellCounts
-from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.parts.parts import PARTS, part_name, vectors_of
+from scgpt_ray.pipelines.executor import Executor, Failure, Stages
 from scgpt_ray.pipelines.mapping_result import predictions_of
 from scgpt_ray.pipelines.progress import Progress
-from scgpt_ray.pipelines.query_parts import QueryParts
+from scgpt_ray.pipelines.query_parts import CommitPredictions, QueryParts, ReadQuery
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING
 
 logger = logging.getLogger(__name__)
-
-_CELLS_AT_ONCE = 65_536
-"""The label tables of the whole reference are read once per block; its vectors take 128 MiB at width 512."""
 
 _UNSEEN = {"truth_column", "baseline_values"}
 """Options that change no prediction."""
@@ -45,7 +47,6 @@ class QueryVotes:
         rules: Of the vote.
         reference_cells: Reference cells by value, as `predict` takes them.
         calibrations: Label column -> its calibration.
-        ontology: For the term column, if there is one.
     """
 
     settings: MapSettings
@@ -53,7 +54,6 @@ class QueryVotes:
     rules: PredictionRules
     reference_cells: CellCounts
     calibrations: Mapping[str, Calibration]
-    ontology: CellOntology | None
 
     def request(self) -> dict[str, Any]:
         """What decides the predictions of given embeddings, as JSON values."""
@@ -66,55 +66,72 @@ class QueryVotes:
             "version": __version__,
         }
 
-    def commit(self, parts: QueryParts) -> None:
-        """Make the predictions that are not committed yet."""
-        cells = parts.manifest.parts
-        left = parts.left()
-        n_left = sum(cells[name] for name in left)
-        short = 0
-        with Progress(sum(cells.values()), sum(cells.values()) - n_left, "map") as progress:
-            for names in _blocks(cells, left):
-                short += self._commit(parts, names)
-                progress.add({"cells": sum(cells[name] for name in names)})
+    def commit(self, parts: QueryParts, executor: Executor) -> None:
+        """Make the predictions that are not committed yet.
+
+        Raises:
+            WorkerError: If those of some parts cannot be made.
+        """
+        todo = parts.left()
+        total, n_left = parts.manifest.n_cells, sum(partition.n_cells for partition in todo)
+        pool = executor.pool(ComputeSettings(device="cpu", actors=self.settings.actors))
+        read, commit = ReadQuery(parts.embedded.folder(PARTS)), CommitPredictions(parts.predictions)
+        stages = Stages(read, VotePartition, (self.alone(), pool.threads), commit)
+        short, failed = 0, []
+        with Progress(total, total - n_left, "map") as progress:
+            for receipt in executor.stream(todo, stages, pool) if todo else ():
+                if isinstance(receipt, Failure):
+                    failed.append(receipt)
+                    continue
+                short += receipt["short"]
+                progress.add({"cells": receipt["cells"]})
         if short:
             logger.warning("%d cells have fewer than %d allowed neighbours", short, self.settings.k)
-
-    def _commit(self, parts: QueryParts, names: Sequence[str]) -> int:
-        """Make the predictions of some parts; returns how many cells have too few neighbours."""
-        tables = [parts.embeddings(name) for name in names]
-        present = pa.concat_tables(
-            table.filter(table[EMBEDDING].is_valid()).unify_dictionaries() for table in tables
-        ).unify_dictionaries()
-        _, vectors_QD = vectors_of(present)
-        own = present.select(list(dict.fromkeys(self.settings.exclude_same)))
-        allowed = NeighborFilter.among(self.settings.neighbor_filter, own, len(vectors_QD))
-        ids_QK, scores_QK = self.reference.neighbors(vectors_QD, self.settings.k, allowed)
-        labels = self.reference.labels(ids_QK, self.rules.read)
-        start = 0
-        for name, table in zip(names, tables, strict=True):
-            rows = slice(start, start + len(table) - table[EMBEDDING].null_count)
-            predicted = predict(
-                ids_QK[rows],
-                scores_QK[rows],
-                labels,
-                self.rules,
-                reference_cells=self.reference_cells,
-                calibrations=self.calibrations,
-                ontology=self.ontology,
+        if failed:
+            raise WorkerError(
+                f"{len(failed)} of {len(parts.names)} parts of the query have no predictions; the first: "
+                f"{part_name(failed[0].partition.number)} {failed[0].reason}; map again tries these parts again"
             )
-            committed = predictions_of(table, predicted.table, self.rules.columns)
-            parts.write(name, committed, predicted.unknown_terms)
-            start = rows.stop
-        return int((ids_QK[:, -1] == NONE).sum())
+
+    def alone(self) -> "QueryVotes":
+        """The same votes for another process: nothing is open, and the shards are searched there."""
+        return replace(self, reference=replace(self.reference, executor=None, actors=0))
 
 
-def _blocks(cells: Mapping[str, int], names: Sequence[str]) -> Iterator[list[str]]:
-    """Names of parts, as many at once as have `_CELLS_AT_ONCE` cells together, at least one."""
-    block: list[str] = []
-    for name in names:
-        if block and sum(cells[other] for other in (*block, name)) > _CELLS_AT_ONCE:
-            yield block
-            block = []
-        block.append(name)
-    if block:
-        yield block
+class VotePartition:
+    """EMBEDDINGS of some query cells -> their predictions, by a worker that holds the shards open.
+
+    Args:
+        votes: How neighbours vote, as `QueryVotes.alone` gives it.
+        threads: CPU threads of the search.
+    """
+
+    def __init__(self, votes: QueryVotes, threads: int) -> None:
+        self._votes, self._threads = votes, threads
+        self._ontology = CellOntology() if votes.rules.term_column else None
+        self._turn = threading.Lock()  # an actor computes in several threads
+
+    def __call__(self, queries: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+        """Predict; the figures are `short` (cells with too few neighbours) and `unknown_terms`."""
+        with self._turn:
+            set_threads(self._threads)
+            return self._predicted(queries)
+
+    def _predicted(self, queries: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+        votes, settings = self._votes, self._votes.settings
+        present = queries.filter(queries[EMBEDDING].is_valid())
+        _, vectors_QD = vectors_of(present)
+        own = present.select(list(dict.fromkeys(settings.exclude_same)))
+        allowed = NeighborFilter.among(settings.neighbor_filter, own, len(vectors_QD))
+        ids_QK, scores_QK = votes.reference.neighbors(vectors_QD, settings.k, allowed)
+        predicted = predict(
+            ids_QK,
+            scores_QK,
+            votes.reference.labels(ids_QK, votes.rules.read),
+            votes.rules,
+            reference_cells=votes.reference_cells,
+            calibrations=votes.calibrations,
+            ontology=self._ontology,
+        )
+        figures = {"short": int((ids_QK[:, -1] == NONE).sum()), "unknown_terms": predicted.unknown_terms}
+        return predictions_of(queries, predicted.table, votes.rules.columns), figures

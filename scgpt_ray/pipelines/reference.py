@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ConfigError, ReferenceSetError
@@ -170,11 +169,15 @@ class Reference:
     def _ask(
         self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
     ) -> Neighbors:
+        return merge(self._answers("search", queries_QD, k, params, allowed), k)
+
+    def _answers(self, method: str, asked: Any, *arguments: Any) -> list[Any]:
+        """What a method of the searchers says to a large array, which is sent once."""
         if isinstance(self._searchers, Searcher):
-            return self._searchers.search(queries_QD, k, params, allowed)
-        queries = self._executor.share(queries_QD)
-        answers = [search("search", queries, k, params, allowed) for search in self._searchers]
-        return merge([wait() for wait in answers], k)
+            return [getattr(self._searchers, method)(asked, *arguments)]
+        shared = self._executor.share(asked)
+        answers = [searcher(method, shared, *arguments) for searcher in self._searchers]
+        return [wait() for wait in answers]
 
     @cached_property
     def _nlist(self) -> int:
@@ -183,7 +186,7 @@ class Reference:
     @cached_property
     def _searchers(self) -> Searcher | list[Callable[..., Any]]:
         """The opened shards, or actors that have opened them and end with this object."""
-        nodes = self._executor.nodes
+        nodes = [1] if self.actors == 0 else self._executor.nodes
         n_actors = self.actors if self.actors is not None else len(nodes) if len(nodes) > 1 else 0
         if n_actors == 0:
             return Searcher(self.folder, self.index.shards)
@@ -202,10 +205,7 @@ class Reference:
     def labels(self, neighbor_ids_QK: Int64Array, columns: Sequence[str]) -> pa.Table:
         """soma_joinid and label columns of all neighbours."""
         ids = np.unique(neighbor_ids_QK)
-        neighbors = self._executor.share(ids[ids != NONE])
-        calls = [(self.folder, shard, neighbors, list(columns)) for shard in self.index.shards]
-        tables = self._executor.tasks(_read_labels, calls, cpus=0.5)
-        return pa.concat_tables([table.unify_dictionaries() for table in tables])
+        return pa.concat_tables(self._answers("labels", ids[ids != NONE], columns))
 
     def cell_counts(self, column: str, condition: str | None = None) -> dict[str | None, int]:
         """Number of cells per value of a label column: text of the value, or None for null -> cells.
@@ -264,6 +264,9 @@ class _Group:
     ) -> Neighbors:
         return self._searcher.search(queries_QD, k, params, allowed)
 
+    def labels(self, ids: Int64Array, columns: Sequence[str]) -> pa.Table:
+        return self._searcher.labels(ids, columns)
+
 
 def _search_exactly(folder: Folder, shard: ShardDescription, queries_QD: Float32Matrix, k: int) -> Neighbors:
     set_threads(1)
@@ -284,12 +287,6 @@ def unit_vectors(shard: Shard, rows: Int64Array) -> Float32Matrix:
     vectors_ND = shard.vectors(rows)
     vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return vectors_ND
-
-
-def _read_labels(folder: Folder, shard: ShardDescription, joinids: Int64Array, columns: list[str]) -> pa.Table:
-    asked = pc.field(JOINID).isin(pa.array(joinids))
-    with folder.open(shard.labels) as stream:
-        return left_of(folder, shard, pq.read_table(stream, columns=[JOINID, *columns], filters=asked))
 
 
 def _count(

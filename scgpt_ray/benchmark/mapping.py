@@ -1,0 +1,142 @@
+"""Seconds and memory of the search and the vote of `map`, with simulated embeddings, killed and finished.
+
+    python -m scgpt_ray.benchmark.mapping --place FOLDER --reference 1000000 --query 200000 --kills 2
+
+The driver runs in a process whose memory is watched. With --kills it is killed so often, finished, and its predictions
+are compared with those of an undisturbed run byte by byte. Embeddings and index in FOLDER are made once.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from scgpt_ray.benchmark.measurement import Figure, Figures, Setting, peak_bytes, private_bytes
+from scgpt_ray.benchmark.simulated_run import LABELS, write_run
+from scgpt_ray.config import ExecutorChoice, IndexSettings, MapSettings
+from scgpt_ray.execution.engine import LocalOrRay
+from scgpt_ray.pipelines.index import build_index
+from scgpt_ray.pipelines.map import prediction_rules, reference_cells
+from scgpt_ray.pipelines.mapping_result import overview_columns
+from scgpt_ray.pipelines.query_parts import QueryParts
+from scgpt_ray.pipelines.query_votes import QueryVotes
+from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.records import Manifest
+from scgpt_ray.storage import Folder
+
+_FACTORY = "PCAR64,IVF1024,PQ32x4fsr"
+_POLL_S = 0.05
+
+
+def vote(place: Path, query: int, output: Path, executor: ExecutorChoice, k: int) -> dict[str, float]:
+    """Make the predictions of the query in a folder; time and memory of this process."""
+    settings = MapSettings.of({
+        "query": "-", "checkpoint": "-", "output": "-", "index": str(place / "index"), "k": k,
+        "label_columns": [LABELS[0]], "obs_columns": [LABELS[1]],
+    })  # fmt: skip
+    embedded = Folder.at(place / f"query-{query}")
+    with LocalOrRay(executor).open(query) as opened:
+        before, started, busy = private_bytes(), time.perf_counter(), time.process_time()
+        reference = Reference.at(settings.index).on(opened)
+        rules = prediction_rules(settings, reference.index)
+        votes = QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {})
+        manifest = Manifest.read(embedded)
+        assert manifest is not None, "it was written before"
+        parts = QueryParts(embedded, manifest, Folder.at(output), votes.request())
+        votes.commit(parts, opened)
+        seconds, busy = time.perf_counter() - started, time.process_time() - busy
+        parts.overview(overview_columns(rules.columns, {}))
+        return {"s": seconds, "cpu_s": busy, "before": before, "after": private_bytes(), "peak": peak_bytes()}
+
+
+def measure(options: argparse.Namespace) -> Figures:
+    """Make what is mapped, and map it; killed and finished as well, if that is asked for."""
+    place: Path = options.place
+    for name, n, seed in (("reference", options.reference, 0), (f"query-{options.query}", options.query, 1)):
+        write_run(Folder.at(place / name), n, width=options.width, cells_per_part=options.cells_per_part, seed=seed)
+    index = IndexSettings(
+        embeddings=str(place / "reference"), output=str(place / "index"), factory=_FACTORY, target_recall=0.98
+    )
+    build_index(index, LocalOrRay("serial"))
+    setting: Setting = {
+        name: getattr(options, name) for name in ("reference", "query", "width", "cells_per_part", "k", "executor")
+    }
+    whole = place / f"predictions-{options.executor}"
+    _clear(whole)
+    found = json.loads(_run(options, whole))
+    figures = Figures([
+        Figure("map", "search and vote", found["s"], "s", setting),
+        Figure("map", "search and vote: CPU time of the driver", found["cpu_s"], "s", setting),
+        Figure("map", "driver: private memory before", found["before"] / 1e6, "MB", setting),
+        Figure("map", "driver: private memory after", found["after"] / 1e6, "MB", setting),
+        Figure("map", "driver: peak memory, with what it maps", found["peak"] / 1e6, "MB", setting),
+    ])  # fmt: skip
+    if options.kills:
+        figures.append(Figure("map", "parts unlike an undisturbed run", _killed(options, whole), "", setting))
+    return figures
+
+
+def _killed(options: argparse.Namespace, whole: Path) -> int:
+    """Kill runs at even distances, finish, and count the parts that differ."""
+    output = whole.with_name(f"{whole.name}-killed")
+    _clear(output)
+    n_parts = len(list(whole.iterdir()))
+    marks = [n_parts * turn // (options.kills + 1) for turn in range(1, options.kills + 1)]
+    assert all(first < second for first, second in pairwise([0, *marks])), "a run between two kills commits a part"
+    for mark in marks:
+        with subprocess.Popen(_command(options, output)) as process:
+            while process.poll() is None and _committed(output) < mark:
+                time.sleep(_POLL_S)
+            assert process.poll() is None, "it is killed at work"
+            process.kill()
+    _run(options, output)
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
+    return sum(path.read_bytes() != (output / path.name).read_bytes() for path in whole.iterdir())
+
+
+def _committed(output: Path) -> int:
+    return len(list(output.glob("part-*.parquet"))) if output.is_dir() else 0
+
+
+def _clear(output: Path) -> None:
+    for path in output.iterdir() if output.is_dir() else ():
+        path.unlink()
+
+
+def _command(options: argparse.Namespace, output: Path) -> list[str]:
+    values: dict[str, Any] = {"place": options.place, "query": options.query, "executor": options.executor,
+                              "k": options.k, "vote": output}  # fmt: skip
+    arguments = (text for name, value in values.items() for text in (f"--{name}", str(value)))
+    return [sys.executable, "-m", __spec__.name, *arguments]
+
+
+def _run(options: argparse.Namespace, output: Path) -> str:
+    """Run a driver to its end; the last line that it prints."""
+    done = subprocess.run(_command(options, output), check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--place", type=Path, required=True, help="folder of all files")
+    parser.add_argument("--reference", type=int, default=1_000_000, help="cells of the reference")
+    parser.add_argument("--query", type=int, default=200_000, help="cells of the query")
+    parser.add_argument("--width", type=int, default=128, help="width of the vectors")
+    parser.add_argument("--cells-per-part", type=int, default=8192, help="cells of a part")
+    parser.add_argument("--k", type=int, default=50, help="neighbours")
+    parser.add_argument("--executor", choices=("serial", "ray"), default="serial", help="of search and vote")
+    parser.add_argument("--kills", type=int, default=0, help="how often the driver is killed")
+    parser.add_argument("--vote", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    chosen = _options()
+    if chosen.vote:
+        sys.stdout.write(json.dumps(vote(chosen.place, chosen.query, chosen.vote, chosen.executor, chosen.k)) + "\n")
+    else:
+        sys.stdout.write(f"{measure(chosen).text()}\n")
