@@ -64,7 +64,7 @@ def test_too_few_counts_of_the_vocabulary_are_an_error(blood, checkpoint):
     """Upstream embeds what is left of other names, such as of another species, without a word."""
     other = blood.copy()
     other.var["feature_name"] = [name if row < 5 else name.lower() for row, name in enumerate(other.var.feature_name)]
-    with pytest.raises(GeneCoverageError, match=r"the AnnData: genes of the vocabulary hold \d.\d% of the counts"):
+    with pytest.raises(GeneCoverageError, match=r"the AnnData: genes of the vocabulary hold [0-9.]+% of the counts"):
         scgpt_ray.embed_data(other, checkpoint, device="cpu")
     vectors = scgpt_ray.embed_data(other, checkpoint, device="cpu", min_coverage=0.01).obsm["X_scGPT"]
     assert np.isfinite(vectors).all(axis=1).any()
@@ -90,6 +90,6 @@ def test_mistakes_are_told(blood, checkpoint, tmp_path):
 
 
 def test_the_exported_members_are_what_can_be_imported():
-    assert all(callable(getattr(scgpt_ray, name)) for name in scgpt_ray.__all__)
+    assert all(callable(getattr(scgpt_ray, name)) for name in scgpt_ray.__all__ if name != "tl")
     with pytest.raises(AttributeError, match="no attribute 'embedd'"):
         _ = scgpt_ray.embedd

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from scgpt_ray import __version__
@@ -17,7 +18,7 @@ from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.search import NONE
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.ontology import CellOntology
-from scgpt_ray.mapping.prediction import PredictionRules, predict
+from scgpt_ray.mapping.prediction import PredictionRules, Predictions, predict
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.mapping_result import predictions_of
@@ -82,6 +83,18 @@ class QueryVotes:
     def _commit(self, parts: QueryParts, names: Sequence[str]) -> int:
         """Make the predictions of some parts; returns how many cells have too few neighbours."""
         tables = [parts.embeddings(name) for name in names]
+        voted, short = self.predict(tables)
+        for name, table, predicted in zip(names, tables, voted, strict=True):
+            committed = predictions_of(table, predicted.table, self.rules.columns)
+            parts.write(name, committed, predicted.unknown_terms)
+        return short
+
+    def predict(self, tables: Sequence[pa.Table]) -> tuple[list[Predictions], int]:
+        """Vote on the cells of tables of EMBEDDINGS that have one, in one search.
+
+        Returns:
+            Predictions of each table, and how many cells have too few neighbours.
+        """
         present = pa.concat_tables(
             table.filter(table[EMBEDDING].is_valid()).unify_dictionaries() for table in tables
         ).unify_dictionaries()
@@ -90,22 +103,20 @@ class QueryVotes:
         allowed = NeighborFilter.among(self.settings.neighbor_filter, own, len(vectors_QD))
         ids_QK, scores_QK = self.reference.neighbors(vectors_QD, self.settings.k, allowed)
         labels = self.reference.labels(ids_QK, self.rules.read)
-        start = 0
-        for name, table in zip(names, tables, strict=True):
-            rows = slice(start, start + len(table) - table[EMBEDDING].null_count)
-            predicted = predict(
-                ids_QK[rows],
-                scores_QK[rows],
+        ends = np.cumsum([len(table) - table[EMBEDDING].null_count for table in tables])
+        voted = [
+            predict(
+                ids_QK[end - n : end],
+                scores_QK[end - n : end],
                 labels,
                 self.rules,
                 reference_cells=self.reference_cells,
                 calibrations=self.calibrations,
                 ontology=self.ontology,
             )
-            committed = predictions_of(table, predicted.table, self.rules.columns)
-            parts.write(name, committed, predicted.unknown_terms)
-            start = rows.stop
-        return int((ids_QK[:, -1] == NONE).sum())
+            for end, n in zip(ends, np.diff(ends, prepend=0), strict=True)
+        ]
+        return voted, int((ids_QK[:, -1] == NONE).sum())
 
 
 def _blocks(cells: Mapping[str, int], names: Sequence[str]) -> Iterator[list[str]]:
