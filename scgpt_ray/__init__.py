@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "build_index", "checkpoints", "demo", "embed", "embed_data", "export", "gate", "integrate", "map_query",
-    "nightly", "plan", "pretrain", "prune", "refresh", "run_benchmark", "status", "submit", "validate", "verify",
+    "nightly", "plan", "pretrain", "prune", "refresh", "run_benchmark", "status", "submit", "tl", "validate", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-    from scgpt_ray import config
+    from scgpt_ray import config, tl
     from scgpt_ray.benchmark import stages
     from scgpt_ray.execution import jobs as _jobs
     from scgpt_ray.pipelines import checkpoints as _checkpoints
@@ -76,6 +76,8 @@ def __getattr__(name: str) -> object:
 
     if name == "embed_data":
         found = import_module("scgpt_ray.upstream").embed_data
+    elif name == "tl":
+        found = import_module("scgpt_ray.tl")
     else:
         verbs = import_module("scgpt_ray.verbs")
         found = next(verbs.python_function(verb) for verb in verbs.VERBS.values() if verb.name == name)
@@ -84,4 +86,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({"__version__", *__all__})

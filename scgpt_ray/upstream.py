@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
-import numpy as np
-
-from scgpt_ray.atlas.anndata_file import AnnData, read_anndata
+from scgpt_ray.atlas.anndata_file import NAME, AnnData, AnnDataCells, read_anndata
 from scgpt_ray.atlas.embedding_h5ad import OBSM_KEY
-from scgpt_ray.atlas.genes import harmonize
-from scgpt_ray.atlas.h5ad import cells_of
+from scgpt_ray.atlas.layers import X
+from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.network.checkpoint import read_checkpoint
-from scgpt_ray.network.embedder import Embedder, has_gpu
-from scgpt_ray.schema import EMBEDDING, matrix
-from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+from scgpt_ray.network.embedder import has_gpu
+from scgpt_ray.pipelines.in_memory import embed_cells
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +27,7 @@ def embed_data(
     use_fast_transformer: bool = True,  # noqa: ARG001 - upstream's argument; attention is always fused here
     return_new_adata: bool = False,
     precision: str = "auto",
+    min_coverage: float = 0.5,
 ) -> AnnData:
     """Embed cells in this process, as upstream's `scgpt.tasks.embed_data` does; no Ray.
 
@@ -40,7 +37,7 @@ def embed_data(
     Args:
         adata_or_file: Cells, or an .h5ad file of them; X is embedded.
         model_dir: Checkpoint folder, or a name that `scgpt-ray checkpoints` lists.
-        gene_col: Column of var with gene names, or "index".
+        gene_col: Column of var with gene names or human Ensembl ids, or "index".
         max_length: Most tokens per cell, <cls> included.
         batch_size: No effect.
         obs_to_save: Columns of obs to keep in a new AnnData.
@@ -48,6 +45,7 @@ def embed_data(
         use_fast_transformer: No effect.
         return_new_adata: Return an AnnData with the embeddings as X instead of the cells.
         precision: "float32", "bfloat16" or "float16"; "auto" is float16 on CUDA (as upstream) and float32 on a CPU.
+        min_coverage: Smallest fraction of counts in genes of the vocabulary, 0 to 1.
 
     Returns:
         The cells, reduced to the genes of the vocabulary, with obsm["X_scGPT"] float32 [n_cells, d]; or the new
@@ -56,6 +54,7 @@ def embed_data(
     Raises:
         AtlasError: If the cells cannot be read or are not counts.
         CheckpointError: If the checkpoint cannot be used.
+        GeneCoverageError: If genes of the vocabulary hold too few of the counts; upstream embeds what is left.
         ConfigError: If `obs_to_save` names a column that obs lacks.
     """
     adata = adata_or_file if isinstance(adata_or_file, AnnData) else read_anndata(Path(adata_or_file))
@@ -67,24 +66,25 @@ def embed_data(
             expected=f"columns of obs ({', '.join(map(str, adata.obs))})",
             remedy="name those",
         )
-    checkpoint = read_checkpoint(fspath(model_dir))
-    genes = harmonize(
-        adata.var,
-        checkpoint.vocabulary.tokens,
-        columns=(gene_col,),
-        gene_table=None,
-        columns_are_default=False,
-        where="the AnnData",
+    settings = EmbedSettings.of(
+        {
+            "atlas": NAME,
+            "checkpoint": fspath(model_dir),
+            "output": NAME,
+            "layer": X,
+            "gene_columns": (gene_col,),
+            "min_coverage": min_coverage,
+            "max_length": max_length,
+            "precision": precision,
+        }
     )
-    tokens = tokenize(cells_of(adata, None, genes.token), checkpoint.vocabulary, TokenRules(max_length=max_length))
     if device == "cuda" and not has_gpu():
         logger.warning("no GPU is there; embedding on the CPU")
         device = "cpu"
-    column = Embedder(checkpoint, device=device, precision=precision)(tokens)[EMBEDDING]
-    embeddings = np.full((adata.n_obs, checkpoint.architecture.embsize), np.nan, np.float32)
-    embeddings[column.is_valid().to_numpy()] = matrix(column.drop_null())
+    embedded = embed_cells(AnnDataCells.of(adata, X), settings, device)
+    embeddings = embedded.vectors()
     if return_new_adata:
         return AnnData(X=embeddings, obs=adata.obs[columns] if columns else None)
-    kept = adata[:, genes.token >= 0].copy()
+    kept = adata[:, embedded.has_token].copy()
     kept.obsm[OBSM_KEY] = embeddings
     return kept

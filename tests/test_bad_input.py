@@ -33,7 +33,9 @@ def good(blood, checkpoint, make_soma, tmp_path_factory):
 
     place = tmp_path_factory.mktemp("good")
     cells = blood[:60].copy()
-    cells.raw = cells.copy()
+    logs = cells.copy()
+    logs.X = logs.X.log1p()  # so that the counts are those of X
+    cells.raw = logs
     cells.write_h5ad(place / "blood.h5ad")
     make_soma(blood[:60].copy(), place / "atlas")
     shutil.copytree(checkpoint, place / "checkpoint")

@@ -16,8 +16,8 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scgpt_ray.atlas.anndata_file import AnnDataCells
 from scgpt_ray.atlas.genes import GeneMap, harmonize
-from scgpt_ray.atlas.h5ad import cells_of
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
@@ -72,7 +72,9 @@ def atlas(tmp_path_factory, make_soma):
 
     def whole(rows):
         """The slow twin: all cells in memory, and one table of them."""
-        cells = cells_of(adata[rows].copy(), None, genes.token).combine_chunks()
+        memory = AnnDataCells.of(adata[rows].copy(), None)
+        [partition] = cut(memory.joinids(), len(rows))
+        cells = pa.concat_tables(memory.read(partition, genes.token)).combine_chunks()
         tokens = tokenize(cells, read_vocabulary(folder), RULES).drop_columns([JOINID])
         return tokens.add_column(1, "n", pa.array(rows)).add_column(0, JOINID, pa.array(rows))
 

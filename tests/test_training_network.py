@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scgpt_ray.atlas.h5ad import cells_of
+from scgpt_ray.atlas.anndata_file import AnnDataCells
+from scgpt_ray.atlas.plan import cut
 from scgpt_ray.network.cell_spans import Spans
 from scgpt_ray.network.checkpoint import Architecture, read_checkpoint
 from scgpt_ray.network.embedder import Embedder
@@ -53,7 +54,9 @@ def test_the_cells_row_is_the_embedding(shared, name):
     checkpoint = read_checkpoint(folder / "checkpoint")
     adata = anndata.read_h5ad(folder / "cells_distinct.h5ad")
     tokens_of = np.array([checkpoint.vocabulary.tokens.get(gene, -1) for gene in adata.var["feature_name"]], np.int32)
-    tokens = tokenize(cells_of(adata, None, tokens_of), checkpoint.vocabulary, TokenRules())
+    memory = AnnDataCells.of(adata, None)
+    [partition] = cut(memory.joinids(), adata.n_obs)
+    tokens = tokenize(next(memory.read(partition, tokens_of)), checkpoint.vocabulary, TokenRules())
     network = ScGPT(checkpoint.architecture, dropout=0.2, n_labels=3)
     network.load_state_dict({**network.state_dict(), **checkpoint.tensors})
     network.eval()

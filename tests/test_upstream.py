@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import scgpt_ray
-from scgpt_ray.errors import AtlasError, ConfigError
+from scgpt_ray.errors import AtlasError, ConfigError, GeneCoverageError
 
 GOLDEN = ["flash_names", "torch_names", "cp_classes", "heads64"]
 
@@ -60,6 +60,16 @@ def test_cells_without_genes_get_nan(blood, checkpoint):
     assert np.isnan(vectors).any(axis=1).sum() == 2
 
 
+def test_too_few_counts_of_the_vocabulary_are_an_error(blood, checkpoint):
+    """Upstream embeds what is left of other names, such as of another species, without a word."""
+    other = blood.copy()
+    other.var["feature_name"] = [name if row < 5 else name.lower() for row, name in enumerate(other.var.feature_name)]
+    with pytest.raises(GeneCoverageError, match=r"the AnnData: genes of the vocabulary hold [0-9.]+% of the counts"):
+        scgpt_ray.embed_data(other, checkpoint, device="cpu")
+    vectors = scgpt_ray.embed_data(other, checkpoint, device="cpu", min_coverage=0.01).obsm["X_scGPT"]
+    assert np.isfinite(vectors).all(axis=1).any()
+
+
 def test_the_index_may_name_the_genes(blood, checkpoint):
     renamed = blood.copy()
     renamed.var_names = renamed.var.pop("feature_name").astype(str)
@@ -80,6 +90,6 @@ def test_mistakes_are_told(blood, checkpoint, tmp_path):
 
 
 def test_the_exported_members_are_what_can_be_imported():
-    assert all(callable(getattr(scgpt_ray, name)) for name in scgpt_ray.__all__)
+    assert all(callable(getattr(scgpt_ray, name)) for name in scgpt_ray.__all__ if name != "tl")
     with pytest.raises(AttributeError, match="no attribute 'embedd'"):
         _ = scgpt_ray.embedd

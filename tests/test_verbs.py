@@ -15,8 +15,8 @@ from scgpt_ray.verbs import VERBS
 
 def test_the_package_has_a_function_for_each_verb():
     names = [verb.name for verb in VERBS.values()]
-    assert sorted([*names, "embed_data"]) == scgpt_ray.__all__
-    assert {*scgpt_ray.__all__, "__version__"} <= {*dir(scgpt_ray)}
+    assert sorted([*names, "embed_data", "tl"]) == scgpt_ray.__all__
+    assert sorted([*scgpt_ray.__all__, "__version__"]) == dir(scgpt_ray)
     for name in names:
         function = getattr(scgpt_ray, name)
         assert (function.__name__, function.__module__) == (name, "scgpt_ray")

@@ -1,11 +1,29 @@
-"""Reading .h5ad files into memory."""
+"""AnnData objects in memory: reading .h5ad files, and their cells as a source."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NoReturn
 
 import anndata
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import scipy.sparse
 from anndata import AnnData
 
+from scgpt_ray.atlas.layers import RAW, X, choose_layer, no_layer
+from scgpt_ray.atlas.matrix import DenseRows, Matrix, csr_rows
+from scgpt_ray.atlas.plan import Partition
+from scgpt_ray.atlas.ragged import add_totals, blocks
+from scgpt_ray.atlas.table import cells_in_blocks, gene_name, not_counts
 from scgpt_ray.errors import AtlasError
+from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
+
+NAME = "the AnnData"
+"""What cells in memory are called in messages."""
 
 
 def read_anndata(path: Path) -> AnnData:
@@ -22,4 +40,107 @@ def read_anndata(path: Path) -> AnnData:
         ) from error
 
 
-__all__ = ["AnnData", "read_anndata"]
+@dataclass(frozen=True, eq=False)
+class AnnDataCells:
+    """All cells of an AnnData in memory, as `Cells`; the joinid of a cell is its row number.
+
+    Attributes:
+        adata: The cells.
+        layer: `X`, `raw` for .raw, or the name of a layer.
+    """
+
+    adata: AnnData
+    layer: str
+    uri: str = NAME
+
+    @classmethod
+    def of(cls, adata: AnnData, layer: str | None) -> "AnnDataCells":
+        """Find the counts of an AnnData.
+
+        Args:
+            adata: The cells.
+            layer: Where the counts are; None for the layer that `choose_layer` finds.
+
+        Raises:
+            AtlasError: If the layer does not exist, its matrix has another shape, or the cells are not in memory.
+        """
+        if adata.isbacked:
+            raise AtlasError(f"{NAME} is backed by a file", expected="cells in memory", remedy="give adata.to_memory()")
+        cells = cls(adata, layer or choose_layer(NAME, existing_layers(adata), lambda name: _values(adata, name)))
+        shape = (adata.n_obs, len(cells.var()))
+        if fault := cells._matrix.fault(shape):
+            raise AtlasError(
+                f"{NAME}: {cells.layer}: {fault}", expected="a matrix of cells x genes", remedy="repair it"
+            )
+        return cells
+
+    def var(self) -> pd.DataFrame:
+        """The table var, one row per gene; that of .raw for the layer `raw`."""
+        return self.adata.raw.var if self.layer == RAW and self.adata.raw is not None else self.adata.var
+
+    def joinids(self) -> Int64Array:
+        """Row numbers of the cells.
+
+        Raises:
+            AtlasError: If there are no cells.
+        """
+        if not self.adata.n_obs:
+            raise AtlasError(f"{NAME}: no cells", expected="at least one cell", remedy="give other cells")
+        return np.arange(self.adata.n_obs, dtype=np.int64)
+
+    def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
+        """Sum the counts of each gene over these cells; this checks every value.
+
+        Raises:
+            AtlasError: If a value is not a count.
+        """
+        totals = np.zeros(len(self.var()))
+        for ids in blocks(joinids):
+            add_totals(self._matrix.parts(int(ids[0]), int(ids[-1])), ids, totals, self._refuse)
+        return totals, len(joinids)
+
+    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+        """Make CELLS of a partition, a block of rows at a time.
+
+        Args:
+            partition: Of the rows.
+            gene_tokens: Token of each row of `var`, int32; -1 outside the vocabulary.
+
+        Yields:
+            soma_joinid (row number), obs_id (obs_names), gene, count; one row per cell.
+
+        Raises:
+            AtlasError: If a value is not a count.
+        """
+        rows = np.arange(partition.first, partition.last + 1, dtype=np.int64)
+        names = self.adata.obs_names[rows].astype(str)
+        obs = pa.table({JOINID: rows, OBS_ID: pa.array(names, pa.string())})
+        yield from cells_in_blocks(self._matrix, obs, gene_tokens, self._refuse)
+
+    @cached_property
+    def _matrix(self) -> Matrix:
+        values = _values(self.adata, self.layer)
+        if values is None:
+            raise no_layer(NAME, self.layer, existing_layers(self.adata))
+        return csr_rows(values) if scipy.sparse.issparse(values) else DenseRows(np.asarray(values))
+
+    def _refuse(self, row: int, column: int, value: float) -> NoReturn:
+        cell = f"{NAME}: cell {self.adata.obs_names[row]}"
+        not_counts(cell, gene_name(self.var().index, column), column, value, existing_layers(self.adata))
+
+
+def existing_layers(adata: AnnData) -> Sequence[str]:
+    """Names of the matrices of an AnnData."""
+    has_raw = adata.raw is not None
+    return [*([X] if adata.X is not None else []), *([RAW] if has_raw else []), *adata.layers]
+
+
+def _values(adata: AnnData, layer: str) -> Any:
+    if layer == X:
+        return adata.X
+    if layer == RAW and adata.raw is not None:
+        return adata.raw.X
+    return adata.layers.get(layer)
+
+
+__all__ = ["NAME", "AnnData", "AnnDataCells", "existing_layers", "read_anndata"]

@@ -1,12 +1,11 @@
-"""Cells of .h5ad files and of AnnData objects in memory."""
+"""Cells of .h5ad files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
-import anndata
 import h5py
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,12 @@ import scipy.sparse
 from anndata._io.specs.registry import IORegistryError  # of an encoding it does not know; it has no public name
 from anndata.io import read_elem
 
+from scgpt_ray.atlas.layers import RAW, X, choose_layer, no_layer
 from scgpt_ray.atlas.matrix import CsrRows, DenseRows, Matrix, csr_rows
 from scgpt_ray.atlas.obs_filter import parse
 from scgpt_ray.atlas.plan import Partition
-from scgpt_ray.atlas.ragged import Refuse, add_readable, add_totals, blocks, gather
-from scgpt_ray.atlas.table import cells_block, concatenated, not_counts, obs_blocks, plain_columns, refuse_missing
+from scgpt_ray.atlas.ragged import add_readable, add_totals, blocks
+from scgpt_ray.atlas.table import cells_in_blocks, gene_name, not_counts, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError, DamagedError, WorkerError
 from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
@@ -48,6 +48,16 @@ class H5adSource:
     obs_columns: tuple[str, ...]
     store: ObjectStore = field(default_factory=current)
 
+    def with_counts(self) -> "H5adSource":
+        """The same with the layer that `choose_layer` finds.
+
+        Raises:
+            AtlasError: If none can be found.
+        """
+        with self._opened() as file:
+            found = choose_layer(self.uri, existing_layers(file), lambda name: _node(file, name, self.uri))
+        return replace(self, layer=found)
+
     def check(self) -> None:
         """Require that the file can be read and has the layer and obs columns.
 
@@ -74,7 +84,7 @@ class H5adSource:
     def var(self) -> pd.DataFrame:
         """The table var, one row per gene; that of .raw for the layer `raw`."""
         with self._opened() as file:
-            return _frame(file, "raw/var" if self.layer == "raw" else "var", self.uri)
+            return _frame(file, "raw/var" if self.layer == RAW else "var", self.uri)
 
     def joinids(self) -> Int64Array:
         """Sorted row numbers of the selected cells.
@@ -152,7 +162,7 @@ class H5adSource:
         partition.require(joinids, self.uri)
         obs = plain_columns(all_obs.take(joinids)).add_column(0, JOINID, pa.array(joinids))
         with self._opened() as file:
-            yield from _cells(self._matrix(file), obs, gene_tokens, self._refuse)
+            yield from cells_in_blocks(self._matrix(file), obs, gene_tokens, self._refuse)
 
     def _matrix(self, file: h5py.File) -> Matrix:
         node = _node(file, self.layer, self.uri)
@@ -169,7 +179,9 @@ class H5adSource:
 
     def _refuse(self, row: int, column: int, value: float) -> NoReturn:
         cell = f"{self.uri}: cell {_obs(self)[0][OBS_ID][row].as_py()}"
-        not_counts(cell, _gene(self.var().index, column), column, value)
+        with self._opened() as file:
+            layers = existing_layers(file)
+        not_counts(cell, gene_name(self.var().index, column), column, value, layers)
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
@@ -192,62 +204,6 @@ class H5adSource:
                 raise _unreadable(self.uri, str(error)) from error
             except OSError as error:  # such as a chunk that does not inflate
                 raise _unreadable(self.uri, str(error), DamagedError) from error
-
-
-def cells_of(adata: anndata.AnnData, layer: str | None, gene_tokens: npt.NDArray[np.int32]) -> pa.Table:
-    """Make the CELLS table of an AnnData in memory.
-
-    Args:
-        adata: Cells x genes.
-        layer: `X` or None, `raw` for .raw, or the name of a layer.
-        gene_tokens: Token of each var row (of .raw for `raw`), int32 [n_var]; -1 outside the vocabulary.
-
-    Returns:
-        soma_joinid (row number), obs_id (obs_names), gene, count; one row per cell.
-
-    Raises:
-        AtlasError: If the layer does not exist, or a value is not a count.
-    """
-    values, names = _values(adata, layer or "X")
-    matrix = DenseRows(values) if isinstance(values, np.ndarray) else csr_rows(values)
-
-    def refuse(row: int, column: int, value: float) -> NoReturn:
-        not_counts(f"the AnnData: cell {adata.obs_names[row]}", _gene(names, column), column, value)
-
-    joinids = np.arange(adata.n_obs, dtype=np.int64)
-    obs = pa.table({JOINID: joinids, OBS_ID: pa.array(adata.obs_names.astype(str), pa.string())})
-    return concatenated(obs, _cells(matrix, obs, gene_tokens, refuse))
-
-
-def _gene(names: pd.Index, column: int) -> str | None:
-    return str(names[column]) if 0 <= column < len(names) else None
-
-
-def _values(adata: anndata.AnnData, layer: str) -> tuple[Any, pd.Index]:
-    if layer == "X":
-        values, names = adata.X, adata.var_names
-    elif layer == "raw" and adata.raw is not None:
-        values, names = adata.raw.X, adata.raw.var_names
-    else:
-        values, names = adata.layers.get(layer), adata.var_names
-    if values is None:
-        existing = [
-            *(["X"] if adata.X is not None else []),
-            *(["raw"] if adata.raw is not None else []),
-            *adata.layers,
-        ]
-        raise _no_layer("the AnnData", layer, existing)
-    return values, names
-
-
-def _cells(matrix: Matrix, obs: pa.Table, gene_tokens: npt.NDArray[np.int32], refuse: Refuse) -> Iterator[pa.Table]:
-    def cells(block: pa.Table) -> pa.Table:
-        joinids = block[JOINID].to_numpy()
-        parts = matrix.parts(int(joinids[0]), int(joinids[-1]))
-        return cells_block(block, gather(parts, joinids, gene_tokens, refuse))
-
-    # map instead of a loop: loop variables would keep a block in memory while the next one is read.
-    return map(cells, obs_blocks(obs))
 
 
 @lru_cache(maxsize=2)
@@ -293,12 +249,16 @@ def _converted(source: H5adSource) -> CsrRows:
         raise _unreadable(source.uri, f"{source.layer}: {error}") from error
 
 
+def existing_layers(file: h5py.File) -> list[str]:
+    """Names of the matrices of an .h5ad file."""
+    layers = file["layers"].keys() if "layers" in file else []
+    return [*([X] if "X" in file else []), *([RAW] if "raw/X" in file else []), *layers]
+
+
 def _node(file: h5py.File, layer: str, path: str) -> Any:
-    place = {"X": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
+    place = {X: "X", RAW: "raw/X"}.get(layer, f"layers/{layer}")
     if place not in file:
-        layers = file["layers"].keys() if "layers" in file else []
-        existing = [*(["X"] if "X" in file else []), *(["raw"] if "raw/X" in file else []), *layers]
-        raise _no_layer(path, layer, existing)
+        raise no_layer(path, layer, existing_layers(file))
     return file[place]
 
 
@@ -316,14 +276,6 @@ def _frame(file: h5py.File, place: str, path: str) -> pd.DataFrame:
     if not isinstance(frame, pd.DataFrame):
         raise _unreadable(path, f"{place} is a {type(frame).__name__}")
     return frame
-
-
-def _no_layer(where: str, layer: str, existing: list[str]) -> AtlasError:
-    return AtlasError(
-        f"{where}: no layer {layer}",
-        expected=f"one of {', '.join(existing) or '(none found)'}",
-        remedy="name it with --layer",
-    )
 
 
 def _unreadable(path: str, found: str, kind: type[AtlasError] = AtlasError) -> AtlasError:

@@ -27,15 +27,43 @@ _CENSUS_NAME = re.compile(r"census:(?P<release>[\w.-]+)(/(?P<organism>\w+))?")
 _HUMAN = "homo_sapiens"
 
 
-class Source(Protocol):
-    """A selection of cells at a fixed snapshot: a locator that pickles, without an open handle.
+class Cells(Protocol):
+    """Cells with counts, in a file, an experiment or in memory.
 
-    Genes are identified by var joinid and cells by soma_joinid; for files both are row numbers.
+    Genes are identified by var joinid and cells by soma_joinid; for files and in memory both are row numbers.
     """
 
     @property
     def uri(self) -> str:
-        """Absolute path or URI."""
+        """Absolute path or URI, or what messages call them."""
+
+    @property
+    def layer(self) -> str:
+        """Name of the matrix of the counts."""
+
+    def var(self) -> pd.DataFrame:
+        """The table var, one row per gene: names in columns and in the index, joinids for `genes.harmonize`."""
+
+    def joinids(self) -> Int64Array:
+        """Sorted joinids of the selected cells; raises AtlasError if there are none."""
+
+    def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
+        """Total counts of each row of `var`, float64 [n_var], and the number of cells they were measured on.
+
+        Raises AtlasError if a value is not a count.
+        """
+
+    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+        """Read a partition as CELLS, in blocks of at most 2,048 rows; `gene_tokens` go by var joinid, int32.
+
+        Lazy; yields at least one block. If the caller drops each block before asking for the next, only the counts of
+        one block are in memory. Raises WorkerError before the first block if the atlas has changed since the plan was
+        made, and AtlasError at any block if a value is not a count.
+        """
+
+
+class Source(Cells, Protocol):
+    """A selection of cells of an atlas at a fixed snapshot: a locator that pickles, without an open handle."""
 
     @property
     def obs_columns(self) -> tuple[str, ...]:
@@ -47,31 +75,11 @@ class Source(Protocol):
     def identity(self) -> dict[str, object]:
         """What determines the cells: place, snapshot, layer, filter; JSON values."""
 
-    def var(self) -> pd.DataFrame:
-        """The table var, one row per gene: names in columns and in the index, joinids for `genes.harmonize`."""
-
-    def joinids(self) -> Int64Array:
-        """Sorted joinids of the selected cells; raises AtlasError if there are none."""
-
     def column(self, name: str) -> pa.ChunkedArray:
         """Values of one of the requested obs columns for the selected cells, in the order of joinids."""
 
-    def totals(self, joinids: Int64Array) -> tuple[npt.NDArray[np.float64], int]:
-        """Total counts of each row of `var`, float64 [n_var], and the number of cells they were measured on.
-
-        Raises AtlasError if a value is not a count.
-        """
-
     def bytes_read(self, joinids: Int64Array) -> int:
         """Stored bytes of counts that a run of embed over these cells reads, those for `totals` among them."""
-
-    def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
-        """Read a partition as CELLS, in blocks of at most 2,048 rows; `gene_tokens` go by var joinid, int32.
-
-        Lazy; yields at least one block. If the caller drops each block before asking for the next, only the counts of
-        one block are in memory. Raises WorkerError before the first block if the atlas has changed since the plan was
-        made, and AtlasError at any block if a value is not a count.
-        """
 
 
 def locate(
@@ -194,14 +202,15 @@ def _h5ad(path: str, settings: CellSettings) -> Source:
     state = folder.state(name)
     if state is None:
         raise _absent(path)
-    return H5adSource(
+    source = H5adSource(
         uri=path,
         n_bytes=state[0],
         mtime_ns=state[1],
-        layer=settings.layer or "X",
+        layer=settings.layer or "",
         obs_filter=settings.obs_filter,
         obs_columns=tuple(settings.obs_columns),
     )
+    return source if settings.layer else source.with_counts()
 
 
 def _absent(place: str) -> AtlasError:

@@ -1,16 +1,17 @@
 """Assembling CELLS from obs columns and gene lists, and the errors that all sources share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
-from scgpt_ray.atlas.ragged import blocks
+from scgpt_ray.atlas.matrix import Matrix
+from scgpt_ray.atlas.ragged import Refuse, blocks, gather
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.schema import COUNT, GENE, JOINID
-
-_NO_LISTS = pa.schema([(GENE, pa.list_(pa.int32())), (COUNT, pa.list_(pa.float32()))]).empty_table()
 
 
 def obs_blocks(obs: pa.Table) -> list[pa.Table]:
@@ -23,11 +24,6 @@ def cells_block(obs: pa.Table, lists: pa.Table) -> pa.Table:
     """Append the gene and count lists of a block to its obs columns: CELLS, without copying."""
     assert lists.num_rows == obs.num_rows
     return obs.append_column(GENE, lists[GENE]).append_column(COUNT, lists[COUNT])
-
-
-def concatenated(obs: pa.Table, cells: Iterable[pa.Table]) -> pa.Table:
-    """Concatenate blocks of CELLS; without blocks, an empty table with the columns of `obs`."""
-    return pa.concat_tables([cells_block(obs.slice(0, 0), _NO_LISTS), *cells])
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
@@ -57,7 +53,26 @@ def refuse_missing(columns: Sequence[str], present: Iterable[str], where: str) -
         )
 
 
-def not_counts(cell: str, gene: str | None, column: int, value: float) -> NoReturn:
+def cells_in_blocks(
+    matrix: Matrix, obs: pa.Table, gene_tokens: npt.NDArray[np.int32], refuse: Refuse
+) -> Iterator[pa.Table]:
+    """CELLS of sorted rows of a matrix, a block at a time."""
+
+    def cells(block: pa.Table) -> pa.Table:
+        joinids = block[JOINID].to_numpy()
+        parts = matrix.parts(int(joinids[0]), int(joinids[-1]))
+        return cells_block(block, gather(parts, joinids, gene_tokens, refuse))
+
+    # map instead of a loop: loop variables would keep a block in memory while the next one is read.
+    return map(cells, obs_blocks(obs))
+
+
+def gene_name(names: pd.Index, column: int) -> str | None:
+    """Name of the gene of a column; None for a column without a row in var."""
+    return str(names[column]) if 0 <= column < len(names) else None
+
+
+def not_counts(cell: str, gene: str | None, column: int, value: float, layers: Sequence[str] = ()) -> NoReturn:
     """Raise the error for a value that is not a count.
 
     Args:
@@ -65,6 +80,7 @@ def not_counts(cell: str, gene: str | None, column: int, value: float) -> NoRetu
         gene: Name of the gene; None for a column of the matrix without a row in var.
         column: The var joinid.
         value: The value.
+        layers: Names of the matrices that the atlas has.
     """
     if gene is None:
         raise AtlasError(
@@ -76,5 +92,6 @@ def not_counts(cell: str, gene: str | None, column: int, value: float) -> NoRetu
     raise AtlasError(
         f"{cell} has {found} for gene {gene}",
         expected="finite counts >= 0",
-        remedy="use raw counts or log1p values, such as --layer raw",
+        remedy="name a layer of raw counts or log1p values with --layer"
+        + (f" (there are {', '.join(layers)})" if layers else ", such as --layer raw"),
     )

@@ -32,7 +32,8 @@ class CellSettings(Settings):
     measurement: Text = "RNA"
     """SOMA measurement of the counts; ignored for .h5ad files."""
     layer: Text | None = None
-    """Layer of the counts. SOMA: a layer of X; default: raw. h5ad: X (the default), raw for .raw, or a layer."""
+    """Layer of the counts. SOMA: a layer of X; default: raw. h5ad: X, raw for .raw, or a layer; default: the first of
+    the layer counts, raw and X that holds integers, or X if none does."""
     snapshot: Timestamp | None = None
     """SOMA timestamp to read at, in ms since 1970; not for .h5ad files. Default: its last write."""
     census_directory: Text | None = None

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
-from scgpt_ray.atlas.source import Source, locate
+from scgpt_ray.atlas.source import Cells, Source, locate
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, VariableGeneSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import Fingerprint, require_same_run
@@ -153,7 +153,7 @@ def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Ca
     return preferred if is_native(preferred, device) else "float32"
 
 
-def inspect(settings: CellSettings, source: Source, genes: GeneMap) -> tuple[Int64Array, Coverage]:
+def inspect(settings: CellSettings, source: Cells, genes: GeneMap) -> tuple[Int64Array, Coverage]:
     """Select the cells and check their counts.
 
     Returns:
@@ -200,7 +200,7 @@ def ranking_identity(settings: VariableGeneSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in VariableGeneSettings.model_fields}
 
 
-def harmonize_genes(source: Source, vocabulary: Vocabulary, settings: CellSettings) -> GeneMap:
+def harmonize_genes(source: Cells, vocabulary: Vocabulary, settings: CellSettings) -> GeneMap:
     """Match the genes of an atlas with the vocabulary."""
     return harmonize(
         source.var(),

@@ -25,6 +25,11 @@ _CELLS_PER_GPU_PARTITION = 8192
 _CELLS_PER_CPU_PARTITION = 256
 
 
+def cells_per_partition(device: str) -> int:
+    """Default size of a partition for a device of torch, such as cpu or cuda:0."""
+    return _CELLS_PER_CPU_PARTITION if device == "cpu" else _CELLS_PER_GPU_PARTITION
+
+
 def names_cluster() -> bool:
     """Whether RAY_ADDRESS names a cluster; `local` stands for a Ray that is started for a command."""
     return os.environ.get("RAY_ADDRESS") not in (None, "", "local")
@@ -85,7 +90,7 @@ class Pool:
     @property
     def cells_per_partition(self) -> int:
         """Default size of a partition: a call takes seconds on a GPU, and well under two minutes on a CPU."""
-        return _CELLS_PER_GPU_PARTITION if self.num_gpus else _CELLS_PER_CPU_PARTITION
+        return cells_per_partition(self.device)
 
 
 @dataclass(frozen=True)

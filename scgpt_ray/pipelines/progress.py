@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, periodic log lines otherwise."""
+"""Progress of a run: a bar on a terminal or in a notebook, periodic log lines otherwise."""
 
 import logging
 import sys
@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 30.0
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
 
 
 class Progress:
@@ -29,7 +33,7 @@ class Progress:
             initial=done,
             unit=" cells",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() or _in_notebook()),
             desc=what,
         )
         self._total, self._done = total, done

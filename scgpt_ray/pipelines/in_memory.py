@@ -1,0 +1,80 @@
+"""Cells in memory -> embeddings in memory: the steps of `embed` in this process, without files."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scgpt_ray.atlas.genes import Coverage
+from scgpt_ray.atlas.plan import cut
+from scgpt_ray.atlas.source import Cells
+from scgpt_ray.config import EmbedSettings
+from scgpt_ray.network.checkpoint import read_checkpoint
+from scgpt_ray.network.embedder import Embedder
+from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect, model_identity, precision_of
+from scgpt_ray.pipelines.executor import cells_per_partition
+from scgpt_ray.pipelines.progress import Progress
+from scgpt_ray.schema import BIN, EMBEDDING, Float32Matrix, matrix
+from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedCells:
+    """Embeddings of cells in memory.
+
+    Attributes:
+        table: EMBEDDINGS, one row per cell, in their order.
+        coverage: Share of the counts that the vocabulary covers.
+        model: `Fingerprint.model`.
+        has_token: bool [n_var], genes of the vocabulary.
+    """
+
+    table: pa.Table
+    coverage: Coverage
+    model: dict[str, Any]
+    has_token: Any
+
+    def vectors(self) -> Float32Matrix:
+        """float32 [n_cells, d]; NaN for cells without a gene of the vocabulary."""
+        return dense_vectors(self.table[EMBEDDING])
+
+
+def dense_vectors(column: pa.ChunkedArray) -> Float32Matrix:
+    """Embeddings of cells as float32 [n_cells, d]; NaN for null."""
+    vectors_ND = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    vectors_ND[column.is_valid().to_numpy()] = matrix(column.drop_null())
+    return vectors_ND
+
+
+def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: str | None = None) -> EmbeddedCells:
+    """Embed all cells, partition by partition as `embed` does, with the same check of the genes before.
+
+    Args:
+        cells: The cells.
+        settings: Request; the atlas, the output folder and obs columns are not used.
+        device: cpu, cuda or cuda:N.
+        preferred: The precision for `auto`, if the device supports it.
+
+    Raises:
+        AtlasError: If the values are not counts.
+        CheckpointError: If the checkpoint cannot be used.
+        GeneCoverageError: If too few of the counts belong to genes of the vocabulary.
+    """
+    checkpoint = read_checkpoint(settings.checkpoint)
+    genes = harmonize_genes(cells, checkpoint.vocabulary, settings)
+    joinids, coverage = inspect(settings, cells, genes)
+    precision = settings.precision
+    if precision == "auto":
+        precision = precision_of(settings, preferred, lambda: int(device != "cpu"))
+    rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
+    embedder, tables = Embedder(checkpoint, device=device, precision=precision), []
+    with Progress(len(joinids), done=0) as progress:
+        for partition in cut(joinids, settings.cells_per_partition or cells_per_partition(device)):
+            blocks = cells.read(partition, genes.lookup())
+            tokens = pa.concat_tables(tokenize(block, checkpoint.vocabulary, rules) for block in blocks)
+            tables.append(embedder(tokens))
+            progress.add({"cells": len(tokens), "tokens": len(tokens[BIN].combine_chunks().flatten())})
+    return EmbeddedCells(
+        pa.concat_tables(tables), coverage, model_identity(checkpoint, rules, precision), genes.token >= 0
+    )

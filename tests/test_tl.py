@@ -1,0 +1,140 @@
+"""Cells in memory get the vectors and labels that the verbs give their file."""
+
+import inspect
+
+import anndata
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import scgpt_ray
+from scgpt_ray import tl
+from scgpt_ray.errors import ConfigError, GeneCoverageError, ReferenceSetError
+from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.schema import N_GENES
+from scgpt_ray.storage import Folder
+
+FEW = 12
+LABELS = ["cell_type", "donor"]
+
+
+@pytest.fixture(scope="module")
+def place(blood, blood_file, checkpoint, tmp_path_factory):
+    """The cells of `blood`, embedded and indexed, and a few (too few for a UMAP) mapped onto them, by the verbs."""
+    place = tmp_path_factory.mktemp("tl")
+    common = {"executor": "serial", "checkpoint": str(checkpoint)}
+    scgpt_ray.embed(**common, atlas=str(blood_file), output=str(place / "e"), obs_columns=LABELS)
+    scgpt_ray.build_index(executor="serial", embeddings=str(place / "e"), output=str(place / "i"), label_columns=LABELS)
+    blood[:FEW].copy().write_h5ad(place / "few.h5ad")
+    scgpt_ray.map_query(**common, query=str(place / "few.h5ad"), index=str(place / "i"), output=str(place / "m"), k=5)
+    return place
+
+
+@pytest.fixture
+def cells(blood):
+    adata = blood.copy()
+    adata.layers["doubled"] = adata.X * 2
+    return adata
+
+
+@pytest.fixture
+def embedded(cells, checkpoint):
+    tl.embed(cells, checkpoint)
+    return cells
+
+
+def unchanged(adata, blood):
+    assert (adata.X != blood.X).nnz == 0
+    assert adata.var.equals(blood.var)
+    assert adata.obs[blood.obs.columns].equals(blood.obs)
+    return True
+
+
+def test_embed_gives_the_vectors_of_the_verb(embedded, blood, place):
+    stored = read_embeddings(Folder.at(place / "e"))
+    present = stored[N_GENES].to_numpy() > 0
+    vectors = embedded.obsm["X_scGPT"]
+    assert vectors.dtype == np.float32
+    assert np.isnan(vectors).all(axis=1).tolist() == (~present).tolist()
+    np.testing.assert_allclose(vectors[present], vectors_of(stored)[1], rtol=0, atol=1e-6)
+    assert unchanged(embedded, blood)
+    assert list(embedded.obs) == list(blood.obs)
+    noted = embedded.uns["scgpt_ray"]
+    assert (noted["version"], noted["layer"], noted["model"]["max_length"]) == (scgpt_ray.__version__, "X", 1200)
+    assert noted["coverage"]["genes_matched"] == 60
+
+
+def test_the_options_reach_the_network(embedded, cells, checkpoint):
+    first = embedded.obsm["X_scGPT"].copy()
+    tl.embed(cells, checkpoint, layer="doubled")
+    np.testing.assert_allclose(cells.obsm["X_scGPT"], first, rtol=0, atol=1e-6)
+    assert cells.uns["scgpt_ray"]["layer"] == "doubled"
+    tl.embed(cells, checkpoint, max_length=8)
+    assert np.nanmax(np.abs(cells.obsm["X_scGPT"] - first)) > 0.01
+
+
+@pytest.mark.parametrize("is_embedded", [False, True])
+def test_map_gives_the_labels_of_the_verb(blood, checkpoint, place, is_embedded, tmp_path):
+    blood = blood[:FEW].copy()
+    cells = blood.copy()
+    if is_embedded:
+        tl.embed(cells, checkpoint)
+    tl.map(cells, place / "i", None if is_embedded else checkpoint, k=5)
+    expected = pq.read_table(place / "m" / "predictions.parquet")
+    added = [name for name in cells.obs if name not in blood.obs]
+    assert added[:2] == ["predicted_cell_type", "predicted_cell_type_confidence"]
+    assert "predicted_donor_confidence" in added
+    for name in added:
+        found = pa.array(cells.obs[name], from_pandas=True)
+        assert found.to_pylist() == expected[name.removeprefix("predicted_")].to_pylist(), name
+    assert cells.obs["predicted_cell_type"].iloc[5] == "Unknown"
+    assert unchanged(cells, blood)
+    assert cells.uns["scgpt_ray"]["index"]["place"] == str(place / "i")
+    cells.write_h5ad(tmp_path / "mapped.h5ad")
+    again = anndata.read_h5ad(tmp_path / "mapped.h5ad")
+    tl.map(again, place / "i", k=3, label_columns=["cell_type"])
+    assert [name for name in again.obs if "donor" in name] == ["donor"], "an earlier mapping is replaced"
+    assert again.uns["scgpt_ray"]["index"]["k"] == 3
+
+
+def test_neighbours_of_the_same_donor_are_left_out(embedded, place):
+    tl.map(embedded, place / "i", label_columns=["donor"], exclude_same=["donor"], k=3)
+    present = ~np.isnan(embedded.obsm["X_scGPT"]).any(axis=1)
+    predicted = embedded.obs.loc[present, "predicted_donor"].astype(str)
+    assert (predicted != embedded.obs.loc[present, "donor"]).all()
+
+
+def test_a_column_of_the_user_is_not_replaced(embedded, place):
+    embedded.obs["predicted_cell_type"] = "mine"
+    with pytest.raises(ConfigError, match=r"obs has a column predicted_cell_type; expected .*; rename it"):
+        tl.map(embedded, place / "i")
+    assert set(embedded.obs["predicted_cell_type"]) == {"mine"}
+    tl.map(embedded, place / "i", label_columns=["donor"])
+
+
+def test_mistakes(cells, checkpoint, place):
+    with pytest.raises(ConfigError, match=r"has no obsm.*; give the checkpoint of the reference"):
+        tl.map(cells, place / "i")
+    other = cells.copy()
+    del other.obs["donor"]
+    with pytest.raises(ConfigError, match=r"the AnnData: obs has no column donor; expected columns of cell_type"):
+        tl.map(other, place / "i", checkpoint, exclude_same=["donor"])
+    with pytest.raises(ConfigError, match="--max-length"):
+        tl.embed(cells, checkpoint, max_length=1)
+    tl.embed(cells, checkpoint, seed=1)
+    with pytest.raises(ReferenceSetError, match=r"the embeddings and .* differ in the model .*seed: 1 against 0"):
+        tl.map(cells, place / "i")
+    cells.var["feature_name"] = [name.lower() for name in cells.var["feature_name"]]
+    with pytest.raises(GeneCoverageError, match=r"the AnnData: genes of the vocabulary hold 0.0% of the counts"):
+        tl.embed(cells, checkpoint)
+
+
+@pytest.mark.parametrize("function", [tl.embed, tl.map])
+def test_signatures_are_typed_and_every_argument_is_described(function):
+    parameters = inspect.signature(function).parameters
+    assert all(each.annotation is not inspect.Parameter.empty for each in parameters.values())
+    arguments = inspect.getdoc(function).partition("Args:")[2].partition("Raises:")[0]
+    assert [line.split(":")[0].strip() for line in arguments.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert all(f"\n    {name}: " in arguments for name in parameters)
