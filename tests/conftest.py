@@ -290,7 +290,7 @@ def make_embeddings():
         plan = Plan(
             created="2020-01-01",
             fingerprint=fingerprint,
-            settings={},
+            settings={"atlas": "atlas"},
             coverage={"fraction": 1.0},
             partitions=partitions,
         )

@@ -18,12 +18,16 @@ class IndexSettings(ExecutionSettings):
     embeddings: Text
     """Output folder of a finished `embed`."""
     output: Text
-    """Folder for index.json, template.faiss, shards, label tables and README.md; a path or s3:// URI."""
+    """Folder for index.json, fitness.json, template.faiss, shards, label tables and README.md; a path or s3:// URI."""
     license: Text | None = None
     """Licence of the index for README.md, its card: an identifier such as cc-by-4.0, or any text. A finished index gets
     another licence without being built again. Default: not stated; with --append that of the index."""
     label_columns: Texts = ()
     """obs columns to store with the index. Default: all that the embeddings carry, but observation_joinid."""
+    held_out_column: Text | None = None
+    """Stored column such as donor_id: some cells are mapped without those of their own donor, which shows how right
+    labels of new cells will be (fitness.json). Default: the first of donor, batch, dataset and sample columns whose
+    values share labels, or else random fifths of the cells."""
     template: Text | None = None
     """Index whose template is used instead of training one; it fixes --factory. Default: none."""
     append: bool = False

@@ -32,18 +32,43 @@ class OneGroupLabels:
     """Label -> reference cells, most first."""
     share: float
     """Their share of the labelled reference cells."""
+    groups: int = 0
+    """All groups that have a labelled cell."""
+    labelled: int = 0
+    """Reference cells with a label and a group."""
 
 
 def one_group_labels(labels: pa.ChunkedArray, groups: pa.ChunkedArray, cells: Int64Array) -> OneGroupLabels:
-    """Find the labels that one group alone has.
+    """Find the labels that one group alone has, and require that groups can be calibrated with.
+
+    Args:
+        labels: As `count_groups`.
+        groups: Likewise.
+        cells: Likewise.
+
+    Raises:
+        ReferenceSetError: If there are fewer than three groups, or such labels make up too large a share of the cells.
+    """
+    found = count_groups(labels, groups, cells)
+    _require_groups(found.labelled, found.groups)
+    if found.share > MOST_IN_ONE_GROUP:
+        alone = list(found.cells)
+        shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")  # noqa: PLR2004
+        raise ReferenceSetError(
+            f"{found.share:.0%} of {found.labelled:,} labelled cells have a label that one group alone has ({shown})",
+            expected=f"at most {MOST_IN_ONE_GROUP:.0%}: other groups cannot show how often such a label is right",
+            remedy="calibrate by a column whose groups share their labels, or map without calibration",
+        )
+    return found
+
+
+def count_groups(labels: pa.ChunkedArray, groups: pa.ChunkedArray, cells: Int64Array) -> OneGroupLabels:
+    """Count groups and the labels that one of them alone has.
 
     Args:
         labels: str [P], of pairs of a label and a group; null if missing.
         groups: str [P].
         cells: int64 [P], reference cells of each pair, at least 1.
-
-    Raises:
-        ReferenceSetError: If there are fewer than three groups, or such labels make up too large a share of the cells.
     """
     groups_of: dict[str, set[str]] = {}
     cells_of: Counter[str] = Counter()
@@ -51,17 +76,9 @@ def one_group_labels(labels: pa.ChunkedArray, groups: pa.ChunkedArray, cells: In
         if label is not None and group is not None:
             groups_of.setdefault(label, set()).add(group)
             cells_of[label] += n
-    _require_groups(cells_of.total(), len(set().union(*groups_of.values())))
     alone = {label: n for label, n in cells_of.most_common() if len(groups_of[label]) == 1}
-    found = OneGroupLabels(alone, sum(alone.values()) / max(1, cells_of.total()))
-    if found.share > MOST_IN_ONE_GROUP:
-        shown = ", ".join(list(alone)[:3]) + (", ..." if len(alone) > 3 else "")  # noqa: PLR2004
-        raise ReferenceSetError(
-            f"{found.share:.0%} of {cells_of.total():,} labelled cells have a label that one group alone has ({shown})",
-            expected=f"at most {MOST_IN_ONE_GROUP:.0%}: other groups cannot show how often such a label is right",
-            remedy="calibrate by a column whose groups share their labels, or map without calibration",
-        )
-    return found
+    n_groups, n_cells = len(set().union(*groups_of.values())), cells_of.total()
+    return OneGroupLabels(alone, sum(alone.values()) / max(1, n_cells), n_groups, n_cells)
 
 
 def _require_groups(n_cells: int, n_groups: int) -> None:

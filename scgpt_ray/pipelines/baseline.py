@@ -3,13 +3,11 @@
 Counts are read again from the atlases of index and query. Genes are matched by their tokens, so names may differ. At
 most 20,000 reference cells are in memory, and of the query one block and 30 numbers per cell.
 
-Shapes: N reference cells, M evaluated query cells, G shared genes, V var rows by joinid.
+Shapes: N reference cells, M evaluated query cells, G shared genes.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,22 +15,25 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import sparse
 
-from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
-from scgpt_ray.errors import InputError, ReferenceSetError
-from scgpt_ray.evaluation.components import fit_components, log1p_cp10k, require_whole
+from scgpt_ray.errors import InputError
+from scgpt_ray.evaluation.components import fit_components, log1p_cp10k
 from scgpt_ray.evaluation.labels.baseline import BASELINE, N_COMPONENTS, nearest_labels
 from scgpt_ray.evaluation.labels.metrics import Labels, require_truth
 from scgpt_ray.evaluation.sample import stratum_quotas
-from scgpt_ray.identity import Fingerprint
 from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.mapping.votes import CountOfValue
-from scgpt_ray.pipelines.partition_steps import gene_tokens
-from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
+from scgpt_ray.pipelines.atlas_counts import (
+    AtlasCounts,
+    reference_atlases,
+    reference_counts,
+    require_variety,
+    shared_tokens,
+    why_not,
+)
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import draw_cells
-from scgpt_ray.records import IndexDescription, Plan
 from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_CELLS = 20_000
 _SEED = 0  # of the sample and the decomposition, the same for every mapping
-
-_Tokens = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +102,10 @@ def evaluate_baseline(
     evaluated = np.flatnonzero(require_truth(truth))
     try:
         return _baseline(settings, reference, column, reference_cells, embedded, queries, evaluated)
-    except InputError as error:
-        if settings.baseline_values == "stored":
+    except (InputError, OSError) as error:
+        if settings.baseline_values == "stored" and isinstance(error, InputError):
             raise
-        reason = error.found
-    except OSError as error:  # embeddings of the reference in a place that cannot be reached any more
-        reason = " ".join(str(error).split())
+        reason = why_not(error)
     logger.warning("without %s: %s", BASELINE, reason)
     return reason
 
@@ -123,9 +120,9 @@ def _baseline(
     evaluated: Int64Array,
 ) -> Baseline:
     whole = settings.baseline_values == "log1p"
-    atlases = _reference_atlases(reference.index, whole=whole)
-    query = _Atlas.at(embedded.uri, whole=whole)
-    tokens_G = reduce(np.intersect1d, [np.unique(atlas.tokens_V[atlas.tokens_V >= 0]) for atlas in (*atlases, query)])
+    atlases = reference_atlases(reference.index, whole=whole)
+    query = AtlasCounts.at(embedded.uri, whole=whole)
+    tokens_G = shared_tokens([*atlases, query])
     available = {label: cells for label, cells in reference_cells.items() if label is not None}
     quotas = stratum_quotas(np.fromiter(available.values(), np.int64), _MOST_CELLS)
     columns = list(dict.fromkeys((column, *settings.exclude_same)))
@@ -133,8 +130,8 @@ def _baseline(
     cells = draw_cells(reference, columns, quota_of, settings.neighbor_filter, _SEED)
     logger.info("%s: reading counts of %d reference and %d query cells", BASELINE, cells.num_rows, len(evaluated))
     scaled = log1p_cp10k if settings.baseline_values == "log1p" else _as_stored
-    values_NG = scaled(_reference_counts(atlases, cells[JOINID].to_numpy(), tokens_G))
-    _require_variety(values_NG)
+    values_NG = scaled(reference_counts(atlases, cells[JOINID].to_numpy(), tokens_G))
+    require_variety(values_NG)
     components, reference_NC = fit_components(values_NG, N_COMPONENTS, seed=_SEED)
     projected, is_counted = [], []
     for values_NG in query.counts(queries[JOINID].to_numpy()[evaluated], tokens_G):
@@ -150,80 +147,5 @@ def _baseline(
     return Baseline(labels, share, cells.num_rows, sum(available.values()), len(tokens_G))
 
 
-@dataclass(frozen=True, eq=False)
-class _Atlas:
-    """The counts behind a set of embeddings."""
-
-    source: Source
-    tokens_V: _Tokens
-    fingerprint: Fingerprint
-    whole: bool = True
-    """Whether the values must be counts."""
-
-    @classmethod
-    def at(cls, place: str, *, whole: bool) -> "_Atlas":
-        """The atlas that embeddings were made of.
-
-        Raises:
-            ReferenceSetError: If it is not read again.
-        """
-        folder = Folder.at(place)
-        plan = Plan.read(folder)
-        source = embedded_atlas(plan, option=None)
-        if plan is None or isinstance(source, str):
-            raise _unavailable(f"{folder.uri}: {source}")
-        return cls(source, gene_tokens(folder, plan.fingerprint.cells["genes"]), plan.fingerprint, whole)
-
-    def counts(self, joinids: Int64Array, tokens_G: _Tokens) -> Iterator[sparse.csr_matrix]:
-        """Counts of some cells of the shared genes, [some, G], block by block."""
-        place_V = np.searchsorted(tokens_G, self.tokens_V).astype(np.int32)
-        place_V[~np.isin(self.tokens_V, tokens_G)] = -1
-        for cells in counted_cells(self.source, joinids, place_V):
-            if cells.num_rows:
-                counts_NG = counts_matrix(cells, len(tokens_G))
-                if self.whole:
-                    self._require_counts(counts_NG)
-                yield counts_NG
-
-    def _require_counts(self, counts_NG: sparse.csr_matrix) -> None:
-        try:
-            require_whole(counts_NG.data)
-        except InputError as error:
-            raise _unavailable(f"{self.source.uri}: {error.found}, which is no count") from None
-
-
 def _as_stored(values_NG: sparse.csr_matrix) -> sparse.csr_matrix:
     return values_NG
-
-
-def _reference_atlases(index: IndexDescription, *, whole: bool) -> list[_Atlas]:
-    """The atlases of all embeddings that an index was made of."""
-    first, *others = (_Atlas.at(place, whole=whole) for place in (index.embeddings, *index.appended))
-    uri = index.fingerprint.cells.get("uri")
-    if first.fingerprint != index.fingerprint or any(other.fingerprint.cells.get("uri") != uri for other in others):
-        raise _unavailable(f"{index.embeddings} now holds other embeddings than were indexed")
-    return [first, *others]
-
-
-def _reference_counts(atlases: Sequence[_Atlas], joinids: Int64Array, tokens_G: _Tokens) -> sparse.csr_matrix:
-    """Counts of reference cells [N, G], each from the first of the atlases that has it."""
-    missing, rows, blocks = np.ones(len(joinids), bool), [], []
-    for atlas in atlases:
-        mine = np.flatnonzero(missing & np.isin(joinids, atlas.source.joinids()))
-        if len(mine):
-            blocks += list(atlas.counts(joinids[mine], tokens_G))
-            rows.append(mine)
-            missing[mine] = False
-    if missing.any():
-        raise _unavailable(f"{atlases[0].source.uri} lacks {int(missing.sum()):,} of the indexed cells")
-    return sparse.vstack(blocks, format="csr")[np.argsort(np.concatenate(rows))]
-
-
-def _require_variety(logs_NG: sparse.csr_matrix) -> None:
-    n_cells, n_genes = logs_NG.shape
-    if min(n_cells, n_genes) < 2 or not (logs_NG.max(axis=0) - logs_NG.min(axis=0)).nnz:  # noqa: PLR2004
-        raise _unavailable(f"{n_cells:,} reference cells do not differ in {n_genes:,} shared genes")
-
-
-def _unavailable(found: str) -> ReferenceSetError:
-    return ReferenceSetError(found, expected="counts to compare with", remedy="keep the atlas that was embedded")

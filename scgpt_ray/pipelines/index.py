@@ -24,6 +24,7 @@ from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.parts.provenance import NOT_STATED, Provenance
 from scgpt_ray.pipelines.executor import Engine, Executor
+from scgpt_ray.pipelines.fitness import examine
 from scgpt_ray.pipelines.index_request import require_belongs, resolve
 from scgpt_ray.pipelines.index_sample import Draw, samples_of
 from scgpt_ray.pipelines.index_steps import (
@@ -37,7 +38,7 @@ from scgpt_ray.pipelines.index_steps import (
 )
 from scgpt_ray.pipelines.recall import write_report
 from scgpt_ray.pipelines.reference import Reference, exact_neighbors
-from scgpt_ray.records import IndexDescription, Manifest, ShardDescription
+from scgpt_ray.records import Fitness, IndexDescription, Manifest, ShardDescription
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
 
@@ -244,10 +245,12 @@ def finish(
         recall_queries=len(recall_sample.ids_Q),
     )
     write_report(output, described, recall_sample, search, curve, reference.labels)
+    fitness, _ = examine(replace(reference, index=described), described.request.get("held_out"))
+    fitness.write(output)
     _commit(replace(reference, index=described), source, manifest)
     figures = {"nprobe": chosen.nprobe, "rerank": chosen.rerank, "recall_at_10": chosen.recall_at_10}
     tracker.log_metrics({"n_cells": described.n_cells, **figures})
-    for name in (IndexDescription.file, RECALL, CARD):
+    for name in (IndexDescription.file, RECALL, Fitness.file, CARD):
         tracker.log_artifact(name)
     return described
 

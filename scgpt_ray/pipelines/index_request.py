@@ -60,6 +60,12 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
             expected=f"columns the embeddings carry ({', '.join(manifest.obs_columns) or 'none'})",
             remedy="run embed with --obs-columns into a new folder",
         )
+    if settings.held_out_column not in (None, *labels):
+        raise ConfigError(
+            f"--held-out-column {settings.held_out_column}",
+            expected=f"a column that is stored with the index ({', '.join(labels) or 'none'})",
+            remedy="name one of these, or add it to --label-columns",
+        )
     n_cells = manifest.n_cells - manifest.n_empty
     if not n_cells:
         raise ReferenceSetError(
@@ -85,6 +91,7 @@ def resolve(settings: IndexSettings, manifest: Manifest) -> dict[str, Any]:
         "shards": n_shards,
         "target_recall": settings.target_recall,
         "seed": settings.seed,
+        **({"held_out": settings.held_out_column} if settings.held_out_column else {}),
         **template,
     }
 

@@ -105,7 +105,7 @@ def read_counts(source: Source, joinids: Int64Array, names: list[str] | None) ->
     cells = pa.concat_tables(list(counted_cells(source, joinids, own_place)))
     if names is not None and OBS_ID in cells.column_names and cells[OBS_ID].to_pylist() != names:
         raise _other_cells(source.uri)
-    return Counts(source.uri, counts_matrix(cells, len(own_place))[:, columns], _gene_names(var))
+    return Counts(source.uri, counts_matrix(cells, len(own_place))[:, columns], gene_names(var))
 
 
 def counted_cells(source: Source, joinids: Int64Array, places: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
@@ -146,7 +146,7 @@ def _other_cells(uri: str) -> AtlasError:
     )
 
 
-def _gene_names(var: pd.DataFrame) -> npt.NDArray[np.object_]:
+def gene_names(var: pd.DataFrame) -> npt.NDArray[np.object_]:
     """Gene names for reports: the first of the usual columns that var has."""
     column = next((name for name in CellSettings().gene_columns if name in var), None)
     return np.asarray(var.index if column is None else var[column], object).astype(str).astype(object)

@@ -6,6 +6,7 @@
     changes.json          refresh: which cells differ from those of the earlier embeddings
     gate.json             gate: how they drifted from the earlier embeddings
     index.json            index: what a search needs to know, written last; README.md has it as text
+    fitness.json          index: how well it labels cells of the reference itself
     shard-00000.json      index: the commit marker of a shard
     request.json          pretrain: what was asked for
 
@@ -14,19 +15,25 @@ contradicts the rest.
 """
 
 from scgpt_ray.records.embeddings import ChangeCounts, Changes, Manifest, Plan, Quarantine, QuarantinedCells
+from scgpt_ray.records.fitness import RANDOM_FIFTHS, Agreement, Fitness, LabelFitness, NeighborDistances
 from scgpt_ray.records.gate import Check, GateReport
 from scgpt_ray.records.index import CommitMarker, IndexDescription, ShardDescription
 from scgpt_ray.records.record import Record
 from scgpt_ray.records.training import PretrainRequest
 
 __all__ = [
+    "RANDOM_FIFTHS",
+    "Agreement",
     "ChangeCounts",
     "Changes",
     "Check",
     "CommitMarker",
+    "Fitness",
     "GateReport",
     "IndexDescription",
+    "LabelFitness",
     "Manifest",
+    "NeighborDistances",
     "Plan",
     "PretrainRequest",
     "Quarantine",

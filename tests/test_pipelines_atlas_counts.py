@@ -12,7 +12,7 @@ from scipy import sparse
 from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.pipelines.baseline import _Atlas, _reference_counts, _require_variety
+from scgpt_ray.pipelines.atlas_counts import AtlasCounts, reference_counts, require_variety
 from scgpt_ray.pipelines.stratified_sample import _DRAW, _lowest
 from scgpt_ray.schema import JOINID
 
@@ -21,19 +21,19 @@ SHARED = np.array([1, 7, 40], np.int32)
 
 
 def atlas(file, tokens=TOKENS, **options):
-    return _Atlas(locate(str(file), CellSettings(**options)), tokens, {})
+    return AtlasCounts(locate(str(file), CellSettings(**options)), tokens, {})
 
 
 def test_each_cell_is_read_from_the_first_atlas_that_has_it(blood, blood_file):
     """As where cells were added to an index: each set of embeddings is a selection of one atlas."""
     joinids = np.array([2, 3, 4, 9, 100, 259])
     parts = [atlas(blood_file, obs_filter="donor == 'd1'"), atlas(blood_file)]
-    counts = _reference_counts(parts, joinids, SHARED)
+    counts = reference_counts(parts, joinids, SHARED)
     np.testing.assert_array_equal(counts.toarray(), blood.X[joinids][:, [62, 56, 23]].toarray())
     kinds = blood.obs["donor"].to_numpy()[joinids]
     assert set(kinds) == {"d1", "d2"}
     with pytest.raises(ReferenceSetError, match=rf"{blood_file} lacks {(kinds == 'd2').sum()} of the indexed cells"):
-        _reference_counts(parts[:1], joinids, SHARED)
+        reference_counts(parts[:1], joinids, SHARED)
 
 
 def test_var_rows_of_one_gene_are_added_up(blood, blood_file):
@@ -65,8 +65,8 @@ def test_what_are_no_counts_is_refused(blood, tmp_path):
 @pytest.mark.parametrize("shape", [(1, 4), (4, 1), (3, 4), (4, 0)])
 def test_cells_that_do_not_differ_have_no_components(shape):
     with pytest.raises(ReferenceSetError, match=f"{shape[0]} reference cells do not differ in {shape[1]} shared genes"):
-        _require_variety(sparse.csr_matrix(np.ones(shape, np.float32)))
-    _require_variety(sparse.csr_matrix(np.eye(3, dtype=np.float32)))
+        require_variety(sparse.csr_matrix(np.ones(shape, np.float32)))
+    require_variety(sparse.csr_matrix(np.eye(3, dtype=np.float32)))
 
 
 def test_the_lowest_lots_of_the_shards_are_those_of_all_cells():
