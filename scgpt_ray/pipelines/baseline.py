@@ -32,6 +32,7 @@ from scgpt_ray.pipelines.partition_steps import gene_tokens
 from scgpt_ray.pipelines.raw_counts import counted_cells, counts_matrix, embedded_atlas
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import draw_cells
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import IndexDescription, Plan
 from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
@@ -74,6 +75,7 @@ class Baseline:
         return {"n_reference": self.n_reference, "n_allowed": self.n_allowed, "n_genes": self.n_genes}
 
 
+@Stage("PCA + kNN")
 def evaluate_baseline(
     settings: MapSettings,
     reference: Reference,

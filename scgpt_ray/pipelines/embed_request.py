@@ -16,6 +16,7 @@ from scgpt_ray.network.precision import is_native, require_precision, resolve_pr
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.pipelines.executor import names_cluster
 from scgpt_ray.pipelines.raw_counts import read_counts
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
@@ -64,6 +65,7 @@ class EmbedJob:
         return len(self.selection[0])
 
 
+@Stage("check the input")
 def check(
     settings: EmbedSettings, *, preferred: str | None = None, count_gpus: Callable[[], int] = gpus_of_machine
 ) -> EmbedJob:

@@ -72,7 +72,7 @@ class QueryVotes:
         left = parts.left()
         n_left = sum(cells[name] for name in left)
         short = 0
-        with Progress(sum(cells.values()), sum(cells.values()) - n_left, "map") as progress:
+        with Progress("vote", sum(cells.values()), sum(cells.values()) - n_left) as progress:
             for names in _blocks(cells, left):
                 short += self._commit(parts, names)
                 progress.add({"cells": sum(cells[name] for name in names)})
