@@ -21,6 +21,7 @@ from scgpt_ray.ending import Terminated, interruptible, write_result
 from scgpt_ray.errors import ConfigError, InputError, ScgptRayError
 from scgpt_ray.notices import Notices
 from scgpt_ray.object_store import ObjectStore, pairs, using
+from scgpt_ray.progress import LogHandler, Stage
 from scgpt_ray.verbs import VERBS, store_of
 
 DONE, FAILED, BAD_INPUT, INCOMPLETE, GATE_FAILED = 0, 1, 2, 3, 4
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        handlers=[LogHandler(sys.stderr)], level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
     for noisy in ("faiss", "httpx2", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     began, settings, notices = time.monotonic(), None, Notices()
@@ -62,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = _load(name, options)
             notices.start(name, settings)
             logger.info("scgpt-ray %s: %s", __version__, name)  # the libraries of a verb take seconds to import
-            result = VERBS[name].run(settings)
+            with Stage(name):
+                result = VERBS[name].run(settings)
     except InputError as error:
         return _end(None, notices, began, BAD_INPUT, status="refused", reason=str(error))
     except (ScgptRayError, OSError) as error:

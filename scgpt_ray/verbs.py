@@ -12,6 +12,8 @@ from importlib import import_module
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
+from scgpt_ray.progress import note
+
 if TYPE_CHECKING:
     from scgpt_ray.config import Settings
     from scgpt_ray.object_store import ObjectStore
@@ -64,6 +66,7 @@ class Verb:
         from scgpt_ray.config import ExecutionSettings
         from scgpt_ray.object_store import using
 
+        note("import libraries")
         module, _, name = self.home.partition(":")
         function = getattr(import_module(f"scgpt_ray.{module}"), name)
         result: Result

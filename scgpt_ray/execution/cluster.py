@@ -15,6 +15,7 @@ import ray
 import ray.exceptions
 
 from scgpt_ray.errors import ScgptRayError, WorkerError
+from scgpt_ray.progress import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,9 @@ def connected() -> Iterator[None]:
     # Silence a spurious core-worker error logged for every actor pool (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster_address()
-    require_answer(address)
-    _start(address)
+    with Stage("start Ray" if address == "local" else f"connect to Ray at {address}"):
+        require_answer(address)
+        _start(address)
     try:
         with _plain_errors():
             yield

@@ -15,7 +15,7 @@ from scgpt_ray.config.settings import parse_duration
 from scgpt_ray.execution.cluster import cluster_address
 from scgpt_ray.execution.gpu_wait import gpus_of_cluster, wait_for_gpus
 from scgpt_ray.execution.metrics import record
-from scgpt_ray.pipelines.executor import Failure, OnStep, Pool, Stages
+from scgpt_ray.pipelines.executor import Failure, OnStep, Pool, Stages, tasks_of
 from scgpt_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -96,7 +96,13 @@ class RayExecutor:
     ) -> list[Any]:
         """Run one task per call."""
         task = _remote(function).options(num_cpus=cpus, num_gpus=min(gpus, self.gpus))
-        results: list[Any] = ray.get([task.remote(*arguments) for arguments in calls])
+        references = left = [task.remote(*arguments) for arguments in calls]
+        with tasks_of(function, len(calls)) as tasks:
+            while left:
+                done, left = ray.wait(left, num_returns=len(left), timeout=1.0)
+                ray.get(done)  # raises what a task raised
+                tasks.advance(len(done))
+        results: list[Any] = ray.get(references)
         return results
 
     def share(self, value: Any) -> Any:

@@ -23,6 +23,7 @@ from scgpt_ray.execution.attempts import Attempts, attempt
 from scgpt_ray.execution.cluster import failed
 from scgpt_ray.execution.draining import leave_draining_node
 from scgpt_ray.pipelines.executor import RETRIES, Failure, Pool, Stages
+from scgpt_ray.progress import note
 
 _NO_PROGRESS_S = 900
 _CALLS = 2
@@ -41,6 +42,7 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
         stages: Stages of each partition.
         pool: Actors for `stages.compute`; None without that stage.
     """
+    note("start actors and readers")
     _quiet_data()
     attempts = Attempts.start(stages.attempts)
     read_cpus = pool.read_cpus if pool else 1

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
-from scgpt_ray.pipelines.executor import POISON, RETRIES, Failure, OnStep, Pool, Stages, is_poison
+from scgpt_ray.pipelines.executor import POISON, RETRIES, Failure, OnStep, Pool, Stages, is_poison, tasks_of
+from scgpt_ray.progress import note
 from scgpt_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -48,10 +49,13 @@ class SerialExecutor:
         self, todo: tuple[Partition, ...], stages: Stages, _pool: Pool | None
     ) -> Iterator[dict[str, Any] | Failure]:
         """Process one partition after the other."""
+        note("load the network" if stages.compute else "")
         compute = stages.compute(*stages.arguments) if stages.compute else None
 
         def computed(partition: Partition) -> tuple[pa.Table, dict[str, Any]]:
+            note(f"read partition {partition.number}")
             table = stages.read(partition)
+            note(f"compute partition {partition.number}")
             return compute(table) if compute is not None else (table, {})
 
         retries = 0
@@ -71,7 +75,12 @@ class SerialExecutor:
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: int = 0
     ) -> list[Any]:
         """Make one call after the other."""
-        return [function(*arguments) for arguments in calls]
+        results = []
+        with tasks_of(function, len(calls)) as tasks:
+            for arguments in calls:
+                results.append(function(*arguments))
+                tasks.advance()
+        return results
 
     def share(self, value: Any) -> Any:
         """Return the value."""

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 from scgpt_ray.errors import CheckpointError
 from scgpt_ray.network.published import Known
 from scgpt_ray.object_store import current
+from scgpt_ray.progress import Stage
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,9 @@ def _on_hub(folder: HubFolder, name: str) -> RemoteFile:
     # Imported on need: most checkpoints are on a disk.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]
+
+    disable_progress_bars()  # the stage counts
 
     # The library reads HF_ENDPOINT when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT") or None
@@ -148,16 +150,10 @@ def stored_file(place: Folder, name: str) -> RemoteFile:
         raise FileNotFoundError(f"{where} does not exist")
 
     def append(stream: BinaryIO, n_bytes: int) -> None:
-        from tqdm import tqdm
-
-        bar: tqdm[Any] = tqdm(
-            desc=name, total=size, initial=n_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
-        )
-        with place.open(name) as source, bar:
+        with place.open(name) as source:
             source.seek(n_bytes)
             while chunk := source.read(_CHUNK):
                 stream.write(chunk)
-                bar.update(len(chunk))
 
     return RemoteFile(where, f"{where} {size}", size, None, "", append)
 
@@ -182,7 +178,8 @@ def download(file: RemoteFile, target: Path, known: Known) -> Path:
         if n_bytes:
             logger.info("%s: resumed after %s", file.where, megabytes(n_bytes))
         try:
-            file.append(stream, n_bytes)
+            with Stage(f"download {target.name}", file.size, done=n_bytes, unit="bytes") as stage:
+                file.append(_Counted(stream, stage), n_bytes)
         except transfer_errors() as error:
             from huggingface_hub.errors import HfHubHTTPError
 
@@ -200,6 +197,20 @@ def download(file: RemoteFile, target: Path, known: Known) -> Path:
             part.unlink()
             raise _wrong(file, f"the sha256 {found}", str(expected.sha256))
     return part
+
+
+class _Counted:
+    """A file that is written, whose bytes a stage counts."""
+
+    def __init__(self, stream: BinaryIO, stage: Stage) -> None:
+        self._stream, self._stage = stream, stage
+
+    def write(self, chunk: bytes) -> int:
+        self._stage.advance(len(chunk))
+        return self._stream.write(chunk)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _wrong(file: RemoteFile, found: str, expected: str) -> CheckpointError:

@@ -17,6 +17,7 @@ from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import Fingerprint
 from scgpt_ray.parts.manifest import GENES, require_manifest
 from scgpt_ray.parts.parts import PARTS, Part
+from scgpt_ray.progress import note
 from scgpt_ray.records import Manifest, Plan, Quarantine
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, Int64Array
 from scgpt_ray.storage import Folder
@@ -71,6 +72,7 @@ def audit_embeddings(folder: Folder) -> list[Problem]:
         if len(lost_here) == partition.n_cells:
             continue
         planned.append(name)
+        note(name)
         try:
             part = _read_part(folder.read(f"{PARTS}/{name}"), name, footers)
             found = list(_audit_part(*part, partition, plan, lost_here))

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from scgpt_ray.atlas.plan import Partition, digest_joinids
 from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.footer import read_all, read_stamp
+from scgpt_ray.progress import note
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import CONTENT, EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
 from scgpt_ray.storage import Folder
@@ -235,4 +236,5 @@ def vectors_of(table: pa.Table) -> tuple[Int64Array, Float32Matrix]:
 def iterate_parts(parts: Folder, names: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Read parts one after the other."""
     for name in names:
+        note(name)
         yield read_part(parts, name, columns)

@@ -34,6 +34,7 @@ from scgpt_ray.pipelines.atlas_counts import (
 )
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import draw_cells
+from scgpt_ray.progress import Stage
 from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -73,6 +74,7 @@ class Baseline:
         return {"n_reference": self.n_reference, "n_allowed": self.n_allowed, "n_genes": self.n_genes}
 
 
+@Stage("PCA + kNN")
 def evaluate_baseline(
     settings: MapSettings,
     reference: Reference,

@@ -22,6 +22,7 @@ from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import CELLS, count_cells, draw_cells, even_quotas, vectors_of_cells
+from scgpt_ray.progress import Stage
 from scgpt_ray.schema import JOINID, N_GENES, Float32Matrix
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _SEED = 0  # every mapping uses the same calibration cells
 
 
+@Stage("calibrate")
 def calibrations(
     settings: MapSettings, reference: Reference, rules: PredictionRules, reference_cells: CellCounts
 ) -> dict[str, Calibration]:
@@ -73,6 +75,7 @@ def calibrations(
     return found
 
 
+@Stage("compare with held-out groups")
 def query_positions(
     settings: MapSettings,
     reference: Reference,

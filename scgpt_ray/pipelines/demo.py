@@ -26,6 +26,7 @@ from scgpt_ray.pipelines.embed import embed
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.map import map_query
+from scgpt_ray.progress import Stage
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -103,33 +104,37 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
     atlas = output.path / "atlas"
     if not atlas.exists():
         output.path.mkdir(parents=True, exist_ok=True)
-        write_soma(atlas, cells)
+        with Stage("write the atlas"):
+            write_soma(atlas, cells)
     with _one_store(output):
-        embed(
-            EmbedSettings(
-                atlas=str(atlas),
-                checkpoint=settings.checkpoint,
-                output=output.where("reference"),
-                obs_filter=f"{SPLIT} == 'reference'",
-                obs_columns=(LABEL,),
-                cells_per_partition=_CELLS_PER_PARTITION,
-            ),
-            engine,
-        )
-        build_index(IndexSettings(embeddings=output.where("reference"), output=output.where("index")), engine)
-        mapped = map_query(
-            MapSettings(
-                query=str(atlas),
-                index=output.where("index"),
-                checkpoint=settings.checkpoint,
-                output=output.where("mapped"),
-                obs_filter=f"{SPLIT} == 'query'",
-                truth_column=LABEL,
-                k=_K,
-                cells_per_partition=_CELLS_PER_PARTITION,
-            ),
-            engine,
-        )
+        with Stage("reference"):
+            embed(
+                EmbedSettings(
+                    atlas=str(atlas),
+                    checkpoint=settings.checkpoint,
+                    output=output.where("reference"),
+                    obs_filter=f"{SPLIT} == 'reference'",
+                    obs_columns=(LABEL,),
+                    cells_per_partition=_CELLS_PER_PARTITION,
+                ),
+                engine,
+            )
+        with Stage("index"):
+            build_index(IndexSettings(embeddings=output.where("reference"), output=output.where("index")), engine)
+        with Stage("map"):
+            mapped = map_query(
+                MapSettings(
+                    query=str(atlas),
+                    index=output.where("index"),
+                    checkpoint=settings.checkpoint,
+                    output=output.where("mapped"),
+                    obs_filter=f"{SPLIT} == 'query'",
+                    truth_column=LABEL,
+                    k=_K,
+                    cells_per_partition=_CELLS_PER_PARTITION,
+                ),
+                engine,
+            )
         untrained = _untrained(atlas, list(cells.var_names), settings.checkpoint, output.folder("untrained"), engine)
     assert mapped.scores is not None, "the demo gives a truth column"
     _draw_umap(output)

@@ -19,6 +19,7 @@ from scgpt_ray.parts.parts import Part
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
 from scgpt_ray.pipelines.embed_run import NO_CELLS, EmbedRun
 from scgpt_ray.pipelines.executor import Engine, Executor, Pool
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import Manifest, Plan, Quarantine
 from scgpt_ray.tracking import Tracker, versions
 
@@ -113,6 +114,7 @@ def write_genes(job: EmbedJob) -> None:
     job.output.write(GENES, sink.getvalue())
 
 
+@Stage("check the parts")
 def finish(
     plan: Plan,
     parts: Mapping[int, Part],

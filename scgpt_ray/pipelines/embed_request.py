@@ -17,6 +17,7 @@ from scgpt_ray.network.checkpoint_files import CheckpointFiles
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.pipelines.executor import names_cluster
 from scgpt_ray.pipelines.raw_counts import read_counts
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
@@ -68,6 +69,7 @@ class EmbedJob:
         return len(self.selection[0])
 
 
+@Stage("check the input")
 def check(
     settings: EmbedSettings, *, preferred: str | None = None, count_gpus: Callable[[], int] | None = None
 ) -> EmbedJob:

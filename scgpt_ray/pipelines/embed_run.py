@@ -125,7 +125,7 @@ class EmbedRun:
         """Stream partitions through the stages; returns those that failed."""
         failed: list[Failure] = []
         done = sum(part.n_cells for part in self.parts.values())
-        with Progress(total=self.plan.n_cells, done=done) as progress:
+        with Progress("embed", self.plan.n_cells, done) as progress:
             for number, receipt in enumerate(self.executor.stream(todo, self._stages, self.workers), 1):
                 if isinstance(receipt, Failure):
                     failed.append(receipt)

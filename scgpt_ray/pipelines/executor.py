@@ -16,6 +16,7 @@ import pyarrow as pa
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import ComputeSettings
 from scgpt_ray.errors import DamagedError, ScgptRayError
+from scgpt_ray.progress import Stage
 
 if TYPE_CHECKING:
     from scgpt_ray.storage import Folder
@@ -138,6 +139,11 @@ class Failure:
     def killed(cls, partition: Partition, attempts: int, death: str, log: Sequence[str]) -> "Failure":
         """That of a partition that killed its workers; `death` explains that of the last, `log` is its log."""
         return cls(partition, f"killed its worker {attempts} times: {death}", tuple(log[-_LOG_LINES:]))
+
+
+def tasks_of(function: Callable[..., Any], n: int) -> Stage:
+    """The stage of some tasks, named after their function."""
+    return Stage(function.__name__.strip("_").replace("_", " "), n, unit="tasks")
 
 
 OnStep = Callable[[int, Mapping[str, float]], None]

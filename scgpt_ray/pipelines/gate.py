@@ -30,6 +30,7 @@ from scgpt_ray.pipelines.gate_cells import N_SAMPLE, Listed, Mask, label_column_
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.validate import stored_settings
 from scgpt_ray.pipelines.verify import compare, verify_cells
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import Check, GateReport, Plan
 from scgpt_ray.schema import DATASET_ID, EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix_array
 from scgpt_ray.storage import Folder
@@ -101,6 +102,7 @@ def compare_embeddings(
     )
 
 
+@Stage("write the report")
 def write(report: GateReport, output: Folder, earlier: str, later: str) -> None:
     """Write gate.json, and the report for people."""
     output.require_writable()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from tqdm.auto import tqdm
 
 from scgpt_ray.atlas.genes import Coverage
 from scgpt_ray.atlas.plan import cut
@@ -14,8 +15,7 @@ from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import Embedder
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect, model_identity, precision_of
 from scgpt_ray.pipelines.executor import cells_per_partition
-from scgpt_ray.pipelines.progress import Progress
-from scgpt_ray.schema import BIN, EMBEDDING, Float32Matrix, matrix
+from scgpt_ray.schema import EMBEDDING, Float32Matrix, matrix
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
 
@@ -69,12 +69,12 @@ def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: s
         precision = precision_of(settings, preferred, lambda: int(device != "cpu"))
     rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
     embedder, tables = Embedder(checkpoint, device=device, precision=precision), []
-    with Progress(len(joinids), done=0) as progress:
+    with tqdm(total=len(joinids), desc="embed", unit=" cells") as progress:
         for partition in cut(joinids, settings.cells_per_partition or cells_per_partition(device)):
             blocks = cells.read(partition, genes.lookup())
             tokens = pa.concat_tables(tokenize(block, checkpoint.vocabulary, rules) for block in blocks)
             tables.append(embedder(tokens))
-            progress.add({"cells": len(tokens), "tokens": len(tokens[BIN].combine_chunks().flatten())})
+            progress.update(len(tokens))
     return EmbeddedCells(
         pa.concat_tables(tables), coverage, model_identity(checkpoint, rules, precision), genes.token >= 0
     )

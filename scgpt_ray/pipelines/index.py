@@ -38,6 +38,7 @@ from scgpt_ray.pipelines.index_steps import (
 )
 from scgpt_ray.pipelines.recall import write_report
 from scgpt_ray.pipelines.reference import Reference, exact_neighbors
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import Fitness, IndexDescription, Manifest, ShardDescription
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker
@@ -280,6 +281,7 @@ def _commit(reference: Reference, source: Folder, manifest: Manifest) -> None:
     index.write(reference.folder)
 
 
+@Stage("sample queries")
 def _recall_sample(reference: Reference, executor: Executor, source: Folder, manifest: Manifest) -> RecallSample:
     """Sample cells of the embeddings, and find their true neighbours in the index.
 

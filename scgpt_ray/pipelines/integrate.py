@@ -23,6 +23,7 @@ from scgpt_ray.pipelines.integration_result import (
     write_integration,
 )
 from scgpt_ray.pipelines.raw_counts import Counts, embedded_atlas, named_atlas, read_counts
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import Plan
 from scgpt_ray.schema import JOINID, OBS_ID, Float32Matrix
 from scgpt_ray.storage import Folder
@@ -66,19 +67,19 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
         components_NC = _components(settings, stored, known)
         if components_NC is not None:
             embeddings[BASELINE] = components_NC
-        integration = compare_embeddings(
-            embeddings, labels, batch_keys, seed=settings.seed, baseline=BASELINE if BASELINE in embeddings else None
-        )
-        logger.info("%d embeddings of %d cells evaluated; next, %d factors", len(embeddings), len(labels), len(factors))
-        effects = explain_factors(
-            factors,
-            embeddings,
-            labels,
-            counts_NG=known.counts_NG if known else None,
-            genes_G=known.genes_G if known else None,
-            replicates=replicates,
-            seed=settings.seed,
-        )
+        baseline = BASELINE if BASELINE in embeddings else None
+        with Stage(f"evaluate {len(embeddings)} embeddings of {len(labels):,} cells"):
+            integration = compare_embeddings(embeddings, labels, batch_keys, seed=settings.seed, baseline=baseline)
+        with Stage(f"explain {len(factors)} factors"):
+            effects = explain_factors(
+                factors,
+                embeddings,
+                labels,
+                counts_NG=known.counts_NG if known else None,
+                genes_G=known.genes_G if known else None,
+                replicates=replicates,
+                seed=settings.seed,
+            )
         integrated = IntegrationResult(
             output,
             selection,
@@ -134,6 +135,7 @@ def _replicates(settings: IntegrateSettings, cells: ComparedCells, selection: Se
     return None
 
 
+@Stage("read raw counts")
 def _counts(
     settings: IntegrateSettings, cells: ComparedCells, selection: Selection
 ) -> tuple[Counts | str, Counts | str]:
@@ -171,6 +173,7 @@ def _without(reason: str) -> str:
     return reason
 
 
+@Stage("principal components")
 def _components(settings: IntegrateSettings, stored: Counts | str, counts: Counts | None) -> Float32Matrix | None:
     """The baseline, float32 [n, c]; None without counts to make it of."""
     genes: dict[str, Any] = {"n_genes": settings.highly_variable, "flavor": settings.flavor, "seed": settings.seed}

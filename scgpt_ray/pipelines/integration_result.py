@@ -18,6 +18,7 @@ from scgpt_ray.evaluation.report.reports import integration_report
 from scgpt_ray.evaluation.report.scatter import Column, Scatter
 from scgpt_ray.evaluation.sample import Selection, stratified_sample
 from scgpt_ray.evaluation.umap import umap_coordinates
+from scgpt_ray.progress import Stage
 from scgpt_ray.schema import N_GENES, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
@@ -87,6 +88,7 @@ class IntegrationResult:
         }
 
 
+@Stage("write the report")
 def write_integration(
     integrated: IntegrationResult,
     settings: IntegrateSettings,

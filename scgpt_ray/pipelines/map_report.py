@@ -40,6 +40,7 @@ from scgpt_ray.pipelines.mapping_result import (
 )
 from scgpt_ray.pipelines.query_parts import DISTANCE
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import N_GENES, Int64Array
 
@@ -48,6 +49,7 @@ _REJECTION = "Accuracy of the remaining query cells if the least confident ones 
 _RELIABILITY = "Share of correct query cells by confidence."
 
 
+@Stage("write the report")
 def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Reference) -> None:
     """Write query.h5ad, metrics.json, report.html, and if any calibration.json and umap.png."""
     output, manifest = mapped.output, mapped.parts.manifest

@@ -2,13 +2,10 @@
 
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
+from functools import partial
 from typing import Any
-
-from tqdm import tqdm
 
 from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
@@ -20,6 +17,7 @@ from scgpt_ray.pipelines.executor import Engine, Executor
 from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, TrainingJob, check_training
 from scgpt_ray.pipelines.shared_checkpoint import share
 from scgpt_ray.pipelines.token_cache import cache_tokens
+from scgpt_ray.progress import Stage, note
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import Tracker, versions
 from scgpt_ray.training.dataset import AtlasTokens, Cells
@@ -91,8 +89,8 @@ def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
         training = training_of(job, cache_tokens(job, executor), on_gpu=on_gpu)
         if job.start is not None:
             training = replace(training, checkpoint=share(job.start, job.output.folder(START), executor))
-        with _StepProgress(tracker, settings.steps) as progress:
-            executor.train(training, job.output, settings.workers, progress.on_step)
+        with Stage("train", settings.steps, unit="steps") as steps:
+            executor.train(training, job.output, settings.workers, partial(_on_step, tracker, steps))
         state = read_state(job.output)
         assert state is not None, "the last step saves"
         metrics = _write(job, training, state["kept"])
@@ -160,6 +158,7 @@ def _require(cells: Cells, validation: Cells, settings: PretrainSettings) -> Non
             )
 
 
+@Stage("write the checkpoint")
 def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dict[str, Any]:
     """Write the checkpoint folders and metrics.json, which is last because it marks the run as finished."""
     settings = job.settings
@@ -197,25 +196,15 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
     return metrics
 
 
-class _StepProgress:
-    """Progress bar on a terminal, periodic log lines otherwise, and MLflow metrics."""
-
-    def __init__(self, tracker: Tracker, steps: int) -> None:
-        self._tracker = tracker
-        self._bar = tqdm(total=steps, unit=" steps", disable=not sys.stderr.isatty(), desc="pretrain")
-
-    def __enter__(self) -> "_StepProgress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step or of a validation."""
-        is_validation = "val_loss" in metrics
-        self._tracker.log_metrics(metrics, step=step, now=is_validation)
-        self._bar.update(max(0, step - self._bar.n))
-        if is_validation:
-            logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+def _on_step(tracker: Tracker, steps: Stage, step: int, metrics: Mapping[str, float]) -> None:
+    """Show and log the metrics of a step or of a validation."""
+    is_validation = "val_loss" in metrics
+    tracker.log_metrics(metrics, step=step, now=is_validation)
+    if steps.done:
+        steps.advance(max(0, step - steps.done))
+    else:
+        steps.start_at(step)  # an earlier run may have done the steps before it
+    if is_validation:
+        logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    else:
+        note(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))

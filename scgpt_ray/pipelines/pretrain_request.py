@@ -18,6 +18,7 @@ from scgpt_ray.network.checkpoint import Architecture, Checkpoint, read_checkpoi
 from scgpt_ray.network.checkpoint_files import CheckpointFiles
 from scgpt_ray.parts.token_file import known
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import PretrainRequest
 from scgpt_ray.schema import RESERVED
 from scgpt_ray.storage import Folder
@@ -97,6 +98,7 @@ class TrainingJob:
         return digest_of([*tokens, *(request.settings[name] for name in names)])
 
 
+@Stage("check the input")
 def check_training(settings: PretrainSettings) -> TrainingJob:
     """Check a request completely.
 

@@ -78,7 +78,7 @@ class QueryVotes:
         read, commit = ReadQuery(parts.embedded.folder(PARTS)), CommitPredictions(parts.predictions)
         stages = Stages(read, VotePartition, (self.alone(), pool.threads), commit)
         short, failed = 0, []
-        with Progress(total, total - n_left, "map") as progress:
+        with Progress("map", total, total - n_left) as progress:
             for receipt in executor.stream(todo, stages, pool) if todo else ():
                 if isinstance(receipt, Failure):
                     failed.append(receipt)

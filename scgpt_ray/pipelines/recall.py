@@ -22,6 +22,7 @@ from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import CHOSEN_K, RECALL_K, Point, RecallSample, Search, bytes_per_cell, speed
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.mapping.votes import VoteRules, label_votes
+from scgpt_ray.progress import Stage
 from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
@@ -30,6 +31,7 @@ Labels = Callable[[Int64Array, Sequence[str]], pa.Table]
 """Ids and columns -> soma_joinid and these label columns."""
 
 
+@Stage("measure recall")
 def write_report(
     output: Folder,
     index: IndexDescription,

@@ -16,6 +16,7 @@ from scgpt_ray.parts.token_file import TokenPart, committed_tokens, write_tokens
 from scgpt_ray.pipelines.executor import Executor, Failure, Stages
 from scgpt_ray.pipelines.partition_steps import ReadPartition
 from scgpt_ray.pipelines.pretrain_request import AtlasJob, TrainingJob
+from scgpt_ray.progress import Stage
 from scgpt_ray.storage import Folder
 from scgpt_ray.training.dataset import AtlasTokens
 from scgpt_ray.training.overlap import without_overlap
@@ -62,6 +63,7 @@ class CommitTokens:
         return {"part": asdict(part)}
 
 
+@Stage("make token files")
 def cache_tokens(job: TrainingJob, executor: Executor) -> tuple[AtlasTokens, ...]:
     """Make the token files that do not exist yet; returns all of them, by atlas.
 
