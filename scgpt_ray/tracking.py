@@ -96,10 +96,9 @@ class Tracker:
         with suppress(queue.Empty):
             while True:
                 waiting.append(self._pending.get_nowait())
-        for event in waiting:
-            if event.kind == "start":
-                self._pending.put(event)
-        return [event for event in waiting if event.kind != "start"]
+        if waiting and waiting[0].kind == "start":
+            self._pending.put(waiting.pop(0))
+        return waiting
 
     def _wait(self, patience: float) -> None:
         """Wait until all events are sent: for the import of MLflow, then for its store."""
@@ -198,11 +197,7 @@ class Tracker:
 class _Run:
     """An MLflow run in the thread: turns events into calls of MLflow.
 
-    Args:
-        output: Output folder.
-        uri: The store.
-        is_open: Set when the store is there.
-        is_over: Whether the run has ended without having been waited for: it is not begun, as it could not be ended.
+    A run that is over before it has begun is not begun: nothing would end it.
     """
 
     def __init__(self, output: Folder, uri: str, is_open: threading.Event, is_over: threading.Event) -> None:
