@@ -63,7 +63,7 @@ class Tracker:
         self._pending: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._unsent: list[Event] = []
         self._sending: Event | None = None
-        self._is_open = threading.Event()
+        self._is_open, self._is_over = threading.Event(), threading.Event()
         self._last_metrics = 0.0
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._put("start", name=verb)
@@ -96,10 +96,9 @@ class Tracker:
         with suppress(queue.Empty):
             while True:
                 waiting.append(self._pending.get_nowait())
-        for event in waiting:
-            if event.kind == "start":
-                self._pending.put(event)
-        return [event for event in waiting if event.kind != "start"]
+        if waiting and waiting[0].kind == "start":
+            self._pending.put(waiting.pop(0))
+        return waiting
 
     def _wait(self, patience: float) -> None:
         """Wait until all events are sent: for the import of MLflow, then for its store."""
@@ -109,6 +108,7 @@ class Tracker:
 
     def _finish(self) -> None:
         if self._thread.is_alive():
+            self._is_over.set()
             logger.warning("MLflow at %s does not answer; events go to %s", redacted(str(self.uri)), SPOOL)
         try:
             self._keep_unsent()
@@ -161,8 +161,8 @@ class Tracker:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat the URL; the error is logged below
-        run, ended = _Run(self.output, self.uri, self._is_open), False
-        while not (ended and self._pending.empty()):
+        run, ended = _Run(self.output, self.uri, self._is_open, self._is_over), False
+        while not (self._is_over.is_set() or (ended and self._pending.empty())):
             event = self._sending = self._pending.get()
             ended = ended or event.kind == "end"
             try:
@@ -195,10 +195,13 @@ class Tracker:
 
 
 class _Run:
-    """An MLflow run in the thread: turns events into calls of MLflow."""
+    """An MLflow run in the thread: turns events into calls of MLflow.
 
-    def __init__(self, output: Folder, uri: str, is_open: threading.Event) -> None:
-        self.output, self.uri, self.is_open = output, uri, is_open
+    A run that is over before it has begun is not begun: nothing would end it.
+    """
+
+    def __init__(self, output: Folder, uri: str, is_open: threading.Event, is_over: threading.Event) -> None:
+        self.output, self.uri, self.is_open, self.is_over = output, uri, is_open, is_over
         self.client: Any = None
         self.run_id = ""
         self.send_kind: dict[str, Callable[[Event], None]] = {
@@ -224,6 +227,8 @@ class _Run:
             experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
+        if self.is_over.is_set():
+            return
         name = event.payload["name"]
         self.run_id = self.client.create_run(experiment_id, start_time=event.time_ms, run_name=name).info.run_id
 

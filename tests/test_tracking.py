@@ -104,6 +104,21 @@ def test_an_interrupted_run_ends_before_all_else_that_waits(tmp_path, no_server,
     assert (run.info.status, run.data.params["seed"], run.data.metrics) == ("KILLED", "1", {"cells": 3})
 
 
+def test_a_run_that_did_not_begin_in_time_is_not_begun(tmp_path, no_server, monkeypatch):
+    """Nothing would end it: it would seem to run for ever."""
+    over, make = threading.Event(), tracking._make_store
+    monkeypatch.setattr(tracking, "_make_store", lambda uri: (over.wait(), make(uri)))
+    monkeypatch.setattr(tracking, "_HURRY_S", 0.1)
+    tracker = Tracker("embed", Folder.at(tmp_path), {})
+    with pytest.raises(KeyboardInterrupt), tracker:
+        raise KeyboardInterrupt
+    over.set()
+    tracker._thread.join()
+    assert runs(f"sqlite:///{tmp_path}/mlflow.db")[1] == []
+    kinds = {json.loads(line)["kind"] for line in (tmp_path / SPOOL).read_text().splitlines()}
+    assert kinds == {"start", "params", "end"}
+
+
 def test_progress_is_thinned(tmp_path, no_server):
     with Tracker("embed", Folder.at(tmp_path), {}) as tracker:
         for step in range(50):
