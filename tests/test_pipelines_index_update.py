@@ -110,6 +110,34 @@ def test_it_equals_an_index_without_the_cells(nights, tmp_path):
     require_same(tmp_path / "index", tmp_path / "anew-2", tmp_path / "e2")
 
 
+@pytest.mark.parametrize("worn_by", ["cells that are gone", pytest.param("shards", marks=pytest.mark.slow)])
+def test_a_worn_index_gets_new_shards_of_all_cells(worn_by, nights, blood, tmp_path, monkeypatch, caplog):
+    first, grow = nights
+    build(first, tmp_path / "index", "Flat")
+    if worn_by == "shards":
+        monkeypatch.setattr(index_update, "_MOST_ADDED", 1)
+        atlas = grow(1)
+    else:
+        atlas = str(tmp_path / "fewer.h5ad")
+        fewer = blood[50:210].copy()
+        fewer.obs["split"] = "used"
+        fewer.write_h5ad(atlas)
+    before = IndexDescription.read(Folder.at(tmp_path / "index"))
+    with caplog.at_level("INFO"):
+        index = night(first, atlas, tmp_path / "e1", tmp_path / "index").index
+    assert [shard.number for shard in index.shards] == [2]
+    assert sum(shard.n_removed for shard in index.shards) == 0
+    assert "1 new shards hold all cells; scgpt-ray prune " in caplog.text
+    build(tmp_path / "e1", tmp_path / "anew", "Flat")
+    require_same(tmp_path / "index", tmp_path / "anew", tmp_path / "e1")
+    removed = scgpt_ray.prune(folder=str(tmp_path / "index")).files
+    assert {*removed} > {name for shard in before.shards for name in shard.files}
+    assert not list((tmp_path / "index").glob("removed-*"))
+    night(tmp_path / "e1", grow(2), tmp_path / "e2", tmp_path / "index")
+    build(tmp_path / "e2", tmp_path / "anew-2", "Flat")
+    require_same(tmp_path / "index", tmp_path / "anew-2", tmp_path / "e2")
+
+
 @pytest.mark.slow
 def test_an_index_with_codes_is_searched_without_the_cells(nights, tmp_path):
     first, grow = nights

@@ -195,9 +195,15 @@ def add_shards(
     labels: tuple[str, ...],
     known: tuple[ShardDescription, ...],
     shards: int | None = None,
+    *,
+    anew: bool = False,
 ) -> list[ShardDescription]:
-    """Build shards of the cells of embeddings that known shards lack; by default as many as suit their number."""
-    names = list(manifest.parts)
+    """Build shards of the cells of embeddings that known shards lack; by default as many as suit their number.
+
+    They are numbered after the known ones. With `anew` they replace these, and hold all cells.
+    """
+    names, first = list(manifest.parts), 1 + max((shard.number for shard in known), default=-1)
+    known = () if anew else known
     fresh = np.array(new_cells(executor, source, names, output, known))
     if not fresh.sum():
         return []
@@ -207,7 +213,7 @@ def add_shards(
     inputs = [
         ShardInput(source, digest, tuple(group.tolist()), labels, known) for group in np.array_split(parts, n_shards)
     ]
-    return [shard for shard, _ in build_shards(executor, inputs, len(known), template_of(output), output)]
+    return [shard for shard, _ in build_shards(executor, inputs, first, template_of(output), output)]
 
 
 def finish(

@@ -14,7 +14,7 @@ from scgpt_ray.pipelines.shared_checkpoint import CHECKPOINT
 from scgpt_ray.records import IndexDescription, Manifest, Plan
 from scgpt_ray.storage import Folder
 
-_SHARD_FILE = re.compile(r"(shard|ids|vectors|labels)-\d+\.\w+")
+_SHARD_FILE = re.compile(r"(shard|ids|vectors|labels|removed)-\d+(-\w+)?\.\w+")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class ShardDescription:
         )
 
     @property
+    def number(self) -> int:
+        """Number of the shard in its index."""
+        return int(self.name.removeprefix("shard-").removesuffix(".faiss"))
+
+    @property
     def marker(self) -> str:
         """Name of its commit marker."""
         return self.name.removesuffix(".faiss") + ".json"
