@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _CELLS_AT_ONCE = 65_536
 """The label tables of the whole reference are read once per block; its vectors take 128 MiB at width 512."""
 
-_UNSEEN = {"truth_column", "baseline_values"}
+_UNSEEN = {"truth_column", "truth_map", "baseline_values"}
 """Options that change no prediction."""
 
 
