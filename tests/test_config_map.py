@@ -11,8 +11,11 @@ NEEDED = {"query": "q", "index": "i", "checkpoint": "c", "output": "o"}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_error": 0.05}, "map: --target-error needs --calibrate-by; expected"),
-        ({"false_rejection": 0.0}, "map: --false-rejection needs --calibrate-by; expected"),
+        (
+            {"calibrate_by": "none", "target_error": 0.05},
+            "map: --target-error needs a calibration, not",
+        ),
+        ({"calibrate_by": "none", "false_rejection": 0.0}, "map: --false-rejection needs a calibration, not"),
         ({"calibrate_by": "donor", "target_error": 1.5}, "--target-error is 1.5; expected less than or equal to 1"),
         ({"calibrate_by": "donor", "calibration_cells": 0}, "--calibration-cells is 0"),
         ({"calibrate_by": "donor", "label_columns": ["donor"]}, "--label-columns donor cannot be calibrated"),
@@ -36,4 +39,5 @@ def test_what_a_cell_of_the_calibration_does_not_meet():
     assert MapSettings.of(NEEDED).excluded_columns == ()
     both = MapSettings.of(NEEDED | {"calibrate_by": "donor", "exclude_same": ["dataset", "donor"]})
     assert both.excluded_columns == ("donor", "dataset")
-    assert MapSettings.of(NEEDED | {"exclude_same": ["donor"], "label_columns": ["donor"]}).calibrate_by is None
+    assert MapSettings.of(NEEDED | {"exclude_same": ["donor"], "label_columns": ["donor"]}).calibrate_by == "auto"
+    assert MapSettings.of(NEEDED | {"calibrate_by": "none"}).calibrate_by is None

@@ -83,7 +83,7 @@ def index(run, tmp_path, factory):
     description = IndexDescription(
         request={}, factory=factory, d=8, n_cells=198, nprobe=1, rerank=1,
         recall_at_10=1.0 if factory == "Flat" else 0.4, recall_queries=1,
-        shards=shards, label_columns=("kind",), fingerprint=manifest.fingerprint, embeddings=run.uri,
+        shards=shards, label_columns=("kind",), fingerprint=manifest.fingerprint, embeddings=run.uri, checkpoint="demo",
     )  # fmt: skip
     description.write(folder)
     return folder

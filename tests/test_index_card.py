@@ -26,6 +26,7 @@ def card(labels=LABELS, checkpoint="brain", cells=None, **changes):
         "label_columns": tuple(labels),
         "fingerprint": fingerprint,
         "embeddings": "/home/someone/embeddings",
+        "checkpoint": "demo",
         **changes,
     }
     return index_card(IndexDescription(**values), Provenance(fingerprint, checkpoint, 0.9), labels)

@@ -44,7 +44,16 @@ def test_what_is_left(built, reference):
     kinds = (("ids", "npy"), ("labels", "parquet"), ("shard", "faiss"), ("shard", "json"))
     names = [f"{kind}-{number:05d}.{suffix}" for kind, suffix in kinds for number in range(3)]
     left = sorted(path.name for path in output.iterdir() if not path.name.startswith("ml"))
-    others = ["README.md", "centre.npy", "fitness.json", "index.json", "recall.json", "template.faiss", "template.json"]
+    others = [
+        "README.md",
+        "centre.npy",
+        "fitness.json",
+        "index.json",
+        "markers.parquet",
+        "recall.json",
+        "template.faiss",
+        "template.json",
+    ]
     assert left == sorted([*names, *others])
     assert (description.factory, description.n_cells, description.d) == ("Flat", N - len(EMPTY), 16)
     assert (description.nprobe, description.recall_at_10, description.recall_queries) == (1, 1.0, 256)

@@ -97,6 +97,8 @@ def options(place, checkpoint, output="mapped", index=1, **more):
         "output": str(place / output),
         "k": K,
         "cells_per_partition": 60,
+        "label_columns": ["cell_type", "donor"],
+        "calibrate_by": "none",
         **more,
     }
 

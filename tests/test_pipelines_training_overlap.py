@@ -23,7 +23,7 @@ def index(uri="/data/atlas", obs_filter=None, embeddings="/out/e"):
     cells = {"uri": uri, "obs_filter": obs_filter}
     return IndexDescription(
         request={}, factory="Flat", d=2, n_cells=0, nprobe=1, rerank=0, recall_at_10=1.0, recall_queries=0,
-        shards=(), label_columns=(), fingerprint=Fingerprint({}, cells), embeddings=embeddings,
+        shards=(), label_columns=(), fingerprint=Fingerprint({}, cells), embeddings=embeddings, checkpoint="demo",
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ INDEX = IndexDescription(
     label_columns=("cell_type", "spécial"),
     fingerprint=FINGERPRINT,
     embeddings="s3://bucket/embeddings",
+    checkpoint="demo",
     appended=("s3://bucket/more",),
 )
 MARKER = CommitMarker(request="ab", shard=INDEX.shards[1], bytes={"shard-00001.faiss": 5})

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.settings import Count, Fraction, Precision, Settings, Text, Texts, option_name
+
+AUTO = "auto"
 
 
 class VoteSettings(Settings):
@@ -14,11 +16,14 @@ class VoteSettings(Settings):
     group = "Neighbours and votes"
 
     label_columns: Texts = ()
-    """Label columns to transfer. Default: all of the index; with --calibrate-by, without that column and those of
-    --exclude-same."""
+    """Label columns to transfer. Default: all of the index that have labels, but no numbers and no identifiers such as
+    donor_id, dataset_id or barcode."""
     truth_column: Text | None = None
     """obs column of the query with the true labels of the first label column: adds accuracy and macro-F1, and PCA + kNN
     as a baseline if both atlases are unchanged on disks of this machine. Default: none."""
+    truth_map: Text | None = None
+    """File of two columns, separated by tabs or commas: true labels of the query, and the labels that the reference has
+    for them. Default: they have the same names."""
     baseline_values: Literal["log1p", "stored"] = "log1p"
     """Values that PCA + kNN is made of. log1p: counts scaled to 10,000 per cell, then log(1 + x); stored: as they stand
     in the layers that were embedded, and then both atlases must be there."""
@@ -42,19 +47,19 @@ class CalibrationSettings(Settings):
 
     group = "Calibration and rejection"
 
-    calibrate_by: Text | None = None
+    calibrate_by: Text | None = AUTO
     """Column of the index that separates independent samples, such as donor_id, with three or more values: reference
     cells are mapped without their own donor, and how often that is right gives each query cell the probability that its
-    label is right. Default: none, no calibration."""
+    label is right. auto: that of the index (fitness.json), if it has one; none: no calibration."""
     calibration_cells: Count = 3000
     """Number of reference cells to sample for calibration, as many of each value of --calibrate-by."""
     target_error: Fraction | None = None
     """Fraction of accepted labels of a new donor or dataset that may be wrong, such as 0.05, with a confidence of 80 %:
-    cells whose probability is too low for that become Unknown. Refused if held-out donors exceed it. Requires
-    --calibrate-by. Default: none, no rejection."""
+    cells whose probability is too low for that become Unknown. Refused if held-out donors exceed it. Requires a
+    calibration. Default: none, no rejection."""
     false_rejection: Fraction | None = None
     """Fraction of cells of known types that may become Unknown because they are far from the reference, such as 0.01:
-    sets the distance beyond which a cell is rejected. Requires --calibrate-by. Default: none, no rejection by
+    sets the distance beyond which a cell is rejected. Requires a calibration. Default: none, no rejection by
     distance."""
 
 
@@ -91,8 +96,9 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     index: Text
     """Output folder of `index`: a path, an s3:// URI or hf://owner/repo[@revision][/subfolder], which is downloaded to
     the cache. The embeddings that it was built from are not needed."""
-    checkpoint: Text
-    """Checkpoint that the reference was embedded with: a name, a folder or hf://..., as for `embed`."""
+    checkpoint: Text | None = None
+    """Checkpoint that the reference was embedded with: a name, a folder or hf://..., as for `embed`. Default: the one
+    that the index names."""
     output: Text
     """Folder for predictions.parquet (parts), query.h5ad, metrics.json, report.html, umap.png and calibration.json; a
     path or s3:// URI."""
@@ -100,12 +106,19 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     """Arithmetic of the network for the query. auto: that of the index, or float32 if the query's devices lack it, such
     as CPUs for an index made on GPUs in float16."""
 
+    @field_validator("calibrate_by")
+    @classmethod
+    def _none_is_no_column(cls, column: str | None) -> str | None:
+        return None if column == "none" else column
+
     @model_validator(mode="after")
     def _required_options(self) -> Self:
         if self.calibrate_by is None:
             alone = [name for name in ("target_error", "false_rejection") if getattr(self, name) is not None]
             if alone:
-                raise ValueError(f"{option_name(alone[0])} needs --calibrate-by")
+                raise ValueError(f"{option_name(alone[0])} needs a calibration, not --calibrate-by none")
+        if self.truth_map is not None and self.truth_column is None:
+            raise ValueError("--truth-map needs --truth-column")
         if self.without_terms and self.term_column is not None:
             raise ValueError("give one of --term-column and --without-terms")
         return self
@@ -113,7 +126,7 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     @model_validator(mode="after")
     def _excluded_columns_have_no_labels(self) -> Self:
         twice = [name for name in self.label_columns if name in self.excluded_columns]
-        if self.calibrate_by is not None and twice:
+        if self.calibrate_by not in (None, AUTO) and twice:
             raise ValueError(
                 f"--label-columns {twice[0]} cannot be calibrated: cells with the same {twice[0]} are excluded"
             )
@@ -122,4 +135,5 @@ class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings,
     @property
     def excluded_columns(self) -> tuple[str, ...]:
         """Columns in which a calibration cell must differ from its neighbours."""
-        return tuple(dict.fromkeys((*([self.calibrate_by] if self.calibrate_by else []), *self.exclude_same)))
+        group = [] if self.calibrate_by in (None, AUTO) else [self.calibrate_by]
+        return tuple(dict.fromkeys((*group, *self.exclude_same)))

@@ -9,6 +9,8 @@ CENTRE = "centre.npy"
 TEMPLATE_MARKER = "template.json"
 """Commit marker of template and centre, written last."""
 RECALL = "recall.json"
+MARKERS = "markers.parquet"
+"""Genes that mark the labels; a table without rows where the counts of the reference were not read."""
 
 
 def require_index(folder: Folder) -> IndexDescription:

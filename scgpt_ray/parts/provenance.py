@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scgpt_ray.identity import Fingerprint
@@ -75,6 +75,13 @@ def _version(cells: Mapping[str, Any]) -> str:
     if cells.get("snapshot"):
         return f", as of {datetime.fromtimestamp(cells['snapshot'] / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
     return f", {cells['bytes']:,} bytes" if "bytes" in cells else ""
+
+
+def embedded_with(folder: Folder) -> str:
+    """The checkpoint that `embed` was given, for commands on this machine: a folder by its whole path."""
+    plan = Plan.read(folder)
+    asked = str(plan.settings.get("checkpoint") or NOT_STATED) if plan else NOT_STATED
+    return str(Path(asked).absolute()) if Path(asked).is_dir() else asked
 
 
 def checkpoint_name(weights: str, asked: str) -> str:

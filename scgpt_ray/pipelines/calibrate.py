@@ -32,7 +32,12 @@ _SEED = 0  # every mapping uses the same calibration cells
 
 @Stage("calibrate")
 def calibrations(
-    settings: MapSettings, reference: Reference, rules: PredictionRules, reference_cells: CellCounts
+    settings: MapSettings,
+    reference: Reference,
+    rules: PredictionRules,
+    reference_cells: CellCounts,
+    *,
+    lenient: bool = False,
 ) -> dict[str, Calibration]:
     """Measure how often the votes on each label column are right.
 
@@ -44,6 +49,7 @@ def calibrations(
         reference: The reference.
         rules: Rules of the vote on the query.
         reference_cells: Reference cells by value, for `label_votes`.
+        lenient: Leave out a column that cannot be calibrated, with a message.
 
     Returns:
         Label column -> its calibration; empty without calibrate_by.
@@ -58,15 +64,19 @@ def calibrations(
         return {}
     alone: dict[str, OneGroupLabels] = {}
     for column in rules.columns:
-        with _errors_of(column):
+        with _errors_of(column, lenient=lenient):
             alone[column] = _one_group(settings, reference, column, group)
+    if not alone:
+        return {}
     # A copy, with which the actors of its search end: they leave their CPUs to those that embed the query.
     trial = _CalibrationCells.of(settings, replace(reference), rules, reference_cells, group)
     targets = Targets(settings.target_error, settings.false_rejection)
     found: dict[str, Calibration] = {}
-    for column in rules.columns:
-        with _errors_of(column):
+    for column in alone:
+        with _errors_of(column, lenient=lenient):
             found[column] = calibrate(trial.sample(column), targets, alone[column])
+        if column not in found:
+            continue
         held = found[column].held_out
         logger.info(
             "%s calibrated with %d cells of %d groups: %.3f right, calibration error %.3f, share kept %.3f",
@@ -125,11 +135,14 @@ def query_positions(
 
 
 @contextmanager
-def _errors_of(column: str) -> Iterator[None]:
-    """Name the label column that an error is about."""
+def _errors_of(column: str, *, lenient: bool) -> Iterator[None]:
+    """Name the label column that an error is about; if lenient, only say what it is."""
     try:
         yield
     except (ConfigError, ReferenceSetError) as error:
+        if lenient:
+            logger.info("%s is not calibrated: %s", column, error.found)
+            return
         remedy = f"{error.remedy}, or leave {column} out of --label-columns"
         raise type(error)(f"{column}: {error.found}", expected=error.expected, remedy=remedy) from None
 

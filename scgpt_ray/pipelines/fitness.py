@@ -18,7 +18,9 @@ from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.components import fit_components
 from scgpt_ray.evaluation.labels.baseline import N_COMPONENTS, majority, nearest_labels
 from scgpt_ray.evaluation.labels.metrics import has_truth, score_labels
+from scgpt_ray.evaluation.markers import SCHEMA, find_markers
 from scgpt_ray.index.card import MOST_VALUES
+from scgpt_ray.index.description import MARKERS
 from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.search import NONE, Neighbors
 from scgpt_ray.mapping.calibration_sample import LEAST_GROUPS, MOST_IN_ONE_GROUP, OneGroupLabels, count_groups
@@ -43,6 +45,25 @@ _FAR = 0.99  # quantile
 _SEED = 0
 
 _Texts = npt.NDArray[np.object_]
+
+
+def write_fitness(reference: Reference, held_out: str | None) -> None:
+    """Examine an index, and write its fitness and its table of markers, without rows where no counts are read.
+
+    Args:
+        reference: The index.
+        held_out: As `examine`.
+    """
+    fitness, counted = examine(reference, held_out)
+    tables = [SCHEMA.empty_table()]
+    if isinstance(counted, CountedSample):
+        tables += [
+            find_markers(counted.voters_SG, counted.voters[column], column, counted.tokens_G, counted.names_G)
+            for column in fitness.columns
+        ]
+    with reference.folder.staged(MARKERS) as path:
+        pq.write_table(pa.concat_tables(tables), path, compression="zstd")
+    fitness.write(reference.folder)
 
 
 def examine(reference: Reference, held_out: str | None) -> tuple[Fitness, CountedSample | str]:

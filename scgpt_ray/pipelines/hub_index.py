@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scgpt_ray.errors import CheckpointError, ReferenceSetError
 from scgpt_ray.identity import digest_of
-from scgpt_ray.index.description import CENTRE, RECALL, require_index
+from scgpt_ray.index.description import CENTRE, MARKERS, RECALL, require_index
 from scgpt_ray.network.checkpoint_cache import cached_hub_folder
 from scgpt_ray.network.download import locate_file, transfer_errors
 from scgpt_ray.pipelines.executor import Executor
@@ -61,7 +61,7 @@ def _files(source: str, folder: Path) -> list[str]:
 
 def _names(index: IndexDescription) -> list[str]:
     of_shards = [name for shard in index.shards for name in (*shard.files, shard.marker)]
-    return [IndexDescription.file, Fitness.file, CENTRE, RECALL, *of_shards]
+    return [IndexDescription.file, Fitness.file, CENTRE, RECALL, MARKERS, *of_shards]
 
 
 def share_index(folder: Folder, place: Folder, executor: Executor) -> Folder:

@@ -22,9 +22,9 @@ from scgpt_ray.index.recall import RECALL_K, RecallSample, choose_params, cost_m
 from scgpt_ray.index.search import merge
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
-from scgpt_ray.parts.provenance import NOT_STATED, Provenance
+from scgpt_ray.parts.provenance import NOT_STATED, Provenance, embedded_with
 from scgpt_ray.pipelines.executor import Engine, Executor
-from scgpt_ray.pipelines.fitness import examine
+from scgpt_ray.pipelines.fitness import write_fitness
 from scgpt_ray.pipelines.index_request import require_belongs, resolve
 from scgpt_ray.pipelines.index_sample import Draw, samples_of
 from scgpt_ray.pipelines.index_steps import (
@@ -87,6 +87,7 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             label_columns=tuple(request["labels"]),
             fingerprint=manifest.fingerprint,
             embeddings=source.uri,
+            checkpoint=embedded_with(source),
             license=settings.license or NOT_STATED,
         )
         return finish(described, source, manifest, output, executor, tracker, recall_sample)
@@ -252,8 +253,7 @@ def finish(
         recall_queries=len(recall_sample.ids_Q),
     )
     write_report(output, described, recall_sample, search, curve, reference.labels)
-    fitness, _ = examine(replace(reference, index=described), described.request.get("held_out"))
-    fitness.write(output)
+    write_fitness(replace(reference, index=described), described.request.get("held_out"))
     _commit(replace(reference, index=described), source, manifest)
     figures = {"nprobe": chosen.nprobe, "rerank": chosen.rerank, "recall_at_10": chosen.recall_at_10}
     tracker.log_metrics({"n_cells": described.n_cells, **figures})

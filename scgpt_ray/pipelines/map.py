@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
+from scgpt_ray.config.map import AUTO
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.mapping.calibration import Calibration
@@ -19,15 +20,18 @@ from scgpt_ray.pipelines.baseline import evaluate_baseline
 from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
+from scgpt_ray.pipelines.evidence import gather
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.hub_index import INDEX_COPY, is_on_hub, share_index
+from scgpt_ray.pipelines.map_defaults import require_fitness, with_defaults
 from scgpt_ray.pipelines.map_report import write_mapping
 from scgpt_ray.pipelines.mapping_result import MappingResult, output_name, overview_columns, texts
 from scgpt_ray.pipelines.query_parts import PREDICTIONS, QueryParts
 from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.training_overlap import training_overlap
-from scgpt_ray.records import IndexDescription
+from scgpt_ray.pipelines.truth import read_truth_map, translated, vocabulary_gap
+from scgpt_ray.records import Fitness, IndexDescription
 from scgpt_ray.schema import JOINID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
@@ -50,6 +54,10 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         RunError: If the work failed; the same command resumes it.
     """
     output, reference = Folder.at(settings.output), Reference.at(settings.index)
+    fitness = require_fitness(reference)
+    lenient = settings.calibrate_by == AUTO and settings.target_error is settings.false_rejection is None
+    settings = with_defaults(settings, reference.index, fitness)
+    truth_map = read_truth_map(settings.truth_map)
     rules = prediction_rules(settings, reference.index)
     reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)
     if rules.term_column:
@@ -65,7 +73,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
             reference = replace(reference, folder=share_index(reference.folder, output.folder(INDEX_COPY), executor))
         reference = reference.on(executor)
         cells = reference_cells(settings, reference, rules)
-        calibrated = calibrations(settings, reference, rules, cells)
+        calibrated = calibrations(settings, reference, rules, cells, lenient=lenient)
         manifest = job.done or run(job, executor, tracker)
         embedded = Folder.at(request.output)
         votes = QueryVotes(settings, reference, rules, cells, calibrated)
@@ -74,14 +82,23 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         overview = parts.overview(overview_columns(rules.columns, calibrated))
         positions = query_positions(settings, reference, rules, cells, calibrated, parts, overview)
         promises = _promises(job.checkpoint, reference, calibrated, positions)
-        truth = baseline = None
+        column = rules.columns[0]
+        truth = baseline = vocabulary = None
         if settings.truth_column is not None:
-            column = rules.columns[0]
             queries = parts.cells(list(dict.fromkeys((JOINID, settings.truth_column, *settings.exclude_same))))
-            truth = texts(queries[settings.truth_column])
-            baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
+            truth = translated(texts(queries[settings.truth_column]), truth_map)
+            share, vocabulary = vocabulary_gap(truth, cells[column])
+            if share:
+                baseline = evaluate_baseline(settings, reference, column, cells[column], embedded, queries, truth)
+            else:
+                truth = None  # nothing is right or wrong in words that the reference does not know
+        evidence = gather(
+            reference, fitness, rules.columns, parts, overview, texts(overview[column]), settings.k,
+            _trained(job.checkpoint, reference, fitness, column), vocabulary,
+        )  # fmt: skip
+        evidence.log()
         mapped = MappingResult.of(
-            settings, parts, overview, rules.columns, calibrated, promises, cells, truth, baseline
+            settings, parts, overview, rules.columns, calibrated, promises, cells, evidence, truth, baseline
         )
         write_mapping(mapped, settings, reference)
         tracker.log_metrics(mapped.figures())
@@ -119,12 +136,8 @@ def label_columns(settings: MapSettings, index: IndexDescription) -> list[str]:
         ConfigError: If the index lacks one of them, or a column of --exclude-same or --calibrate-by; or if two
             output columns would have the same name.
     """
-    excluded = settings.excluded_columns if settings.calibrate_by else ()
-    kept = [name for name in index.label_columns if name not in excluded]
-    columns = list(dict.fromkeys(settings.label_columns or kept))
+    columns = list(dict.fromkeys(settings.label_columns))
     _require(settings, index, (*columns, *settings.excluded_columns))
-    if not columns:
-        raise _lacks(settings, index, "at all")
     twice = [name for name in columns if output_name(name, [other for other in columns if other != name]) != name]
     if twice:
         raise ConfigError(
@@ -187,6 +200,7 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
         )
     space = index.fingerprint.model
     rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
+    assert settings.checkpoint is not None, "with_defaults has filled it in"
     mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])
     require_same_model(settings.checkpoint, mine, settings.index, space)
     shared = {*CellSettings.model_fields, *ComputeSettings.model_fields}
@@ -226,6 +240,13 @@ def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
             remedy="remove one of them from --obs-columns",
         )
     return carried
+
+
+def _trained(checkpoint: Checkpoint, reference: Reference, fitness: Fitness, column: str) -> str | None:
+    """Why held-out errors are optimistic, as far as labels and, where they are known, groups say."""
+    labels = reference.cell_counts(column)
+    groups = reference.cell_counts(fitness.calibrate_by) if fitness.calibrate_by else {}
+    return training_overlap(checkpoint, reference.index, filter(None, (*groups, *labels)), labels)
 
 
 def _promises(

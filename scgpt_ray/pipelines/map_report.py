@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from scgpt_ray import __version__
 from scgpt_ray.atlas.embedding_h5ad import write_embedding_h5ad
 from scgpt_ray.config import MapSettings
 from scgpt_ray.evaluation.labels.baseline import BASELINE
@@ -25,6 +27,7 @@ from scgpt_ray.evaluation.report.reports import map_report
 from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import Point
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
+from scgpt_ray.pipelines.map_findings import findings
 from scgpt_ray.pipelines.mapping_result import (
     CALIBRATION,
     METRICS,
@@ -67,6 +70,7 @@ def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Refer
         output.remove(UMAP)
     report = map_report(
         f"{_stem(settings.query)} mapped onto {_stem(settings.index)}",
+        findings(mapped),
         _facts(mapped, settings, reference, manifest),
         query_view(drawn, mapped, settings) if isinstance(drawn, Drawn) else drawn,
         manifest.coverage | {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty},
@@ -102,6 +106,7 @@ def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, m
         "calibrated by": settings.calibrate_by or "nothing",
         "checkpoint": f"{settings.checkpoint} (sha256 {manifest.fingerprint.model['weights'][:12]})",
         "label columns": ", ".join(mapped.labels),
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by scgpt-ray {__version__}",
     }
     if mapped.evaluation is not None:
         facts[BASELINE] = mapped.baseline_text()

@@ -18,6 +18,7 @@ from scgpt_ray.mapping.prediction import SUFFIXES, UNKNOWN
 from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
+from scgpt_ray.pipelines.evidence import Evidence
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.records import Quarantine
 from scgpt_ray.schema import EMBEDDING, JOINID, obs_columns
@@ -34,6 +35,7 @@ SHARE, PROBABILITY = "share of the votes", "probability of being right"
 """The two kinds of confidence."""
 
 _LABELS_SHOWN = 6
+_CERTAIN = 0.5  # confidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class MappingResult:
         evaluation: Agreement with the truth in the first column, where a truth column is named.
         baseline: What it is compared with, or why with nothing; None where nothing is evaluated.
         calibrations: Label column -> its calibration, where there is one.
+        evidence: What speaks for or against the labels.
         promises: Calibrated label column -> what is promised of the query's labels.
         unknown_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
     """
@@ -62,6 +65,7 @@ class MappingResult:
     baseline: Baseline | str | None
     calibrations: Mapping[str, Calibration]
     promises: Mapping[str, Promise]
+    evidence: Evidence
     unknown_terms: dict[str, int]
 
     @classmethod
@@ -74,6 +78,7 @@ class MappingResult:
         calibrations: Mapping[str, Calibration],
         promises: Mapping[str, Promise],
         reference_cells: CellCounts,
+        evidence: Evidence,
         truth: Labels | None,
         baseline: Baseline | str | None,
     ) -> "MappingResult":
@@ -87,6 +92,7 @@ class MappingResult:
             calibrations: Those that were applied.
             promises: What they promise.
             reference_cells: Cells by label of the first column.
+            evidence: What speaks for or against the labels.
             truth: True label of each query cell in the first column, or None.
             baseline: What to compare with on the same truth, or why there is nothing.
 
@@ -107,6 +113,7 @@ class MappingResult:
             baseline,
             calibrations,
             promises,
+            evidence,
             parts.unknown_terms(),
         )
 
@@ -140,13 +147,36 @@ class MappingResult:
         """Number of query cells that are `Unknown` in the first column."""
         return sum(self.unknown[self.column].values())
 
+    @property
+    def n_flagged(self) -> int:
+        """Number of query cells with a label in the first column that is flagged: see `Evidence.flagged`."""
+        labels = texts(self.overview[self.column])
+        return int((self.evidence.flagged(labels) & (labels != UNKNOWN)).sum())
+
+    def sentence(self) -> str:
+        """Cells, labels, and how many of them are uncertain or flagged."""
+        n_labels = len(self.labels[self.column].keys() - {UNKNOWN})
+        return (
+            f"{self.n_cells:,} cells, {n_labels} labels of {self.column}; {self.n_unknown / self.n_cells:.1%} Unknown, "
+            f"{self.n_uncertain / self.n_cells:.1%} uncertain, {self.n_flagged / self.n_cells:.1%} flagged"
+        )
+
+    @property
+    def n_uncertain(self) -> int:
+        """Number of query cells with a label in the first column that is more likely wrong than right, as they say."""
+        confidence = list(confidences(self.overview, self.column).values())[-1]
+        return int(((confidence < _CERTAIN) & (texts(self.overview[self.column]) != UNKNOWN)).sum())
+
     def text(self) -> str:
         """Summary for the terminal."""
         most = list(self.labels[self.column].items())
         shown = ", ".join(f"{name} {count}" for name, count in most[:_LABELS_SHOWN])
         more = ", ..." if len(most) > _LABELS_SHOWN else ""
         lost = f"; {self.n_quarantined} cells are in {QUARANTINE}" if self.n_quarantined else ""
-        lines = [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}{lost}"]
+        expected = [f"{column}: {text}" for column, text in self.evidence.expected().items()]
+        warned = [text for text in self.evidence.warnings() if text not in expected]
+        lines = [*expected, *(f"warning: {text}" for text in warned), self.sentence()]
+        lines += [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}{lost}"]
         if self.evaluation is not None:
             lines += [
                 self.evaluation.scores.table(),
@@ -170,6 +200,9 @@ class MappingResult:
             "n_unknown": self.n_unknown,
             "n_quarantined": self.n_quarantined,
             "scores": {name: getattr(scores, name) for name in main} if scores else None,
+            "n_uncertain": self.n_uncertain,
+            "n_flagged": self.n_flagged,
+            "warnings": self.evidence.warnings(),
             "accuracy_accepted": scores.accuracy_accepted if scores else None,
             "promises_withdrawn": [column for column, promise in self.promises.items() if promise.withdrawn],
         }
@@ -190,6 +223,7 @@ class MappingResult:
             "calibration": calibration,
             "promises": {column: asdict(promise) for column, promise in self.promises.items()},
             "unknown_terms": self.unknown_terms,
+            "evidence": self.evidence.to_dict(),
         }  # fmt: skip
 
     def figures(self) -> dict[str, float]:

@@ -33,7 +33,7 @@ from scgpt_ray.schema import EMBEDDING
 
 logger = logging.getLogger(__name__)
 
-_UNSEEN = {"truth_column", "baseline_values"}
+_UNSEEN = {"truth_column", "truth_map", "baseline_values"}
 """Options that change no prediction."""
 
 

@@ -100,6 +100,9 @@ class IndexDescription(Record):
     """Of the first embeddings; a query must be embedded with the same model."""
     embeddings: str
     """Where the first embeddings came from."""
+    checkpoint: str
+    """The checkpoint of these embeddings as `embed` was given it, a folder by its whole path; `not stated` if unknown.
+    Only its fingerprint decides whether a query fits."""
     appended: tuple[str, ...] = ()
     """Where those came from that were added later."""
     license: str = "not stated"

@@ -26,7 +26,7 @@ MAX_GROUPS = 8
 
 _SIDE_BY_SIDE = (5.2, 3.9)  # inches of a picture that has half of a report's width
 _DASHED = (0, (4, 3))
-_SHARES = LinearSegmentedColormap.from_list("shares", [(0.19, 0.51, 0.74, alpha) for alpha in (0.0, 1.0)])
+SHARES = LinearSegmentedColormap.from_list("shares", [(0.19, 0.51, 0.74, alpha) for alpha in (0.0, 1.0)])
 _MANY_COLUMNS, _NO_NUMBERS, _SHOWN_SHARE = 15, 24, 0.005
 _FITS_HALF, _FITS_AXIS = 22, 34  # letters
 
@@ -39,7 +39,7 @@ def confusion_heatmap(scores: LabelScores) -> Figure:
     is_crowded = n_columns > _NO_NUMBERS
     inches = 0.24 if is_crowded else 0.36 if n_columns > _MANY_COLUMNS else 0.5
     figure, axes = _axes(3.6 + inches * n_columns, 2.2 + inches * n_rows)
-    image = axes.imshow(share, cmap=_SHARES, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(share, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
     names = [shortened(label) for label in scores.predicted_labels]
     axes.set_xticks(range(n_columns), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n_rows), [f"{shortened(score.label)}  ({score.support:,})" for score in scores.per_label])

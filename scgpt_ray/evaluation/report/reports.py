@@ -14,6 +14,7 @@ from scgpt_ray.evaluation.factors.verdict import sentences
 from scgpt_ray.evaluation.integration.metrics import METRICS, Integration
 from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation
 from scgpt_ray.evaluation.labels.selective_accuracy import SHARES
+from scgpt_ray.evaluation.report.findings import Findings
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.scatter import Scatter
 from scgpt_ray.mapping.calibration import Calibration
@@ -23,6 +24,7 @@ from scgpt_ray.records import GateReport
 
 def map_report(
     title: str,
+    findings: Findings,
     facts: Mapping[str, object],
     cells: Scatter | str,
     covered: Mapping[str, Any],
@@ -35,6 +37,7 @@ def map_report(
 
     Args:
         title: Heading, such as `pbmc3k mapped onto pbmc_facs`.
+        findings: What is said first.
         facts: What was mapped onto what and how: name -> value, in order; ints get thousands separators.
         cells: The query cells as dots, or why they are not drawn.
         covered: `coverage` as the manifest has it, with `n_cells` of the run and `n_empty`, those without a count of
@@ -52,6 +55,7 @@ def map_report(
         .get_template("mapping.html")
         .render(
             title=title,
+            findings=findings,
             facts=facts,
             cells=cells,
             covered=covered,

@@ -1,0 +1,169 @@
+"""What speaks for or against the labels of a query: fitness of the index, place of the cells, markers in counts."""
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from scgpt_ray.errors import InputError
+from scgpt_ray.evaluation.components import log1p_cp10k
+from scgpt_ray.evaluation.markers import MarkedLabel, marked_labels
+from scgpt_ray.evaluation.sample import strata_of, stratified_sample
+from scgpt_ray.index.description import MARKERS
+from scgpt_ray.mapping.placement import Placement, is_far, placement
+from scgpt_ray.mapping.prediction import UNKNOWN
+from scgpt_ray.pipelines.atlas_counts import AtlasCounts, shared_tokens, why_not
+from scgpt_ray.pipelines.map_defaults import sample_column
+from scgpt_ray.pipelines.query_parts import DISTANCE, QueryParts
+from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.records import Fitness, LabelFitness
+from scgpt_ray.schema import JOINID
+
+logger = logging.getLogger(__name__)
+
+_CELLS = 3000
+"""Query cells whose counts are read for markers, as many of each label as it has among all cells."""
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What speaks for or against the labels.
+
+    Attributes:
+        fitness: Of the index.
+        columns: Label columns that are transferred.
+        trained: Why its figures are optimistic; None if they are not, as far as is known.
+        placement: Of the query among the distances of the reference; None where nothing can be compared.
+        far_Q: Cells that are farther than the reference's own, bool [query cells].
+        vocabulary: Why true labels can hardly be compared with those of the reference; None if they can, or without.
+        markers: Labels of the first column that cells were given, or why their markers were not looked at.
+    """
+
+    fitness: Fitness
+    columns: Sequence[str]
+    trained: str | None
+    placement: Placement | None
+    far_Q: npt.NDArray[np.bool_]
+    vocabulary: str | None
+    markers: list[MarkedLabel] | str
+
+    @property
+    def lacking(self) -> list[MarkedLabel]:
+        """Labels whose cells lack its markers."""
+        return [] if isinstance(self.markers, str) else [marked for marked in self.markers if marked.is_absent]
+
+    def flagged(self, labels_Q: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+        """Cells that are far from the reference, or whose label has no support by markers, bool [query cells]."""
+        return self.far_Q | np.isin(labels_Q, [marked.label for marked in self.lacking])
+
+    def expected(self) -> dict[str, str]:
+        """Label column -> what to expect of its labels."""
+        texts = {}
+        for column in self.columns:
+            found = self.fitness.columns.get(column, "it was not taken for a column of labels")
+            texts[column] = found.text() if isinstance(found, LabelFitness) else f"not examined, {found}"
+            if self.trained and isinstance(found, LabelFitness):
+                texts[column] += f". Optimistic: {self.trained}"
+        return texts
+
+    def warnings(self) -> list[str]:
+        """What a reader must know before the labels are used."""
+        found = {column: self.fitness.columns.get(column) for column in self.columns}
+        lost = [name for name, said in found.items() if isinstance(said, LabelFitness) and said.verdict != "fit"]
+        texts = [f"{column}: {self.expected()[column]}" for column in lost]
+        if self.placement is not None and self.placement.is_elsewhere:
+            texts.append(self.placement.text())
+        if self.vocabulary is not None:
+            texts.append(self.vocabulary)
+        return [*texts, *(marked.text() for marked in self.lacking)]
+
+    def log(self) -> None:
+        """Say it: warnings as such."""
+        warned = self.warnings()
+        for text in (*(f"{column}: {text}" for column, text in self.expected().items()), *warned):
+            logger.log(logging.WARNING if text in warned else logging.INFO, text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        found = {column: self.fitness.columns.get(column) for column in self.columns}
+        return {
+            "fitness": {
+                column: {"verdict": said.verdict, **asdict(said)} if isinstance(said, LabelFitness) else said
+                for column, said in found.items()
+            },
+            "placement": asdict(self.placement) if self.placement else None,
+            "markers": self.markers
+            if isinstance(self.markers, str)
+            else {
+                marked.label: {"absent": marked.is_absent, "support": marked.support, **asdict(marked)}
+                for marked in self.markers
+            },
+        }
+
+
+def gather(
+    reference: Reference,
+    fitness: Fitness,
+    columns: Sequence[str],
+    parts: QueryParts,
+    overview: pa.Table,
+    labels_Q: npt.NDArray[np.object_],
+    k: int,
+    trained: str | None,
+    vocabulary: str | None,
+) -> Evidence:
+    """Compare a query with the reference, and look for markers in its counts.
+
+    Args:
+        reference: Which was mapped onto.
+        fitness: Of the index.
+        columns: Label columns.
+        parts: The query and its predictions.
+        overview: Of all query cells.
+        labels_Q: Labels of the first column, str [query cells].
+        k: Neighbours that voted.
+        trained: As `training_overlap` says.
+        vocabulary: As `vocabulary_gap` says of true labels.
+    """
+    distance_Q = overview[DISTANCE].to_numpy().astype(np.float64)
+    sample = sample_column(parts.manifest.obs_columns)
+    sample_Q = None if sample is None else np.array(parts.cells([sample])[sample].cast(pa.string()).to_pylist(), object)
+    far_Q = is_far(fitness.distances, k, distance_Q)
+    return Evidence(
+        fitness,
+        columns,
+        trained,
+        placement(fitness.distances, k, distance_Q, sample_Q),
+        np.zeros(len(distance_Q), bool) if far_Q is None else far_Q,
+        vocabulary,
+        _markers(reference, columns[0], parts, labels_Q),
+    )
+
+
+def _markers(
+    reference: Reference, column: str, parts: QueryParts, labels_Q: npt.NDArray[np.object_]
+) -> list[MarkedLabel] | str:
+    table = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
+    markers = [row for row in table.to_pylist() if row["column"] == column]
+    if not markers:
+        return f"the index has no markers of {column}: the counts of the reference were not read when it was built"
+    labelled = np.flatnonzero(labels_Q != UNKNOWN)
+    if not len(labelled):
+        return "no query cell has a label"
+    rows = labelled[stratified_sample(strata_of(labels_Q[labelled].astype(str)), _CELLS, seed=_SEED)]
+    try:
+        atlas = AtlasCounts.at(parts.embedded.uri, whole=True)
+        tokens_G = shared_tokens([atlas])
+        joinids = parts.cells([JOINID])[JOINID].to_numpy()[rows]
+        logs_NG = log1p_cp10k(sparse.vstack(list(atlas.counts(joinids, tokens_G)), format="csr"))
+    except (InputError, OSError) as error:
+        return why_not(error)
+    return marked_labels(markers, logs_NG, labels_Q[rows], tokens_G)

@@ -1,0 +1,83 @@
+"""Makes what the report of a mapping says first."""
+
+import numpy as np
+import numpy.typing as npt
+
+from scgpt_ray.evaluation.report.findings import Findings, LabelShare
+from scgpt_ray.evaluation.report.marker_plot import MOST_LABELS, marker_dots
+from scgpt_ray.evaluation.report.picture import Picture
+from scgpt_ray.mapping.prediction import UNKNOWN
+from scgpt_ray.pipelines.evidence import Evidence
+from scgpt_ray.pipelines.map_defaults import sample_column
+from scgpt_ray.pipelines.mapping_result import MappingResult, confidences, texts
+
+_MOST_SAMPLES = 6
+"""Samples that get a column in the table of labels."""
+
+
+def findings(mapped: MappingResult) -> Findings:
+    """What is said first of a mapping."""
+    column, evidence = mapped.column, mapped.evidence
+    labels_Q = texts(mapped.overview[column])
+    meaning, confidence_Q = list(confidences(mapped.overview, column).items())[-1]
+    sample_Q = _samples(mapped)
+    samples = [] if sample_Q is None else sorted(set(sample_Q.tolist()) - {None})
+    if not 1 < len(samples) <= _MOST_SAMPLES:
+        samples = []
+    marks = _marks(evidence)
+    composition = []
+    for label, cells in mapped.labels[column].items():
+        own_Q = labels_Q == label
+        composition.append(
+            LabelShare(
+                label,
+                cells,
+                cells / mapped.n_cells,
+                None if label == UNKNOWN else float(confidence_Q[own_Q].mean()),
+                float(evidence.far_Q[own_Q].mean()),
+                marks.get(label, ""),
+                tuple(float(own_Q[sample_Q == name].mean()) for name in samples),
+            )
+        )
+    return Findings(
+        mapped.sentence(),
+        evidence.warnings(),
+        evidence.expected(),
+        column,
+        meaning,
+        samples,
+        composition,
+        evidence.placement.text() if evidence.placement else "",
+        _dots(evidence, column),
+    )
+
+
+def _samples(mapped: MappingResult) -> npt.NDArray[np.object_] | None:
+    sample = sample_column(mapped.parts.manifest.obs_columns)
+    return None if sample is None else texts(mapped.parts.cells([sample])[sample])
+
+
+def _marks(evidence: Evidence) -> dict[str, str]:
+    if isinstance(evidence.markers, str):
+        return {}
+    return {
+        marked.label: "absent" if marked.is_absent else f"{marked.support:.0%}"
+        for marked in evidence.markers
+        if marked.support is not None
+    }
+
+
+def _dots(evidence: Evidence, column: str) -> Picture | str:
+    if isinstance(evidence.markers, str):
+        return f"Markers were not looked at: {evidence.markers}."
+    marked = [label for label in evidence.markers if label.genes]
+    if not marked:
+        return f"No gene marks a {column} of the reference that query cells were given."
+    caption = (
+        f"Genes that mark each {column} in the reference, in {sum(label.cells for label in evidence.markers):,} query "
+        "cells that got the label and in reference cells that have it. Size: share of the cells with a count; colour: "
+        "expression."
+    )
+    if len(marked) > MOST_LABELS:
+        caption += f" The {MOST_LABELS} most frequent of {len(marked)} labels; metrics.json has all."
+    return Picture(marker_dots(marked), caption)
