@@ -2,11 +2,11 @@
 
 from pydantic import field_validator
 
-from scgpt_ray.config.execution import ExecutionSettings
+from scgpt_ray.config.execution import ExecutionSettings, TrackingSettings
 from scgpt_ray.config.settings import Count, Fraction, Seed, Text, Texts, parse_bytes
 
 
-class IndexSettings(ExecutionSettings):
+class IndexSettings(TrackingSettings, ExecutionSettings):
     """Options of `index`."""
 
     verb = "index"
