@@ -39,6 +39,13 @@ _SETTLE_S = 1.0
 """Time for another run that has looked at the same moment to write its lease to an object store."""
 
 
+def submitted_job() -> str | None:
+    """Id of the Ray job that this process is."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job: str | None = config.get("metadata", {}).get("job_submission_id")
+    return job
+
+
 class Lease(Record):
     """Who writes into a folder."""
 
@@ -64,7 +71,6 @@ class Lease(Record):
     @classmethod
     def of_this_process(cls, verb: str) -> "Lease":
         """A new lease."""
-        config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         return cls(
             format=1,
             owner=uuid.uuid4().hex,
@@ -73,7 +79,7 @@ class Lease(Record):
             machine=_machine(),
             pid=os.getpid(),
             process=_started(os.getpid()),
-            job=config.get("metadata", {}).get("job_submission_id"),
+            job=submitted_job(),
             began=time.time(),
             heartbeat=time.time(),
         )

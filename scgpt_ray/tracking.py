@@ -1,5 +1,7 @@
 """MLflow tracking that can neither fail nor block the work that it tracks.
 
+A request into an output folder is one run, however often it is resumed: the tag `request` finds it again.
+
 A separate thread makes all calls to MLflow. A store that does not answer costs at most five seconds, at the end; events
 that could not be sent are written as JSON lines to `tracking.jsonl` in the output folder.
 """
@@ -8,65 +10,101 @@ import json
 import logging
 import os
 import queue
-import tempfile
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from scgpt_ray import __version__
 from scgpt_ray.errors import redacted
-from scgpt_ray.patience import impatient
+from scgpt_ray.identity import digest_of
+from scgpt_ray.mlflow_run import SQLITE, STORE, Event, Run
+from scgpt_ray.progress import Stage
 from scgpt_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT = "scgpt_ray"
 SPOOL = "tracking.jsonl"
-_STORE, _SQLITE = "mlflow.db", "sqlite:///"
 _INTERVAL_S = 10.0
 _OPEN_S, _HURRY_S, _ANSWER_S = 30.0, 5.0, 5.0
 """At the end of a run: wait until MLflow is imported; the same and all else after an interruption; for its store."""
-_MAX_PARAM = 500
+_NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_. /-]")
+_DIGEST = 36
+"""Longest digest in MLflow."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """An event to log: `kind` is start, params, metrics, artifact or end."""
+class Input:
+    """What a run reads, a dataset in MLflow's words.
 
-    kind: str
-    time_ms: int
-    payload: dict[str, Any]
+    Attributes:
+        context: What it is to the run, such as atlas or index.
+        place: Path or URI, as it was given.
+        identity: What it holds, as JSON values; equal ones are the same dataset.
+        n_cells: Cells of it that are used.
+    """
+
+    context: str
+    place: str
+    identity: Any
+    n_cells: int
+
+    @property
+    def name(self) -> str:
+        """Last part of the place."""
+        return stem(self.place)
 
 
 class Tracker:
     """An MLflow run, as a context manager.
 
-    The store is `MLFLOW_TRACKING_URI` if set, else `mlflow.db` in the output folder. An object store cannot hold a
-    sqlite file: without `MLFLOW_TRACKING_URI`, events then go to `tracking.jsonl` only.
+    The store is `tracking` if given, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the folder that holds the output
+    folder, so that chained runs compare; in the output folder if that cannot be written to. An object store cannot hold
+    a sqlite file: events then go to `tracking.jsonl` only.
 
     Args:
-        verb: Name of the run.
+        verb: Start of the run's name, which goes on with the inputs and `network`.
         output: Output folder of the run; created if it does not exist.
         params: Parameters to log; nested mappings are flattened with dots.
+        request: What determines the result, as JSON values; a run of the same request into this folder is continued.
+        inputs: What is read.
+        network: Place or name of a checkpoint.
+        tags: Further tags; those that are None are left out.
+        tracking: URI of a store, or folder of one.
     """
 
-    def __init__(self, verb: str, output: Folder, params: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        verb: str,
+        output: Folder,
+        params: Mapping[str, Any],
+        *,
+        request: Any = None,
+        inputs: Sequence[Input] = (),
+        network: str | None = None,
+        tags: Mapping[str, Any] = MappingProxyType({}),
+        tracking: str | None = None,
+    ) -> None:
         self.output = output
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_store(output)
+        self.uri = _store_at(tracking) or os.environ.get("MLFLOW_TRACKING_URI") or _default_store(output)
         self._pending: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._unsent: list[Event] = []
         self._sending: Event | None = None
         self._is_open, self._is_over = threading.Event(), threading.Event()
         self._last_metrics = 0.0
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._put("start", name=verb)
+        names = [verb, *(each.name for each in inputs), *([stem(network)] if network else [])]
+        known = {"request": digest_of([verb, output.uri, request]), "verb": verb, **tags}
+        tags = {name: str(value) for name, value in known.items() if value is not None}
+        self._put("start", name=" ".join(names), tags=tags)
+        if inputs:
+            self._put("inputs", datasets=[_dataset(each) for each in inputs])
         self._put("params", values=_flatten({**params, "versions": versions()}))
 
     def __enter__(self) -> "Tracker":
@@ -83,7 +121,8 @@ class Tracker:
         for event in waiting:
             self._pending.put(event)
         try:
-            self._wait(_HURRY_S if ended == "KILLED" else _OPEN_S)
+            with Stage("finish MLflow"):
+                self._wait(_HURRY_S if ended == "KILLED" else _OPEN_S)
         except KeyboardInterrupt:
             self._wait(_HURRY_S)  # the work is done, and MLflow should say so
             raise
@@ -124,7 +163,8 @@ class Tracker:
         if not now and time.monotonic() - self._last_metrics < _INTERVAL_S:
             return
         self._last_metrics = time.monotonic()
-        self._put("metrics", values={name: float(value) for name, value in metrics.items()}, step=step)
+        values = {_NOT_IN_NAMES.sub("-", name): float(value) for name, value in metrics.items()}
+        self._put("metrics", values=values, step=step)
 
     def log_artifact(self, name: str) -> None:
         """Log a file of the output folder as an artifact."""
@@ -161,7 +201,7 @@ class Tracker:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat the URL; the error is logged below
-        run, ended = _Run(self.output, self.uri, self._is_open, self._is_over), False
+        run, ended = Run(self.output, self.uri, self._is_open, self._is_over), False
         while not (self._is_over.is_set() or (ended and self._pending.empty())):
             event = self._sending = self._pending.get()
             ended = ended or event.kind == "end"
@@ -194,104 +234,39 @@ class Tracker:
         self.output.write(SPOOL, earlier + lines.encode())
 
 
-class _Run:
-    """An MLflow run in the thread: turns events into calls of MLflow.
-
-    A run that is over before it has begun is not begun: nothing would end it.
-    """
-
-    def __init__(self, output: Folder, uri: str, is_open: threading.Event, is_over: threading.Event) -> None:
-        self.output, self.uri, self.is_open, self.is_over = output, uri, is_open, is_over
-        self.client: Any = None
-        self.run_id = ""
-        self.send_kind: dict[str, Callable[[Event], None]] = {
-            "start": self._start,
-            "params": self._params,
-            "metrics": self._metrics,
-            "artifact": self._artifact,
-            "end": lambda event: self.client.set_terminated(self.run_id, event.payload["status"], event.time_ms),
-        }
-
-    def send(self, event: Event) -> None:
-        self.send_kind[event.kind](event)
-
-    def _start(self, event: Event) -> None:
-        from mlflow import MlflowClient
-
-        _make_store(self.uri)
-        self.is_open.set()
-        self.client = MlflowClient(tracking_uri=self.uri)
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            location = _artifact_location(self.uri)
-            experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=location)
-        else:
-            experiment_id = experiment.experiment_id
-        if self.is_over.is_set():
-            return
-        name = event.payload["name"]
-        self.run_id = self.client.create_run(experiment_id, start_time=event.time_ms, run_name=name).info.run_id
-
-    def _params(self, event: Event) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)[:_MAX_PARAM]) for key, value in event.payload["values"].items()]
-        self.client.log_batch(self.run_id, params=params)
-
-    def _metrics(self, event: Event) -> None:
-        from mlflow.entities import Metric
-
-        step = event.payload["step"]
-        metrics = [Metric(key, value, event.time_ms, step) for key, value in event.payload["values"].items()]
-        self.client.log_batch(self.run_id, metrics=metrics)
-
-    def _artifact(self, event: Event) -> None:
-        name = event.payload["name"]
-        with tempfile.TemporaryDirectory() as cache:
-            try:
-                with impatient():  # Arrow, asked in this thread when Python ends, would abort the process
-                    file = self.output.fetch(name, Path(cache))
-            except OSError as error:
-                logger.warning("%s is not logged to MLflow: %s", self.output.where(name), error)
-                return
-            self.client.log_artifact(self.run_id, str(file))
-
-
 def versions() -> dict[str, str]:
     """Versions of the main packages, by name."""
     packages = ("ray", "torch", "pyarrow", "numpy", "tiledbsoma")
     return {"scgpt-ray": __version__, **{package: version(package) for package in packages}}
 
 
-def _artifact_location(uri: str) -> str | None:
-    """Artifacts go to the folder of a sqlite file, not to the working directory; a server has a default."""
-    return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri() if uri.startswith(_SQLITE) else None
+def _store_at(place: str | None) -> str | None:
+    return place if place is None or "://" in place else f"{SQLITE}{Path(place).absolute()}/{STORE}"
 
 
 def _default_store(output: Folder) -> str | None:
     if not output.is_local:
         return None
     output.path.mkdir(parents=True, exist_ok=True)
-    return f"{_SQLITE}{output.path}/{_STORE}"
+    home = output.path.absolute().parent
+    return _store_at(str(home if os.access(home, os.W_OK) else output.path))
 
 
-def _make_store(uri: str) -> None:
-    """Make a new sqlite store, whole or not at all: a process may be killed while MLflow migrates one."""
-    if uri.startswith(_SQLITE):
-        folder, name = Folder.of_file(uri.removeprefix(_SQLITE))
-        if not folder.has(name):
-            folder.write(name, _empty_store())
+def stem(place: str) -> str:
+    """The name of a place without folders and ending."""
+    return place.rstrip("/").rpartition("/")[2].removesuffix(".h5ad")
 
 
-@cache
-def _empty_store() -> bytes:
-    """The file of a new store; migrating one takes one and a half seconds, and each output folder has its own."""
-    from mlflow import MlflowClient
-
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / _STORE
-        MlflowClient(tracking_uri=f"sqlite:///{path}")
-        return path.read_bytes()
+def _dataset(read: Input) -> tuple[str, dict[str, str]]:
+    """Context and values of a dataset of MLflow."""
+    values = {
+        "name": read.name,
+        "digest": digest_of(read.identity)[:_DIGEST],
+        "source_type": "uri" if "://" in read.place else "local",
+        "source": json.dumps({"uri": read.place}),
+        "profile": json.dumps({"num_rows": read.n_cells}),
+    }
+    return read.context, values
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -311,10 +311,10 @@ def main(arguments=None):
 
 
 if __name__ == "soak":  # in the parent of the processes
-    from scgpt_ray import tracking
+    from scgpt_ray import mlflow_run
 
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    tracking._empty_store()  # takes seconds, and would be most of a round
+    mlflow_run._empty_store()  # takes seconds, and would be most of a round
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -53,7 +53,7 @@ def test_no_file_and_no_line_holds_a_secret(planted, blood_file, checkpoint, tmp
     index = ["index", "--embeddings", f"{tmp_path}/e", "--label-columns", "cell_type", "--output", f"{tmp_path}/i"]
     query = ["map", "--query", str(blood_file), *cells, "--index", f"{tmp_path}/i", "--output", f"{tmp_path}/m"]
     assert main(embed) == DONE
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the store of these is a file in the output folder
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the store of these is a file next to the output folder
     assert [main([*command, "--executor", "serial"]) for command in (index, query)] == [DONE, DONE]
     next((tmp_path / "i").glob("shard-*.faiss")).write_bytes(b"torn")
     assert main([*query[:-1], f"{tmp_path}/again"]) in (FAILED, BAD_INPUT)

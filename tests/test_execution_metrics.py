@@ -35,8 +35,8 @@ def exported(output):
 
 
 def logged(output):
-    """Name -> latest value of the metrics in the MLflow store of an output folder."""
-    with closing(sqlite3.connect(output / "mlflow.db")) as database:
+    """Name -> latest value of the metrics in the MLflow store next to an output folder."""
+    with closing(sqlite3.connect(output.parent / "mlflow.db")) as database:
         return dict(database.execute("select key, value from latest_metrics"))
 
 

@@ -198,8 +198,8 @@ def test_a_killed_driver_resumes_to_the_same_bytes(
 
 
 def tracked(output):
-    """Status of the runs in the MLflow store of an output folder."""
-    store = output / "mlflow.db"
+    """Status of the runs in the MLflow store next to an output folder."""
+    store = output.parent / "mlflow.db"
     if not store.exists():
         return []
     with contextlib.closing(sqlite3.connect(store)) as database:

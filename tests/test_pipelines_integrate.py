@@ -150,8 +150,9 @@ def test_report_and_pictures(integrated, embedded):
 def test_the_run_is_tracked(integrated, embedded):
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{embedded / 'out' / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("scgpt_ray").experiment_id])
+    client = mlflow.MlflowClient(f"sqlite:///{embedded / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("scgpt_ray").experiment_id
+    (run,) = client.search_runs([experiment], "tags.verb = 'integrate'")
     long = integrated.integration.scores[0]
     assert run.data.metrics["long/avg_bio"] == long.avg_bio
     assert "HVG - PCA/avg_batch" in run.data.metrics

@@ -10,9 +10,10 @@ import time
 import mlflow
 import pytest
 
-from scgpt_ray import tracking
+from scgpt_ray.identity import digest_of
+from scgpt_ray.mlflow_run import EXPERIMENT, make_store
 from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import EXPERIMENT, SPOOL, Tracker, versions
+from scgpt_ray.tracking import SPOOL, Input, Tracker, versions
 
 
 @pytest.fixture
@@ -26,13 +27,13 @@ def runs(uri):
     return client, client.search_runs([experiment.experiment_id])
 
 
-def test_a_run_lands_in_the_output_folder(tmp_path, no_server):
+def test_a_run_lands_next_to_the_output_folder(tmp_path, no_server):
     output = Folder.at(tmp_path / "out")
     with Tracker("embed", output, {"config": {"seed": 3, "nested": {"a": "b"}}}) as tracker:
         output.write("manifest.json", b"{}")
         tracker.log_metrics({"cells_per_s": 12.5}, step=2)
         tracker.log_artifact("manifest.json")
-    client, (run,) = runs(f"sqlite:///{tmp_path}/out/mlflow.db")
+    client, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
     assert run.info.run_name == "embed"
     assert run.info.status == "FINISHED"
     told = {f"versions.{package}": number for package, number in versions().items()}
@@ -40,7 +41,7 @@ def test_a_run_lands_in_the_output_folder(tmp_path, no_server):
     assert run.data.params == {"config.seed": "3", "config.nested.a": "b", **told}
     assert run.data.metrics == {"cells_per_s": 12.5}
     assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["manifest.json"]
-    assert (tmp_path / "out" / "mlartifacts").is_dir()
+    assert (tmp_path / "mlartifacts").is_dir()
     assert not output.has(SPOOL)
 
 
@@ -59,7 +60,7 @@ def test_a_picture_in_a_remote_folder_is_attached(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("error", "status"), [(KeyError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_run_that_ends_early_is_marked_and_the_error_passes(tmp_path, no_server, error, status):
-    with pytest.raises(error), Tracker("embed", Folder.at(tmp_path), {}):
+    with pytest.raises(error), Tracker("embed", Folder.at(tmp_path / "out"), {}):
         raise error
     _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
     assert run.info.status == status
@@ -75,7 +76,7 @@ def test_an_interruption_while_a_finished_run_waits_for_mlflow_leaves_it_finishe
         waited(tracker, 30.0)
 
     monkeypatch.setattr(Tracker, "_wait", wait)
-    with pytest.raises(KeyboardInterrupt), Tracker("embed", Folder.at(tmp_path), {}):
+    with pytest.raises(KeyboardInterrupt), Tracker("embed", Folder.at(tmp_path / "out"), {}):
         pass
     _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
     assert run.info.status == "FINISHED"
@@ -120,7 +121,7 @@ def test_a_run_that_did_not_begin_in_time_is_not_begun(tmp_path, no_server, monk
 
 
 def test_progress_is_thinned(tmp_path, no_server):
-    with Tracker("embed", Folder.at(tmp_path), {}) as tracker:
+    with Tracker("embed", Folder.at(tmp_path / "out"), {}) as tracker:
         for step in range(50):
             tracker.log_metrics({"cells": step}, step=step, now=False)
     client, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
@@ -175,7 +176,7 @@ def absent(_folder):
 def locked(folder):
     """A database in which another process writes."""
     uri = f"sqlite:///{folder}/mlflow.db"
-    tracking._make_store(uri)
+    make_store(uri)
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as database:
         database.execute("begin exclusive")
         yield uri
@@ -210,9 +211,9 @@ def test_an_object_store_without_a_server_keeps_the_events(tmp_path, no_server):
 
 
 def test_events_that_cannot_be_kept_do_not_hide_what_ended_the_run(tmp_path, no_server, caplog):
-    tracker = Tracker("embed", Folder.at(tmp_path), {})
+    tracker = Tracker("embed", Folder.at(tmp_path / "out"), {})
     tracker.uri = None
-    (tmp_path / SPOOL).mkdir()
+    (tmp_path / "out" / SPOOL).mkdir()
     with pytest.raises(KeyboardInterrupt), tracker:
         raise KeyboardInterrupt
     assert "tracking.jsonl cannot be written: " in caplog.text
@@ -227,11 +228,77 @@ def test_a_file_that_cannot_be_read_is_not_attached(tmp_path, monkeypatch, caplo
     assert "absent.json is not logged to MLflow" in caplog.text
 
 
-def test_two_outputs_of_a_process_do_not_share_their_runs(tmp_path, no_server):
+def test_runs_of_neighbouring_outputs_share_a_store(tmp_path, no_server):
     for name in ("one", "two"):
         with Tracker(name, Folder.at(tmp_path / name), {}):
             pass
-    for name in ("one", "two"):
-        client, (run,) = runs(f"sqlite:///{tmp_path}/{name}/mlflow.db")
-        assert run.info.run_name == name
-        assert str(tmp_path / name) in client.get_experiment_by_name(EXPERIMENT).artifact_location
+    _, found = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert {run.info.run_name for run in found} == {"one", "two"}
+
+
+def test_the_store_is_in_the_output_where_its_parent_cannot_be_written(tmp_path, no_server, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, _mode: place != tmp_path)
+    assert Tracker("embed", Folder.at(tmp_path / "out"), {}).uri == f"sqlite:///{tmp_path}/out/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("http://host:5000", "http://host:5000"), ("runs", "sqlite:///{}/mlflow.db")]
+)
+def test_a_named_store_comes_first(tmp_path, monkeypatch, given, found):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
+    assert Tracker("embed", Folder.at(tmp_path / "out"), {}, tracking=given).uri == found.format(tmp_path / "runs")
+
+
+def test_a_resumed_request_is_one_run(tmp_path, no_server):
+    output = Folder.at(tmp_path / "out")
+
+    def attempt(request, gpus, error=None):
+        with contextlib.suppress(KeyboardInterrupt), Tracker("embed", output, {"gpus": gpus}, request=request) as run:
+            run.log_metrics({"cells": gpus}, step=gpus)
+            if error:
+                raise error
+
+    attempt([1], 1, KeyboardInterrupt)
+    attempt([1], 2)
+    client, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["gpus"] == "1"
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "cells")] == [1, 2]
+    attempt([2], 1)
+    assert len(runs(f"sqlite:///{tmp_path}/mlflow.db")[1]) == 2
+
+
+def test_a_run_says_what_it_is_about(tmp_path, no_server, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
+    read = Input("atlas", "s3://bucket/blood-2025.h5ad", {"snapshot": 7}, 560)
+    tags = {"fingerprint": "f00", "atlas_snapshot": 7, "absent": None}
+    with Tracker("embed", Folder.at(tmp_path / "out"), {}, inputs=[read], network="/x/whole-human", tags=tags):
+        pass
+    _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.info.run_name == "embed blood-2025 whole-human"
+    expected = {"fingerprint": "f00", "atlas_snapshot": "7", "ray_job": "raysubmit_1", "verb": "embed"}
+    assert run.data.tags.items() >= expected.items()
+    assert "absent" not in run.data.tags
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+    (found,) = run.inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("blood-2025", digest_of({"snapshot": 7})[:36])
+    assert json.loads(found.dataset.profile) == {"num_rows": 560}
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "atlas")]
+
+
+def test_names_of_metrics_that_mlflow_refuses_are_changed(tmp_path, no_server):
+    with Tracker("map", Folder.at(tmp_path / "out"), {}) as tracker:
+        tracker.log_metrics({"PCA + kNN/accuracy": 0.5})
+    _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    assert run.data.metrics == {"PCA - kNN/accuracy": 0.5}
+
+
+def test_a_store_that_another_run_makes_at_the_same_time_stays(tmp_path, monkeypatch):
+    def slow():
+        (tmp_path / "mlflow.db").write_bytes(b"of the other run")
+        return b"of this run"
+
+    monkeypatch.setattr("scgpt_ray.mlflow_run._empty_store", slow)
+    make_store(f"sqlite:///{tmp_path}/mlflow.db")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"mlflow.db": b"of the other run"}

@@ -7,7 +7,7 @@ under a field is its `--help`. Options override the file, the file overrides the
 from scgpt_ray.config.benchmark import BenchmarkSettings
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
 from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
-from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice, StorageSettings
+from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice, StorageSettings, TrackingSettings
 from scgpt_ray.config.export import ExportSettings
 from scgpt_ray.config.folders import CheckpointsSettings, DemoSettings, ValidateSettings, VerifySettings
 from scgpt_ray.config.gate import DriftSettings, GateSettings
@@ -45,6 +45,7 @@ __all__ = [
     "StatusSettings",
     "StorageSettings",
     "SubmitSettings",
+    "TrackingSettings",
     "ValidateSettings",
     "VariableGeneSettings",
     "VerifySettings",

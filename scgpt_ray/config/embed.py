@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
+from scgpt_ray.config.execution import TrackingSettings
 from scgpt_ray.config.settings import Count, Fraction, LongSeed, Precision, Settings, Text
 
 
@@ -57,7 +58,9 @@ class FailureSettings(Settings):
     but for 0."""
 
 
-class EmbedSettings(TokenSettings, VariableGeneSettings, CellSettings, ComputeSettings, FailureSettings):
+class EmbedSettings(
+    TokenSettings, VariableGeneSettings, CellSettings, ComputeSettings, FailureSettings, TrackingSettings
+):
     """Options of `embed`."""
 
     verb = "embed"

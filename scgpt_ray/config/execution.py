@@ -4,7 +4,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from scgpt_ray.config.settings import Settings
+from scgpt_ray.config.settings import Settings, Text
 from scgpt_ray.object_store import ObjectStore, pairs
 
 ExecutorChoice: TypeAlias = Literal["auto", "serial", "ray"]
@@ -33,6 +33,17 @@ class StorageSettings(Settings):
             values = {str(key): str(value) for key, value in values.items()}
             ObjectStore.of(values)
         return values
+
+
+class TrackingSettings(Settings):
+    """Where the run is logged. It does not change the output."""
+
+    group = "Tracking"
+
+    tracking: Text | None = None
+    """MLflow store: a URI such as http://HOST:PORT, or a folder for mlflow.db, so that runs compare. Default:
+    MLFLOW_TRACKING_URI, else the folder that holds the output folder, if it can be written to, else the output
+    folder."""
 
 
 class ExecutionSettings(StorageSettings):

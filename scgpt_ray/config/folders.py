@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from scgpt_ray.config.execution import ExecutionSettings, StorageSettings
+from scgpt_ray.config.execution import ExecutionSettings, StorageSettings, TrackingSettings
 from scgpt_ray.config.settings import Count, LongSeed, Text, Texts
 
 
@@ -74,7 +74,7 @@ class CheckpointsSettings(StorageSettings):
     network."""
 
 
-class DemoSettings(ExecutionSettings):
+class DemoSettings(TrackingSettings, ExecutionSettings):
     """Options of `demo`."""
 
     verb = "demo"

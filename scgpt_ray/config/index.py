@@ -1,10 +1,10 @@
 """The options of `index`."""
 
-from scgpt_ray.config.execution import ExecutionSettings
+from scgpt_ray.config.execution import ExecutionSettings, TrackingSettings
 from scgpt_ray.config.settings import Count, Fraction, Seed, Size, Text, Texts
 
 
-class IndexSettings(ExecutionSettings):
+class IndexSettings(TrackingSettings, ExecutionSettings):
     """Options of `index`."""
 
     verb = "index"

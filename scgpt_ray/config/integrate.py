@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scgpt_ray.config.execution import StorageSettings
+from scgpt_ray.config.execution import StorageSettings, TrackingSettings
 from scgpt_ray.config.settings import Seed, Settings, Text, Texts
 
 
@@ -25,7 +25,7 @@ class BaselineSettings(Settings):
     was embedded."""
 
 
-class IntegrateSettings(BaselineSettings, StorageSettings):
+class IntegrateSettings(BaselineSettings, TrackingSettings, StorageSettings):
     """Options of `integrate`."""
 
     verb = "integrate"

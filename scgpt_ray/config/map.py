@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.cells import CellSettings, ComputeSettings
+from scgpt_ray.config.execution import TrackingSettings
 from scgpt_ray.config.settings import Count, Fraction, Precision, Settings, Text, Texts, option_name
 
 AUTO = "auto"
@@ -77,7 +78,7 @@ class TermSettings(Settings):
     """Fraction of the votes that a rolled-up term needs, including those on more specific terms."""
 
 
-class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings, ComputeSettings):
+class MapSettings(VoteSettings, CalibrationSettings, TermSettings, CellSettings, ComputeSettings, TrackingSettings):
     """Options of `map`."""
 
     verb = "map"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from scgpt_ray.config.cells import CellSettings
-from scgpt_ray.config.execution import ExecutionSettings
+from scgpt_ray.config.execution import ExecutionSettings, TrackingSettings
 from scgpt_ray.config.settings import Count, Fraction, Seed, Settings, Text, Texts
 
 Weight = Annotated[float, Field(ge=0.0)]
@@ -133,7 +133,13 @@ class LearnerSettings(ExecutionSettings):
 
 
 class PretrainSettings(
-    ObjectiveSettings, OptimisationSettings, ValidationSettings, NetworkSettings, CellSettings, LearnerSettings
+    ObjectiveSettings,
+    OptimisationSettings,
+    ValidationSettings,
+    NetworkSettings,
+    CellSettings,
+    LearnerSettings,
+    TrackingSettings,
 ):
     """Options of `pretrain`."""
 

@@ -6,11 +6,12 @@ from pydantic import model_validator
 
 from scgpt_ray.config.cells import ComputeSettings
 from scgpt_ray.config.embed import FailureSettings
+from scgpt_ray.config.execution import TrackingSettings
 from scgpt_ray.config.gate import DriftSettings
 from scgpt_ray.config.settings import Text, Timestamp
 
 
-class RefreshSettings(FailureSettings, ComputeSettings, DriftSettings):
+class RefreshSettings(FailureSettings, ComputeSettings, DriftSettings, TrackingSettings):
     """Options of `refresh`."""
 
     verb = "refresh"

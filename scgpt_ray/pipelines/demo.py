@@ -2,10 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,54 +103,57 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
         output.path.mkdir(parents=True, exist_ok=True)
         with Stage("write the atlas"):
             write_soma(atlas, cells)
-    with _one_store(output):
-        with Stage("reference"):
-            embed(
-                EmbedSettings(
-                    atlas=str(atlas),
-                    checkpoint=settings.checkpoint,
-                    output=output.where("reference"),
-                    obs_filter=f"{SPLIT} == 'reference'",
-                    obs_columns=(LABEL,),
-                    cells_per_partition=_CELLS_PER_PARTITION,
-                ),
-                engine,
-            )
-        with Stage("index"):
-            build_index(IndexSettings(embeddings=output.where("reference"), output=output.where("index")), engine)
-        with Stage("map"):
-            mapped = map_query(
-                MapSettings(
-                    query=str(atlas),
-                    index=output.where("index"),
-                    checkpoint=settings.checkpoint,
-                    output=output.where("mapped"),
-                    obs_filter=f"{SPLIT} == 'query'",
-                    truth_column=LABEL,
-                    k=_K,
-                    cells_per_partition=_CELLS_PER_PARTITION,
-                ),
-                engine,
-            )
-        untrained = _untrained(atlas, list(cells.var_names), settings.checkpoint, output.folder("untrained"), engine)
+    # One store for all runs, unless another is named.
+    tracking = settings.tracking or (None if "MLFLOW_TRACKING_URI" in os.environ else output.uri)
+    common: dict[str, Any] = {"cells_per_partition": _CELLS_PER_PARTITION, "tracking": tracking}
+    with Stage("reference"):
+        embed(
+            EmbedSettings(
+                atlas=str(atlas),
+                checkpoint=settings.checkpoint,
+                output=output.where("reference"),
+                obs_filter=f"{SPLIT} == 'reference'",
+                obs_columns=(LABEL,),
+                **common,
+            ),
+            engine,
+        )
+    with Stage("index"):
+        build_index(
+            IndexSettings(embeddings=output.where("reference"), output=output.where("index"), tracking=tracking), engine
+        )
+    with Stage("map"):
+        mapped = map_query(
+            MapSettings(
+                query=str(atlas),
+                index=output.where("index"),
+                checkpoint=settings.checkpoint,
+                output=output.where("mapped"),
+                obs_filter=f"{SPLIT} == 'query'",
+                truth_column=LABEL,
+                k=_K,
+                **common,
+            ),
+            engine,
+        )
+    with Stage("untrained network"):
+        weights = _untrained(output, list(cells.var_names), settings.checkpoint)
+        embed(
+            EmbedSettings(
+                atlas=str(atlas),
+                checkpoint=weights,
+                output=output.where("untrained/embeddings"),
+                obs_columns=(LABEL, SPLIT),
+                **common,
+            ),
+            engine,
+        )
     assert mapped.scores is not None, "the demo gives a truth column"
     _draw_umap(output)
-    return Demo(output, mapped.scores, untrained, _baseline(cells))
+    return Demo(output, mapped.scores, _scores(output.folder("untrained/embeddings")), _baseline(cells))
 
 
-@contextmanager
-def _one_store(output: Folder) -> Iterator[None]:
-    """Log all runs of the demo to one MLflow store, unless MLFLOW_TRACKING_URI is set."""
-    if "MLFLOW_TRACKING_URI" in os.environ:
-        yield
-        return
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{output.where('mlflow.db')}"
-    try:
-        yield
-    finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
-
-
+@Stage("draw a UMAP")
 def _draw_umap(output: Folder) -> None:
     """Draw a UMAP of reference and query."""
     tables = [read_embeddings(output.folder(name)) for name in ("reference", "mapped/embeddings")]
@@ -163,30 +163,18 @@ def _draw_umap(output: Folder) -> None:
     output.write(UMAP, png(umap_scatter(coordinates, labels, "Blood cells in the embedding")))
 
 
-def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder, engine: Engine) -> LabelScores:
-    """Scores of a network of the same size with random weights."""
+def _untrained(output: Folder, genes: list[str], checkpoint: str) -> str:
+    """Make a network of the same size with random weights; returns its place."""
     size = read_checkpoint(checkpoint).architecture
-    weights = output.path / "checkpoint"
-    random_checkpoint(
-        weights,
-        genes,
-        embsize=size.embsize,
-        nheads=size.nheads,
-        d_hid=size.d_hid,
-        nlayers=size.nlayers,
-        seed=_SEED,
-    )
-    embed(
-        EmbedSettings(
-            atlas=str(atlas),
-            checkpoint=str(weights),
-            output=output.where("embeddings"),
-            obs_columns=(LABEL, SPLIT),
-            cells_per_partition=_CELLS_PER_PARTITION,
-        ),
-        engine,
-    )
-    table = read_embeddings(output.folder("embeddings"))
+    weights = output.path / "untrained" / "checkpoint"
+    sizes = {name: getattr(size, name) for name in ("embsize", "nheads", "d_hid", "nlayers")}
+    random_checkpoint(weights, genes, seed=_SEED, **sizes)
+    return str(weights)
+
+
+def _scores(embeddings: Folder) -> LabelScores:
+    """Scores of the nearest reference cells among embeddings of all cells."""
+    table = read_embeddings(embeddings)
     _, vectors = vectors_of(table)
     labels, split = (np.array(table[column].to_pylist(), object) for column in (LABEL, SPLIT))
     is_query = split == "query"
@@ -194,6 +182,7 @@ def _untrained(atlas: Path, genes: list[str], checkpoint: str, output: Folder, e
     return score_labels(labels[is_query], predicted, share, set(labels[~is_query]))
 
 
+@Stage("PCA + kNN")
 def _baseline(cells: Any) -> LabelScores:
     """Scores of PCA and nearest neighbours on the same split."""
     is_query = (cells.obs[SPLIT] == "query").to_numpy()

@@ -57,11 +57,17 @@ def complete(job: EmbedJob, engine: Engine, verb: str) -> Manifest:
         logger.info("%s is finished: %d cells; nothing to do", job.output.uri, job.done.n_cells)
         _report_newer(job)
         return job.done
-    params = {"config": job.settings.model_dump(), "fingerprint": asdict(job.fingerprint)}
-    with (
-        engine.open(job.n_cells, compute=job.settings) as executor,
-        Tracker(verb, job.output, params) as tracker,
-    ):
+    tracker = Tracker(
+        verb,
+        job.output,
+        {"config": job.settings.model_dump(), "fingerprint": asdict(job.fingerprint)},
+        request=job.fingerprint.digest,
+        inputs=[job.dataset("atlas")],
+        network=job.settings.checkpoint,
+        tags=job.tags(),
+        tracking=job.settings.tracking,
+    )
+    with engine.open(job.n_cells, compute=job.settings) as executor, tracker:
         manifest = run(job, executor, tracker)
         for name in (Plan.file, Manifest.file):
             tracker.log_artifact(name)
@@ -89,7 +95,10 @@ def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
     write_genes(job)  # again on resume: the table may be lost or damaged
     work = EmbedRun(job, plan, executor, workers, tracker)
     quarantine, left = work.finish_plan()
-    return finish(plan, work.parts, job, work.actors, quarantine, left)
+    manifest = finish(plan, work.parts, job, work.actors, quarantine, left)
+    counts = {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty, "n_quarantined": manifest.n_quarantined}
+    tracker.log_metrics({**counts, "coverage": manifest.coverage["fraction"]}, step=len(work.parts))
+    return manifest
 
 
 def make_plan(job: EmbedJob, workers: Pool) -> Plan:

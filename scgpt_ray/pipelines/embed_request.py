@@ -23,6 +23,7 @@ from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
+from scgpt_ray.tracking import Input
 
 if TYPE_CHECKING:
     from scgpt_ray.network.checkpoint import Checkpoint
@@ -67,6 +68,14 @@ class EmbedJob:
             return self.began.n_cells
         assert self.selection is not None, "cells are selected where no plan has fixed them"
         return len(self.selection[0])
+
+    def dataset(self, context: str) -> Input:
+        """The selected cells, for MLflow."""
+        return Input(context, self.settings.atlas, self.source.identity(), self.n_cells)
+
+    def tags(self) -> dict[str, Any]:
+        """What MLflow's runs are found by."""
+        return {"fingerprint": self.fingerprint.digest, "atlas_snapshot": self.source.identity().get("snapshot")}
 
 
 @Stage("check the input")

@@ -1,7 +1,7 @@
 """Embeddings -> a trained template -> one shard per group of parts -> search parameters for the target recall."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ from scgpt_ray.pipelines.reference import Reference, exact_neighbors
 from scgpt_ray.progress import Stage
 from scgpt_ray.records import Fitness, IndexDescription, Manifest, ShardDescription
 from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import Tracker
+from scgpt_ray.tracking import Input, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
         with engine.open(there.n_cells) as executor:
             return _relicense(settings, there, source, manifest, output, executor)
     output.require_writable()
-    params = {"config": settings.model_dump(), "request": request}
-    with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
+    tracker = tracker_of(output, settings.model_dump(), request, source, manifest, settings.tracking)
+    with engine.open(manifest.n_cells) as executor, tracker:
         shards, recall_sample = _build(request, source, manifest, output, executor, settings.template)
         described = IndexDescription(
             request=request,
@@ -91,6 +91,27 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             license=settings.license or NOT_STATED,
         )
         return finish(described, source, manifest, output, executor, tracker, recall_sample)
+
+
+def tracker_of(
+    output: Folder,
+    config: Mapping[str, Any],
+    request: Mapping[str, Any],
+    source: Folder,
+    manifest: Manifest,
+    tracking: str | None = None,
+) -> Tracker:
+    """The MLflow run of an index of some embeddings."""
+    digest = manifest.fingerprint.digest
+    return Tracker(
+        "index",
+        output,
+        {"config": config, "request": request},
+        request=[request, digest],
+        inputs=[Input("embeddings", source.uri, digest, manifest.n_cells)],
+        tags={"fingerprint": digest},
+        tracking=tracking,
+    )
 
 
 def _build(
@@ -152,8 +173,8 @@ def rebuild(output: Folder, engine: Engine, delete: Callable[[], None]) -> Index
             remedy="build it again in a new folder",
         )
     delete()
-    params = {"config": {"repair": output.uri}, "request": there.request}
-    with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
+    tracker = tracker_of(output, {"repair": output.uri}, there.request, source, manifest)
+    with engine.open(manifest.n_cells) as executor, tracker:
         shards, recall_sample = _build(there.request, source, manifest, output, executor)
         described = there.replace(shards=tuple(shards))
         return finish(described, source, manifest, output, executor, tracker, recall_sample)
@@ -172,8 +193,8 @@ def append(
     """
     there = require_index(output)
     require_belongs(there, manifest, source, output)
-    params = {"config": settings.model_dump(), "request": there.request}
-    with engine.open(manifest.n_cells) as executor, Tracker("index", output, params) as tracker:
+    tracker = tracker_of(output, settings.model_dump(), there.request, source, manifest, settings.tracking)
+    with engine.open(manifest.n_cells) as executor, tracker:
         added = add_shards(executor, source, manifest, output, there.label_columns, there.shards, settings.shards)
         if not added:
             logger.info("%s holds every cell of %s; nothing to add", output.uri, source.uri)

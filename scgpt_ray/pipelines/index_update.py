@@ -9,10 +9,9 @@ from scgpt_ray.index.factory import default_shards
 from scgpt_ray.index.removal import keep_only
 from scgpt_ray.parts.changes import unchanged
 from scgpt_ray.pipelines.executor import Engine
-from scgpt_ray.pipelines.index import add_shards, finish
+from scgpt_ray.pipelines.index import add_shards, finish, tracker_of
 from scgpt_ray.records import IndexDescription, Manifest, ShardDescription
 from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,13 @@ def require_earlier(index: IndexDescription, place: str, earlier: Folder, *known
 
 
 def update_index(
-    earlier: Folder, before: Manifest, source: Folder, after: Manifest, output: Folder, engine: Engine
+    earlier: Folder,
+    before: Manifest,
+    source: Folder,
+    after: Manifest,
+    output: Folder,
+    engine: Engine,
+    tracking: str | None = None,
 ) -> IndexDescription:
     """Bring an index up to date with refreshed embeddings.
 
@@ -53,13 +58,15 @@ def update_index(
         after: Their manifest.
         output: The index folder.
         engine: Opens the executor.
+        tracking: MLflow store, as for `Tracker`.
     """
     there = require_index(output)
     if there.fingerprint == after.fingerprint:
         logger.info("%s is up to date: %d cells; nothing to do", output.uri, there.n_cells)
         return there
-    params = {"config": {"index": output.uri, "embeddings": source.uri}, "request": there.request}
-    with engine.open(after.n_cells) as executor, Tracker("index", output, params) as tracker:
+    config = {"index": output.uri, "embeddings": source.uri}
+    tracker = tracker_of(output, config, there.request, source, after, tracking)
+    with engine.open(after.n_cells) as executor, tracker:
         places = (earlier, list(before.parts), source, list(after.parts), list(there.label_columns))
         [kept_N] = executor.tasks(unchanged, [places])
         shards = tuple(keep_only(output, shard, kept_N) for shard in there.shards)

@@ -1,13 +1,12 @@
 """Embeddings of the same cells -> integration metrics, effects of factors, pictures, report."""
 
 import logging
-import re
 from typing import Any
 
 import numpy as np
 
 from scgpt_ray.atlas.source import Source
-from scgpt_ray.config import IntegrateSettings
+from scgpt_ray.config import IntegrateSettings, TrackingSettings
 from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.components import N_COMPONENTS, hvg_pca, require_counts, variable_components
 from scgpt_ray.evaluation.factors.effects import Factor, Replicates, explain_factors
@@ -27,7 +26,7 @@ from scgpt_ray.progress import Stage
 from scgpt_ray.records import Plan
 from scgpt_ray.schema import JOINID, OBS_ID, Float32Matrix
 from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import Tracker
+from scgpt_ray.tracking import Input, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,16 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
     batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
     replicates = _replicates(settings, cells, selection)
     stored, counts = _counts(settings, cells, selection)
-    with Tracker("integrate", output, {"config": settings.model_dump()}) as tracker:
+    asked = settings.model_dump(mode="json", exclude={*TrackingSettings.model_fields})
+    tracker = Tracker(
+        "integrate",
+        output,
+        {"config": settings.model_dump()},
+        request=asked,
+        inputs=[Input("embeddings", place, asked, len(selection.rows)) for place in settings.embeddings],
+        tracking=settings.tracking,
+    )
+    with tracker:
         known = counts if isinstance(counts, Counts) else None
         components_NC = _components(settings, stored, known)
         if components_NC is not None:
@@ -193,9 +201,9 @@ def _described(settings: IntegrateSettings) -> str:
 
 
 def _logged(integration: Integration) -> dict[str, float]:
-    """Metrics with names that MLflow accepts."""
+    """The metrics for MLflow."""
     return {
-        f"{re.sub(r'[^0-9A-Za-z_. /-]', '-', scores['name'])}/{metric}": value
+        f"{scores['name']}/{metric}": value
         for scores in integration.to_dict()["scores"]
         for metric, value in scores.items()
         if isinstance(value, float)

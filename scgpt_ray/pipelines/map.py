@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings
+from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings, TrackingSettings
 from scgpt_ray.config.map import AUTO
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.identity import require_same_model
@@ -35,7 +35,7 @@ from scgpt_ray.records import Fitness, IndexDescription
 from scgpt_ray.schema import JOINID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
-from scgpt_ray.tracking import Tracker
+from scgpt_ray.tracking import Input, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,19 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
     request = embed_request(settings, reference.index, list(rules.columns))
     job = check(request, preferred=reference.index.fingerprint.model["precision"], count_gpus=engine.gpus)
     warn_of_precision(job.settings.precision, reference.index)
-    with (
-        engine.open(job.n_cells, compute=settings) as executor,
-        Tracker("map", output, {"config": settings.model_dump(), "index": reference.index.request}) as tracker,
-    ):
+    index = reference.index
+    where = {*ComputeSettings.model_fields, *TrackingSettings.model_fields}
+    tracker = Tracker(
+        "map",
+        output,
+        {"config": settings.model_dump(), "index": index.request},
+        request=[job.fingerprint.digest, settings.model_dump(mode="json", exclude=where)],
+        inputs=[job.dataset("query"), Input("index", settings.index, index.request, index.n_cells)],
+        network=settings.checkpoint,
+        tags=job.tags(),
+        tracking=settings.tracking,
+    )
+    with engine.open(job.n_cells, compute=settings) as executor, tracker:
         if is_on_hub(settings.index):
             reference = replace(reference, folder=share_index(reference.folder, output.folder(INDEX_COPY), executor))
         reference = reference.on(executor)

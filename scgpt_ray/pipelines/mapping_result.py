@@ -231,6 +231,9 @@ class MappingResult:
         figures: dict[str, float] = {"unknown": self.n_unknown / self.n_cells}
         if self.scores:
             figures |= {"accuracy": self.scores.accuracy, "macro_f1": self.scores.macro_f1}
+        for method in self.evaluation.methods[1:] if self.evaluation else ():
+            figures[f"{method.name}/accuracy"] = method.scores.accuracy
+            figures[f"{method.name}/macro_f1"] = method.scores.macro_f1
         if self.column in self.calibrations:
             figures["calibration_error"] = self.calibrations[self.column].held_out.after.ece
         return figures

@@ -11,6 +11,7 @@ from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.evaluation.report.picture import png
 from scgpt_ray.evaluation.report.plots import training_curve
+from scgpt_ray.identity import digest_of
 from scgpt_ray.network.checkpoint import write_checkpoint
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.pipelines.executor import Engine, Executor
@@ -19,7 +20,7 @@ from scgpt_ray.pipelines.shared_checkpoint import share
 from scgpt_ray.pipelines.token_cache import cache_tokens
 from scgpt_ray.progress import Stage, note
 from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import Tracker, versions
+from scgpt_ray.tracking import Input, Tracker, versions
 from scgpt_ray.training.dataset import AtlasTokens, Cells
 from scgpt_ray.training.loop import Training
 from scgpt_ray.training.packing import MASK_VALUE
@@ -77,11 +78,24 @@ def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
     if job.done is not None:
         logger.info("%s is finished; nothing to do", job.output.uri)
         return Trained(job.output, job.done)
-    params = {"config": settings.model_dump(), "vocabulary": job.vocabulary.size}
+    asked = job.request.model_dump(mode="json")
+    tracker = Tracker(
+        "pretrain",
+        job.output,
+        {"config": settings.model_dump(), "vocabulary": job.vocabulary.size},
+        request=asked,
+        inputs=[
+            Input("atlas", place, atlas.source.identity(), sum(partition.n_cells for partition in atlas.partitions))
+            for place, atlas in zip(settings.atlas, job.atlases, strict=True)
+        ],
+        network=settings.checkpoint,
+        tags={"fingerprint": digest_of(asked)},
+        tracking=settings.tracking,
+    )
     n_cells = sum(partition.n_cells for atlas in job.atlases for partition in atlas.partitions)
     with (
         engine.open(n_cells, workers=settings.workers) as executor,
-        Tracker("pretrain", job.output, params) as tracker,
+        tracker,
     ):
         on_gpu = on_gpus(settings.workers, executor)
         require_precision("cuda" if on_gpu else "cpu", settings.precision)

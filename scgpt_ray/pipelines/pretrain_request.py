@@ -35,6 +35,7 @@ _PAD_VALUE = -2
 
 _NO_NUMBER = frozenset({
     "output", "executor", "wait", "workers", "tokens_per_microbatch", "storage", "census_directory", "census_mirror",
+    "tracking",
 })  # fmt: skip
 """Settings that change no number."""
 _PLACES = frozenset({"atlas", "snapshot", "vocabulary", "checkpoint"})

@@ -154,7 +154,7 @@ def _indexed(
     if settings.index_output is None:
         place = Folder.at(settings.index)
         with hold(place, "refresh", wait=settings.wait):
-            return update_index(earlier, before, output, after, place, engine)
+            return update_index(earlier, before, output, after, place, engine, settings.tracking)
     request = IndexSettings(
         embeddings=settings.output,
         output=settings.index_output,
@@ -164,6 +164,7 @@ def _indexed(
         seed=index.request["seed"],
         executor=settings.executor,
         storage=settings.storage,
+        tracking=settings.tracking,
     )
     with hold(Folder.at(settings.index_output), "refresh", wait=settings.wait):
         return build_index(request, engine)
