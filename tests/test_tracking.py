@@ -10,6 +10,7 @@ import time
 import mlflow
 import pytest
 
+from scgpt_ray import mlflow_run, tracking
 from scgpt_ray.identity import digest_of
 from scgpt_ray.mlflow_run import EXPERIMENT, make_store
 from scgpt_ray.storage import Folder
@@ -86,7 +87,7 @@ def test_an_interrupted_run_ends_before_all_else_that_waits(tmp_path, no_server,
     """It has five seconds to be marked as killed, also if the store is slow."""
     sent, interrupted = [], threading.Event()
 
-    def send(run, event, really=tracking._Run.send):
+    def send(run, event, really=mlflow_run.Run.send):
         interrupted.wait()
         sent.append(event.kind)
         really(run, event)
@@ -95,9 +96,9 @@ def test_an_interrupted_run_ends_before_all_else_that_waits(tmp_path, no_server,
         interrupted.set()
         waited(tracker, 30.0)
 
-    monkeypatch.setattr(tracking._Run, "send", send)
+    monkeypatch.setattr(mlflow_run.Run, "send", send)
     monkeypatch.setattr(Tracker, "_wait", wait)
-    with pytest.raises(KeyboardInterrupt), Tracker("embed", Folder.at(tmp_path), {"seed": 1}) as tracker:
+    with pytest.raises(KeyboardInterrupt), Tracker("embed", Folder.at(tmp_path / "out"), {"seed": 1}) as tracker:
         tracker.log_metrics({"cells": 3})
         raise KeyboardInterrupt
     assert sent == ["start", "end", "params", "metrics"]
@@ -107,16 +108,16 @@ def test_an_interrupted_run_ends_before_all_else_that_waits(tmp_path, no_server,
 
 def test_a_run_that_did_not_begin_in_time_is_not_begun(tmp_path, no_server, monkeypatch):
     """Nothing would end it: it would seem to run for ever."""
-    over, make = threading.Event(), tracking._make_store
-    monkeypatch.setattr(tracking, "_make_store", lambda uri: (over.wait(), make(uri)))
+    over, make = threading.Event(), mlflow_run.make_store
+    monkeypatch.setattr(mlflow_run, "make_store", lambda uri: (over.wait(), make(uri)))
     monkeypatch.setattr(tracking, "_HURRY_S", 0.1)
-    tracker = Tracker("embed", Folder.at(tmp_path), {})
+    tracker = Tracker("embed", Folder.at(tmp_path / "out"), {})
     with pytest.raises(KeyboardInterrupt), tracker:
         raise KeyboardInterrupt
     over.set()
     tracker._thread.join()
     assert runs(f"sqlite:///{tmp_path}/mlflow.db")[1] == []
-    kinds = {json.loads(line)["kind"] for line in (tmp_path / SPOOL).read_text().splitlines()}
+    kinds = {json.loads(line)["kind"] for line in (tmp_path / "out" / SPOOL).read_text().splitlines()}
     assert kinds == {"start", "params", "end"}
 
 
