@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,8 +62,8 @@ class Source(Protocol):
         Raises AtlasError if a value is not a count.
         """
 
-    def bytes_read(self, joinids: Int64Array) -> int:
-        """Stored bytes of counts that a run of embed over these cells reads, those for `totals` among them."""
+    def bytes_read(self, partitions: Sequence[Int64Array]) -> int:
+        """Bytes of counts that a run of embed reads, given the joinids of each partition; `totals` is part of it."""
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read a partition as CELLS, in blocks of at most 2,048 rows; `gene_tokens` go by var joinid, int32.
