@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.pipelines.plan import _index, _pool
 from scgpt_ray.pipelines.prices import Cost, Prices, cost
 
+START = plan_probe.process_s
 PRICES = Path(__file__).parents[1] / "cluster" / "prices.yaml"
 
 
@@ -28,6 +30,7 @@ PRICES = Path(__file__).parents[1] / "cluster" / "prices.yaml"
 def _short_probe():
     patch = pytest.MonkeyPatch()
     patch.setattr(plan_probe, "_SECONDS", 0.2)
+    patch.setattr(plan_probe, "process_s", lambda: 5.0)
     yield
     patch.undo()
 
@@ -60,19 +63,16 @@ def test_counts_and_bytes_are_those_of_the_run(filtered, sampled, options, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "within"), [("h5ad", 0.02), ("soma", 0.1)])
-def test_bytes_read_are_those_that_the_process_reads(kind, within, checkpoint, make_soma, tmp_path):
-    """By the counters of Linux; less those of a run over the same cells and genes with hardly a count.
-
-    TileDB reads 8 % more than it has stored, for a reason that was not found: plan gives the stored bytes.
-    """
+@pytest.mark.parametrize(("kind", "per_partition"), [("h5ad", 2000), ("soma", 2000), ("soma", 250)])
+def test_bytes_read_are_those_that_the_process_reads(kind, per_partition, checkpoint, make_soma, tmp_path):
+    """By the counters of Linux; less those of a run over the same cells and genes with hardly a count."""
     random = np.random.default_rng(0)
 
     def read_by_embed(name, cells):
         place = tmp_path / f"{name}.{kind}"
         make_soma(cells, place) if kind == "soma" else cells.write_h5ad(place)
         asked = {"atlas": str(place), "checkpoint": str(checkpoint), "output": f"{place}-out", "executor": "serial"}
-        asked |= {"min_coverage": 0.0, "cells_per_partition": 2000}
+        asked |= {"min_coverage": 0.0, "cells_per_partition": per_partition}
         estimate = scgpt_ray.plan(**asked)
         before = read_so_far()
         scgpt_ray.embed(**asked)
@@ -93,7 +93,15 @@ def test_bytes_read_are_those_that_the_process_reads(kind, within, checkpoint, m
     expected, rest = read_by_embed("rest", empty)
     estimated, found = read_by_embed("large", large)
     assert expected < rest / 10
-    assert estimated - expected == pytest.approx(found - rest, rel=within)
+    assert estimated - expected == pytest.approx(found - rest, rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_start_of_a_process_is_measured():
+    """It imports torch and MLflow, and makes a database."""
+    began = time.perf_counter()
+    found = START()
+    assert 1.0 < found <= time.perf_counter() - began
 
 
 def test_without_a_rate_of_the_devices_there_is_no_time(options):
@@ -109,8 +117,8 @@ def test_a_rate_that_is_given(options):
         scgpt_ray.plan(**options, executor="ray", gpus=gpus, tokens_per_second=1.0, prices=str(PRICES))
         for gpus in (1, 2)
     )
-    assert one.duration.wall_s == pytest.approx(one.n_tokens + 20, abs=10)
-    assert two.duration.wall_s == pytest.approx(two.n_tokens / 2 + 20, abs=10)
+    assert one.duration.wall_s == pytest.approx(one.n_tokens + 25, abs=10)
+    assert two.duration.wall_s == pytest.approx(two.n_tokens / 2 + 25, abs=10)
     assert two.duration.device_hours == pytest.approx(2 * two.duration.wall_s / 3600)
     assert one.cost.instance == "one-gpu"
     assert one.cost.amount == pytest.approx(2.0 * one.duration.wall_s / 3600, rel=0.001)

@@ -1,6 +1,6 @@
 """Cells of .h5ad files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -128,18 +128,18 @@ class H5adSource:
 
         return totals, add_readable(add, blocks(joinids), self.check)
 
-    def bytes_read(self, joinids: Int64Array) -> int:
+    def bytes_read(self, partitions: Sequence[Int64Array]) -> int:
         """Stored bytes of counts that a run of embed reads: twice those of the selected rows, since `totals` reads all.
 
         Args:
-            joinids: Sorted row numbers of the selected cells.
+            partitions: Row numbers of the selected cells of each partition.
         """
         with self._opened() as file:
             node = _node(file, self.layer, self.uri)
             arrays = [node] if isinstance(node, h5py.Dataset) else [node[name] for name in ("data", "indices")]
             stored = sum(array.id.get_storage_size() for array in arrays)
             n_rows = len(_obs(self)[0])
-        return int(2 * stored * len(joinids) / n_rows)
+        return int(2 * stored * sum(map(len, partitions)) / n_rows)
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a block of rows at a time.

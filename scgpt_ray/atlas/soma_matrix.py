@@ -1,5 +1,7 @@
 """The matrix of counts in a SOMA experiment: finding it, and reading rows of it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from scgpt_ray.atlas.ragged import Part, as_part, blocks
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.schema import Int64Array
 
-SAMPLE_TILES = 4
+_SAMPLE_TILES = 4
 _SAMPLE_CELLS_PER_TILE = 512
 _DENSE_SELECTION = 0.1
 """Share of a range of rows from which reading the whole range is cheaper than listing the rows."""
@@ -76,10 +78,24 @@ def read_parts(matrix: Any, joinids: Int64Array) -> list[Part]:
     ]
 
 
+@contextmanager
+def counted_bytes() -> Iterator[list[int]]:
+    """A list that holds the bytes that TileDB has read in the block after it, in this process."""
+    found: list[int] = []
+    soma.tiledbsoma_stats_enable()
+    soma.tiledbsoma_stats_reset()
+    try:
+        yield found
+    finally:
+        contexts = soma.tiledbsoma_stats_as_py()
+        found.append(sum(int(each["counters"].get("Context.VFS.read_byte_num", 0)) for each in contexts))
+        soma.tiledbsoma_stats_disable()
+
+
 def sample(joinids: Int64Array) -> list[Int64Array]:
     """At most 512 cells of each of at most 4 tiles, evenly spaced."""
     tiles = blocks(joinids)
-    chosen = np.linspace(0, len(tiles) - 1, min(SAMPLE_TILES, len(tiles))).round().astype(int)
+    chosen = np.linspace(0, len(tiles) - 1, min(_SAMPLE_TILES, len(tiles))).round().astype(int)
     picked = []
     for ids in (tiles[tile] for tile in chosen):
         places = np.linspace(0, len(ids) - 1, min(_SAMPLE_CELLS_PER_TILE, len(ids))).round().astype(int)

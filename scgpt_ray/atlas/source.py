@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,8 +78,8 @@ class Source(Cells, Protocol):
     def column(self, name: str) -> pa.ChunkedArray:
         """Values of one of the requested obs columns for the selected cells, in the order of joinids."""
 
-    def bytes_read(self, joinids: Int64Array) -> int:
-        """Stored bytes of counts that a run of embed over these cells reads, those for `totals` among them."""
+    def bytes_read(self, partitions: Sequence[Int64Array]) -> int:
+        """Bytes of counts that a run of embed reads, given the joinids of each partition; `totals` is part of it."""
 
 
 def locate(

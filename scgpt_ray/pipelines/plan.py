@@ -18,6 +18,7 @@ from scgpt_ray.errors import ConfigError
 from scgpt_ray.index.factory import EXACT, choose_factory, default_shards, index_bytes
 from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.network.embedder import has_gpu
+from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect, precision_of, variable_only
 from scgpt_ray.pipelines.executor import Engine, Pool
 from scgpt_ray.pipelines.plan_probe import Sample, network_rate
@@ -147,7 +148,7 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
     requests = {name: count * len(partitions) for name, count in _REQUESTS.items()}
     duration = price = None
     if rate is not None:
-        start_s = setup_s + (_RAY_START_S if engine.uses_ray(n, settings, 1) else 0)
+        start_s = plan_probe.process_s() + setup_s + (_RAY_START_S if engine.uses_ray(n, settings, 1) else 0)
         duration = _duration(rate, pool, start_s, n_tokens, n * (sample.read_s + sample.write_s))
     if duration is not None and prices is not None:
         price = cost(
@@ -162,7 +163,7 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
         n_tokens=n_tokens,
         tokens={name: int(np.quantile(sample.lengths_N, at)) for name, at in _QUANTILES.items()},
         n_sampled=len(sample.lengths_N),
-        bytes_read=source.bytes_read(joinids),
+        bytes_read=source.bytes_read(np.split(joinids, np.cumsum([each.n_cells for each in partitions])[:-1])),
         bytes_written=round(len(partitions) * fixed + n * per_cell),
         requests=requests,
         actors=(pool.size, "GPU" if pool.num_gpus else "CPU"),

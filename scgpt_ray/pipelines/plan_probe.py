@@ -3,6 +3,9 @@
 Shapes: N sampled cells.
 """
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +30,15 @@ _PIECES = 8
 _CELLS = 2048
 _SECONDS = 8.0  # of the network, after it is warm
 _CELLS_AT_ONCE = 16
+
+_PROCESS = """
+import tempfile
+import scgpt_ray.pipelines.embed
+from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker
+with tempfile.TemporaryDirectory() as place, Tracker("plan", Folder.at(place), {}):
+    pass
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +109,14 @@ class Sample:
             write_s=writing[0] / (size * len(single) + 2 * size * len(double)),
             part_bytes=(float(np.mean(single) - per_cell * size), float(per_cell)),
         )
+
+
+def process_s() -> float:
+    """Seconds that a process takes to start, to import the libraries of embed, and to end with its MLflow store."""
+    alone = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with _timed() as starting:
+        subprocess.run([sys.executable, "-c", _PROCESS], env=alone, check=True, capture_output=True)
+    return starting[0]
 
 
 def network_rate(
