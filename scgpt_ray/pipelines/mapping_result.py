@@ -76,6 +76,7 @@ class MappingResult:
         reference_cells: CellCounts,
         truth: Labels | None,
         baseline: Baseline | str | None,
+        unknown_terms: dict[str, int],
     ) -> "MappingResult":
         """Count the labels, and evaluate them if true labels are known.
 
@@ -89,6 +90,7 @@ class MappingResult:
             reference_cells: Cells by label of the first column.
             truth: True label of each query cell in the first column, or None.
             baseline: What to compare with on the same truth, or why there is nothing.
+            unknown_terms: As the attribute.
 
         Raises:
             InputError: If no cell has a true label.
@@ -107,7 +109,7 @@ class MappingResult:
             baseline,
             calibrations,
             promises,
-            parts.unknown_terms(),
+            unknown_terms,
         )
 
     @cached_property
