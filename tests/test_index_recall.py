@@ -45,11 +45,11 @@ EXAM = RecallSample(
 @pytest.mark.parametrize(
     ("recall_of", "nlist", "target", "chosen"),
     [
-        (lambda _n, _r: 1.0, 64, 0.95, (1, 40)),
-        (lambda n, _: min(1, n / 10), 64, 0.75, (8, 40)),
-        (lambda n, _: min(1, n / 10), 6, 0.95, (6, 40)),  # out of reach: all lists, no candidates in vain
-        (lambda _n, _r: 0.7, 1, 0.95, (1, 40)),
-        (lambda n, _: min(0.8, n / 10), 4096, 0.95, (8, 40)),  # a plateau
+        (lambda _n, _r: 1.0, 64, 0.95, (1, 20)),
+        (lambda n, _: min(1, n / 10), 64, 0.75, (8, 20)),
+        (lambda n, _: min(1, n / 10), 6, 0.95, (6, 20)),  # out of reach: all lists, no candidates in vain
+        (lambda _n, _r: 0.7, 1, 0.95, (1, 20)),
+        (lambda n, _: min(0.8, n / 10), 4096, 0.95, (8, 20)),  # a plateau
         (lambda n, r: min(1, n / 8) * min(1, r / 160), 64, 0.9, (8, 160)),
         # Twice the lists are cheaper than four times the candidates.
         (lambda n, r: 1.0 if (n >= 4 and r >= 640) or (n >= 8 and r >= 40) else 0.5, 64, 0.95, (8, 40)),

@@ -28,9 +28,9 @@ from scgpt_ray.index.factory import (
     training_size,
     with_lists,
 )
-from scgpt_ray.index.recall import CHOSEN_K, RecallSample, Search, Truth, choose_params, cost_model, recall_at, speed
+from scgpt_ray.index.recall import RecallSample, Search, Truth, choose_params, cost_model, recall_at, speed
 from scgpt_ray.index.search import Neighbors, candidates, set_threads
-from scgpt_ray.index.searcher import Searcher, SearchParams
+from scgpt_ray.index.searcher import CHOSEN_K, Searcher, SearchParams
 from scgpt_ray.index.shard import build_shard, open_faiss
 from scgpt_ray.index.template import centre_of, train
 from scgpt_ray.parts.manifest import require_manifest

@@ -14,14 +14,13 @@ import numpy as np
 from scgpt_ray.index.description import TEMPLATE
 from scgpt_ray.index.factory import bytes_per_vector
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors
-from scgpt_ray.index.searcher import SearchParams
+from scgpt_ray.index.searcher import CHOSEN_K, SearchParams
 from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
 RECALL_K = (1, 10, 50)
-CHOSEN_K = 10
-_RERANKS = (640, 320, 160, 80, 40)
+_RERANKS = (640, 320, 160, 100, 80, 60, 50, 40, 30, 20)
 _PLATEAU = 0.002  # stop once two doublings of nprobe gained less recall than this
 _RANDOM_READ = 4
 _LATENCY_QUERIES = 64

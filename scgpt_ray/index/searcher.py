@@ -1,15 +1,17 @@
 """Search in opened shards, in two steps.
 
-First the codes, which are in memory, give `rerank` candidates per shard (at least ten per neighbour). Then candidates
-are re-ranked by their vectors in half precision, which are read from a memory map: 2 d bytes of disk per candidate, and
-no memory that the system cannot reclaim. A shard on an object store is copied to a local temporary folder when it is
-opened: a query reads some hundred vectors at random, too many for a request each.
+First the codes, which are in memory, give candidates of each shard, as many per neighbour as the target recall of the
+index takes (`SearchParams.n_candidates`). Then candidates are re-ranked by their vectors in half precision, which are
+read from a memory map: 2 d bytes of disk per candidate, and no memory that the system cannot reclaim. A shard on an
+object store is copied to a local temporary folder when it is opened: a query reads some hundred vectors at random, too
+many for a request each.
 
 A score depends on the query and the neighbour only, and the candidates of a shard on the query and the shard only, so
 it does not matter which process has which shards open.
 """
 
 import io
+import math
 import shutil
 import tempfile
 import weakref
@@ -45,12 +47,13 @@ from scgpt_ray.records import ShardDescription
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
 
+CHOSEN_K = 10
+"""Number of neighbours at which search parameters are chosen."""
+
 EXACT_ROWS = 20_000
 """If a filter leaves at most this many cells of a shard, they are searched exactly."""
 
-LEAST_PER_NEIGHBOR = 10
-"""Minimum number of candidates per neighbour."""
-
+_PER_NEIGHBOR = (2, 10)  # fewest and most candidates per neighbour that `rerank` stands for
 _SPARE = 16  # extra candidates sorted, so that most ties are resolved at once
 _EXACT_BLOCK = 16_384
 
@@ -61,11 +64,16 @@ class SearchParams:
 
     Attributes:
         nprobe: Inverted lists searched per shard.
-        rerank: Candidates re-ranked per shard, raised to ten per neighbour if lower; ignored by an exact index.
+        rerank: Candidates re-ranked per shard for ten neighbours; ignored by an exact index.
     """
 
     nprobe: int
     rerank: int
+
+    def n_candidates(self, k: int) -> int:
+        """Candidates for k neighbours: as many per neighbour as for ten, but two to ten; at least `rerank`."""
+        fewest, most = _PER_NEIGHBOR
+        return max(self.rerank, math.ceil(k * min(max(self.rerank / CHOSEN_K, fewest), most)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,14 @@ class Shard:
         """Vectors of some rows, float32 [some, d]; rounded to half precision unless the index is exact."""
         if self.vectors_ND is None:
             return np.asarray(self.index.reconstruct_batch(rows), np.float32)
-        return np.asarray(self.vectors_ND[rows].astype(np.float32) + self.centre_D)
+        return self._differences(rows) + self.centre_D
+
+    def _differences(self, rows: Int64Array) -> Float32Matrix:
+        """Vectors of some rows minus the centre; the decoder of faiss gives what numpy's cast does in less time."""
+        assert self.vectors_ND is not None, "an exact index has no differences"
+        codes_ND = np.asarray(self.vectors_ND).view(np.uint8).take(rows, axis=0)
+        decoder = faiss.ScalarQuantizer(self.vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16)
+        return np.asarray(decoder.decode(codes_ND), np.float32)
 
     def search(self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed_N: Mask | None) -> Neighbors:
         """The k nearest: ids int64 [Q, k] and scores float32 [Q, k]."""
@@ -148,8 +163,7 @@ class Shard:
         # The cells that pass a filter are spread over more lists.
         share = 1.0 if allowed_N is None else n_allowed / len(allowed_N)
         nprobe = int(np.ceil(params.nprobe / share))
-        n = max(params.rerank, LEAST_PER_NEIGHBOR * k)
-        rows_QR = candidates(self.index, queries_QD, n, nprobe, allowed_N)
+        rows_QR = candidates(self.index, queries_QD, params.n_candidates(k), nprobe, allowed_N)
         rows_QK, scores_QK = self._ranked(queries_QD, rows_QR, k)
         return self._named(rows_QK), scores_QK
 
@@ -161,9 +175,7 @@ class Shard:
 
     def _ranked(self, queries_QD: Float32Matrix, rows_QR: Int64Array, k: int) -> Neighbors:
         """Re-rank candidates by their vectors and keep the k best."""
-        halves_ND = self.vectors_ND
-        assert halves_ND is not None
-        scores_QR = scores_of(queries_QD, rows_QR, lambda rows: halves_ND[rows].astype(np.float32))
+        scores_QR = scores_of(queries_QD, rows_QR, self._differences)
         scores_QR += np.einsum("qd,d->q", queries_QD, self.centre_D)[:, None]
         return _best(rows_QR, scores_QR, k)
 

@@ -22,7 +22,8 @@ from scgpt_ray.evaluation.drift.measures import Cells
 from scgpt_ray.evaluation.drift.thresholds import Thresholds, reasons
 from scgpt_ray.evaluation.report.reports import gate_report
 from scgpt_ray.identity import require_same_model
-from scgpt_ray.index.recall import CHOSEN_K, recall_at
+from scgpt_ray.index.recall import recall_at
+from scgpt_ray.index.searcher import CHOSEN_K
 from scgpt_ray.parts.manifest import GENES, require_manifest
 from scgpt_ray.parts.parts import read_rows, require_content
 from scgpt_ray.pipelines.executor import Engine

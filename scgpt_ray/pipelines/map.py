@@ -87,7 +87,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         embedded = Folder.at(request.output)
         votes = QueryVotes(settings, reference, rules, cells, calibrated)
         parts = QueryParts(embedded, manifest, output.folder(PREDICTIONS), votes.request())
-        votes.commit(parts, executor)
+        unknown_terms = votes.commit(parts, executor)
         overview = parts.overview(overview_columns(rules.columns, calibrated))
         positions = query_positions(settings, reference, rules, cells, calibrated, parts, overview)
         promises = _promises(job.checkpoint, reference, calibrated, positions)
@@ -107,7 +107,17 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         )  # fmt: skip
         evidence.log()
         mapped = MappingResult.of(
-            settings, parts, overview, rules.columns, calibrated, promises, cells, evidence, truth, baseline
+            settings,
+            parts,
+            overview,
+            rules.columns,
+            calibrated,
+            promises,
+            cells,
+            evidence,
+            truth,
+            baseline,
+            unknown_terms,
         )
         write_mapping(mapped, settings, reference)
         tracker.log_metrics(mapped.figures())

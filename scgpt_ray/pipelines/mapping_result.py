@@ -81,6 +81,7 @@ class MappingResult:
         evidence: Evidence,
         truth: Labels | None,
         baseline: Baseline | str | None,
+        unknown_terms: dict[str, int],
     ) -> "MappingResult":
         """Count the labels, and evaluate them if true labels are known.
 
@@ -95,6 +96,7 @@ class MappingResult:
             evidence: What speaks for or against the labels.
             truth: True label of each query cell in the first column, or None.
             baseline: What to compare with on the same truth, or why there is nothing.
+            unknown_terms: As the attribute.
 
         Raises:
             InputError: If no cell has a true label.
@@ -114,7 +116,7 @@ class MappingResult:
             calibrations,
             promises,
             evidence,
-            parts.unknown_terms(),
+            unknown_terms,
         )
 
     @cached_property

@@ -5,6 +5,7 @@ request and of the embeddings, so that a later run of the same request keeps it.
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.identity import digest_of
-from scgpt_ray.parts.footer import read_stamp, stamped
+from scgpt_ray.parts.footer import read_all, read_stamp, stamped
 from scgpt_ray.parts.parts import PARTS, part_name, part_number, read_checked, read_part
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
@@ -94,26 +95,25 @@ class QueryParts:
         request = digest_of(self.request)
         return {name: digest_of([request, data]) for name, data in zip(self.names, self.manifest.digests, strict=True)}
 
-    def left(self) -> tuple[Partition, ...]:
-        """What has no predictions yet, with the digest of its stamp; predictions of another request are removed."""
-        there = set(self.predictions.names())
-        kept = {name for name in there & self._stamps.keys() if self._stamp(name).get("made") == self._stamps[name]}
-        for name in sorted(there - kept):
-            self.predictions.remove(name)
+    def left(self) -> tuple[tuple[Partition, ...], Counter[str]]:
+        """What has no predictions yet, and the unknown terms of what has; predictions of another request are removed.
+
+        The digest of a partition is that of the request and its embeddings; `CommitPredictions` writes it.
+        """
+        there = self.predictions.names()
+        kept = {name: terms for name, terms in read_all(self._kept, there) if terms is not None}
+        for name in there:
+            if name not in kept:
+                self.predictions.remove(name)
         left = [(name, n_cells) for name, n_cells in self.manifest.parts.items() if name not in kept]
-        return tuple(Partition(part_number(name), 0, 0, n_cells, self._stamps[name]) for name, n_cells in left)
+        todo = (Partition(part_number(name), 0, 0, n_cells, self._stamps[name]) for name, n_cells in left)
+        return tuple(todo), sum(map(Counter, kept.values()), Counter())
 
-    def _stamp(self, name: str) -> dict[str, Any]:
+    def _kept(self, name: str) -> tuple[str, dict[str, int] | None]:
+        """The name of a file, and the unknown terms of its footer if it has the predictions of a part."""
         found = read_stamp(self.predictions, name, _FOOTER)
-        return found[0] if found else {}
-
-    def unknown_terms(self) -> dict[str, int]:
-        """Terms that the Cell Ontology lacks -> neighbours that voted for them."""
-        terms: dict[str, int] = {}
-        for name in self.names:
-            for term, votes in self._stamp(name)["unknown_terms"].items():
-                terms[term] = terms.get(term, 0) + votes
-        return terms
+        is_mine = found is not None and found[0]["made"] == self._stamps.get(name)
+        return name, found[0]["unknown_terms"] if found and is_mine else None
 
     def embeddings(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """EMBEDDINGS of a part."""

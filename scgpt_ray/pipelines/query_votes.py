@@ -66,13 +66,16 @@ class QueryVotes:
             "version": __version__,
         }
 
-    def commit(self, parts: QueryParts, executor: Executor) -> None:
+    def commit(self, parts: QueryParts, executor: Executor) -> dict[str, int]:
         """Make the predictions that are not committed yet.
+
+        Returns:
+            Terms that the Cell Ontology lacks -> neighbours of the whole query that voted for them.
 
         Raises:
             WorkerError: If those of some parts cannot be made.
         """
-        todo = parts.left()
+        todo, terms = parts.left()
         total, n_left = parts.manifest.n_cells, sum(partition.n_cells for partition in todo)
         pool = executor.pool(ComputeSettings(device="cpu", actors=self.settings.actors))
         read, commit = ReadQuery(parts.embedded.folder(PARTS)), CommitPredictions(parts.predictions)
@@ -84,6 +87,7 @@ class QueryVotes:
                     failed.append(receipt)
                     continue
                 short += receipt["short"]
+                terms.update(receipt["unknown_terms"])
                 progress.add({"cells": receipt["cells"]})
         if short:
             logger.warning("%d cells have fewer than %d allowed neighbours", short, self.settings.k)
@@ -92,6 +96,7 @@ class QueryVotes:
                 f"{len(failed)} of {len(parts.names)} parts of the query have no predictions; the first: "
                 f"{part_name(failed[0].partition.number)} {failed[0].reason}; map again tries these parts again"
             )
+        return dict(terms)
 
     def alone(self) -> "QueryVotes":
         """The same votes for another process: nothing is open, and the shards are searched there."""

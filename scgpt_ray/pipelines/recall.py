@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from scgpt_ray.index.description import RECALL
-from scgpt_ray.index.recall import CHOSEN_K, RECALL_K, Point, RecallSample, Search, bytes_per_cell, speed
-from scgpt_ray.index.searcher import SearchParams
+from scgpt_ray.index.recall import RECALL_K, Point, RecallSample, Search, bytes_per_cell, speed
+from scgpt_ray.index.searcher import CHOSEN_K, SearchParams
 from scgpt_ray.mapping.votes import VoteRules, label_votes
 from scgpt_ray.progress import Stage
 from scgpt_ray.records import IndexDescription
