@@ -21,6 +21,7 @@ from scgpt_ray.pipelines.embed import run
 from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.hub_index import INDEX_COPY, is_on_hub, share_index
+from scgpt_ray.pipelines.labelled_cells import require_free
 from scgpt_ray.pipelines.map_report import write_mapping
 from scgpt_ray.pipelines.mapping_result import MappingResult, output_name, overview_columns, texts
 from scgpt_ray.pipelines.query_parts import PREDICTIONS, QueryParts
@@ -55,6 +56,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
     ontology = CellOntology() if rules.term_column else None
     request = embed_request(settings, reference.index, list(rules.columns))
     job = check(request, preferred=reference.index.fingerprint.model["precision"], count_gpus=engine.gpus)
+    require_free(rules.columns, job.source.all_obs_columns(), settings.query)
     warn_of_precision(job.settings.precision, reference.index)
     with (
         engine.open(job.n_cells, compute=settings) as executor,
@@ -82,7 +84,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         mapped = MappingResult.of(
             settings, parts, overview, rules.columns, calibrated, promises, cells, truth, baseline
         )
-        write_mapping(mapped, settings, reference)
+        write_mapping(mapped, settings, reference, job.source)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():
             tracker.log_artifact(name)
