@@ -104,6 +104,21 @@ def test_map_gives_the_labels_of_the_verb(blood, checkpoint, place, is_embedded,
     assert again.uns["scgpt_ray"]["index"]["k"] == 3
 
 
+def test_the_verbs_take_an_anndata(blood, checkpoint, place, tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = {"checkpoint": str(checkpoint), "output": str(tmp_path / "e"), "executor": "serial"}
+    done = scgpt_ray.embed(atlas=blood, **options)
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "e" / "parts").iterdir()}
+    assert scgpt_ray.embed(atlas=blood.copy(), **options).fingerprint == done.fingerprint, "the same cells"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "e" / "parts").iterdir()} == parts
+    [file] = (tmp_path / "e").glob("cells-*.h5ad")
+    assert f"atlas: the AnnData is stored as {file}" in caplog.text
+    stored, expected = (read_embeddings(Folder.at(folder)) for folder in (tmp_path / "e", place / "e"))
+    np.testing.assert_array_equal(vectors_of(stored)[1], vectors_of(expected)[1])
+    with pytest.raises(ConfigError, match="an AnnData as atlas; expected a path"):
+        scgpt_ray.plan(atlas=blood, checkpoint=str(checkpoint))
+
+
 def test_neighbours_of_the_same_donor_are_left_out(embedded, place):
     tl.map(embedded, place / "i", label_columns=["donor"], exclude_same=["donor"], k=3)
     present = ~np.isnan(embedded.obsm["X_scGPT"]).any(axis=1)
