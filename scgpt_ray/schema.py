@@ -95,6 +95,13 @@ def matrix(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.generic]:
     return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), width)
 
 
+def dense_vectors(column: pa.ChunkedArray) -> Float32Matrix:
+    """Embeddings of cells as float32 [n_cells, d]; rows of NaN for null."""
+    vectors_ND = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    vectors_ND[column.is_valid().to_numpy()] = matrix(column.drop_null())
+    return vectors_ND
+
+
 def matrix_array(values: npt.NDArray[np.generic], absent: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
     """Make a fixed_size_list array of the rows of a matrix.
 

@@ -5,6 +5,7 @@ here and imported when they are needed, so that `--help` waits for neither pydan
 """
 
 import inspect
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from scgpt_ray.progress import note
 if TYPE_CHECKING:
     from scgpt_ray.config import Settings
     from scgpt_ray.object_store import ObjectStore
+
+
+logger = logging.getLogger(__name__)
 
 
 class Result(Protocol):
@@ -239,13 +243,44 @@ VERBS = {
 }
 
 
+def _with_files(settings: "type[Settings]", options: dict[str, Any]) -> dict[str, Any]:
+    """Options in which an AnnData given as atlas or query is a file in the output folder, whose name is said.
+
+    Raises:
+        ConfigError: If the verb has no output folder, or another option is invalid.
+    """
+    held = {name: options[name] for name in ("atlas", "query") if type(options.get(name)).__name__ == "AnnData"}
+    if not held:
+        return options
+    from scgpt_ray.atlas.anndata_file import stored
+    from scgpt_ray.errors import ConfigError
+    from scgpt_ray.object_store import using
+    from scgpt_ray.storage import Folder
+
+    checked = settings.of(options | dict.fromkeys(held, "an AnnData"))
+    if "output" not in options:
+        raise ConfigError(
+            f"an AnnData as {', '.join(held)}",
+            expected="a path, or an output folder to store the cells in",
+            remedy="write the cells to an .h5ad file",
+        )
+    with using(store_of(checked)):
+        files = {name: stored(adata, Folder.at(options["output"])) for name, adata in held.items()}
+    for name, file in files.items():
+        logger.info("%s: the AnnData is stored as %s", name, file)
+    return options | files
+
+
 def python_function(verb: Verb) -> Callable[..., Result]:
-    """The verb as a function whose keyword arguments are the options, with their types, defaults and help."""
+    """The verb as a function whose keyword arguments are the options, with their types, defaults and help.
+
+    `atlas` and `query` may also be an AnnData, which is stored in the output folder.
+    """
     settings = verb.settings_class()
     types = get_type_hints(settings)
 
     def function(**options: Any) -> Result:
-        return verb.run(settings.of(options))
+        return verb.run(settings.of(_with_files(settings, options)))
 
     ordered = [name for group in settings.groups().values() for name in group]
     fields = {name: settings.model_fields[name] for name in ordered}

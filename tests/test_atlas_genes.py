@@ -222,6 +222,6 @@ def test_old_symbols_of_real_cells_are_found_through_a_second_column(shared):
     assert fraction(("feature_name",)) == pytest.approx(0.964, abs=0.002)
     assert fraction(("feature_name", "symbol_gencode44")) == pytest.approx(0.998, abs=0.001)
     table = str(shared / "data/gencode_v44_id2name.csv.gz")
-    assert fraction(("feature_id",)) == 0
+    assert fraction(("feature_id",)) > 0.98, "with the table that ships"
     assert fraction(("feature_id",), table) > 0.98
     assert pa.types.is_int32(genes(frame(index=["A"]), default=True).to_table()["token"].type)

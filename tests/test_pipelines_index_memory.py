@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from scgpt_ray.atlas.embedding_h5ad import write_embedding_h5ad
 from scgpt_ray.config import IndexSettings, MapSettings
 from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.pipelines import query_votes
@@ -83,7 +82,6 @@ def map_onto(output, size):
     parts = QueryParts(folder, Manifest.read(folder), Folder.at(f"{place}/predicted-{size}"), votes.request())
     votes.commit(parts, executor)
     parts.overview(overview_columns(rules.columns, {}))
-    write_embedding_h5ad(Path(place) / "query.h5ad", parts.labelled)
 
 
 found = {}

@@ -17,6 +17,7 @@ import pytest
 from scipy import sparse
 
 import scgpt_ray
+from scgpt_ray.atlas import h5ad
 from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
 from scgpt_ray.evaluation.components import fit_components
@@ -27,7 +28,7 @@ from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.mapping.shift import Position
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.pipelines import baseline
+from scgpt_ray.pipelines import baseline, map_report
 from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.map import TERMS, _promises, prediction_rules, reference_cells
 from scgpt_ray.pipelines.query_parts import QueryParts
@@ -261,18 +262,64 @@ def test_without_umap_the_report_says_why(mapped, reference, checkpoint, monkeyp
     assert not (reference / "without" / "umap.png").exists(), "that of before would mislead"
 
 
-def test_the_labelled_query_opens_in_scanpy(mapped, reference):
+def test_the_labelled_query_opens_in_scanpy(mapped, reference, files):
     import scanpy
 
     cells = scanpy.read_h5ad(reference / "mapped" / "query.h5ad")
     predictions = pq.read_table(reference / "mapped" / "predictions.parquet")
     assert cells.obs_names.tolist() == predictions["obs_id"].to_pylist()
-    assert cells.obs["cell_type"].tolist() == predictions["cell_type"].to_pylist()
-    assert np.isnan(cells.obsm["X_scGPT"]).any(axis=1).sum() == 1
-    assert list(cells.obs) == [
-        "donor_query", "cell_type_query", *(f"{column}{part}" for column in ("cell_type", "donor") for part in PLAIN),
-        "soma_joinid", "n_genes",
-    ]  # fmt: skip
+    assert cells.obs["predicted_cell_type"].tolist() == predictions["cell_type"].to_pylist()
+    assert cells.obs["predicted_donor_confidence"].tolist() == predictions["donor_confidence"].to_pylist()
+    absent = cells.obs_names == "cell-077"
+    for key in ("X_scGPT", "X_umap"):
+        assert np.isnan(cells.obsm[key]).any(axis=1).tolist() == absent.tolist()
+    noted = cells.uns["scgpt_ray"]
+    assert noted["index"]["place"] == str(reference / "index-1")
+    assert noted["model"]["weights"] == mapped.parts.manifest.fingerprint.model["weights"]
+    original = anndata.read_h5ad(files[1])
+    own = [f"predicted_{column}{part}" for column in ("cell_type", "donor") for part in PLAIN]
+    assert list(cells.obs) == [*original.obs, *own]
+    assert cells.obs[[*original.obs]].equals(original.obs), "no column of the query is replaced or renamed"
+    assert cells.var.equals(original.var)
+    assert (cells.X != original.X).nnz == 0
+
+
+def test_the_query_stays_as_it_is(mapped, reference, files, checkpoint, make_soma, caplog, monkeypatch):
+    """Layers, .raw and own coordinates of some of the cells; of a SOMA experiment, what it has."""
+    query = anndata.read_h5ad(files[1])
+    query.layers["logs"] = query.X.log1p()
+    query.raw = query.copy()
+    query.obsm["X_umap"] = np.zeros((query.n_obs, 2))
+    query.uns["note"] = "mine"
+    query.write_h5ad(reference / "full.h5ad")
+    monkeypatch.setattr(map_report, "drawn_cells", lambda *_: "not here")
+    some = {"obs_filter": "donor == 'd1'", "query": str(reference / "full.h5ad")}
+    scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "full", **some))
+    cells = anndata.read_h5ad(reference / "full" / "query.h5ad")
+    expected = query[query.obs["donor"] == "d1"]
+    assert cells.obs_names.tolist() == expected.obs_names.tolist()
+    assert (cells.layers["logs"] != expected.layers["logs"]).nnz == 0
+    assert cells.raw.X.sum() == expected.raw.X.sum()
+    assert cells.uns["note"] == "mine"
+    assert {*cells.obsm} == {"X_umap", "X_scGPT"}
+
+    uri = make_soma(anndata.read_h5ad(files[1]), reference / "soma")
+    scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "of-soma", query=uri))
+    cells = anndata.read_h5ad(reference / "of-soma" / "query.h5ad")
+    original = anndata.read_h5ad(files[1])
+    assert cells.obs_names.tolist() == original.obs_names.tolist()
+    assert cells.var_names.tolist() == original.var_names.tolist()
+    assert np.array_equal(cells.X.toarray(), original.X.toarray())
+    assert cells.obs["sample"].tolist() == original.obs["sample"].tolist()
+
+    monkeypatch.setattr(h5ad, "_WHOLE_BYTES", 1000)
+    scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "full", **some))
+    assert not (reference / "full" / "query.h5ad").exists()
+    assert "full.h5ad is too large for query.h5ad: the labels are in predictions.parquet" in caplog.text
+    query.obs["predicted_donor"] = "mine"
+    query.write_h5ad(reference / "taken.h5ad")
+    with pytest.raises(ConfigError, match=r"taken.h5ad: obs has a column predicted_donor; .*rename it"):
+        scgpt_ray.map_query(**options(reference, checkpoint, "taken", query=str(reference / "taken.h5ad")))
 
 
 def test_again_embeds_and_searches_nothing(mapped, reference, checkpoint):

@@ -106,14 +106,6 @@ def test_overview(predicted, embedded):
     assert predicted.cells(["kind", JOINID]).to_pylist() == cells.select(["kind", JOINID]).to_pylist()
 
 
-def test_labelled_cells(predicted, embedded):
-    cells = read_embeddings(embedded)
-    whole = pa.concat_tables(predicted.labelled(True))
-    assert whole.column_names == [JOINID, "type", N_GENES, EMBEDDING]
-    assert whole[EMBEDDING].to_pylist() == cells[EMBEDDING].to_pylist()
-    assert pa.concat_tables(predicted.labelled(False)).equals(whole.drop_columns([EMBEDDING]))
-
-
 @given(rows=st.lists(st.integers(0, 19), unique=True))
 def test_rows_in_any_order(predicted_once, embedded, rows):
     chosen = np.array(rows, np.int64)

@@ -13,6 +13,7 @@ from scgpt_ray import tl
 from scgpt_ray.errors import ConfigError, GeneCoverageError, ReferenceSetError
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines import map_report
 from scgpt_ray.schema import N_GENES
 from scgpt_ray.storage import Folder
 
@@ -22,13 +23,17 @@ LABELS = ["cell_type", "donor"]
 
 @pytest.fixture(scope="module")
 def place(blood, blood_file, checkpoint, tmp_path_factory):
-    """The cells of `blood`, embedded and indexed, and a few (too few for a UMAP) mapped onto them, by the verbs."""
+    """The cells of `blood`, embedded and indexed, and a few mapped onto them, by the verbs."""
     place = tmp_path_factory.mktemp("tl")
     common = {"executor": "serial", "checkpoint": str(checkpoint)}
     scgpt_ray.embed(**common, atlas=str(blood_file), output=str(place / "e"), obs_columns=LABELS)
     scgpt_ray.build_index(executor="serial", embeddings=str(place / "e"), output=str(place / "i"), label_columns=LABELS)
     blood[:FEW].copy().write_h5ad(place / "few.h5ad")
-    scgpt_ray.map_query(**common, query=str(place / "few.h5ad"), index=str(place / "i"), output=str(place / "m"), k=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(map_report, "drawn_cells", lambda *_: "No cells are drawn here.")
+        scgpt_ray.map_query(
+            **common, query=str(place / "few.h5ad"), index=str(place / "i"), output=str(place / "m"), k=5
+        )
     return place
 
 
@@ -97,6 +102,21 @@ def test_map_gives_the_labels_of_the_verb(blood, checkpoint, place, is_embedded,
     tl.map(again, place / "i", k=3, label_columns=["cell_type"])
     assert [name for name in again.obs if "donor" in name] == ["donor"], "an earlier mapping is replaced"
     assert again.uns["scgpt_ray"]["index"]["k"] == 3
+
+
+def test_the_verbs_take_an_anndata(blood, checkpoint, place, tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = {"checkpoint": str(checkpoint), "output": str(tmp_path / "e"), "executor": "serial"}
+    done = scgpt_ray.embed(atlas=blood, **options)
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "e" / "parts").iterdir()}
+    assert scgpt_ray.embed(atlas=blood.copy(), **options).fingerprint == done.fingerprint, "the same cells"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "e" / "parts").iterdir()} == parts
+    [file] = (tmp_path / "e").glob("cells-*.h5ad")
+    assert f"atlas: the AnnData is stored as {file}" in caplog.text
+    stored, expected = (read_embeddings(Folder.at(folder)) for folder in (tmp_path / "e", place / "e"))
+    np.testing.assert_array_equal(vectors_of(stored)[1], vectors_of(expected)[1])
+    with pytest.raises(ConfigError, match="an AnnData as atlas; expected a path"):
+        scgpt_ray.plan(atlas=blood, checkpoint=str(checkpoint))
 
 
 def test_neighbours_of_the_same_donor_are_left_out(embedded, place):

@@ -1,5 +1,8 @@
 """AnnData objects in memory: reading .h5ad files, and their cells as a source."""
 
+import hashlib
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +24,7 @@ from scgpt_ray.atlas.ragged import add_totals, blocks
 from scgpt_ray.atlas.table import cells_in_blocks, gene_name, not_counts
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
+from scgpt_ray.storage import Folder
 
 NAME = "the AnnData"
 """What cells in memory are called in messages."""
@@ -38,6 +42,26 @@ def read_anndata(path: Path) -> AnnData:
         raise AtlasError(
             f"{path}: {error}", expected="a complete .h5ad file", remedy="check the path, or copy the file again"
         ) from error
+
+
+def stored(adata: AnnData, folder: Folder) -> str:
+    """Write an AnnData as an .h5ad file, named by its content: the same cells are the same atlas.
+
+    Returns:
+        Path or URI of the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / "cells.h5ad"
+        adata.write_h5ad(written, convert_strings_to_categoricals=False)
+        with written.open("rb") as stream:
+            name = f"cells-{hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}.h5ad"
+        if not folder.has(name):
+            with folder.staged(name) as place:
+                shutil.copyfile(written, place)
+    return folder.where(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,4 +167,4 @@ def _values(adata: AnnData, layer: str) -> Any:
     return adata.layers.get(layer)
 
 
-__all__ = ["NAME", "AnnData", "AnnDataCells", "existing_layers", "read_anndata"]
+__all__ = ["NAME", "AnnData", "AnnDataCells", "existing_layers", "read_anndata", "stored"]

@@ -12,11 +12,10 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from anndata.io import write_elem
 
-from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, matrix, obs_columns
+from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, OBS_ID, dense_vectors, obs_columns
 
 OBSM_KEY = "X_scGPT"
 """Key of obsm under which upstream scGPT stores cell embeddings."""
@@ -127,7 +126,7 @@ def write_embedding_h5ad(path: Path, tables: Tables, *, half: bool = False) -> i
             obs["_index"][rows] = _text(table[OBS_ID if OBS_ID in columns else JOINID]).to_numpy()
             for name in named:
                 columns[name].write(obs[name], rows, table[name])
-            file["obsm"][OBSM_KEY][rows] = _vectors(table)
+            file["obsm"][OBSM_KEY][rows] = dense_vectors(table[EMBEDDING])
             start = rows.stop
         assert start == n_cells, f"{start} cells were written after {n_cells} were counted"
     return n_cells
@@ -145,14 +144,6 @@ def _learned(tables: Iterable[pa.Table]) -> tuple[dict[str, _Column], int]:
             column.learn(table[name])
         n_cells += table.num_rows
     return columns, n_cells
-
-
-def _vectors(table: pa.Table) -> npt.NDArray[np.float32]:
-    """Vectors [cells, d]; NaN where there is no embedding."""
-    present = table[EMBEDDING].is_valid().to_numpy()
-    vectors_ND = np.full((table.num_rows, table[EMBEDDING].type.list_size), np.nan, np.float32)
-    vectors_ND[present] = matrix(table[EMBEDDING].drop_null())
-    return vectors_ND
 
 
 def _is_number(kind: pa.DataType) -> bool:

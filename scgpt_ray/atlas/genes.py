@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from scgpt_ray.atlas.gene_ids import ENSEMBL_TABLE, GeneIds, kind_of
 from scgpt_ray.errors import AtlasError, ConfigError, GeneCoverageError, ReferenceSetError
 from scgpt_ray.schema import JOINID, Int64Array
 from scgpt_ray.storage import Folder
@@ -43,6 +44,10 @@ class GeneMap:
     """Token, int32 [n_var]; -1 for a gene outside the vocabulary."""
     var_columns: tuple[str, ...]
     """Columns of var, for messages."""
+    ids: GeneIds | None = None
+    """Kind of the names, if it is one that needs a translation; not in the table."""
+    is_translated: bool = False
+    """Whether the table of human Ensembl ids that ships with the package was used."""
 
     def lookup(self) -> npt.NDArray[np.int32]:
         """Tokens by var joinid, int32 [largest joinid + 1]; -1 for joinids without a token."""
@@ -104,7 +109,8 @@ def harmonize(
     """Find the token of each var row.
 
     The name of a row is the first value among `columns` that is in the vocabulary, unchanged or translated by
-    `gene_table`. Special tokens such as <pad> never match.
+    `gene_table`; without it, by the table that ships with the package if the first of the columns that var has holds
+    human Ensembl ids. Special tokens such as <pad> never match.
 
     Args:
         var: var of the atlas, one row per gene. The column VAR_JOINID holds ascending joinids; without it, row
@@ -120,7 +126,10 @@ def harmonize(
         ConfigError: If the gene table cannot be read.
     """
     genes = {name: token for name, token in tokens.items() if not _SPECIAL.fullmatch(name)}
-    translation = _read_table(gene_table) if gene_table else {}
+    ids = kind_of(_first_names(var, columns))
+    is_translated = ids is GeneIds.HUMAN_ENSEMBL and gene_table is None
+    table = ENSEMBL_TABLE if is_translated else gene_table
+    translation = _read_table(table) if table else {}
     present = tuple(str(column) for column in var.columns if column != VAR_JOINID)
     found = [("", "", -1)] * len(var)
     for column in columns:
@@ -143,7 +152,15 @@ def harmonize(
     names, matched, numbers = zip(*found, strict=True) if found else ((), (), ())
     joinids = np.asarray(var[VAR_JOINID] if VAR_JOINID in var else range(len(var)), dtype=np.int64)
     assert (np.diff(joinids) > 0).all(), "var joinids ascend"
-    return GeneMap(joinids, names, matched, np.array(numbers, np.int32), present)
+    return GeneMap(joinids, names, matched, np.array(numbers, np.int32), present, ids, is_translated)
+
+
+def _first_names(var: pd.DataFrame, columns: tuple[str, ...]) -> list[str | None]:
+    """Values of the first of the columns that var has."""
+    for column in columns:
+        if column == "index" or column in var.columns:
+            return _texts(var.index if column == "index" else var[column])
+    return []
 
 
 def _texts(values: pd.Index | pd.Series) -> list[str | None]:
@@ -199,6 +216,10 @@ class Coverage:
     """Genes outside the vocabulary with the most counts (at most ten), and their share of all counts."""
     var_columns: tuple[str, ...]
     """Columns of var."""
+    ids: str = ""
+    """Kind of the gene names, such as "mouse symbols", and whether they were translated; "" for human symbols."""
+    remedy: str = ""
+    """How names of this kind can be translated, if they were not."""
 
     @property
     def fraction(self) -> float:
@@ -206,12 +227,14 @@ class Coverage:
         return self.counts_matched / self.counts_total if self.counts_total else 0.0
 
     def summary(self) -> str:
-        """Coverage as text, up to four lines."""
+        """Coverage as text, up to five lines."""
         columns = ", ".join(f"{column} {matches:,}" for column, matches in self.per_column.items()) or "none"
         lines = [
             f"{self.genes_matched:,} of {self.genes_total:,} genes are in the vocabulary ({columns})",
             f"{self.fraction:.1%} of the counts belong to them, measured on {self.n_cells:,} cells",
         ]
+        if self.ids:
+            lines.insert(0, f"the gene names look like {self.ids}")
         if self.collisions:
             shown = ", ".join(self.collisions[:_MISSING_SHOWN])
             lines.append(f"{len(self.collisions):,} genes have several var rows, whose counts are summed: {shown}")
@@ -246,11 +269,13 @@ class Coverage:
                 remedy="choose another --layer, or other cells with --obs-filter",
             )
         if self.fraction < minimum:
+            looks = f"; these look like {self.ids}" if self.ids else ""
             raise GeneCoverageError(
                 f"{where}: genes of the vocabulary hold {self.fraction:.1%} of the counts "
-                f"({self.genes_matched:,} of {self.genes_total:,} genes match)",
+                f"({self.genes_matched:,} of {self.genes_total:,} genes match){looks}",
                 expected=f"at least {minimum:.0%}",
-                remedy="name the column of gene symbols with --gene-columns (var has index, "
+                remedy=self.remedy
+                or "name the column of gene symbols with --gene-columns (var has index, "
                 f"{', '.join(self.var_columns)}), translate gene ids with --gene-table, or lower --min-coverage",
             )
 
@@ -269,6 +294,7 @@ def coverage(gene_map: GeneMap, counts_per_gene: npt.NDArray[np.float64], n_cell
     rows_of = Counter(gene_map.token[inside].tolist())
     names = dict(zip(gene_map.token.tolist(), gene_map.name, strict=True))
     outside = np.where(inside, 0.0, counts_per_gene)
+    translated = ", translated by the table that ships with scgpt-ray" if gene_map.is_translated else ""
     top = np.argsort(-outside, kind="stable")[:_MISSING_SHOWN]
     return Coverage(
         n_cells=n_cells,
@@ -280,4 +306,6 @@ def coverage(gene_map: GeneMap, counts_per_gene: npt.NDArray[np.float64], n_cell
         collisions=tuple(names[token] for token, rows in rows_of.items() if rows > 1),
         missing=tuple((gene_map.name[row], float(outside[row] / total)) for row in top if outside[row] > 0),
         var_columns=gene_map.var_columns,
+        ids=gene_map.ids.value + translated if gene_map.ids else "",
+        remedy=gene_map.ids.remedy if gene_map.ids and not gene_map.is_translated else "",
     )

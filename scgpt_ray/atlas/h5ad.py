@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
+import anndata
 import h5py
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from scgpt_ray.errors import AtlasError, DamagedError, WorkerError
 from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 from scgpt_ray.storage import Folder
+
+_WHOLE_BYTES = 2**29
+"""Largest file that is read whole: 512 MiB, about 1.5 GiB in memory."""
 
 _ENCODINGS = ("array", "csr_matrix", "csc_matrix")
 
@@ -163,6 +167,24 @@ class H5adSource:
         obs = plain_columns(all_obs.take(joinids)).add_column(0, JOINID, pa.array(joinids))
         with self._opened() as file:
             yield from cells_in_blocks(self._matrix(file), obs, gene_tokens, self._refuse)
+
+    def all_obs_columns(self) -> list[str]:
+        """Names of all columns of obs."""
+        with self._opened() as file:
+            return [str(name) for name in file["obs"].attrs["column-order"]]
+
+    def whole(self, joinids: Int64Array) -> anndata.AnnData | None:
+        """All that the file has of some cells; None for a file of more than `_WHOLE_BYTES`.
+
+        Args:
+            joinids: Sorted row numbers.
+        """
+        if self.n_bytes > _WHOLE_BYTES:
+            return None
+        with self._opened():  # the file is unchanged
+            folder, name = Folder.of_file(self.uri)
+            adata = anndata.read_h5ad(folder.path / name if folder.is_local else folder.open(name))
+        return adata if len(joinids) == adata.n_obs else adata[joinids].copy()
 
     def _matrix(self, file: h5py.File) -> Matrix:
         node = _node(file, self.layer, self.uri)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.patience import patiently
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
 logger = logging.getLogger(__name__)
 
 PRIMARY = "is_primary_data"
@@ -41,6 +44,9 @@ _UNIQUE = Comparison(PRIMARY, "==", (True,))
 
 _PROBED = 4
 """Partitions that are read to see how many bytes that takes."""
+
+_WHOLE_CELLS = 50_000
+"""Most cells that are read whole: about 1 GiB with 2,500 genes per cell."""
 
 _BLOCKS_AHEAD = 4
 """Blocks prefetched from an object store; a local disk has no latency to hide."""
@@ -236,6 +242,27 @@ class SomaSource:
             yield from in_order(cells, obs_blocks(obs), _BLOCKS_AHEAD if "://" in self.uri else 0)
 
     @_patient
+    def all_obs_columns(self) -> list[str]:
+        """Names of all columns of obs, except that of cell names."""
+        with self._opened() as experiment:
+            own_name = cell_name_column(experiment.obs)
+        return [name for name in self.obs_schema().names if name != own_name]
+
+    @_patient
+    def whole(self, joinids: Int64Array) -> "AnnData | None":
+        """obs, var and the layer, as X, of some cells; None for more than `_WHOLE_CELLS`.
+
+        Args:
+            joinids: Sorted joinids.
+        """
+        if len(joinids) > _WHOLE_CELLS:
+            return None
+        with self._opened() as experiment, self._plain_errors():
+            names = cell_name_column(experiment.obs), gene_name_column(self._measurement(experiment).var)
+            asked = soma.AxisQuery(coords=(pa.array(joinids),))
+            with experiment.axis_query(self.measurement, obs_query=asked) as query:
+                return query.to_anndata(self.layer, obs_id_name=names[0] or JOINID, var_id_name=names[1] or JOINID)
+
     def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:
         own_name = cell_name_column(experiment.obs)
         carried = [name for name in obs_columns if name != OBS_ID]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,6 +21,9 @@ from scgpt_ray.errors import AtlasError, ConfigError
 from scgpt_ray.object_store import current
 from scgpt_ray.schema import DATASET_ID, OBSERVATION, Int64Array
 from scgpt_ray.storage import Folder
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 CENSUS = "census:"
 _CENSUS_NAME = re.compile(r"census:(?P<release>[\w.-]+)(/(?P<organism>\w+))?")
@@ -77,6 +80,15 @@ class Source(Cells, Protocol):
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Values of one of the requested obs columns for the selected cells, in the order of joinids."""
+
+    def all_obs_columns(self) -> list[str]:
+        """Names of all columns of obs, except that of cell names."""
+
+    def whole(self, joinids: Int64Array) -> "AnnData | None":
+        """Cells with all that the atlas has of them, in memory; None for more than memory is sure to hold.
+
+        All of an .h5ad file; obs, var and the layer of the counts as X for SOMA.
+        """
 
     def bytes_read(self, partitions: Sequence[Int64Array]) -> int:
         """Bytes of counts that a run of embed reads, given the joinids of each partition; `totals` is part of it."""

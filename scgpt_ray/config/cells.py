@@ -26,7 +26,8 @@ class CellSettings(Settings):
     names that is in the vocabulary. A missing column is an error, except in the default list."""
     gene_table: Text | None = None
     """CSV (path or s3:// URI) of gene id and symbol (header optional) that translates names missing from the
-    vocabulary, such as Ensembl ids; version suffixes (.12) are ignored. Default: none."""
+    vocabulary; version suffixes (.12) of Ensembl ids are ignored. Default: for human Ensembl ids the table that ships
+    with scgpt-ray (GENCODE 44), else none."""
     min_coverage: Fraction = 0.5
     """Smallest fraction of counts in genes of the vocabulary, 0 to 1; below it the run stops with an error."""
     measurement: Text = "RNA"

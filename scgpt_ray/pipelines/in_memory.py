@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
@@ -15,7 +14,7 @@ from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.network.embedder import Embedder
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect, model_identity, precision_of
 from scgpt_ray.pipelines.executor import cells_per_partition
-from scgpt_ray.schema import EMBEDDING, Float32Matrix, matrix
+from scgpt_ray.schema import EMBEDDING, Float32Matrix, dense_vectors
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
 
@@ -38,13 +37,6 @@ class EmbeddedCells:
     def vectors(self) -> Float32Matrix:
         """float32 [n_cells, d]; NaN for cells without a gene of the vocabulary."""
         return dense_vectors(self.table[EMBEDDING])
-
-
-def dense_vectors(column: pa.ChunkedArray) -> Float32Matrix:
-    """Embeddings of cells as float32 [n_cells, d]; NaN for null."""
-    vectors_ND = np.full((len(column), column.type.list_size), np.nan, np.float32)
-    vectors_ND[column.is_valid().to_numpy()] = matrix(column.drop_null())
-    return vectors_ND
 
 
 def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: str | None = None) -> EmbeddedCells:

@@ -1,4 +1,4 @@
-"""Predictions and embeddings in an AnnData: the names under which they are stored, which are never those of others."""
+"""Embeddings and predictions in an AnnData: no column of the user's is replaced."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,12 +7,15 @@ import pyarrow as pa
 
 from scgpt_ray import __version__
 from scgpt_ray.atlas.embedding_h5ad import OBSM_KEY
+from scgpt_ray.config import MapSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.mapping.prediction import SUFFIXES
+from scgpt_ray.records import IndexDescription
 from scgpt_ray.schema import Float32Matrix
 
 if TYPE_CHECKING:
     from scgpt_ray.atlas.anndata_file import AnnData
+
 
 PREFIX = "predicted_"
 """In front of the name of each column of the predictions."""
@@ -79,3 +82,14 @@ def add_predictions(adata: "AnnData", predicted: pa.Table, columns: Sequence[str
         adata.obs[f"{PREFIX}{name}"] = values.to_pandas().set_axis(adata.obs_names)
     added = [f"{PREFIX}{name}" for name in chosen]
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), "version": __version__, "index": dict(index), _COLUMNS: added}
+
+
+def index_provenance(settings: MapSettings, index: IndexDescription) -> dict[str, Any]:
+    """What identifies an index and the votes, for uns."""
+    return {
+        "place": settings.index,
+        "embeddings": index.embeddings,
+        "fingerprint": index.fingerprint.digest,
+        "n_cells": index.n_cells,
+        "k": settings.k,
+    }

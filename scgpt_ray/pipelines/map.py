@@ -23,6 +23,7 @@ from scgpt_ray.pipelines.embed_request import check, model_identity
 from scgpt_ray.pipelines.evidence import gather
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.hub_index import INDEX_COPY, is_on_hub, share_index
+from scgpt_ray.pipelines.labelled_cells import require_free
 from scgpt_ray.pipelines.map_defaults import require_fitness, with_defaults
 from scgpt_ray.pipelines.map_report import write_mapping
 from scgpt_ray.pipelines.mapping_result import MappingResult, output_name, overview_columns, texts
@@ -64,6 +65,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         CellOntology()  # the workers', if it is installed
     request = embed_request(settings, reference.index, list(rules.columns))
     job = check(request, preferred=reference.index.fingerprint.model["precision"], count_gpus=engine.gpus)
+    require_free(rules.columns, job.source.all_obs_columns(), settings.query)
     warn_of_precision(job.settings.precision, reference.index)
     index = reference.index
     where = {*ComputeSettings.model_fields, *TrackingSettings.model_fields}
@@ -119,7 +121,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
             baseline,
             unknown_terms,
         )
-        write_mapping(mapped, settings, reference)
+        write_mapping(mapped, settings, reference, job.source)
         tracker.log_metrics(mapped.figures())
         for name in mapped.artifacts():
             tracker.log_artifact(name)

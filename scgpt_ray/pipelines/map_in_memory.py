@@ -10,6 +10,7 @@ import pyarrow as pa
 from scgpt_ray.config import EmbedSettings, MapSettings
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.pipelines.executor import Executor
+from scgpt_ray.pipelines.labelled_cells import index_provenance
 from scgpt_ray.pipelines.map import embed_request, prediction_rules, reference_cells
 from scgpt_ray.pipelines.query_votes import QueryVotes, VotePartition
 from scgpt_ray.pipelines.reference import Reference
@@ -78,12 +79,4 @@ class InMemoryMapping:
 
     def provenance(self) -> dict[str, Any]:
         """What identifies the index and the votes."""
-        settings, index = self.votes.settings, self.votes.reference.index
-        return {
-            "place": settings.index,
-            "embeddings": index.embeddings,
-            "fingerprint": index.fingerprint.digest,
-            "n_cells": index.n_cells,
-            "label_columns": list(self.columns),
-            "k": settings.k,
-        }
+        return index_provenance(self.votes.settings, self.votes.reference.index)

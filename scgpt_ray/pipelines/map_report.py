@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from scgpt_ray import __version__
-from scgpt_ray.atlas.embedding_h5ad import write_embedding_h5ad
+from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
 from scgpt_ray.evaluation.labels.baseline import BASELINE
 from scgpt_ray.evaluation.labels.metrics import outcomes
@@ -26,6 +26,7 @@ from scgpt_ray.evaluation.report.plots import (
 from scgpt_ray.evaluation.report.reports import map_report
 from scgpt_ray.index.description import RECALL
 from scgpt_ray.index.recall import Point
+from scgpt_ray.pipelines.labelled_query import labelled_query
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.map_findings import findings
 from scgpt_ray.pipelines.mapping_result import (
@@ -53,17 +54,21 @@ _RELIABILITY = "Share of correct query cells by confidence."
 
 
 @Stage("write the report")
-def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Reference) -> None:
-    """Write query.h5ad, metrics.json, report.html, and if any calibration.json and umap.png."""
+def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Reference, source: Source) -> None:
+    """Write metrics.json, report.html, and if any query.h5ad, calibration.json and umap.png."""
     output, manifest = mapped.output, mapped.parts.manifest
-    with output.staged(QUERY_H5AD) as path:
-        write_embedding_h5ad(path, mapped.parts.labelled)
     output.write(METRICS, _json(mapped.metrics()))
     if mapped.calibrations:
         output.write(CALIBRATION, _json({column: asdict(found) for column, found in mapped.calibrations.items()}))
     elif output.has(CALIBRATION):
         output.remove(CALIBRATION)  # of an earlier mapping into this folder
     drawn = drawn_cells(mapped, reference)
+    query = labelled_query(mapped, settings, source, reference.index, drawn)
+    if query is not None:
+        with output.staged(QUERY_H5AD) as path:
+            query.write_h5ad(path)
+    elif output.has(QUERY_H5AD):
+        output.remove(QUERY_H5AD)
     if isinstance(drawn, Drawn):
         output.write(UMAP, png(drawn.figure))
     elif output.has(UMAP):

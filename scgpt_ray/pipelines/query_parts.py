@@ -6,7 +6,7 @@ request and of the embeddings, so that a later run of the same request keeps it.
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from scgpt_ray.identity import digest_of
 from scgpt_ray.parts.footer import read_all, read_stamp, stamped
 from scgpt_ray.parts.parts import PARTS, part_name, part_number, read_checked, read_part
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import EMBEDDING, N_GENES, NEIGHBOR, SCORE, Int64Array, ragged
+from scgpt_ray.schema import N_GENES, SCORE, Int64Array, ragged
 from scgpt_ray.storage import Folder
 
 PREDICTIONS = "predictions.parquet"
@@ -126,15 +126,6 @@ class QueryParts:
     def whole(self) -> pa.Table:
         """All predictions, in memory."""
         return _joined([self.predicted(name) for name in self.names])
-
-    def labelled(self, with_vectors: bool) -> Iterator[pa.Table]:
-        """Predictions without neighbours, and the embeddings if asked for, part by part."""
-        for name in self.names:
-            table = self.predicted(name).drop_columns([NEIGHBOR, SCORE])
-            of_embeddings = self.embeddings(name, [N_GENES, *([EMBEDDING] if with_vectors else [])])
-            for column in of_embeddings.column_names:
-                table = table.append_column(column, of_embeddings[column])
-            yield table
 
     def overview(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all predictions, texts as dictionaries, with `N_GENES` and `DISTANCE` (float32)."""
