@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from scgpt_ray.evaluation.factors.variance import VarianceShares
 from scgpt_ray.evaluation.integration.metrics import METRICS, Integration, IntegrationScores
 from scgpt_ray.evaluation.labels.label_evaluation import evaluate
 from scgpt_ray.evaluation.labels.metrics import outcomes
+from scgpt_ray.evaluation.markers import MarkedLabel, MarkerGene
+from scgpt_ray.evaluation.report.findings import Findings, LabelShare
+from scgpt_ray.evaluation.report.marker_plot import marker_dots
 from scgpt_ray.evaluation.report.palette import OUTCOMES
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.plots import (
@@ -47,6 +51,24 @@ def blobs(seed):
     label = np.minimum(rng.geometric(0.06, N) - 1, len(LABELS) - 1)
     places = np.stack([label % 7, label // 7], axis=1) * 4 + 0.6 * rng.standard_normal((N, 2))
     return np.array(LABELS, object)[label], places.astype(np.float32), rng
+
+
+def findings():
+    """Half of the labels are absent; long names."""
+
+    def marked(label, seen):
+        genes = tuple(MarkerGene(f"{label[:3]}{n}", (0.8, 3.0), (seen, seen * 3), seen) for n in range(3))
+        return MarkedLabel(label, 30, genes, {})
+
+    labels = [marked(label, place % 2 * 0.9) for place, label in enumerate(LABELS)]
+    profile = {gene.gene: (0.4, 1.0) for label in labels for gene in label.genes}
+    labels = [replace(label, profile=profile) for label in labels]
+    composition = [LabelShare(name, 30, 0.02, 0.5, 0.1, "absent", (0.1, 0.2)) for name in LABELS]
+    picture = Picture(marker_dots(labels), "Markers of the predicted labels.")
+    return Findings(
+        "1,500 cells, 40 labels", [HOSTILE], {"cell_type": HOSTILE}, "cell_type", "share of the votes", ["s1", "s2"],
+        composition, "", picture,
+    )  # fmt: skip
 
 
 def mapping_page():
@@ -86,7 +108,7 @@ def mapping_page():
     facts = {"query": "/data/" + "a-long-folder-name/" * 6 + "query.h5ad", "query cells": 1503, "votes": "balanced"}
     covered = {"fraction": 0.934, "genes_matched": 18123, "genes_total": 32738, "missing": [["MALAT1", 0.021]],
                "n_cells": 1503, "n_empty": 3}  # fmt: skip
-    return map_report("pbmc3k mapped onto pbmc_facs", facts, view, covered, pictures, evaluation)
+    return map_report("pbmc3k mapped onto pbmc_facs", findings(), facts, view, covered, pictures, evaluation)
 
 
 def effect(name, embeddings, rng):

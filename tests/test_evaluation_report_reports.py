@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from scgpt_ray.evaluation.labels.label_evaluation import evaluate
+from scgpt_ray.evaluation.report.findings import Findings, LabelShare
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.plots import label_counts
 from scgpt_ray.evaluation.report.reports import map_report
@@ -51,6 +52,20 @@ EVIL = '</script><script>alert("x")</script> & "quotes\' <b>'
 TRUTH, VOTED = ["T", "B", EVIL, None], ["T", "T", EVIL, "T"]
 SURE = {"share of the votes": np.array([1, 0.5, 0.25, 0.1])}
 REJECTED = np.array([False, True, False, False])
+FINDINGS = Findings(
+    "10 cells, 2 labels of cell_type; 20.0% flagged",
+    ["2 cells called T lack its markers"],
+    {"cell_type": "expected on new cells: accuracy 0.36"},
+    "cell_type",
+    "share of the votes",
+    ["s1", "s2"],
+    [
+        LabelShare("T", 8, 0.8, 0.75, 0.25, "absent", (0.5, 1.0)),
+        LabelShare("Unknown", 2, 0.2, None, 0.0, "", (0.5, 0.0)),
+    ],
+    "0.5% of the query cells are farther",
+    "Markers were not looked at: no counts.",
+)
 COVERED = {
     "fraction": 0.5,
     "genes_matched": 3,
@@ -79,7 +94,9 @@ def test_the_report_is_whole_and_stands_alone():
     view = Scatter({"UMAP": np.arange(8.0).reshape(4, 2)}, [Column(EVIL, ["T", EVIL, None, "B"])], [picture], EVIL)
     facts = {"Reference": EVIL, "Cells": 1234567, EVIL: 0.95}
     promises = {"cell_type": Promise(0.05, 7, {NEARNESS: Position(0.3, 0.4, 0.5)}, EVIL)}
-    html = map_report(f"a {EVIL}", facts, view, COVERED, [picture], evaluation, {EVIL: calibration()}, promises)
+    html = map_report(
+        f"a {EVIL}", FINDINGS, facts, view, COVERED, [picture], evaluation, {EVIL: calibration()}, promises
+    )
     page = Page(html)
     assert page.open == []
     assert page.tags.count("script") == 3, "the data of the view, Bokeh, and what connects the two"
@@ -116,8 +133,18 @@ def test_the_report_is_whole_and_stands_alone():
 
 
 def test_without_truth_and_calibration_the_report_says_so():
-    page = Page(map_report("pbmc onto atlas", {"k": 10}, "No cells are drawn: 3 cells.", COVERED | {"missing": []}, []))
-    assert "No true labels were given" in page.text
+    page = Page(
+        map_report(
+            "pbmc onto atlas", FINDINGS, {"k": 10}, "No cells are drawn: 3 cells.", COVERED | {"missing": []}, []
+        )
+    )
+    assert "Evaluation against" not in page.text
+    assert "10 cells, 2 labels of cell_type; 20.0% flagged. Warning 2 cells called T lack its markers." in page.text
+    assert "cell_type: expected on new cells: accuracy 0.36." in page.text
+    assert "T880.0%50.0%100.0%0.7525.0%absent" in page.text
+    assert "Unknown220.0%50.0%0.0%-0.0%-" in page.text
+    order = ["Composition", "Cells", "Markers", "What the vocabulary covers", "Limits", "What was mapped"]
+    assert sorted(order, key=page.text.index) == order, "the answer first, where it comes from last"
     assert "Pictures" not in page.text
     assert "Most counts outside" not in page.text
     assert "No cells are drawn: 3 cells." in page.text

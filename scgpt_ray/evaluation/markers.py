@@ -3,11 +3,12 @@
 Expression is the mean of log1p of counts scaled to 10,000 per cell, which hardly depends on depth; detection is the
 share of the cells with a count.
 
-Shapes: N cells, G genes, L labels.
+Shapes: N cells, G genes, L labels, M markers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,8 @@ class MarkedLabel:
     """Query cells that were looked at."""
     genes: tuple[MarkerGene, ...]
     """Those that the query measures; empty if no gene marks the label."""
+    profile: Mapping[str, tuple[float, float]]
+    """Detection and expression in its cells of the markers of all predicted labels."""
 
     @property
     def support(self) -> float | None:
@@ -102,7 +105,7 @@ def find_markers(
     names, code_N = encoded(labels.cast(pa.string()))
     detected_LG, expression_LG, cells_L = _means(logs_NG, code_N, len(names))
     seen_L = cells_L >= _LEAST_CELLS
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for place, name in enumerate(names):
         others = np.flatnonzero(seen_L & (np.arange(len(names)) != place))
         chosen: list[int] = []
@@ -129,7 +132,7 @@ def find_markers(
 
 
 def marked_labels(
-    markers: Sequence[Mapping[str, object]],
+    markers: Sequence[Mapping[str, Any]],
     logs_NG: sparse.csr_matrix,
     predicted_N: npt.NDArray[np.object_],
     tokens_G: npt.NDArray[np.int32],
@@ -146,21 +149,25 @@ def marked_labels(
         Labels that cells were given, the most frequent first.
     """
     names, code_N = np.unique(predicted_N.astype(str), return_inverse=True)
-    detected_LG, expression_LG, cells_L = _means(logs_NG, code_N.astype(np.int32), len(names))
     place_of = {token: place for place, token in enumerate(tokens_G.tolist())}
+    rows = [row for row in markers if row["token"] in place_of and row["label"] in names]
+    genes = [place_of[row["token"]] for row in rows]
+    detected_LM, expression_LM, cells_L = _means(logs_NG[:, genes], code_N.astype(np.int32), len(names))
     found = []
-    for place in np.argsort(-cells_L, kind="stable"):
-        genes = []
-        for row in markers:
-            gene = place_of.get(row["token"])
-            if row["label"] == names[place] and gene is not None:
-                own, elsewhere = float(str(row["expression"])), float(str(row["expression_elsewhere"]))
-                seen = float(expression_LG[place, gene])
-                support = float(np.clip((seen - elsewhere) / (own - elsewhere), 0, 1))
-                reference, query = (float(str(row["detected"])), own), (float(detected_LG[place, gene]), seen)
-                genes.append(MarkerGene(str(row["gene"]), reference, query, support))
-        found.append(MarkedLabel(str(names[place]), int(cells_L[place]), tuple(genes)))
+    for place in np.argsort(-cells_L, kind="stable").tolist():
+        seen = list(zip(detected_LM[place].tolist(), expression_LM[place].tolist(), strict=True))
+        own = tuple(
+            _marker(row, values) for row, values in zip(rows, seen, strict=True) if row["label"] == names[place]
+        )
+        profile = {str(row["gene"]): values for row, values in zip(rows, seen, strict=True)}
+        found.append(MarkedLabel(str(names[place]), int(cells_L[place]), own, profile))
     return found
+
+
+def _marker(row: Mapping[str, Any], query: tuple[float, float]) -> MarkerGene:
+    lead = row["expression"] - row["expression_elsewhere"]
+    support = float(np.clip((query[1] - row["expression_elsewhere"]) / lead, 0, 1))
+    return MarkerGene(row["gene"], (row["detected"], row["expression"]), query, support)
 
 
 def _means(

@@ -103,7 +103,12 @@ class Evidence:
             "markers": self.markers
             if isinstance(self.markers, str)
             else {
-                marked.label: {"absent": marked.is_absent, "support": marked.support, **asdict(marked)}
+                marked.label: {
+                    "cells": marked.cells,
+                    "absent": marked.is_absent,
+                    "support": marked.support,
+                    "genes": [asdict(gene) for gene in marked.genes],
+                }
                 for marked in self.markers
             },
         }

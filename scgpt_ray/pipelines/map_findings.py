@@ -47,7 +47,7 @@ def findings(mapped: MappingResult) -> Findings:
         meaning,
         samples,
         composition,
-        evidence.placement.text() if evidence.placement else "",
+        evidence.placement.text() if evidence.placement and not evidence.placement.is_elsewhere else "",
         _dots(evidence, column),
     )
 
@@ -75,8 +75,8 @@ def _dots(evidence: Evidence, column: str) -> Picture | str:
         return f"No gene marks a {column} of the reference that query cells were given."
     caption = (
         f"Genes that mark each {column} in the reference, in {sum(label.cells for label in evidence.markers):,} query "
-        "cells that got the label and in reference cells that have it. Size: share of the cells with a count; colour: "
-        "expression."
+        "cells by the label that they got. Size: share of the cells with a count; ring: the same of the reference cells "
+        "that have the label; colour: expression."
     )
     if len(marked) > MOST_LABELS:
         caption += f" The {MOST_LABELS} most frequent of {len(marked)} labels; metrics.json has all."

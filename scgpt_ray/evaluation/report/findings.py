@@ -43,6 +43,6 @@ class Findings:
     composition: Sequence[LabelShare]
     """Most frequent first."""
     placement: str
-    """Where the query lies; empty if unknown."""
+    """Where the query lies; empty if unknown, or among the warnings."""
     markers: Picture | str
     """Their expression, or why it is not known."""

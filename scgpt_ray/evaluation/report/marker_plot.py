@@ -1,67 +1,52 @@
-"""Dot plot of marker genes: their expression in the query cells of each predicted label, next to the reference's."""
+"""Dot plot of marker genes: their expression in the query cells of each predicted label."""
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from scgpt_ray.evaluation.markers import MarkedLabel
 from scgpt_ray.evaluation.report.palette import OUTCOMES
-from scgpt_ray.evaluation.report.picture import FAINT, styled
+from scgpt_ray.evaluation.report.picture import FAINT, INK, styled
 from scgpt_ray.evaluation.report.plots import SHARES, shortened
 
 MOST_LABELS = 15
 """Labels in the picture."""
 
-_ROW, _LARGEST = 0.3, 110  # inches, square points
-_KEY = (0.1, 0.5, 1.0)
+_GENES_PER_LABEL = 3
+_COLUMN, _ROW, _LARGEST = 0.26, 0.34, 110  # inches, square points
+_KEY = (0.25, 0.5, 1.0)
 
 
 @styled
 def marker_dots(labels: Sequence[MarkedLabel]) -> Figure:
-    """A row for each marker of each label: a dot for the query cells that got the label, a ring for the reference.
+    """A row for each label, a column for each marker; a ring shows the reference cells of the marker's label.
 
     Args:
         labels: Those that have markers, at least one; more than MOST_LABELS are cut.
     """
     shown = labels[:MOST_LABELS]
-    rows = [(marked, gene) for marked in shown for gene in marked.genes]
-    figure = Figure(figsize=(6.4, 1.5 + _ROW * len(rows)))
+    columns = [(row, gene) for row, marked in enumerate(shown) for gene in marked.genes[:_GENES_PER_LABEL]]
+    figure = Figure(figsize=(4.2 + _COLUMN * len(columns), 2.0 + _ROW * len(shown)))
     axes = figure.subplots()
-    places = np.arange(len(rows))
-    for x, kind in enumerate(("query", "reference")):
-        detected, expression = np.array([getattr(gene, kind) for _, gene in rows]).T
-        dots = axes.scatter(
-            np.full(len(rows), x),
-            places,
-            s=_LARGEST * detected,
-            c=expression,
-            cmap=SHARES,
-            vmin=0,
-            vmax=max(max(*gene.query[1:], *gene.reference[1:]) for _, gene in rows),
-            edgecolors=FAINT,
-            linewidths=0.6,
-            zorder=2,
-        )
-    axes.set_xticks([0, 1], ["query cells", "reference"])
-    axes.set_xlim(-0.6, 1.6)
-    axes.xaxis.tick_top()
-    axes.set_yticks(places, [gene.gene for _, gene in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    start = 0
-    for marked in shown:
-        middle = start + (len(marked.genes) - 1) / 2
-        name = f"{shortened(marked.label)} ({marked.cells:,})" + ("\nmarkers absent" if marked.is_absent else "")
-        colour = OUTCOMES["wrong"] if marked.is_absent else axes.xaxis.label.get_color()
-        axes.text(1.75, middle, name, va="center", color=colour, weight="bold" if marked.is_absent else "normal")
-        start += len(marked.genes)
-        if start < len(rows):
-            axes.axhline(start - 0.5, color=FAINT, linewidth=0.4, zorder=0)
-    axes.grid(visible=False)
-    figure.colorbar(dots, ax=axes, orientation="horizontal", fraction=0.06, pad=0.02, aspect=30, shrink=0.6).set_label(
-        "mean log1p of counts scaled to 10,000"
-    )
-    for detected in _KEY:
-        axes.scatter([], [], s=_LARGEST * detected, c="none", edgecolors=FAINT, label=f"{detected:.0%} of the cells")
-    figure.legend(loc="outside lower left", ncols=len(_KEY))
+    dots = [(x, y, *marked.profile[gene.gene]) for x, (_, gene) in enumerate(columns) for y, marked in enumerate(shown)]
+    x, y, detected, expression = zip(*dots, strict=True)
+    sizes = [_LARGEST * share for share in detected]
+    drawn = axes.scatter(x, y, s=sizes, c=expression, cmap=SHARES, vmin=0, linewidths=0, zorder=2)
+    rings = [_LARGEST * gene.reference[0] for _, gene in columns]
+    own = [row for row, _ in columns]
+    axes.scatter(range(len(columns)), own, s=rings, c="none", edgecolors=INK, linewidths=0.9, zorder=3)
+    axes.set_xticks(range(len(columns)), [gene.gene for _, gene in columns], rotation=90)
+    names = [f"{shortened(marked.label)} ({marked.cells:,})" for marked in shown]
+    axes.set_yticks(range(len(shown)), names)
+    for tick, marked in zip(axes.get_yticklabels(), shown, strict=True):
+        if marked.is_absent:
+            tick.set(color=OUTCOMES["wrong"], weight="bold", text=f"absent: {tick.get_text()}")
+    axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(len(shown) - 0.3, -0.7))
+    axes.set_title("Markers in the query cells of each predicted label")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=16, pad=0.02, label="mean log1p(CP10k)")
+    bar.outline.set_visible(False)
+    for share in _KEY:
+        axes.scatter([], [], s=_LARGEST * share, c=FAINT, linewidths=0, label=f"{share:.0%} of the cells")
+    axes.scatter([], [], s=_LARGEST / 2, c="none", edgecolors=INK, label="reference")
+    figure.legend(loc="outside lower left", ncols=len(_KEY) + 1)
     return figure
