@@ -1,4 +1,4 @@
-"""A run in MLflow: events become calls of its client, and a sqlite store is made where there is none."""
+"""A run in MLflow: events become calls of its client, and a missing sqlite store is made."""
 
 import logging
 import os

@@ -92,6 +92,7 @@ def test_headings():
         "Cells and genes",
         "Compute",
         "Object stores",
+        "Tracking",
     ]
     assert EmbedSettings.groups()["Input and output"] == ["atlas", "checkpoint", "output"]
 
