@@ -25,4 +25,5 @@ def leave_draining_node(free: threading.Semaphore, calls: int) -> None:
         time.sleep(_LOOK_S)
     for _ in range(calls):
         free.acquire()
+    time.sleep(_LOOK_S)  # until Ray has fetched their results
     os._exit(1)  # an actor that ends by itself in another way is not restarted
