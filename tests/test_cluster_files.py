@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from scgpt_ray.cli import BAD_INPUT, DONE, INCOMPLETE, _read
+from scgpt_ray.cli import BAD_INPUT, DONE, FAILED, GATE_FAILED, INCOMPLETE, _read
 from scgpt_ray.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,10 +178,12 @@ def test_the_examples_for_schedulers():
     for example in (airflow, dagster):
         calls = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.List)]
         (words,) = ([ast.literal_eval(word) for word in call.elts] for call in calls)
-        assert settings_of(words[1:]).recipe == "/recipes/refresh.yaml"
+        assert settings_of(words[1:]).recipe == "/recipes/nightly.yaml"
         assert f"returncode not in {(DONE, INCOMPLETE)}" in example
+    assert f"done.returncode in {(BAD_INPUT, GATE_FAILED)}" in airflow
+    assert f"allow_retries=done.returncode == {FAILED}" in dagster
     (argo,) = map(yaml.safe_load, blocks("yaml"))
     (template,) = argo["spec"]["workflowSpec"]["templates"]
     assert template["name"] == argo["spec"]["workflowSpec"]["entrypoint"]
-    assert settings_of(template["container"]["command"][1:]).recipe == "/recipes/refresh.yaml"
-    assert f"in [{BAD_INPUT}, {INCOMPLETE}]" in template["retryStrategy"]["expression"]
+    assert settings_of(template["container"]["command"][1:]).recipe == "/recipes/nightly.yaml"
+    assert f"in [{BAD_INPUT}, {INCOMPLETE}, {GATE_FAILED}]" in template["retryStrategy"]["expression"]
