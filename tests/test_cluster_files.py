@@ -4,9 +4,11 @@ import ast
 import gzip
 import importlib.resources
 import json
+import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import jsonschema
@@ -14,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from scgpt_ray.cli import BAD_INPUT, DONE, INCOMPLETE, _read
+from scgpt_ray.cli import BAD_INPUT, DONE, FAILED, GATE_FAILED, INCOMPLETE, _read
 from scgpt_ray.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,14 +52,19 @@ def ray_job():
     return yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
 
 
-@pytest.fixture(scope="module")
-def validate_job(shared):
-    with gzip.open(shared / "data" / "kuberay-1.7.0" / "ray.io_rayjobs.yaml.gz") as stream:
+def validator(shared, kind):
+    """Validates a resource of KubeRay."""
+    with gzip.open(shared / "data" / "kuberay-1.7.0" / f"ray.io_{kind}.yaml.gz") as stream:
         crd = yaml.safe_load(stream)
     (schema,) = (version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"] if version["name"] == "v1")
     for name in ("apiVersion", "kind", "metadata"):
         schema["properties"].pop(name, None)
-    return lambda job: jsonschema.validate({"spec": job["spec"]}, strict(schema))
+    return lambda found: jsonschema.validate({"spec": found["spec"]}, strict(schema))
+
+
+@pytest.fixture(scope="module")
+def validate_job(shared):
+    return validator(shared, "rayjobs")
 
 
 def test_the_ray_job(validate_job):
@@ -77,6 +84,39 @@ def test_the_ray_job_fits_the_pinned_ray_and_the_command_line():
     (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert settings.gpus == workers["maxReplicas"]
     assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > 30
+
+
+def leaves(values):
+    """The texts in nested values."""
+    if isinstance(values, dict | list):
+        return [leaf for each in (values.values() if isinstance(values, dict) else values) for leaf in leaves(each)]
+    return [str(values)]
+
+
+def test_the_values_of_the_chart_hold_the_token_and_fit_the_pinned_ray():
+    values = yaml.safe_load((CLUSTER / "helm" / "ray-cluster.yaml").read_text())
+    mode, token = values["common"]["containerEnv"]
+    assert (mode, token["name"]) == ({"name": "RAY_AUTH_MODE", "value": "token"}, "RAY_AUTH_TOKEN")
+    assert values["head"]["autoscalerOptions"]["env"] == [mode, token]
+    assert f"ray=={values['head']['rayVersion']}\n" in (CLUSTER / "constraints.txt").read_text()
+
+
+@pytest.mark.skipif(
+    shutil.which("helm") is None or "KUBERAY_CHART" not in os.environ,
+    reason="needs helm, and the folder of KubeRay's chart ray-cluster in KUBERAY_CHART",
+)
+def test_the_values_of_the_chart_make_a_cluster(shared):
+    """The CRD takes what the chart makes of them, and the chart reads all of them."""
+    path = CLUSTER / "helm" / "ray-cluster.yaml"
+    command = ["helm", "template", "scgpt-ray", os.environ["KUBERAY_CHART"], "--values", path]
+    made = yaml.safe_load(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    validator(shared, "rayclusters")(made)
+    values = yaml.safe_load(path.read_text())
+    image = values.pop("image")
+    expected = Counter(leaves(values))
+    found = Counter(leaves(made["spec"]))
+    assert not {leaf for leaf, count in expected.items() if found[leaf] < count}
+    assert f"{image['repository']}:{image['tag']}" in found
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -138,10 +178,12 @@ def test_the_examples_for_schedulers():
     for example in (airflow, dagster):
         calls = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.List)]
         (words,) = ([ast.literal_eval(word) for word in call.elts] for call in calls)
-        assert settings_of(words[1:]).recipe == "/recipes/refresh.yaml"
+        assert settings_of(words[1:]).recipe == "/recipes/nightly.yaml"
         assert f"returncode not in {(DONE, INCOMPLETE)}" in example
+    assert f"done.returncode in {(BAD_INPUT, GATE_FAILED)}" in airflow
+    assert f"allow_retries=done.returncode == {FAILED}" in dagster
     (argo,) = map(yaml.safe_load, blocks("yaml"))
     (template,) = argo["spec"]["workflowSpec"]["templates"]
     assert template["name"] == argo["spec"]["workflowSpec"]["entrypoint"]
-    assert settings_of(template["container"]["command"][1:]).recipe == "/recipes/refresh.yaml"
-    assert f"in [{BAD_INPUT}, {INCOMPLETE}]" in template["retryStrategy"]["expression"]
+    assert settings_of(template["container"]["command"][1:]).recipe == "/recipes/nightly.yaml"
+    assert f"in [{BAD_INPUT}, {INCOMPLETE}, {GATE_FAILED}]" in template["retryStrategy"]["expression"]

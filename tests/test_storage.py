@@ -23,6 +23,17 @@ def test_write_read_and_list(tmp_path):
     assert not folder.has("parts")
 
 
+def test_subfolders_are_listed_and_deleted_whole(tmp_path):
+    folder = Folder.at(tmp_path)
+    assert folder.folder("none").subfolders() == []
+    for name in ("file", "b/parts/x", "a/x", "ab/x"):
+        folder.write(name, b"1")
+    assert folder.subfolders() == ["a", "ab", "b"]
+    folder.folder("b").remove_all()
+    folder.folder("a").remove_all()
+    assert (folder.subfolders(), folder.names()) == (["ab"], ["file"])
+
+
 def test_a_write_replaces_and_leaves_nothing_else(tmp_path):
     folder = Folder.at(tmp_path)
     folder.write("x", b"old")

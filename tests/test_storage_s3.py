@@ -42,6 +42,17 @@ def test_write_read_and_list(s3, size, write, tmp_path):
             ask("x")
 
 
+def test_subfolders_are_listed_and_deleted_whole(s3):
+    folder = Folder.at(f"{s3}/out")
+    assert folder.subfolders() == []
+    for name in ("file", "b/parts/x", "a/x", "ab/x"):
+        folder.write(name, b"1")
+    assert folder.subfolders() == ["a", "ab", "b"]
+    folder.folder("b").remove_all()
+    folder.folder("a").remove_all()
+    assert (folder.subfolders(), folder.names(), folder.folder("ab").names()) == (["ab"], ["file"], ["x"])
+
+
 def test_ranges_are_those_of_the_file(s3):
     content = os.urandom(3_000_000)
     Folder.at(s3).write("x", content)
