@@ -117,15 +117,16 @@ def _labels(figures: _Measured, place: Path, n_cells: int) -> None:
     figures.append(Figure("bookkeeping", "memory of a label of a cell", held.nbytes / n_cells, "B", {"cells": n_cells}))
 
 
-def _options() -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=100_000_000, help="cells of the atlas")
     parser.add_argument("--parts", type=int, default=12_000, help="partitions and parts")
     parser.add_argument("--served", type=int, default=200, help="parts on the mock S3 server")
     parser.add_argument("--shards", type=int, default=50, help="shards of the index")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     os.environ.update(AWS_ACCESS_KEY_ID="id", AWS_SECRET_ACCESS_KEY="key", AWS_REGION="us-east-1")
-    sys.stdout.write(f"{measure(_options()).text()}\n")
+    sys.stdout.write(f"{measure(parse(sys.argv[1:])).text()}\n")

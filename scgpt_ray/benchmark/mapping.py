@@ -28,7 +28,6 @@ from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import Manifest
 from scgpt_ray.storage import Folder
 
-_FACTORY = "PCAR64,IVF1024,PQ32x4fsr"
 _POLL_S = 0.05
 
 
@@ -59,12 +58,11 @@ def measure(options: argparse.Namespace) -> Figures:
     for name, n, seed in (("reference", options.reference, 0), (f"query-{options.query}", options.query, 1)):
         write_run(Folder.at(place / name), n, width=options.width, cells_per_part=options.cells_per_part, seed=seed)
     index = IndexSettings(
-        embeddings=str(place / "reference"), output=str(place / "index"), factory=_FACTORY, target_recall=0.98
+        embeddings=str(place / "reference"), output=str(place / "index"), factory=options.factory, target_recall=0.98
     )
     build_index(index, LocalOrRay("serial"))
-    setting: Setting = {
-        name: getattr(options, name) for name in ("reference", "query", "width", "cells_per_part", "k", "executor")
-    }
+    asked = ("reference", "query", "width", "cells_per_part", "factory", "k", "executor")
+    setting: Setting = {name: getattr(options, name) for name in asked}
     whole = place / f"predictions-{options.executor}"
     _clear(whole)
     found = json.loads(_run(options, whole))
@@ -94,8 +92,14 @@ def _killed(options: argparse.Namespace, whole: Path) -> int:
             assert process.poll() is None, "it is killed at work"
             process.kill()
     _run(options, output)
-    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
-    return sum(path.read_bytes() != (output / path.name).read_bytes() for path in whole.iterdir())
+    return unlike(whole, output)
+
+
+def unlike(whole: Path, output: Path) -> int:
+    """Number of files in which two folders differ."""
+    names = {path.name for folder in (whole, output) for path in folder.iterdir()}
+    pairs = ((whole / name, output / name) for name in names)
+    return sum(not (a.exists() and b.exists()) or a.read_bytes() != b.read_bytes() for a, b in pairs)
 
 
 def _committed(output: Path) -> int:
@@ -111,7 +115,7 @@ def _command(options: argparse.Namespace, output: Path) -> list[str]:
     values: dict[str, Any] = {"place": options.place, "query": options.query, "executor": options.executor,
                               "k": options.k, "vote": output}  # fmt: skip
     arguments = (text for name, value in values.items() for text in (f"--{name}", str(value)))
-    return [sys.executable, "-m", __spec__.name, *arguments]
+    return [sys.executable, "-m", "scgpt_ray.benchmark.mapping", *arguments]
 
 
 def _run(options: argparse.Namespace, output: Path) -> str:
@@ -120,22 +124,24 @@ def _run(options: argparse.Namespace, output: Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def _options() -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--place", type=Path, required=True, help="folder of all files")
     parser.add_argument("--reference", type=int, default=1_000_000, help="cells of the reference")
     parser.add_argument("--query", type=int, default=200_000, help="cells of the query")
     parser.add_argument("--width", type=int, default=128, help="width of the vectors")
     parser.add_argument("--cells-per-part", type=int, default=8192, help="cells of a part")
+    parser.add_argument("--factory", default="PCAR64,IVF1024,PQ32x4fsr", help="faiss factory of the index")
     parser.add_argument("--k", type=int, default=50, help="neighbours")
     parser.add_argument("--executor", choices=("serial", "ray"), default="serial", help="of search and vote")
     parser.add_argument("--kills", type=int, default=0, help="how often the driver is killed")
     parser.add_argument("--vote", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    chosen = _options()
+    chosen = parse(sys.argv[1:])
     if chosen.vote:
         sys.stdout.write(json.dumps(vote(chosen.place, chosen.query, chosen.vote, chosen.executor, chosen.k)) + "\n")
     else:

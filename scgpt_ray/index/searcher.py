@@ -128,7 +128,7 @@ class Shard:
         if not len(self.ids_N):
             return np.empty(0, np.int64)
         row_of = np.minimum(np.searchsorted(self.ids_N, ids), len(self.ids_N) - 1)
-        rows = row_of[self.ids_N[row_of] == ids]
+        rows: Int64Array = row_of[self.ids_N[row_of] == ids]
         return rows if self.left_N is None else rows[self.left_N[rows]]
 
     def labels(self, columns: Sequence[str]) -> pa.Table:

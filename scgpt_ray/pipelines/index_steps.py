@@ -221,7 +221,7 @@ def _add_shard(
         pq.write_table(kept.replace_schema_metadata(None), path, compression="zstd")
     shard = ShardDescription.of(number, n_cells, is_exact=is_exact)
     commit_shard(output, shard, request)
-    return shard, truth and truth.neighbors
+    return shard, None if truth is None else truth.neighbors
 
 
 def known_ids(output: Folder, shards: Sequence[ShardDescription]) -> Int64Array:
