@@ -204,7 +204,7 @@ def _model(adata: AnnData) -> dict[str, Any]:
 def _embedded_before(adata: AnnData) -> pa.Table:
     """EMBEDDINGS from obsm; rows of NaN are null."""
     vectors_ND = np.asarray(adata.obsm[OBSM_KEY], np.float32)
-    absent: npt.NDArray[np.bool_] = np.isnan(vectors_ND).any(axis=1)
+    absent: npt.NDArray[np.bool_] = np.asarray(np.isnan(vectors_ND).any(axis=1))
     return pa.table(
         {
             JOINID: np.arange(adata.n_obs, dtype=np.int64),
