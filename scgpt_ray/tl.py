@@ -10,6 +10,7 @@ from os import PathLike, fspath
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from scgpt_ray.atlas.anndata_file import NAME, AnnData, AnnDataCells
@@ -203,7 +204,7 @@ def _model(adata: AnnData) -> dict[str, Any]:
 def _embedded_before(adata: AnnData) -> pa.Table:
     """EMBEDDINGS from obsm; rows of NaN are null."""
     vectors_ND = np.asarray(adata.obsm[OBSM_KEY], np.float32)
-    absent = np.isnan(vectors_ND).any(axis=1)
+    absent: npt.NDArray[np.bool_] = np.asarray(np.isnan(vectors_ND).any(axis=1))
     return pa.table(
         {
             JOINID: np.arange(adata.n_obs, dtype=np.int64),

@@ -32,6 +32,7 @@ ENTRIES = {
     "scgpt_ray.pipelines.partition_steps": "numba pandas pyarrow pydantic scipy",
     "scgpt_ray.pipelines.reference": "faiss pyarrow pydantic",
     "scgpt_ray.pipelines.status": "pyarrow pydantic",
+    "scgpt_ray.tl": "anndata numba pandas pyarrow pydantic scipy sklearn torch",
     "scgpt_ray.execution.engine": "pyarrow pydantic",
     "scgpt_ray.execution.serial": "pyarrow pydantic",
     "scgpt_ray.execution.ray_executor": "pyarrow pydantic ray",

@@ -100,7 +100,8 @@ class AnnDataCells:
 
     def var(self) -> pd.DataFrame:
         """The table var, one row per gene; that of .raw for the layer `raw`."""
-        return self.adata.raw.var if self.layer == RAW and self.adata.raw is not None else self.adata.var
+        is_raw = self.layer == RAW and self.adata.raw is not None
+        return pd.DataFrame(self.adata.raw.var if is_raw else self.adata.var)
 
     def joinids(self) -> Int64Array:
         """Row numbers of the cells.

@@ -56,7 +56,7 @@ def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: s
     checkpoint = read_checkpoint(settings.checkpoint)
     genes = harmonize_genes(cells, checkpoint.vocabulary, settings)
     joinids, coverage = inspect(settings, cells, genes)
-    precision = settings.precision
+    precision: str = settings.precision
     if precision == "auto":
         precision = precision_of(settings, preferred, lambda: int(device != "cpu"))
     rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)

@@ -64,11 +64,14 @@ def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Refer
         output.remove(CALIBRATION)  # of an earlier mapping into this folder
     drawn = drawn_cells(mapped, reference)
     query = labelled_query(mapped, settings, source, reference.index, drawn)
+    facts = _facts(mapped, settings, reference, manifest)
     if query is not None:
         with output.staged(QUERY_H5AD) as path:
             query.write_h5ad(path)
-    elif output.has(QUERY_H5AD):
-        output.remove(QUERY_H5AD)
+    else:
+        facts[QUERY_H5AD] = "left out: the query is too large"
+        if output.has(QUERY_H5AD):
+            output.remove(QUERY_H5AD)
     if isinstance(drawn, Drawn):
         output.write(UMAP, png(drawn.figure))
     elif output.has(UMAP):
@@ -76,7 +79,7 @@ def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Refer
     report = map_report(
         f"{_stem(settings.query)} mapped onto {_stem(settings.index)}",
         findings(mapped),
-        _facts(mapped, settings, reference, manifest),
+        facts,
         query_view(drawn, mapped, settings) if isinstance(drawn, Drawn) else drawn,
         manifest.coverage | {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty},
         [*_pictures(mapped), _genes(mapped.overview), *_recall(reference)],
