@@ -176,7 +176,8 @@ def _means(
     """Detection and expression of each gene in each label, [L, G], and its cells, [L]; code -1 is no label."""
     rows = np.flatnonzero(code_N >= 0)
     cells_L = np.bincount(code_N[rows], minlength=n_labels)
-    member_LN = sparse.csr_matrix((1 / cells_L[code_N[rows]], (code_N[rows], rows)), shape=(n_labels, logs_NG.shape[0]))
+    member_LN = sparse.csr_matrix((np.ones(len(rows)), (code_N[rows], rows)), shape=(n_labels, logs_NG.shape[0]))
     is_there_NG = sparse.csr_matrix((np.ones_like(logs_NG.data), logs_NG.indices, logs_NG.indptr), logs_NG.shape)
-    detected_LG, expression_LG = ((member_LN @ values).toarray() for values in (is_there_NG, logs_NG))
+    sums = ((member_LN @ values).toarray() for values in (is_there_NG, logs_NG))
+    detected_LG, expression_LG = (values_LG / np.maximum(cells_L, 1)[:, None] for values_LG in sums)
     return detected_LG, expression_LG, cells_L

@@ -159,7 +159,7 @@ def _markers(
     table = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
     markers = [row for row in table.to_pylist() if row["column"] == column]
     if not markers:
-        return f"the index has no markers of {column}: the counts of the reference were not read when it was built"
+        return f"the index has no markers of {column}: no counts of the reference were read when it was built"
     labelled = np.flatnonzero(labels_Q != UNKNOWN)
     if not len(labelled):
         return "no query cell has a label"

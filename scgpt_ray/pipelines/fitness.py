@@ -56,7 +56,7 @@ def write_fitness(reference: Reference, held_out: str | None) -> None:
     """
     fitness, counted = examine(reference, held_out)
     tables = [SCHEMA.empty_table()]
-    if isinstance(counted, CountedSample):
+    if isinstance(counted, CountedSample) and counted.are_counts:
         tables += [
             find_markers(counted.voters_SG, counted.voters[column], column, counted.tokens_G, counted.names_G)
             for column in fitness.columns
