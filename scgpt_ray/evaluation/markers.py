@@ -108,12 +108,11 @@ def find_markers(
     rows: list[dict[str, Any]] = []
     for place, name in enumerate(names):
         others = np.flatnonzero(seen_L & (np.arange(len(names)) != place))
-        chosen: list[int] = []
-        if seen_L[place] and len(others):
-            own_G, elsewhere_G = expression_LG[place], expression_LG[others].mean(axis=0)
-            marks_G = (detected_LG[place] >= _LEAST_DETECTED) & (own_G >= _LEAST_FOLD * elsewhere_G)
-            ranked = np.argsort(np.where(marks_G, elsewhere_G - own_G, np.inf), kind="stable")[:MARKERS_PER_LABEL]
-            chosen = [int(gene) for gene in ranked if marks_G[gene]]
+        own_G, elsewhere_G = expression_LG[place], expression_LG[others].sum(axis=0) / max(1, len(others))
+        marks_G = (detected_LG[place] >= _LEAST_DETECTED) & (own_G >= _LEAST_FOLD * elsewhere_G)
+        marks_G &= bool(seen_L[place]) and len(others) > 0
+        ranked = np.argsort(np.where(marks_G, elsewhere_G - own_G, np.inf), kind="stable")[:MARKERS_PER_LABEL]
+        chosen = ranked[marks_G[ranked]].tolist()
         rows += [
             {
                 "column": column,
