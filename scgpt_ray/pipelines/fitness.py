@@ -1,4 +1,4 @@
-"""How well an index labels cells: some of its own are mapped onto it, without the others of their group.
+"""How well an index labels cells: cells that it holds are mapped onto it, without the others of their group.
 
 Shapes: N examined cells, K neighbours, S cells of the baseline's reference.
 """
