@@ -343,6 +343,14 @@ REST = [
     ("map", {"index": copied("index", torn("index.json"))}, "index.json cannot be used: Invalid JSON"),
     ("map", {"index": copied("index", setting("index.json", format=9))}, "index.json cannot be used: format: "),
     ("map", {"index": copied("index", setting("index.json", n_cells=9))}, "index.json cannot be used: .*9 cells"),
+    (
+        "map",
+        {"index": copied("index", without("fitness.json"))},
+        "index has no fitness.json; .*; build the index again",
+    ),
+    ("map", {"index": copied("index", torn("fitness.json"))}, "fitness.json cannot be used: Invalid JSON"),
+    ("map", {"index": copied("index", without("markers.parquet"))}, "index has no markers.parquet"),
+    ("map", {"truth_map": "/nowhere", "truth_column": "cell_type"}, "--truth-map /nowhere: .*No such file"),
     ("map", {"index": copied("index", without("shard-00000.faiss"))}, "shard-00000.faiss is missing"),
     (
         "map",

@@ -133,18 +133,16 @@ def test_the_report_is_whole_and_stands_alone():
 
 
 def test_without_truth_and_calibration_the_report_says_so():
-    page = Page(
-        map_report(
-            "pbmc onto atlas", FINDINGS, {"k": 10}, "No cells are drawn: 3 cells.", COVERED | {"missing": []}, []
-        )
-    )
+    uncovered = COVERED | {"missing": []}
+    html = map_report("pbmc onto atlas", FINDINGS, {"k": 10}, "No cells are drawn: 3 cells.", uncovered, [])
+    page = Page(html)
     assert "Evaluation against" not in page.text
     assert "10 cells, 2 labels of cell_type; 20.0% flagged. Warning 2 cells called T lack its markers." in page.text
     assert "cell_type: expected on new cells: accuracy 0.36." in page.text
-    assert "T880.0%50.0%100.0%0.7525.0%absent" in page.text
-    assert "Unknown220.0%50.0%0.0%-0.0%-" in page.text
-    order = ["Composition", "Cells", "Markers", "What the vocabulary covers", "Limits", "What was mapped"]
-    assert sorted(order, key=page.text.index) == order, "the answer first, where it comes from last"
+    rows = page.text.replace(" ", "")
+    assert "T880.0%50.0%100.0%0.7525.0%absentUnknown220.0%50.0%0.0%-0.0%-" in rows
+    headings = ["Composition", "Cells", "Markers", "What the vocabulary covers", "Limits", "What was mapped"]
+    assert re.findall("<h2>(.*?)</h2>", html) == headings, "the answer first, where it comes from last"
     assert "Pictures" not in page.text
     assert "Most counts outside" not in page.text
     assert "No cells are drawn: 3 cells." in page.text

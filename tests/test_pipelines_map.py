@@ -222,7 +222,7 @@ def test_the_report_needs_nothing_else(mapped, reference):
     page = (reference / "mapped" / "report.html").read_text()
     assert "query.h5ad" in page
     assert "index-1" in page
-    assert page.count("<svg xmlns:xlink") == 7, "with the cells and their genes"
+    assert page.count("<svg xmlns:xlink") == 8, "with the cells, their markers and their genes"
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import', page[: page.index("<script>")])
     assert (reference / "mapped" / "umap.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "umap.png" in mapped.artifacts()
@@ -368,7 +368,7 @@ def test_pca_and_knn_of_the_same_cells_stand_beside(mapped, reference, files):
     assert metrics["comparison"][BASELINE] == expected.to_dict()["comparison"][METHOD]
     assert metrics["baseline"] == {"n_reference": 199, "n_allowed": 199, "n_genes": 59}
     assert f"{BASELINE}: on 199 reference cells, 59 shared genes" in mapped.text()
-    assert mapped.text().count(BASELINE) == 2
+    assert mapped.text().count(BASELINE) == 4, "what is expected of it, and what it gives"
     assert "on 199 reference cells, 59 shared genes" in (reference / "mapped" / "report.html").read_text()
 
 
@@ -572,7 +572,7 @@ def test_calibration_maps_the_reference_onto_its_other_samples(calibrated, refer
     )
     assert sum(label["cells"] for label in held_out["by_label"].values()) == 199
     metrics = json.loads((reference / "calibrated" / "metrics.json").read_bytes())
-    alone = {"cells": {}, "share": 0.0}
+    alone = {"cells": {}, "share": 0.0, "groups": 5, "labelled": 199}
     assert metrics["calibration"]["cell_type"] == held_out | {"one_group": alone}
     promise = metrics["promises"]["cell_type"]
     assert (promise["target_error"], promise["groups"], promise["trained"]) == (0.02, 5, None)
@@ -702,7 +702,7 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
     assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
     assert metrics["selective_accuracy"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
     page = (reference / "calibrated" / "report.html").read_text()
-    assert page.count("<svg xmlns:xlink") == 9, "a reliability diagram for each calibrated column"
+    assert page.count("<svg xmlns:xlink") == 10, "a reliability diagram for each calibrated column"
     assert "Probabilities and thresholds were fitted to reference cells" in page
 
 
@@ -879,3 +879,37 @@ def test_the_index_of_the_tests_is_sound(mapped, reference):
         assert scgpt_ray.validate(index=str(reference / f"index-{shards}")) == []
     settings = MapSettings(**options(reference, "unused"))
     assert settings.k == K
+
+
+def test_what_the_index_decides_and_truth_in_other_words(mapped, reference, checkpoint, tmp_path):
+    shutil.copytree(reference / "mapped" / "embeddings", reference / "defaults" / "embeddings")
+    given = options(reference, checkpoint, "defaults", "samples", truth_column="donor", obs_columns=["cell_type"])
+    given |= {"checkpoint": None, "label_columns": [], "calibrate_by": "auto", "obs_columns": ["donor", "cell_type"]}
+    found = scgpt_ray.map_query(executor="serial", **given)
+    assert list(found.labels) == ["cell_type", TERMS], "neither donor nor sample is a label"
+    assert found.calibrations.keys() == {"cell_type", TERMS}, "by sample, whose values share their labels"
+    assert found.evaluation is None
+    assert found.to_dict()["scores"] is None
+    assert (
+        "warning: not evaluated: 0% of the cells have a true label that the reference has. True labels: d"
+        in found.text()
+    )
+    assert "not evaluated: 0% of the cells" in (reference / "defaults" / "report.html").read_text()
+    (tmp_path / "names.tsv").write_text("d1\tB\nd2\tT\n")
+    again = scgpt_ray.map_query(executor="serial", **given, truth_map=str(tmp_path / "names.tsv"))
+    truth = [{"d1": "B", "d2": "T"}[donor] for donor in again.predictions["donor"].to_pylist()]
+    voted = [label or "Unknown" for label in again.predictions["cell_type_voted"].to_pylist()]
+    assert again.scores.accuracy == np.mean(np.array(truth) == np.array(voted))
+    assert again.predictions.equals(found.predictions)
+
+
+def test_what_speaks_for_the_labels_is_written(mapped, reference):
+    evidence = json.loads((reference / "mapped" / "metrics.json").read_bytes())["evidence"]
+    expected = json.loads((reference / "index-1" / "fitness.json").read_bytes())["columns"]
+    assert evidence["fitness"]["cell_type"].items() >= expected["cell_type"].items()
+    assert evidence["fitness"]["donor"] is None, "it was named, but is no label"
+    assert mapped.text().startswith("cell_type: expected on new cells: accuracy ")
+    assert set(evidence["markers"]) == set(mapped.labels["cell_type"]) - {"Unknown"}
+    assert not any(marked["absent"] for marked in evidence["markers"].values())
+    assert evidence["placement"]["held_out"] == "random fifths"
+    assert mapped.n_flagged == round(evidence["placement"]["far"] * 59)

@@ -108,12 +108,11 @@ def find_markers(
     rows: list[dict[str, Any]] = []
     for place, name in enumerate(names):
         others = np.flatnonzero(seen_L & (np.arange(len(names)) != place))
-        chosen: list[int] = []
-        if seen_L[place] and len(others):
-            own_G, elsewhere_G = expression_LG[place], expression_LG[others].mean(axis=0)
-            marks_G = (detected_LG[place] >= _LEAST_DETECTED) & (own_G >= _LEAST_FOLD * elsewhere_G)
-            ranked = np.argsort(np.where(marks_G, elsewhere_G - own_G, np.inf), kind="stable")[:MARKERS_PER_LABEL]
-            chosen = [int(gene) for gene in ranked if marks_G[gene]]
+        own_G, elsewhere_G = expression_LG[place], expression_LG[others].sum(axis=0) / max(1, len(others))
+        marks_G = (detected_LG[place] >= _LEAST_DETECTED) & (own_G >= _LEAST_FOLD * elsewhere_G)
+        marks_G &= bool(seen_L[place]) and len(others) > 0
+        ranked = np.argsort(np.where(marks_G, elsewhere_G - own_G, np.inf), kind="stable")[:MARKERS_PER_LABEL]
+        chosen = ranked[marks_G[ranked]].tolist()
         rows += [
             {
                 "column": column,
@@ -176,7 +175,8 @@ def _means(
     """Detection and expression of each gene in each label, [L, G], and its cells, [L]; code -1 is no label."""
     rows = np.flatnonzero(code_N >= 0)
     cells_L = np.bincount(code_N[rows], minlength=n_labels)
-    member_LN = sparse.csr_matrix((1 / cells_L[code_N[rows]], (code_N[rows], rows)), shape=(n_labels, logs_NG.shape[0]))
+    member_LN = sparse.csr_matrix((np.ones(len(rows)), (code_N[rows], rows)), shape=(n_labels, logs_NG.shape[0]))
     is_there_NG = sparse.csr_matrix((np.ones_like(logs_NG.data), logs_NG.indices, logs_NG.indptr), logs_NG.shape)
-    detected_LG, expression_LG = ((member_LN @ values).toarray() for values in (is_there_NG, logs_NG))
+    sums = ((member_LN @ values).toarray() for values in (is_there_NG, logs_NG))
+    detected_LG, expression_LG = (values_LG / np.maximum(cells_L, 1)[:, None] for values_LG in sums)
     return detected_LG, expression_LG, cells_L

@@ -156,10 +156,13 @@ def gather(
 def _markers(
     reference: Reference, column: str, parts: QueryParts, labels_Q: npt.NDArray[np.object_]
 ) -> list[MarkedLabel] | str:
-    table = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
+    try:
+        table = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
+    except pa.ArrowInvalid as error:
+        return f"{reference.folder.where(MARKERS)} is damaged ({error})"
     markers = [row for row in table.to_pylist() if row["column"] == column]
     if not markers:
-        return f"the index has no markers of {column}: the counts of the reference were not read when it was built"
+        return f"the index has no markers of {column}: no counts of the reference were read when it was built"
     labelled = np.flatnonzero(labels_Q != UNKNOWN)
     if not len(labelled):
         return "no query cell has a label"

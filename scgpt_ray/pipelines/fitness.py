@@ -1,4 +1,4 @@
-"""How well an index labels cells: some of its own are mapped onto it, without the others of their group.
+"""How well an index labels cells: cells that it holds are mapped onto it, without the others of their group.
 
 Shapes: N examined cells, K neighbours, S cells of the baseline's reference.
 """
@@ -56,7 +56,7 @@ def write_fitness(reference: Reference, held_out: str | None) -> None:
     """
     fitness, counted = examine(reference, held_out)
     tables = [SCHEMA.empty_table()]
-    if isinstance(counted, CountedSample):
+    if isinstance(counted, CountedSample) and counted.are_counts:
         tables += [
             find_markers(counted.voters_SG, counted.voters[column], column, counted.tokens_G, counted.names_G)
             for column in fitness.columns
@@ -118,7 +118,7 @@ def _label_counts(reference: Reference) -> dict[str, CountOfValue]:
         if is_identifier(column) or pa.types.is_floating(schema.field(column).type):
             continue
         counted = reference.listed_counts(column, MOST_VALUES)
-        labels = {name: n for name, n in (counted or {}).items() if name is not None}
+        labels: CountOfValue = {name: n for name, n in (counted or {}).items() if name is not None}
         if 1 < len(labels) <= sum(labels.values()) / 2:
             found[column] = labels
     return found
@@ -174,11 +174,12 @@ class _Trial:
         rows = np.flatnonzero(has_truth(truth_N) & self._has_group(group))
         if not len(rows):
             return "no examined cell has a label"
-        ids_NK, scores_NK = (values[rows, :_VOTERS] for values in self._neighbors(group))
+        ids_NK, scores_NK = self._neighbors(group)
+        ids_NK, scores_NK = ids_NK[rows, :_VOTERS], scores_NK[rows, :_VOTERS]
         labels = self.reference.labels(ids_NK, [column])
         votes = label_votes(ids_NK, scores_NK, labels, column, VoteRules(), {})
         truth, voted = truth_N[rows], np.array([label or UNKNOWN for label in votes.top_labels], object)
-        scores = score_labels(truth, voted, votes.tally.share, set(cells) - {None})
+        scores = score_labels(truth, voted, votes.tally.share, [name for name in cells if name is not None])
         right = voted == truth
 
         def agreement(labelled: _Texts) -> Agreement:

@@ -5,6 +5,7 @@ import logging
 from scgpt_ray.config import MapSettings
 from scgpt_ray.config.map import AUTO
 from scgpt_ray.errors import ConfigError, ReferenceSetError
+from scgpt_ray.index.description import MARKERS
 from scgpt_ray.mapping.label_columns import separators
 from scgpt_ray.parts.provenance import NOT_STATED
 from scgpt_ray.pipelines.reference import Reference
@@ -17,12 +18,12 @@ def require_fitness(reference: Reference) -> Fitness:
     """Read what the index says of itself.
 
     Raises:
-        ReferenceSetError: If it says nothing.
+        ReferenceSetError: If it says nothing, or lacks its table of markers.
     """
     fitness = Fitness.read(reference.folder)
-    if fitness is None:
+    if fitness is None or not reference.folder.has(MARKERS):
         raise ReferenceSetError(
-            f"{reference.folder.uri} has no {Fitness.file}",
+            f"{reference.folder.uri} has no {MARKERS if fitness else Fitness.file}",
             expected="an index whose labels were examined when it was built",
             remedy=f"{Fitness.remedy} with this version of scgpt-ray",
         )

@@ -75,7 +75,7 @@ def _dots(evidence: Evidence, column: str) -> Picture | str:
         return f"No gene marks a {column} of the reference that query cells were given."
     caption = (
         f"Genes that mark each {column} in the reference, in {sum(label.cells for label in evidence.markers):,} query "
-        "cells by the label that they got. Size: share of the cells with a count; ring: the same of the reference cells "
+        "cells by the label that they got. Size: share of the cells with a count; ring: the same of reference cells "
         "that have the label; colour: expression."
     )
     if len(marked) > MOST_LABELS:

@@ -29,9 +29,10 @@ class CountedSample:
     """Reference cells with their counts.
 
     Attributes:
-        queries_NG: log1p of their counts scaled to 10,000, [N, G] CSR.
+        queries_NG: log1p of their counts scaled to 10,000, or values as they stand if these are no counts, [N, G] CSR.
         voters: soma_joinid and label columns of the cells that vote, S rows.
-        voters_SG: log1p of their counts, [S, G] CSR.
+        voters_SG: The same of them, [S, G] CSR.
+        are_counts: Whether the atlas has counts.
         tokens_G: Token of each gene, int32 [G].
         names_G: Its name, str [G].
         n_reference: Labelled cells of the reference.
@@ -40,6 +41,7 @@ class CountedSample:
     queries_NG: sparse.csr_matrix
     voters: pa.Table
     voters_SG: sparse.csr_matrix
+    are_counts: bool
     tokens_G: npt.NDArray[np.int32]
     names_G: npt.NDArray[np.object_]
     n_reference: int
@@ -49,7 +51,8 @@ class CountedSample:
         cells = f"{len(self.voters):,} reference cells"
         if len(self.voters) < self.n_reference:
             cells = f"a sample of {len(self.voters):,} of {self.n_reference:,} reference cells"
-        return f"on {cells}, {len(self.tokens_G):,} genes"
+        values = "" if self.are_counts else ", values as stored, which are no counts"
+        return f"on {cells}, {len(self.tokens_G):,} genes{values}"
 
 
 def counted_sample(
@@ -64,21 +67,24 @@ def counted_sample(
         counts: Label column -> label -> cells, the first to draw by.
 
     Raises:
-        InputError: If counts cannot be read.
+        InputError: If values cannot be read.
         OSError: If the embeddings that the index was made of cannot be reached.
     """
-    atlases = reference_atlases(reference.index, whole=True)
+    atlases = reference_atlases(reference.index, whole=False)
     tokens_G = shared_tokens(atlases)
     first, available = next(iter(counts.items()))
     quotas = stratum_quotas(np.fromiter(available.values(), np.int64), _VOTERS)
     quota_of = {str(name): int(n) for name, n in zip(available, quotas, strict=True)}
     voters = draw_cells(reference, list(dict.fromkeys((first, *columns))), quota_of, None, _SEED)
     read = np.union1d(queries_N, voters[JOINID].to_numpy())
-    values_NG = log1p_cp10k(reference_counts(atlases, read, tokens_G))
+    values_NG = reference_counts(atlases, read, tokens_G)
+    are_counts = bool((values_NG.data == np.round(values_NG.data)).all() and (values_NG.data >= 0).all())
+    values_NG = log1p_cp10k(values_NG) if are_counts else values_NG
     return CountedSample(
         values_NG[np.searchsorted(read, queries_N)],
         voters,
         values_NG[np.searchsorted(read, voters[JOINID].to_numpy())],
+        are_counts,
         tokens_G,
         atlases[0].names(tokens_G),
         sum(available.values()),

@@ -10,9 +10,9 @@ RANDOM_FIFTHS = "random fifths"
 
 Verdict = Literal["fit", "behind", "unfit"]
 
-_LARGE_GAP = 0.1
-"""Accuracy by which PCA + kNN is ahead where an embedding is called unfit, and not only behind: every tenth cell has a
-wrong label that the counts alone would have given right."""
+_HALF = 0.5
+"""Share of what PCA + kNN gains over the most frequent label, below which an embedding is called unfit, and not only
+behind: counts alone tell the labels apart twice as well."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class LabelFitness:
 
     @property
     def verdict(self) -> Verdict:
-        """`unfit` if always the most frequent label is right more often, or PCA + kNN far more often."""
-        behind = self.baseline is not None and self.baseline.is_ahead
-        if self.accuracy < self.majority.accuracy:
+        """`unfit` if the most frequent label is right more often, or PCA + kNN gains twice as much over it."""
+        lead, other = self.accuracy - self.majority.accuracy, self.baseline
+        if lead < 0:
             return "unfit"
-        if behind and self.baseline is not None and self.baseline.accuracy - self.accuracy > _LARGE_GAP:
-            return "unfit"
-        return "behind" if behind else "fit"
+        if other is None or not other.is_ahead:
+            return "fit"
+        return "unfit" if lead < _HALF * (other.accuracy - self.majority.accuracy) else "behind"
 
     def text(self) -> str:
         """What to expect on new cells, as a sentence for a person."""

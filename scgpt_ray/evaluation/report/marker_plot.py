@@ -36,11 +36,13 @@ def marker_dots(labels: Sequence[MarkedLabel]) -> Figure:
     own = [row for row, _ in columns]
     axes.scatter(range(len(columns)), own, s=rings, c="none", edgecolors=INK, linewidths=0.9, zorder=3)
     axes.set_xticks(range(len(columns)), [gene.gene for _, gene in columns], rotation=90)
-    names = [f"{shortened(marked.label)} ({marked.cells:,})" for marked in shown]
+    names = [
+        f"{'absent: ' if marked.is_absent else ''}{shortened(marked.label)} ({marked.cells:,})" for marked in shown
+    ]
     axes.set_yticks(range(len(shown)), names)
     for tick, marked in zip(axes.get_yticklabels(), shown, strict=True):
         if marked.is_absent:
-            tick.set(color=OUTCOMES["wrong"], weight="bold", text=f"absent: {tick.get_text()}")
+            tick.set(color=OUTCOMES["wrong"], weight="bold")
     axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(len(shown) - 0.3, -0.7))
     axes.set_title("Markers in the query cells of each predicted label")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=16, pad=0.02, label="mean log1p(CP10k)")
