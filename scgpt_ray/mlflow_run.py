@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "scgpt_ray"
 STORE, SQLITE = "mlflow.db", "sqlite:///"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens MLflow's page with runs and metrics, instead of the traces of language models."""
+
 _MAX_PARAM = 500
 _GIT_S = 5.0
 
@@ -64,7 +67,7 @@ class Run:
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = _artifact_location(self.uri)
-            experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=location)
+            experiment_id = self.client.create_experiment(EXPERIMENT, location, _KIND)
         else:
             experiment_id = experiment.experiment_id
         name, tags = event.payload["name"], {**_source_tags(), **event.payload["tags"]}
