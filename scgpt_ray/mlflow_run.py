@@ -10,11 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scgpt_ray.lease import submitted_job
 from scgpt_ray.patience import impatient
 from scgpt_ray.storage import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class Run:
         self.client: Any = None
         self.run_id = ""
         self.logged: set[str] = set()
-        self.send_kind = {
+        self.send_kind: dict[str, Callable[[Event], None]] = {
             "start": self._start,
             "params": self._params,
             "inputs": self._inputs,
