@@ -10,16 +10,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scgpt_ray.lease import submitted_job
 from scgpt_ray.patience import impatient
 from scgpt_ray.storage import Folder
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "scgpt_ray"
 STORE, SQLITE = "mlflow.db", "sqlite:///"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens MLflow's page with runs and metrics, instead of the traces of language models."""
+
 _MAX_PARAM = 500
 _GIT_S = 5.0
 
@@ -44,7 +50,7 @@ class Run:
         self.client: Any = None
         self.run_id = ""
         self.logged: set[str] = set()
-        self.send_kind = {
+        self.send_kind: dict[str, Callable[[Event], None]] = {
             "start": self._start,
             "params": self._params,
             "inputs": self._inputs,
@@ -67,7 +73,7 @@ class Run:
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = _artifact_location(self.uri)
-            experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=location)
+            experiment_id = self.client.create_experiment(EXPERIMENT, location, _KIND)
         else:
             experiment_id = experiment.experiment_id
         if self.is_over.is_set():

@@ -36,10 +36,13 @@ class Stage(ContextDecorator):
         total: Number of units of the work; None if unknown.
         done: Units that an earlier run has done.
         unit: What is counted, in plural.
+        brief: Whether it leaves no log line, being one of many.
     """
 
-    def __init__(self, what: str, total: int | None = None, *, done: int = 0, unit: str = "cells") -> None:
-        self.what, self.total, self.done, self.unit = what, total, done, unit
+    def __init__(
+        self, what: str, total: int | None = None, *, done: int = 0, unit: str = "cells", brief: bool = False
+    ) -> None:
+        self.what, self.total, self.done, self.unit, self.brief = what, total, done, unit, brief
         self.note = ""
         """What is being done at the moment."""
         self.start_at(done)
@@ -70,7 +73,7 @@ class Stage(ContextDecorator):
             _erase()
             if not _stages:
                 _over.set()
-        if error is None and self.elapsed >= _LONG_S:
+        if error is None and self.elapsed >= _LONG_S and not self.brief:
             count = f"{self.done:,} {self.unit} in " if self.total is not None else ""
             logger.info("%s: %s%.0f s", path, count, self.elapsed)
         _draw()

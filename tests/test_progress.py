@@ -76,10 +76,12 @@ def test_without_a_terminal_there_are_log_lines(monkeypatch, caplog, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_short_and_failed_stages_leave_no_line(caplog):
+def test_short_brief_and_failed_stages_leave_no_line(caplog):
     caplog.set_level(logging.INFO)
     with Stage("short"):
         pass
+    with Stage("one of many", brief=True) as stage:
+        stage._began -= 9.0
     with pytest.raises(KeyError), Stage("failed") as stage:
         stage._began -= 9.0
         raise KeyError

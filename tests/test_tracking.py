@@ -233,8 +233,10 @@ def test_runs_of_neighbouring_outputs_share_a_store(tmp_path, no_server):
     for name in ("one", "two"):
         with Tracker(name, Folder.at(tmp_path / name), {}):
             pass
-    _, found = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    client, found = runs(f"sqlite:///{tmp_path}/mlflow.db")
     assert {run.info.run_name for run in found} == {"one", "two"}
+    kind = client.get_experiment_by_name(EXPERIMENT).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"  # the page shows runs and metrics
 
 
 def test_the_store_is_in_the_output_where_its_parent_cannot_be_written(tmp_path, no_server, monkeypatch):

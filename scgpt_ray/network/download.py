@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -179,7 +179,7 @@ def download(file: RemoteFile, target: Path, known: Known) -> Path:
             logger.info("%s: resumed after %s", file.where, megabytes(n_bytes))
         try:
             with Stage(f"download {target.name}", file.size, done=n_bytes, unit="bytes") as stage:
-                file.append(_Counted(stream, stage), n_bytes)
+                file.append(cast("BinaryIO", _Counted(stream, stage)), n_bytes)
         except transfer_errors() as error:
             from huggingface_hub.errors import HfHubHTTPError
 

@@ -143,7 +143,7 @@ class Failure:
 
 def tasks_of(function: Callable[..., Any], n: int) -> Stage:
     """The stage of some tasks, named after their function."""
-    return Stage(function.__name__.strip("_").replace("_", " "), n, unit="tasks")
+    return Stage(function.__name__.strip("_").replace("_", " "), n, unit="tasks", brief=True)
 
 
 OnStep = Callable[[int, Mapping[str, float]], None]
