@@ -35,6 +35,10 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except SystemError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # a signal in the middle of a call of numba's
+            raise error.__cause__ from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -22,6 +22,15 @@ def test_sigterm_is_an_exception_once():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
+def test_a_signal_in_compiled_code_is_that_signal(stop):
+    """As Python reports an exception that a function of C leaves behind with its result."""
+    with pytest.raises(stop), interruptible():
+        raise SystemError("returned a result with an exception set") from stop()
+    with pytest.raises(SystemError), interruptible():
+        raise SystemError("another")
+
+
 def test_other_threads_leave_signals_alone():
     seen = []
 
