@@ -12,8 +12,8 @@ class NightlySettings(EmbedSettings, DriftSettings):
     group = "Input and output"
     examples = (
         "scgpt-ray nightly --atlas demo/atlas --checkpoint demo --output nights --obs-columns cell_type split",
-        "scgpt-ray nightly --atlas demo/atlas --checkpoint demo --output gated --obs-columns cell_type --gate",
-        "scgpt-ray nightly --atlas demo/atlas --checkpoint demo --output short --max-length 64 --keep 1",
+        "scgpt-ray nightly --atlas demo/atlas --checkpoint demo --output gated-nights --obs-columns cell_type --gate",
+        "scgpt-ray nightly --atlas demo/atlas --checkpoint demo --output short-nights --max-length 64 --keep 1",
     )
 
     output: Text
