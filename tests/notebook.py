@@ -30,6 +30,7 @@ print(cells.obs["predicted_cell_type"].value_counts())
 sc.settings.figdir = figures
 sc.pp.neighbors(cells, use_rep="X_scGPT")
 sc.tl.umap(cells)
-sc.pl.umap(cells, color=["predicted_cell_type", "predicted_cell_type_confidence"], save="-labels.png", show=False)
+labels = ["predicted_cell_type", "predicted_cell_type_confidence"]
+sc.pl.umap(cells, color=labels, wspace=0.7, save="-labels.png", show=False)
 sc.pl.dotplot(cells, ["CD3D", "MS4A1", "LYZ"], groupby="predicted_cell_type", save="markers.png", show=False)
 sc.pl.violin(cells, "predicted_cell_type_confidence", groupby="cell_type", save="-confidence.png", show=False)

@@ -13,7 +13,7 @@ NOTEBOOK = Path(__file__).with_name("notebook.py")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore")  # of scanpy with this matplotlib, pandas and umap
 def test_embed_map_and_plots(demo_folder, tmp_path):
     with mpl.rc_context({"backend": "agg"}):
         index = str(demo_folder / "demo" / "index")

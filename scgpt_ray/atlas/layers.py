@@ -36,7 +36,8 @@ def choose_layer(where: str, existing: Sequence[str], values: Callable[[str], An
     if found is None and X not in existing:
         raise no_layer(where, X, existing)
     if found is None:
-        logger.warning("%s: no integer counts in %s; the values of X are used", where, ", ".join(existing))
+        level = logging.WARNING if len(existing) > 1 else logging.INFO
+        logger.log(level, "%s: no integer counts in %s; the values of X are used", where, ", ".join(existing))
     elif len(existing) > 1:
         logger.info("%s: counts are read from %s (of %s)", where, found, ", ".join(existing))
     return found or X
