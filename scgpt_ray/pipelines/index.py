@@ -23,7 +23,6 @@ from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.parts.provenance import NOT_STATED, Provenance, embedded_with
 from scgpt_ray.pipelines.executor import Engine, Executor
-from scgpt_ray.pipelines.fitness import write_fitness
 from scgpt_ray.pipelines.index_request import require_belongs, resolve
 from scgpt_ray.pipelines.index_steps import (
     ShardInput,
@@ -201,7 +200,9 @@ def finish(
     executor: Executor,
     tracker: Tracker,
 ) -> IndexDescription:
-    """Measure recall, choose the search parameters, and commit the index by writing its description."""
+    """Measure recall, choose the search parameters, examine the labels, and commit the index by its description."""
+    from scgpt_ray.pipelines.fitness import write_fitness  # scikit-learn and numba take seconds to import
+
     reference = Reference(output, described, executor)
     target = described.request["target_recall"]
     recall_sample = _recall_sample(reference, executor, source, manifest)
