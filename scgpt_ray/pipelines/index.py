@@ -24,7 +24,6 @@ from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.parts.provenance import NOT_STATED, Provenance, embedded_with
 from scgpt_ray.pipelines.executor import Engine, Executor
-from scgpt_ray.pipelines.fitness import write_fitness
 from scgpt_ray.pipelines.index_request import require_belongs, resolve
 from scgpt_ray.pipelines.index_sample import Draw, samples_of
 from scgpt_ray.pipelines.index_steps import (
@@ -247,10 +246,12 @@ def finish(
     tracker: Tracker,
     recall_sample: RecallSample | None = None,
 ) -> IndexDescription:
-    """Measure recall, choose the search parameters, and commit the index by writing its description.
+    """Measure recall, choose the search parameters, examine the labels, and commit the index by its description.
 
     Without a `recall_sample`, cells are drawn and compared with all others.
     """
+    from scgpt_ray.pipelines.fitness import write_fitness  # scikit-learn and numba take seconds to import
+
     reference = Reference(output, described, executor)
     target = described.request["target_recall"]
     recall_sample = recall_sample or _recall_sample(reference, executor, source, manifest)
