@@ -1,5 +1,6 @@
 """The record of how fit a reference's embeddings are to label new cells."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +31,7 @@ class Agreement:
     def is_ahead(self) -> bool:
         """Whether it is right more often than the embedding, by two standard errors of the paired difference."""
         differ = self.right_alone + self.wrong_alone
-        return self.right_alone - self.wrong_alone > 2 * differ**0.5
+        return self.right_alone - self.wrong_alone > 2 * math.sqrt(differ)
 
 
 @dataclass(frozen=True)
