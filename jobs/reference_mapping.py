@@ -71,6 +71,8 @@ def map_cells(options: argparse.Namespace, how: Experiment) -> MappingResult:
     """
     output = Folder.at(options.output)
     read: dict[str, Any] = {"gene_columns": how.gene_columns} if how.gene_columns else {}
+    if options.experiment:
+        read["layer"] = "X"  # as the notebooks do, also where a layer has counts
     scgpt_ray.embed(
         atlas=options.reference,
         checkpoint=options.checkpoint,

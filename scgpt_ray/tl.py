@@ -117,13 +117,14 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
 
     For each label column sets `obs["predicted_<label>"]`, `obs["predicted_<label>_confidence"]` (share of the votes)
     and the other columns of `predictions.parquet` with `predicted_` in front; an earlier mapping's are replaced, other
-    columns never. `uns["scgpt_ray"]` gets the index. With a checkpoint the cells are embedded first, as `embed` does.
+    columns never. `uns["scgpt_ray"]` gets the index. Cells without embeddings are embedded first, as `embed` does.
 
     Args:
         adata: Cells x genes.
         index: Output folder of `scgpt_ray.build_index`, or hf://owner/repo.
-        checkpoint: Checkpoint that the reference was embedded with. None: `embed` was called with it before.
-        label_columns: Label columns to transfer. Default: all of the index.
+        checkpoint: Checkpoint that the reference was embedded with. None: the embeddings of `embed` are used, or, if
+            there are none, the checkpoint that the index names.
+        label_columns: Label columns to transfer. Default: those that the index examined, without identifiers.
         k: Number of neighbours that vote.
         weighting: Weight of a vote; "distance": larger for nearer neighbours.
         balance_by: Column of the index by whose values votes are balanced.
@@ -145,11 +146,12 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
     # Imported here: `embed` does not need faiss.
     from scgpt_ray.pipelines.map_in_memory import InMemoryMapping
 
+    is_embedded = checkpoint is None and OBSM_KEY in adata.obsm
     settings = MapSettings.of(
         {
             "query": NAME,
             "index": fspath(index),
-            "checkpoint": NAME if checkpoint is None else fspath(checkpoint),
+            "checkpoint": NAME if is_embedded else fspath(checkpoint) if checkpoint is not None else None,
             "output": NAME,
             "label_columns": tuple(label_columns),
             "k": k,
@@ -168,7 +170,7 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
     mapping = InMemoryMapping.of(settings, SerialExecutor())
     require_free(mapping.columns, adata.obs.columns, NAME, own_columns(adata))
     groups = _obs_columns(adata, exclude_same)
-    if checkpoint is None:
+    if is_embedded:
         mapping.require_model(_model(adata))
         queries = _embedded_before(adata)
     else:
@@ -192,11 +194,11 @@ def _obs_columns(adata: AnnData, names: Sequence[str]) -> dict[str, pa.Array]:
 def _model(adata: AnnData) -> dict[str, Any]:
     """What `embed` noted of the model of the embeddings."""
     found = adata.uns.get(UNS, {}).get("model")
-    if found is None or OBSM_KEY not in adata.obsm:
+    if found is None:
         raise ConfigError(
-            f'{NAME} has no obsm["{OBSM_KEY}"] of scgpt_ray.tl.embed',
-            expected="a checkpoint, or embedded cells",
-            remedy="give the checkpoint of the reference",
+            f'obsm["{OBSM_KEY}"] of {NAME} is not of scgpt_ray.tl.embed',
+            expected="embeddings of a known model",
+            remedy="give the checkpoint of the reference, which replaces them, or rename them",
         )
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in found.items()}
 

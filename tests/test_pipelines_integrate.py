@@ -251,6 +251,7 @@ def logs(lanes, checkpoint, place):
     scgpt_ray.embed(
         executor="serial",
         atlas=str(place / "norm.h5ad"),
+        layer="X",
         checkpoint=str(checkpoint),
         output=str(place / "norm"),
         obs_columns=["cell_type", "lane"],

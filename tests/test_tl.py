@@ -32,8 +32,9 @@ def place(blood, blood_file, checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(map_report, "drawn_cells", lambda *_: "No cells are drawn here.")
         scgpt_ray.map_query(
-            **common, query=str(place / "few.h5ad"), index=str(place / "i"), output=str(place / "m"), k=5
-        )
+            **common, query=str(place / "few.h5ad"), index=str(place / "i"), output=str(place / "m"), k=5,
+            label_columns=["cell_type", "donor"],
+        )  # fmt: skip
     return place
 
 
@@ -86,7 +87,8 @@ def test_map_gives_the_labels_of_the_verb(blood, checkpoint, place, is_embedded,
     cells = blood.copy()
     if is_embedded:
         tl.embed(cells, checkpoint)
-    tl.map(cells, place / "i", None if is_embedded else checkpoint, k=5)
+    columns = ["cell_type", "donor"]
+    tl.map(cells, place / "i", None if is_embedded else checkpoint, k=5, label_columns=columns)
     expected = pq.read_table(place / "m" / "predictions.parquet")
     added = [name for name in cells.obs if name not in blood.obs]
     assert added[:2] == ["predicted_cell_type", "predicted_cell_type_confidence"]
@@ -135,8 +137,10 @@ def test_a_column_of_the_user_is_not_replaced(embedded, place):
 
 
 def test_mistakes(cells, checkpoint, place):
-    with pytest.raises(ConfigError, match=r"has no obsm.*; give the checkpoint of the reference"):
+    cells.obsm["X_scGPT"] = np.ones((cells.n_obs, 32), np.float32)
+    with pytest.raises(ConfigError, match=r"obsm.* is not of scgpt_ray.tl.embed; .*give the checkpoint"):
         tl.map(cells, place / "i")
+    del cells.obsm["X_scGPT"]
     other = cells.copy()
     del other.obs["donor"]
     with pytest.raises(ConfigError, match=r"the AnnData: obs has no column donor; expected columns of cell_type"):

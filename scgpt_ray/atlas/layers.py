@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
 import scipy.sparse
 
@@ -22,7 +23,8 @@ _VALUES_SEEN = 2**18
 def choose_layer(where: str, existing: Sequence[str], values: Callable[[str], Any]) -> str:
     """The first of the layer `counts`, .raw and X that holds integers; X if none does.
 
-    X then holds normalised values, whose order within a cell is all that tokens depend on.
+    X then holds normalised values, whose order within a cell is all that tokens depend on. A single matrix is not
+    looked at: its values may be damaged.
 
     Args:
         where: The file or object, for messages.
@@ -32,13 +34,14 @@ def choose_layer(where: str, existing: Sequence[str], values: Callable[[str], An
     Raises:
         AtlasError: If none does, and there is no X.
     """
+    if len(existing) == 1 and existing[0] in _ORDER:
+        return existing[0]
     found = next((name for name in _ORDER if name in existing and _holds_counts(values(name))), None)
     if found is None and X not in existing:
         raise no_layer(where, X, existing)
     if found is None:
-        level = logging.WARNING if len(existing) > 1 else logging.INFO
-        logger.log(level, "%s: no integer counts in %s; the values of X are used", where, ", ".join(existing))
-    elif len(existing) > 1:
+        logger.warning("%s: no integer counts in %s; the values of X are used", where, ", ".join(existing))
+    else:
         logger.info("%s: counts are read from %s (of %s)", where, found, ", ".join(existing))
     return found or X
 
@@ -47,7 +50,7 @@ def _holds_counts(matrix: Any) -> bool:
     """Whether the first values are integers >= 0."""
     if scipy.sparse.issparse(matrix):
         seen = matrix.data[:_VALUES_SEEN]
-    elif hasattr(matrix, "keys"):
+    elif isinstance(matrix, h5py.Group):
         seen = matrix["data"][:_VALUES_SEEN]
     elif len(matrix.shape or ()) != 2:  # noqa: PLR2004 - no matrix, which is refused when it is opened
         return False

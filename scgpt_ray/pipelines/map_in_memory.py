@@ -12,6 +12,7 @@ from scgpt_ray.identity import require_same_model
 from scgpt_ray.pipelines.executor import Executor
 from scgpt_ray.pipelines.labelled_cells import index_provenance
 from scgpt_ray.pipelines.map import embed_request, prediction_rules, reference_cells
+from scgpt_ray.pipelines.map_defaults import require_fitness, with_defaults
 from scgpt_ray.pipelines.query_votes import QueryVotes, VotePartition
 from scgpt_ray.pipelines.reference import Reference
 
@@ -38,6 +39,7 @@ class InMemoryMapping:
             InputError: If the index or an option cannot be used.
         """
         reference = Reference.at(settings.index).on(executor)
+        settings = with_defaults(settings, reference.index, require_fitness(reference))
         rules = prediction_rules(settings, reference.index)
         reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)
         votes = QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {})
