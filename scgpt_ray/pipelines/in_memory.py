@@ -1,7 +1,8 @@
 """Cells in memory -> embeddings in memory: the steps of `embed` in this process, without files."""
 
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 from tqdm.auto import tqdm
@@ -39,6 +40,12 @@ class EmbeddedCells:
         return dense_vectors(self.table[EMBEDDING])
 
 
+def progress_bar(n_cells: int) -> "tqdm[NoReturn]":
+    """A bar on a terminal and in a notebook; nothing elsewhere."""
+    elsewhere = None  # tqdm finds out whether stderr is a terminal
+    return tqdm(total=n_cells, desc="embed", unit=" cells", disable=False if "ipykernel" in sys.modules else elsewhere)
+
+
 def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: str | None = None) -> EmbeddedCells:
     """Embed all cells, partition by partition as `embed` does, with the same check of the genes before.
 
@@ -61,7 +68,7 @@ def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: s
         precision = precision_of(settings, preferred, lambda: int(device != "cpu"))
     rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
     embedder, tables = Embedder(checkpoint, device=device, precision=precision), []
-    with tqdm(total=len(joinids), desc="embed", unit=" cells") as progress:
+    with progress_bar(len(joinids)) as progress:
         for partition in cut(joinids, settings.cells_per_partition or cells_per_partition(device)):
             blocks = cells.read(partition, genes.lookup())
             tokens = pa.concat_tables(tokenize(block, checkpoint.vocabulary, rules) for block in blocks)

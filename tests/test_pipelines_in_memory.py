@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from scgpt_ray.pipelines.progress import Progress
+from scgpt_ray.pipelines.in_memory import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,6 @@ def test_where_a_bar_is_shown(stream, modules, is_shown, monkeypatch):
     for name in modules:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(sys, "stderr", stream())
-    with Progress(total=10, done=2, what="map") as progress:
-        progress.add({"cells": 8, "tokens": 80})
-    assert progress.metrics()["cells"] == 10
-    assert ("map: 100%" in sys.stderr.getvalue()) is is_shown
+    with progress_bar(10) as progress:
+        progress.update(10)
+    assert ("embed: 100%" in sys.stderr.getvalue()) is is_shown
