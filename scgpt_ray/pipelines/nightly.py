@@ -108,6 +108,7 @@ def _begin(settings: NightlySettings, run: Folder, place: Folder, engine: Engine
         label_columns=settings.label_columns,
         executor=settings.executor,
         storage=settings.storage,
+        tracking=settings.tracking,
     )
     with hold(place, settings.verb):
         build_index(request, engine)
