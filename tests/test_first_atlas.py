@@ -226,7 +226,7 @@ def test_a_first_atlas(world, capsys):
     assert world.command("index", "--embeddings", blood, "--output", index) == DONE
     query, mapped = f"{world.bucket}/query.h5ad", f"{world.bucket}/mapped"
     words = ("--query", query, "--index", index, "--checkpoint", "whole-human", "--output", mapped)
-    assert world.command("map", *words) == DONE
+    assert world.command("map", *words, "--label-columns", "dataset_id") == DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == N_QUERY
     predictions = pq.read_table(world.fetched("mapped") / "predictions.parquet")
     assert set(predictions["dataset_id"].to_pylist()) <= set(obs["dataset_id"])

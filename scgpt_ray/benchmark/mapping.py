@@ -96,8 +96,8 @@ def _killed(options: argparse.Namespace, whole: Path) -> int:
 
 
 def unlike(whole: Path, output: Path) -> int:
-    """Number of files in which two folders differ."""
-    names = {path.name for folder in (whole, output) for path in folder.iterdir()}
+    """Number of files in which two folders differ, but for unfinished ones, which `map` removes."""
+    names = {path.name for folder in (whole, output) for path in folder.iterdir() if path.suffix != ".tmp"}
     pairs = ((whole / name, output / name) for name in names)
     return sum(not (a.exists() and b.exists()) or a.read_bytes() != b.read_bytes() for a, b in pairs)
 

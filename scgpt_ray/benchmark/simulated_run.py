@@ -41,7 +41,13 @@ def write_run(folder: Folder, n_cells: int, *, width: int, cells_per_part: int, 
         parts.append(
             write_part(folder.folder(PARTS), table, partition, fingerprint=fingerprint.digest, n_tokens=n_tokens)[0]
         )
-    plan = Plan(created="2020-01-01", fingerprint=fingerprint, settings={}, coverage={}, partitions=partitions)
+    plan = Plan(
+        created="2020-01-01",
+        fingerprint=fingerprint,
+        settings={"atlas": "simulated"},
+        coverage={},
+        partitions=partitions,
+    )
     plan.write(folder)
     manifest = _manifest(plan, parts)
     manifest.write(folder)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from scgpt_ray.evaluation.markers import MarkedLabel
-from scgpt_ray.evaluation.report.palette import OUTCOMES
-from scgpt_ray.evaluation.report.picture import FAINT, INK, styled
+from scgpt_ray.evaluation.report.picture import BAD, FAINT, INK, styled
 from scgpt_ray.evaluation.report.plots import SHARES, shortened
 
 MOST_LABELS = 15
@@ -42,7 +41,7 @@ def marker_dots(labels: Sequence[MarkedLabel]) -> Figure:
     axes.set_yticks(range(len(shown)), names)
     for tick, marked in zip(axes.get_yticklabels(), shown, strict=True):
         if marked.is_absent:
-            tick.set(color=OUTCOMES["wrong"], weight="bold")
+            tick.set(color=BAD, weight="bold")
     axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(len(shown) - 0.3, -0.7))
     axes.set_title("Markers in the query cells of each predicted label")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=16, pad=0.02, label="mean log1p(CP10k)")

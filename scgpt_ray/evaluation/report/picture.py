@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from scgpt_ray.evaluation.report.palette import CATEGORICAL
 
-INK, FAINT, GRID, PAPER = "#1f2430", "#6b7280", "#e5e7eb", "#fefefe"
+INK, FAINT, GRID, PAPER, BAD = "#1f2430", "#6b7280", "#e5e7eb", "#fefefe", "#b3261e"
 
-_IN_PAGE = {INK: "currentColor", FAINT: "var(--faint)", GRID: "var(--line)", PAPER: "var(--card)"}
+_IN_PAGE = {INK: "currentColor", FAINT: "var(--faint)", GRID: "var(--line)", PAPER: "var(--card)", BAD: "var(--bad)"}
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
