@@ -170,7 +170,7 @@ VERBS = {
         "NightlySettings",
         "pipelines.nightly:nightly",
         "Night: What was embedded or has changed, the run, and its index.",
-        leaves="index/index.json",
+        leaves="nightly.json",
     ),
     "plan": Verb(
         "Estimate cells, bytes, time and price of an embed command.",

@@ -263,6 +263,7 @@ class SomaSource:
             with experiment.axis_query(self.measurement, obs_query=asked) as query:
                 return query.to_anndata(self.layer, obs_id_name=names[0] or JOINID, var_id_name=names[1] or JOINID)
 
+    @_patient
     def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:
         own_name = cell_name_column(experiment.obs)
         carried = [name for name in obs_columns if name != OBS_ID]

@@ -81,7 +81,8 @@ def embedded_with(folder: Folder) -> str:
     """The checkpoint that `embed` was given, for commands on this machine: a folder by its whole path."""
     plan = Plan.read(folder)
     asked = str(plan.settings.get("checkpoint") or NOT_STATED) if plan else NOT_STATED
-    return str(Path(asked).absolute()) if Path(asked).is_dir() else asked
+    is_name = asked in (DEMO, *PUBLISHED)  # also where a folder has that name
+    return str(Path(asked).absolute()) if Path(asked).is_dir() and not is_name else asked
 
 
 def checkpoint_name(weights: str, asked: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
+from scgpt_ray.errors import DamagedError
 from scgpt_ray.pipelines.labelled_cells import add_embeddings, add_predictions, index_provenance
 from scgpt_ray.pipelines.map_cells import Drawn
 from scgpt_ray.pipelines.mapping_result import QUERY_H5AD, MappingResult
@@ -22,20 +23,24 @@ logger = logging.getLogger(__name__)
 
 def labelled_query(
     mapped: MappingResult, settings: MapSettings, source: Source, index: IndexDescription, drawn: Drawn | str
-) -> "AnnData | None":
+) -> "AnnData | str":
     """The cells of the query as the user has them, with predictions, X_scGPT and the coordinates of the report.
 
     Cells without an embedding get rows of NaN, and cells that are not drawn get NaN as coordinates. An own X_umap of
     the query stays, with ours as X_umap_scGPT.
 
     Returns:
-        The cells; None if they may not fit into memory.
+        The cells; or why there are none: they may not fit into memory, or some cannot be read.
     """
     cells = mapped.parts.cells([JOINID])[JOINID].to_numpy()
-    adata = source.whole(cells)
+    try:
+        adata = source.whole(cells)
+    except DamagedError as error:
+        logger.warning("no %s: %s; the labels are in %s", QUERY_H5AD, error, PREDICTIONS)
+        return "some cells cannot be read"
     if adata is None:
         logger.warning("%s is too large for %s: the labels are in %s", source.uri, QUERY_H5AD, PREDICTIONS)
-        return None
+        return "the query is too large"
     manifest = mapped.parts.manifest
     vectors = dense_vectors(mapped.parts.cells([EMBEDDING])[EMBEDDING])
     provenance = {"model": manifest.fingerprint.model, "checkpoint": settings.checkpoint, "layer": source.layer}

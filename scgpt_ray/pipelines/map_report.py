@@ -65,11 +65,11 @@ def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Refer
     drawn = drawn_cells(mapped, reference)
     query = labelled_query(mapped, settings, source, reference.index, drawn)
     facts = _facts(mapped, settings, reference, manifest)
-    if query is not None:
+    if not isinstance(query, str):
         with output.staged(QUERY_H5AD) as path:
             query.write_h5ad(path)
     else:
-        facts[QUERY_H5AD] = "left out: the query is too large"
+        facts[QUERY_H5AD] = f"left out: {query}"
         if output.has(QUERY_H5AD):
             output.remove(QUERY_H5AD)
     if isinstance(drawn, Drawn):

@@ -4,6 +4,7 @@ The index is the state: it names the run that it holds, and is written last. Wha
 is a later run, which the next night goes on with.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from scgpt_ray.storage import Folder
 INDEX = "index"
 """Folder of the index in the output."""
 _RUN = "run-"
+_FILE = "nightly.json"
+"""Says what the folder is."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ def nightly(settings: NightlySettings, engine: Engine) -> Night:
         done = (
             _refresh(settings, output.folder(current), run, place, engine)
             if current
-            else _begin(settings, run, place, engine)
+            else _begin(settings, output, run, place, engine)
         )
     is_new = isinstance(done, Manifest) or done.index is not None
     _forget(output, run.uri.rpartition("/")[2] if is_new else current, settings.keep)
@@ -98,10 +101,11 @@ def _goes_on(settings: NightlySettings, run: Folder) -> bool:
     return locate(settings.atlas, settings, pinned, identifiers=True).identity().items() <= began.items()
 
 
-def _begin(settings: NightlySettings, run: Folder, place: Folder, engine: Engine) -> Manifest:
+def _begin(settings: NightlySettings, output: Folder, run: Folder, place: Folder, engine: Engine) -> Manifest:
     """Embed and index all cells."""
     asked = {name: getattr(settings, name) for name in EmbedSettings.model_fields}
     manifest = embed(EmbedSettings.of({**asked, "output": run.uri}), engine)
+    output.write(_FILE, json.dumps({"atlas": settings.atlas, "checkpoint": settings.checkpoint}).encode())
     request = IndexSettings(
         embeddings=run.uri,
         output=place.uri,

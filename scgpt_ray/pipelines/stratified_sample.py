@@ -91,7 +91,7 @@ def vectors_of_cells(reference: Reference, joinids: Int64Array) -> Float32Matrix
 
 def _vectors(folder: Folder, shard: ShardDescription, joinids: Int64Array) -> tuple[Int64Array, Float32Matrix]:
     opened = Searcher(folder, [shard]).shards[0]
-    rows = np.flatnonzero(np.isin(opened.ids_N, joinids))
+    rows = opened.rows_of(joinids)
     return np.asarray(opened.ids_N)[rows], unit_vectors(opened, rows)
 
 
