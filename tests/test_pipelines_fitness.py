@@ -1,4 +1,4 @@
-"""How well an index labels cells of its own: planted cases."""
+"""The accuracy that an index reports for its held-out cells: planted cases."""
 
 import anndata
 import numpy as np

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-SMALL, LARGE, WIDTH = 20_000, 200_000, 64
+SMALL, LARGE, WIDTH = 20_000, 200_000, 256
 BYTES = 4 * WIDTH * LARGE
+"""Of the embeddings; labels, which are read shard by shard, took 22 MB more of Arrow's memory for the large one."""
 FACTORIES = ("Flat", "PCAR16,IVF64,PQ8x4fsr")
 
 DRIVER = """
@@ -120,10 +121,7 @@ def test_the_driver_does_not_grow_with_the_embeddings(local_ray, make_embeddings
     assert found.pop("whole") > BYTES, "who reads all embeddings is found out"
     # Of each query cell it holds the label, and what the report counts.
     assert found.pop("map 2") - found.pop("map 1") < 100 * LARGE, found
-    grown = {}
     for factory in FACTORIES:
         small, large = (found[f"{factory} {turn}"] for turn in (2, 3))
-        assert large["search"] - small["search"] < BYTES / 5, f"search of {factory}: {found} of {BYTES:,} bytes"
-        grown[factory] = large["build"] - small["build"]
-    if max(grown.values()) >= BYTES / 5:
-        pytest.xfail(f"a build takes up to 120 bytes per cell in the driver, see the limits: {grown}")
+        for work, n_bytes in large.items():
+            assert n_bytes - small[work] < BYTES / 5, f"{work} of {factory}: {found} of {BYTES:,} bytes"
