@@ -23,9 +23,9 @@ from scgpt_ray.atlas.genes import VAR_JOINID
 from scgpt_ray.atlas.obs_filter import Combination, Comparison, Condition, parse
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.prefetch import in_order
-from scgpt_ray.atlas.ragged import Part, add_readable, add_totals, blocks, gather
-from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment
-from scgpt_ray.atlas.soma_matrix import counted_bytes, find_matrix, find_measurement, read_parts, sample
+from scgpt_ray.atlas.ragged import Part, add_readable, add_totals, gather
+from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment, read_whole
+from scgpt_ray.atlas.soma_matrix import bytes_read, find_matrix, find_measurement, read_parts, sample
 from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, plain_columns, refuse_missing
 from scgpt_ray.errors import AtlasError, DamagedError
 from scgpt_ray.object_store import ObjectStore, current
@@ -41,9 +41,6 @@ PRIMARY = "is_primary_data"
 """Column of CELLxGENE: of the copies of a cell in several data sets, it is true of one."""
 
 _UNIQUE = Comparison(PRIMARY, "==", (True,))
-
-_PROBED = 4
-"""Partitions that are read to see how many bytes that takes."""
 
 _WHOLE_CELLS = 50_000
 """Most cells that are read whole: about 1 GiB with 2,500 genes per cell."""
@@ -197,23 +194,11 @@ class SomaSource:
     def bytes_read(self, partitions: Sequence[Int64Array]) -> int:
         """Bytes of counts that a run of embed reads, by TileDB's own count while some partitions are read.
 
-        They are more than the stored ones: partitions share tiles, and each result reads the values of its last tile
-        again.
-
         Args:
             partitions: Sorted joinids of the selected cells of each partition; up to four of them are read.
         """
-        probed = [partitions[place] for place in np.unique(np.linspace(0, len(partitions) - 1, _PROBED).astype(int))]
         with self._opened() as experiment:
-            matrix = self._matrix(experiment)
-            with counted_bytes() as once:
-                for ids in sample(np.concatenate(partitions)):
-                    read_parts(matrix, ids)
-            with counted_bytes() as probe:
-                for ids in (block for partition in probed for block in blocks(partition)):
-                    read_parts(matrix, ids)
-        n_probed, n_all = sum(map(len, probed)), sum(map(len, partitions))
-        return sum(once) + round(sum(probe) * n_all / n_probed)
+            return bytes_read(self._matrix(experiment), partitions)
 
     def read(self, partition: Partition, gene_tokens: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
         """Read the cells of a partition, a tile of rows at a time.
@@ -258,10 +243,7 @@ class SomaSource:
         if len(joinids) > _WHOLE_CELLS:
             return None
         with self._opened() as experiment, self._plain_errors():
-            names = cell_name_column(experiment.obs), gene_name_column(self._measurement(experiment).var)
-            asked = soma.AxisQuery(coords=(pa.array(joinids),))
-            with experiment.axis_query(self.measurement, obs_query=asked) as query:
-                return query.to_anndata(self.layer, obs_id_name=names[0] or JOINID, var_id_name=names[1] or JOINID)
+            return read_whole(experiment, self.measurement, self.layer, joinids)
 
     @_patient
     def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:

@@ -4,13 +4,17 @@ import json
 import os
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import tiledbsoma as soma
 
 from scgpt_ray.atlas.malloc import keep_freed_memory
 from scgpt_ray.object_store import ObjectStore
-from scgpt_ray.schema import OBS_ID
+from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 CONFIG = {
     "soma.init_buffer_bytes": str(4 * 2**20),
@@ -72,6 +76,15 @@ def cell_name_column(obs: Any) -> str | None:
 def gene_name_column(var: Any) -> str | None:
     """Column of var with the names of the genes: the same, or that of the Census."""
     return _first_of(("var_id", _original_index(var), "feature_id"), var)
+
+
+def read_whole(experiment: Any, measurement: str, layer: str, joinids: Int64Array) -> "AnnData":
+    """obs, var and a layer of a measurement, as X, of the cells with sorted joinids."""
+    names = cell_name_column(experiment.obs), gene_name_column(experiment.ms[measurement].var)
+    asked = soma.AxisQuery(coords=(pa.array(joinids),))
+    with experiment.axis_query(measurement, obs_query=asked) as query:
+        found: AnnData = query.to_anndata(layer, obs_id_name=names[0] or JOINID, var_id_name=names[1] or JOINID)
+        return found
 
 
 def _original_index(frame: Any) -> str | None:

@@ -1,6 +1,6 @@
 """The matrix of counts in a SOMA experiment: finding it, and reading rows of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from scgpt_ray.schema import Int64Array
 
 _SAMPLE_TILES = 4
 _SAMPLE_CELLS_PER_TILE = 512
+_PROBED = 4
+"""Partitions that are read to see how many bytes that takes."""
 _DENSE_SELECTION = 0.1
 """Share of a range of rows from which reading the whole range is cheaper than listing the rows."""
 
@@ -79,7 +81,7 @@ def read_parts(matrix: Any, joinids: Int64Array) -> list[Part]:
 
 
 @contextmanager
-def counted_bytes() -> Iterator[list[int]]:
+def _counted_bytes() -> Iterator[list[int]]:
     """A list that holds the bytes that TileDB has read in the block after it, in this process."""
     found: list[int] = []
     soma.tiledbsoma_stats_enable()
@@ -101,3 +103,23 @@ def sample(joinids: Int64Array) -> list[Int64Array]:
         places = np.linspace(0, len(ids) - 1, min(_SAMPLE_CELLS_PER_TILE, len(ids))).round().astype(int)
         picked.append(ids[places])
     return picked
+
+
+def bytes_read(matrix: Any, partitions: Sequence[Int64Array]) -> int:
+    """Bytes that TileDB reads for a sample and for all partitions, by its own count while some of them are read.
+
+    They are more than the stored ones: partitions share tiles, and each result reads the values of its last tile again.
+
+    Args:
+        matrix: As `find_matrix` finds it.
+        partitions: Sorted joinids of each; up to four are read.
+    """
+    probed = [partitions[place] for place in np.unique(np.linspace(0, len(partitions) - 1, _PROBED).astype(int))]
+    with _counted_bytes() as once:
+        for ids in sample(np.concatenate(partitions)):
+            read_parts(matrix, ids)
+    with _counted_bytes() as probe:
+        for ids in (block for partition in probed for block in blocks(partition)):
+            read_parts(matrix, ids)
+    n_probed, n_all = sum(map(len, probed)), sum(map(len, partitions))
+    return sum(once) + round(sum(probe) * n_all / n_probed)

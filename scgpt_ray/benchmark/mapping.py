@@ -21,7 +21,7 @@ from scgpt_ray.config import ExecutorChoice, IndexSettings, MapSettings
 from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.map import prediction_rules, reference_cells
-from scgpt_ray.pipelines.mapping_result import overview_columns
+from scgpt_ray.pipelines.prediction_table import overview_columns
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference

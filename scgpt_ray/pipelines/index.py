@@ -1,7 +1,7 @@
 """Embeddings -> a trained template -> one shard per group of parts -> search parameters for the target recall."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS
 from scgpt_ray.parts.provenance import NOT_STATED, Provenance, embedded_with
 from scgpt_ray.pipelines.executor import Engine, Executor
-from scgpt_ray.pipelines.index_request import require_belongs, resolve
+from scgpt_ray.pipelines.index_request import require_belongs, resolve, tracker_of
 from scgpt_ray.pipelines.index_sample import Draw, samples_of
 from scgpt_ray.pipelines.index_steps import (
     ShardInput,
@@ -40,7 +40,7 @@ from scgpt_ray.pipelines.reference import Reference, exact_neighbors
 from scgpt_ray.progress import Stage
 from scgpt_ray.records import Fitness, IndexDescription, Manifest, ShardDescription
 from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import Input, Tracker
+from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -90,27 +90,6 @@ def build_index(settings: IndexSettings, engine: Engine) -> IndexDescription:
             license=settings.license or NOT_STATED,
         )
         return finish(described, source, manifest, output, executor, tracker, recall_sample)
-
-
-def tracker_of(
-    output: Folder,
-    config: Mapping[str, Any],
-    request: Mapping[str, Any],
-    source: Folder,
-    manifest: Manifest,
-    tracking: str | None = None,
-) -> Tracker:
-    """The MLflow run of an index of some embeddings."""
-    digest = manifest.fingerprint.digest
-    return Tracker(
-        "index",
-        output,
-        {"config": config, "request": request},
-        request=[request, digest],
-        inputs=[Input("embeddings", source.uri, digest, manifest.n_cells)],
-        tags={"fingerprint": digest},
-        tracking=tracking,
-    )
 
 
 def _build(

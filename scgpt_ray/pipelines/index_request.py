@@ -1,5 +1,6 @@
 """A request for an index, with its defaults filled in."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from scgpt_ray.config import IndexSettings
@@ -19,6 +20,7 @@ from scgpt_ray.pipelines.index_steps import (
 from scgpt_ray.records import IndexDescription, Manifest
 from scgpt_ray.schema import OBSERVATION
 from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Input, Tracker
 
 
 def require_belongs(there: IndexDescription, manifest: Manifest, source: Folder, output: Folder) -> None:
@@ -113,3 +115,24 @@ def _trained(settings: IndexSettings, manifest: Manifest) -> tuple[str, dict[str
             remedy="drop --factory",
         )
     return index.factory, {"template": template_of(folder)}
+
+
+def tracker_of(
+    output: Folder,
+    config: Mapping[str, Any],
+    request: Mapping[str, Any],
+    source: Folder,
+    manifest: Manifest,
+    tracking: str | None = None,
+) -> Tracker:
+    """The MLflow run of an index of some embeddings."""
+    digest = manifest.fingerprint.digest
+    return Tracker(
+        "index",
+        output,
+        {"config": config, "request": request},
+        request=[request, digest],
+        inputs=[Input("embeddings", source.uri, digest, manifest.n_cells)],
+        tags={"fingerprint": digest},
+        tracking=tracking,
+    )

@@ -9,7 +9,8 @@ from scgpt_ray.index.factory import default_shards
 from scgpt_ray.index.removal import keep_only
 from scgpt_ray.parts.changes import unchanged
 from scgpt_ray.pipelines.executor import Engine
-from scgpt_ray.pipelines.index import add_shards, finish, tracker_of
+from scgpt_ray.pipelines.index import add_shards, finish
+from scgpt_ray.pipelines.index_request import tracker_of
 from scgpt_ray.records import IndexDescription, Manifest, ShardDescription
 from scgpt_ray.storage import Folder
 

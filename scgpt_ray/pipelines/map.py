@@ -26,7 +26,8 @@ from scgpt_ray.pipelines.hub_index import INDEX_COPY, is_on_hub, share_index
 from scgpt_ray.pipelines.labelled_cells import require_free
 from scgpt_ray.pipelines.map_defaults import require_fitness, with_defaults
 from scgpt_ray.pipelines.map_report import write_mapping
-from scgpt_ray.pipelines.mapping_result import MappingResult, output_name, overview_columns, texts
+from scgpt_ray.pipelines.mapping_result import MappingResult
+from scgpt_ray.pipelines.prediction_table import output_name, overview_columns, texts
 from scgpt_ray.pipelines.query_parts import PREDICTIONS, QueryParts
 from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference

@@ -18,7 +18,8 @@ from scgpt_ray.evaluation.report.scatter import Column, Scatter, require_bokeh
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.parts.parts import vectors_of
-from scgpt_ray.pipelines.mapping_result import NO_EMBEDDING, MappingResult, confidences, output_name, texts, voted
+from scgpt_ray.pipelines.mapping_result import MappingResult
+from scgpt_ray.pipelines.prediction_table import NO_EMBEDDING, confidences, output_name, texts, voted
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import N_GENES, SCORE, Int64Array, obs_columns, ragged
 

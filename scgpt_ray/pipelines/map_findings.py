@@ -9,7 +9,8 @@ from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.pipelines.evidence import Evidence
 from scgpt_ray.pipelines.map_defaults import sample_column
-from scgpt_ray.pipelines.mapping_result import MappingResult, confidences, texts
+from scgpt_ray.pipelines.mapping_result import MappingResult
+from scgpt_ray.pipelines.prediction_table import confidences, texts
 
 _MOST_SAMPLES = 6
 """Samples that get a column in the table of labels."""

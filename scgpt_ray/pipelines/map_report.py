@@ -29,19 +29,8 @@ from scgpt_ray.index.recall import Point
 from scgpt_ray.pipelines.labelled_query import labelled_query
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.map_findings import findings
-from scgpt_ray.pipelines.mapping_result import (
-    CALIBRATION,
-    METRICS,
-    PROBABILITY,
-    QUERY_H5AD,
-    REPORT,
-    SHARE,
-    UMAP,
-    MappingResult,
-    confidences,
-    texts,
-    voted,
-)
+from scgpt_ray.pipelines.mapping_result import CALIBRATION, METRICS, QUERY_H5AD, REPORT, UMAP, MappingResult
+from scgpt_ray.pipelines.prediction_table import PROBABILITY, SHARE, confidences, texts, voted
 from scgpt_ray.pipelines.query_parts import DISTANCE
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.progress import Stage

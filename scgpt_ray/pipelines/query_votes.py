@@ -25,7 +25,7 @@ from scgpt_ray.mapping.prediction import PredictionRules, predict
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.parts.parts import PARTS, part_name, vectors_of
 from scgpt_ray.pipelines.executor import Executor, Failure, Stages
-from scgpt_ray.pipelines.mapping_result import predictions_of
+from scgpt_ray.pipelines.prediction_table import predictions_of
 from scgpt_ray.pipelines.progress import Progress
 from scgpt_ray.pipelines.query_parts import CommitPredictions, QueryParts, ReadQuery
 from scgpt_ray.pipelines.reference import Reference
