@@ -88,7 +88,8 @@ class Evidence:
     def log(self) -> None:
         """Say it: warnings as such."""
         warned = self.warnings()
-        for text in (*(f"{column}: {text}" for column, text in self.expected().items()), *warned):
+        expected = (f"{column}: {text}" for column, text in self.expected().items())
+        for text in dict.fromkeys((*expected, *warned)):
             logger.log(logging.WARNING if text in warned else logging.INFO, text)
 
     def to_dict(self) -> dict[str, Any]:
