@@ -261,8 +261,9 @@ def prepared(place, verbs, executors):
             outputs.append(files(runs.undisturbed(verb, executor)))
             if len(outputs) == 1:
                 (place / f"{verb}-serial").rename(place / {"embed": "reference"}.get(verb, verb))
-        # Records name the folder and the devices of the last run.
-        data = {name: content for name, content in outputs[0].items() if "/" in name or ".json" not in name}
+        # Records name the folder and the devices of the last run, the report its date.
+        dated = (".json", "report.html")
+        data = {name: data for name, data in outputs[0].items() if "/" in name or not any(one in name for one in dated)}
         alike = {name: content for name, content in data.items() if all(o.get(name) == content for o in outputs)}
         products = {str(path.relative_to(runs.place)) for path in runs.place.glob(f"{verb}-serial/{PRODUCTS[verb]}")}
         unlike = products - {f"{verb}-serial/{name}" for name in alike}
