@@ -22,7 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from scgpt_ray import __version__
-from scgpt_ray.errors import redacted
+from scgpt_ray.errors import interruption, redacted
 from scgpt_ray.identity import digest_of
 from scgpt_ray.mlflow_run import SQLITE, STORE, Event, Run
 from scgpt_ray.progress import Stage
@@ -115,7 +115,7 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run as finished, failed or killed (Ctrl-C, SIGTERM); waits for MLflow for a limited time."""
-        ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
+        ended = "FINISHED" if error is None else "KILLED" if interruption(error) else "FAILED"
         waiting = self._take_back() if ended == "KILLED" else []
         self._put("end", status=ended)
         for event in waiting:
