@@ -65,8 +65,8 @@ class Tracker:
     """An MLflow run, as a context manager.
 
     The store is `tracking` if given, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the folder that holds the output
-    folder, so that chained runs compare; in the output folder if that cannot be written to. An object store cannot hold
-    a sqlite file: events then go to `tracking.jsonl` only.
+    folder, so that chained runs compare; in the output folder if that is the root folder or cannot be written to. An
+    object store cannot hold a sqlite file: events then go to `tracking.jsonl` only.
 
     Args:
         verb: Start of the run's name, which goes on with the inputs and `network`.
@@ -249,7 +249,8 @@ def _default_store(output: Folder) -> str | None:
         return None
     output.path.mkdir(parents=True, exist_ok=True)
     home = output.path.absolute().parent
-    return _store_at(str(home if os.access(home, os.W_OK) else output.path))
+    is_fit = home != home.parent and os.access(home, os.W_OK)
+    return _store_at(str(home if is_fit else output.path))
 
 
 def stem(place: str) -> str:
