@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from scgpt_ray.errors import interruption
+
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
@@ -35,9 +37,9 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except SystemError as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):  # a signal in the middle of a call of numba's
-            raise error.__cause__ from None
+    except Exception as error:
+        if stop := interruption(error):
+            raise stop from None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -59,6 +59,17 @@ class ConfigError(InputError):
     """An option or YAML key that is unknown, missing or out of range."""
 
 
+def interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM that an error stands for, as what ended a run; None for other errors.
+
+    One in the middle of compiled code that calls Python, such as numba's, comes out as the cause of a SystemError, and
+    one while an error is handled, or handled by code that fails, as part of its chain.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 @contextmanager
 def optional(purpose: str, packages: str) -> Iterator[None]:
     """Import packages of the extra `eval`, of which an installation may lack some.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_ray.lease import submitted_job
 from scgpt_ray.patience import impatient
-from scgpt_ray.storage import Folder
+from scgpt_ray.storage import Folder, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,10 +113,10 @@ class Run:
 
     def _artifact(self, event: Event) -> None:
         name = event.payload["name"]
-        with tempfile.TemporaryDirectory() as cache:
+        with temporary_folder() as cache:
             try:
                 with impatient():  # Arrow, asked in this thread when Python ends, would abort the process
-                    file = self.output.fetch(name, Path(cache))
+                    file = self.output.fetch(name, cache)
             except OSError as error:
                 logger.warning("%s is not logged to MLflow: %s", self.output.where(name), error)
                 return

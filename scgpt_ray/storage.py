@@ -1,5 +1,6 @@
 """Folders on a disk or an object store, in which files are written atomically."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -176,8 +177,8 @@ class Folder:
             OSError: If the file cannot be written.
         """
         if not self.is_local:
-            with tempfile.TemporaryDirectory() as scratch:
-                written = Path(scratch) / "staged"
+            with temporary_folder() as scratch:
+                written = scratch / "staged"
                 yield written
                 with pa.memory_map(str(written)) as source:
                     self._upload(name, source.read_buffer())
@@ -276,6 +277,35 @@ class Folder:
             raise OutputError(
                 f"{self.uri} cannot be written ({error.strerror})", expected="a writable folder", remedy=remedy
             ) from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A local folder that is deleted after the block; those of processes that were killed are deleted before it.
+
+    The kernel lets go of the lock of a folder when its process ends, however it ends.
+    """
+    root, begin = Path(tempfile.gettempdir()), "scgpt-ray-temporary-"
+    for left in root.glob(f"{begin}*"):
+        with suppress(OSError), _locked(left):  # in use, gone, or of another user
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{begin}"))
+    with _locked(made):  # before another process can see it
+        place = made.rename(made.with_name(made.name[1:]))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @lru_cache(maxsize=16)

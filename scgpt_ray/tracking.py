@@ -22,7 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from scgpt_ray import __version__
-from scgpt_ray.errors import redacted
+from scgpt_ray.errors import interruption, redacted
 from scgpt_ray.identity import digest_of
 from scgpt_ray.mlflow_run import SQLITE, STORE, Event, Run
 from scgpt_ray.progress import Stage
@@ -65,8 +65,8 @@ class Tracker:
     """An MLflow run, as a context manager.
 
     The store is `tracking` if given, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the folder that holds the output
-    folder, so that chained runs compare; in the output folder if that cannot be written to. An object store cannot hold
-    a sqlite file: events then go to `tracking.jsonl` only.
+    folder, so that chained runs compare; in the output folder if that is the root folder or cannot be written to. An
+    object store cannot hold a sqlite file: events then go to `tracking.jsonl` only.
 
     Args:
         verb: Start of the run's name, which goes on with the inputs and `network`.
@@ -115,7 +115,7 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run as finished, failed or killed (Ctrl-C, SIGTERM); waits for MLflow for a limited time."""
-        ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
+        ended = "FINISHED" if error is None else "KILLED" if interruption(error) else "FAILED"
         waiting = self._take_back() if ended == "KILLED" else []
         self._put("end", status=ended)
         for event in waiting:
@@ -249,7 +249,8 @@ def _default_store(output: Folder) -> str | None:
         return None
     output.path.mkdir(parents=True, exist_ok=True)
     home = output.path.absolute().parent
-    return _store_at(str(home if os.access(home, os.W_OK) else output.path))
+    is_fit = home != home.parent and os.access(home, os.W_OK)
+    return _store_at(str(home if is_fit else output.path))
 
 
 def stem(place: str) -> str:

@@ -1,12 +1,16 @@
 """Signals, and the record of how a run ended."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import threading
 
 import pytest
 
+from scgpt_ray import tracking
+from scgpt_ray.cli import main
 from scgpt_ray.ending import RESULT, Terminated, interruptible, write_result
 from scgpt_ray.storage import Folder
 
@@ -22,13 +26,27 @@ def test_sigterm_is_an_exception_once():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
-def test_a_signal_in_compiled_code_is_that_signal(stop):
-    """As Python reports an exception that a function of C leaves behind with its result."""
-    with pytest.raises(stop), interruptible():
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_signal_in_compiled_code_ends_everything_as_that_signal(
+    stop, code, blood_file, checkpoint, tmp_path, monkeypatch, capsys
+):
+    """Exit code, result and MLflow agree on what Python reports of a C function that leaves an exception behind."""
+
+    def finish(*_):
         raise SystemError("returned a result with an exception set") from stop()
-    with pytest.raises(SystemError), interruptible():
-        raise SystemError("another")
+
+    monkeypatch.setattr("scgpt_ray.pipelines.embed.finish", finish)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for patience in ("_HURRY_S", "_ANSWER_S"):
+        monkeypatch.setattr(tracking, patience, 60.0)
+    output = tmp_path / "out"
+    places = ["--atlas", str(blood_file), "--checkpoint", str(checkpoint), "--output", str(output)]
+    assert main(["embed", *places, "--executor", "serial"]) == code
+    assert capsys.readouterr().err.splitlines()[-1].startswith("scgpt-ray: interrupted; ")
+    result = json.loads((output / RESULT).read_text())
+    assert (result["status"], result["exit_code"]) == ("interrupted", code)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
 
 
 def test_other_threads_leave_signals_alone():

@@ -20,6 +20,22 @@ def test_input_errors_are_value_errors_and_travel_between_processes(kind):
     assert str(copy) == str(error)
 
 
+def test_an_interruption_is_found_below_other_errors():
+    stop, above = KeyboardInterrupt(), errors.RunError("failed")
+    try:
+        try:
+            raise stop
+        except KeyboardInterrupt:
+            raise SystemError from stop
+    except SystemError:
+        try:
+            raise above
+        except errors.RunError as error:
+            found = error
+    assert [errors.interruption(error) for error in (stop, found)] == [stop, stop]
+    assert [errors.interruption(error) for error in (None, OSError(), SystemExit())] == [None, None, None]
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

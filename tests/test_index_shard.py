@@ -1,6 +1,7 @@
 """Template and shards: training, filling, sealing, opening, searching in two steps."""
 
 import json
+import tempfile
 from itertools import pairwise
 
 import faiss
@@ -20,7 +21,7 @@ from scgpt_ray.index.searcher import Searcher, SearchParams, _best
 from scgpt_ray.index.shard import HALF, build_shard, commit_shard, committed_shard, open_faiss
 from scgpt_ray.index.template import centre_of, open_template, train
 from scgpt_ray.records import ShardDescription
-from scgpt_ray.storage import Folder
+from scgpt_ray.storage import Folder, temporary_folder
 
 
 def unit_vectors(n, d=32, seed=0, mean=0.0):
@@ -278,6 +279,9 @@ def test_an_absent_file_and_another_kind_of_file_are_refused(tmp_path):
 
 
 def test_the_files_of_an_object_store_are_fetched(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     vectors, ids = unit_vectors(400), np.arange(400)
     shard = write(Folder.at(tmp_path), "IVF8,SQ8", vectors, ids)
     expected = Searcher(Folder.at(tmp_path), [shard]).search(vectors[:5], 3, SearchParams(8, 9))
@@ -285,6 +289,10 @@ def test_the_files_of_an_object_store_are_fetched(tmp_path, monkeypatch):
     assert remote.shards[0].vectors_ND.filename.parent == remote._cache
     for found, whole in zip(remote.search(vectors[:5], 3, SearchParams(8, 9)), expected, strict=True):
         np.testing.assert_array_equal(found, whole)
+    with temporary_folder() as other:
+        assert sorted(temporary.iterdir()) == sorted([remote._cache, other])  # as long as the index is open
+    del remote
+    assert list(temporary.iterdir()) == []
 
 
 def test_no_table_of_distances_is_kept(tmp_path):

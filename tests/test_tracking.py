@@ -239,6 +239,12 @@ def test_runs_of_neighbouring_outputs_share_a_store(tmp_path, no_server):
     assert kind == "custom_model_development"  # the page shows runs and metrics
 
 
+def test_the_root_folder_gets_no_store(tmp_path, no_server, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: True)  # as of root
+    monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
+    assert Tracker("embed", Folder.at("/x"), {}).uri == "sqlite:////x/mlflow.db"
+
+
 def test_the_store_is_in_the_output_where_its_parent_cannot_be_written(tmp_path, no_server, monkeypatch):
     monkeypatch.setattr("os.access", lambda place, _mode: place != tmp_path)
     assert Tracker("embed", Folder.at(tmp_path / "out"), {}).uri == f"sqlite:///{tmp_path}/out/mlflow.db"

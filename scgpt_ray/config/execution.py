@@ -42,8 +42,8 @@ class TrackingSettings(Settings):
 
     tracking: Text | None = None
     """MLflow store: a URI such as http://HOST:PORT, or a folder for mlflow.db, so that runs compare. Default:
-    MLFLOW_TRACKING_URI, else the folder that holds the output folder, if it can be written to, else the output
-    folder."""
+    MLFLOW_TRACKING_URI, else the folder that holds the output folder, if it can be written to and is not the root
+    folder, else the output folder."""
 
 
 class ExecutionSettings(StorageSettings):

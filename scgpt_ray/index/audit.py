@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import faiss
@@ -22,7 +21,7 @@ from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.parts.audit import Problem
 from scgpt_ray.records import IndexDescription, ShardDescription
 from scgpt_ray.schema import JOINID, Int64Array
-from scgpt_ray.storage import Folder
+from scgpt_ray.storage import Folder, temporary_folder
 
 _ROWS = 65_536
 _T = TypeVar("_T")
@@ -114,11 +113,11 @@ def _audit_shard(folder: Folder, shard: ShardDescription, index: IndexDescriptio
         problems.append(Problem(shard.name, f"is of width {opened.d}, the description says {index.d}"))
     if opened is not None and opened.ntotal != shard.n_cells:
         problems.append(Problem(shard.name, f"holds {opened.ntotal} cells, the description says {shard.n_cells}"))
-    with TemporaryDirectory() as cache:
+    with temporary_folder() as cache:
         shape = (shard.n_cells,)
-        ids = _opened(problems, shard.ids, lambda: np.array(_array(folder, shard.ids, np.int64, shape, Path(cache))))
+        ids = _opened(problems, shard.ids, lambda: np.array(_array(folder, shard.ids, np.int64, shape, cache)))
         if shard.vectors is not None:
-            problems += _audit_vectors(folder, shard.vectors, (*shape, index.d), Path(cache))
+            problems += _audit_vectors(folder, shard.vectors, (*shape, index.d), cache)
     if ids is not None and (np.diff(ids) <= 0).any():
         problems.append(Problem(shard.ids, "is not in ascending order"))
     # All columns: damage shows only when a column is read.

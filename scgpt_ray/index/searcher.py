@@ -12,10 +12,9 @@ it does not matter which process has which shards open.
 
 import io
 import math
-import shutil
-import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +44,7 @@ from scgpt_ray.index.search import (
 from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.records import ShardDescription
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
-from scgpt_ray.storage import Folder
+from scgpt_ray.storage import Folder, temporary_folder
 
 CHOSEN_K = 10
 """Number of neighbours at which search parameters are chosen."""
@@ -214,9 +213,9 @@ class Searcher:
     @cached_property
     def _cache(self) -> Path:
         """A temporary folder, deleted with this object."""
-        place = Path(tempfile.mkdtemp(prefix="scgpt-ray-index-"))
-        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
-        return place
+        opened = ExitStack()
+        weakref.finalize(self, opened.close)
+        return opened.enter_context(temporary_folder())
 
     @cached_property
     def shards(self) -> list[Shard]:

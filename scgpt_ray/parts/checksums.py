@@ -2,14 +2,13 @@
 
 import hashlib
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from scgpt_ray.errors import OutputError
-from scgpt_ray.storage import Folder
+from scgpt_ray.storage import Folder, temporary_folder
 
 SUMS = "SHA256SUMS"
 
@@ -40,18 +39,18 @@ def new_folder(output: Folder, last: str = "") -> Iterator[Path]:
         raise OutputError(f"{output.uri} holds files", expected="a new folder", remedy="delete it, or name another")
     if output.is_local:
         output.path.parent.mkdir(parents=True, exist_ok=True)
-    parent = output.path.parent if output.is_local else Path(tempfile.gettempdir())
-    place = parent / f".export.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        place.mkdir()
-        yield place
-        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
-        (place / SUMS).write_text("".join(line_of(place / name, name) for name in files))
-        if output.is_local:
-            place.rename(output.path)
-            return
-        for name in [*sorted(files, key=lambda name: bool(last) and name.startswith(last)), SUMS]:
-            with output.staged(name) as path:
-                (place / name).rename(path)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with nullcontext(output.path.parent) if output.is_local else temporary_folder() as parent:
+        place = parent / f".export.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            place.mkdir()
+            yield place
+            files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+            (place / SUMS).write_text("".join(line_of(place / name, name) for name in files))
+            if output.is_local:
+                place.rename(output.path)
+                return
+            for name in [*sorted(files, key=lambda name: bool(last) and name.startswith(last)), SUMS]:
+                with output.staged(name) as path:
+                    (place / name).rename(path)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
