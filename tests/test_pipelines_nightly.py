@@ -9,6 +9,7 @@ from scgpt_ray.errors import OutputError
 from scgpt_ray.pipelines import nightly as nightly_module
 from scgpt_ray.records import GateReport, IndexDescription
 from scgpt_ray.storage import Folder
+from tests.test_pipelines_quarantine import damage
 
 
 @pytest.fixture
@@ -56,6 +57,28 @@ def test_nights(world, tmp_path):
     assert scgpt_ray.validate(index=str(tmp_path / "out" / "index")) == []
     with pytest.raises(OutputError, match=r"run-00003 was made with other options: --max-length 64, there 1200; "):
         night(max_length=64)
+
+
+def test_cells_in_quarantine_are_tried_again_every_night(world, tmp_path):
+    """Also if the atlas stays as it is: bytes that were damaged on the way to it can be mended without a write."""
+    night, grow = world
+    grow(120, 128)
+    fragments = (tmp_path / "atlas" / "ms" / "RNA" / "X" / "raw" / "__fragments").iterdir()
+    tiles = max(fragments, key=lambda fragment: fragment.name) / "a0.tdb"
+    mend = damage(tiles, 0, tiles.stat().st_size)
+    found = night()
+    assert (found["refresh"], found["n_cells"], found["n_quarantined"]) == ("embedded", 120, 8)
+    for _ in range(2):
+        found = night()
+        assert (found["refresh"], found["n_quarantined"], found["carried"]) == ("nothing_new", 8, 120)
+        assert (runs(tmp_path), holds(tmp_path)) == (["run-00001", "run-00002"], ("run-00001", 118))
+        assert found["embeddings"] == str(tmp_path / "out" / "run-00001")
+    mend()
+    found = night()
+    assert (found["refresh"], found["n_quarantined"], found["added"], found["carried"]) == ("refreshed", 0, 8, 120)
+    assert (runs(tmp_path), holds(tmp_path)) == (["run-00001", "run-00002"], ("run-00002", 126))
+    assert scgpt_ray.validate(index=str(tmp_path / "out" / "index")) == []
+    assert night()["refresh"] == "nothing_new"
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def update_index(
         tracking: MLflow store, as for `Tracker`.
     """
     there = require_index(output)
-    if there.fingerprint == after.fingerprint:
+    if there.fingerprint == after.fingerprint and there.embeddings == source.uri:
         logger.info("%s is up to date: %d cells; nothing to do", output.uri, there.n_cells)
         return there
     config = {"index": output.uri, "embeddings": source.uri}

@@ -22,7 +22,7 @@ from scgpt_ray.pipelines.gate import write as write_gate
 from scgpt_ray.pipelines.gate_cells import label_column_of
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.index_update import require_earlier, update_index
-from scgpt_ray.records import Changes, GateReport, IndexDescription, Manifest, Plan
+from scgpt_ray.records import Changes, GateReport, IndexDescription, Manifest, Plan, Quarantine
 from scgpt_ray.storage import Folder
 
 GATE = "gate"
@@ -52,7 +52,9 @@ class Refreshed:
         """A line for people."""
         if self.changes is None:
             return "nothing new: the atlas has not been written since"
-        return "\n".join(each.text() for each in (self.changes, self.gate, self.index) if each is not None)
+        lost = f"{self.n_quarantined} cells are in {Quarantine.file}" if self.n_quarantined else None
+        known = [each.text() for each in (self.changes, self.gate, self.index) if each is not None]
+        return "\n".join([*known, *([lost] if lost else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """The main figures, for programs."""
@@ -69,7 +71,8 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
 
     Every selected cell is read and tokenized, and its content digest looked up among those of the earlier embeddings.
     The vectors of equal cells are copied; only the others go through the network. All obs columns are those of now. An
-    interrupted refresh is resumed by the same command. The earlier embeddings are not touched.
+    interrupted refresh is resumed by the same command. The earlier embeddings are not touched. Cells that failed there
+    are tried again, also if the atlas has not been written since.
 
     Raises:
         InputError: If anything in the input is invalid, such as a checkpoint with other weights.
@@ -87,13 +90,17 @@ def refresh(settings: RefreshSettings, engine: Engine) -> Refreshed:
     index = require_index(Folder.at(settings.index)) if settings.index else None
     job = check(_embed_settings(settings, plan, before), count_gpus=engine.gpus)
     _require_comparable(settings, earlier, before, job, index)
-    if job.fingerprint == before.fingerprint and job.began is None and not settings.full_refresh:
+    is_written = job.fingerprint != before.fingerprint or settings.full_refresh
+    if not is_written and job.began is None and not before.n_quarantined:
         logger.info("%s has not been written since %s was made", job.source.uri, earlier.uri)
         return Refreshed(None)
     if job.done is None and not settings.full_refresh:
         job = replace(job, earlier=EarlierVectors.of(earlier, before, output))
     after = complete(job, engine, "refresh")
-    refreshed = Refreshed(_changes(earlier, before, output, after), after.n_quarantined)
+    found = _changes(earlier, before, output, after, is_known=job.done is not None)
+    refreshed = Refreshed(found, after.n_quarantined)
+    if not is_written and before.n_quarantined and found.status == "nothing_new":
+        return refreshed  # the cells in quarantine have failed again
     if settings.gate:
         report = compare_embeddings(settings, earlier, output, engine, settings.index)
         write_gate(report, output.folder(GATE), earlier.uri, output.uri)
@@ -126,10 +133,10 @@ def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> 
     return EmbedSettings.of({**plan.settings, **changed, "precision": before.fingerprint.model["precision"]})
 
 
-def _changes(earlier: Folder, before: Manifest, output: Folder, after: Manifest) -> Changes:
-    """The differences; they are written unless they are there."""
+def _changes(earlier: Folder, before: Manifest, output: Folder, after: Manifest, *, is_known: bool) -> Changes:
+    """The differences; they are written unless they are there and no cell was embedded since."""
     known = Changes.read(output)
-    if known is not None and known.later == after.fingerprint.digest:
+    if is_known and known is not None and known.later == after.fingerprint.digest:
         return known
     columns, datasets = changes(earlier, before, output, after)
     moved = sum(counts.added + counts.changed + counts.removed for counts in datasets.values())
