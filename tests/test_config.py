@@ -1,11 +1,14 @@
 """The options of all verbs."""
 
+import ast
 import shlex
+from pathlib import Path
 
 import pytest
 
+import scgpt_ray
 from scgpt_ray.cli import _read
-from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings
+from scgpt_ray.config import EmbedSettings, IndexSettings, MapSettings, PlanSettings
 from scgpt_ray.config.settings import did_you_mean
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.verbs import VERBS
@@ -71,6 +74,21 @@ def test_each_option_has_one_heading_and_a_help_with_its_default(verb):
         assert text.endswith("."), name
         says_default = "efault: " in text or "(the default)" in text
         assert says_default == (info.get_default(call_default_factory=True) in (None, (), {})), name
+
+
+def test_each_option_is_read_somewhere():
+    read = set()
+    for file in Path(scgpt_ray.__file__).parent.rglob("*.py"):
+        nodes = [*ast.walk(ast.parse(file.read_text()))]
+        read |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    accepted = {name for verb in VERBS.values() for name in verb.settings_class().model_fields}
+    assert accepted - read == set()
+
+
+def test_plan_takes_no_option_that_it_does_not_use():
+    assert EmbedSettings.model_fields.keys() - PlanSettings.model_fields.keys() == {
+        "max_failed", "tracking", "wait", "wait_for_gpus",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", [*VERBS])

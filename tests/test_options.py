@@ -47,7 +47,7 @@ def test_help():
         "--min-coverage X Smallest",
         "--storage KEY=VALUE [KEY=VALUE ...] How s3://",
         "census:RELEASE[/ORGANISM]. Required.",
-        "--wait-for-gpus TEXT How long to wait for them at most, with unit s, m or h. Default: 20m. --actors-per-gpu",
+        "--wait-for-gpus TEXT How long to wait for the GPUs of --min-gpus at most, with unit s, m or h. Default: 20m.",
     ):
         assert shown in flat
 

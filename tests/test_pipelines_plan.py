@@ -1,6 +1,7 @@
 """plan against what embed then does: counts and bytes; what is refused; what is not known."""
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -16,13 +17,14 @@ import yaml
 import scgpt_ray
 from scgpt_ray.cli import BAD_INPUT, DONE, main
 from scgpt_ray.config import PlanSettings
-from scgpt_ray.errors import ConfigError
+from scgpt_ray.errors import ConfigError, WorkerError
 from scgpt_ray.index.factory import EXACT
+from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.pipelines.plan import _index, _pool
 from scgpt_ray.pipelines.prices import Cost, Prices, cost
 
-START = plan_probe.process_s
+START = plan_probe.start_s
 PRICES = Path(__file__).parents[1] / "cluster" / "prices.yaml"
 
 
@@ -30,7 +32,7 @@ PRICES = Path(__file__).parents[1] / "cluster" / "prices.yaml"
 def _short_probe():
     patch = pytest.MonkeyPatch()
     patch.setattr(plan_probe, "_SECONDS", 0.2)
-    patch.setattr(plan_probe, "process_s", lambda: 5.0)
+    patch.setattr(plan_probe, "start_s", lambda *_, on_ray, **__: 25.0 if on_ray else 5.0)
     yield
     patch.undo()
 
@@ -97,11 +99,20 @@ def test_bytes_read_are_those_that_the_process_reads(kind, per_partition, checkp
 
 
 @pytest.mark.slow
-def test_the_start_of_a_process_is_measured():
-    """It imports torch and MLflow, and makes a database."""
+@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=pytest.mark.ray)])
+def test_the_start_is_measured(on_ray, checkpoint, monkeypatch):
+    """Of a process that imports torch and MLflow, and of Ray; a cluster that RAY_ADDRESS names is not asked."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    vocabulary = read_checkpoint(str(checkpoint)).vocabulary
     began = time.perf_counter()
-    found = START()
+    found = START(PlanSettings(atlas="a", checkpoint=str(checkpoint)), vocabulary, on_ray=on_ray, on_gpu=False)
     assert 1.0 < found <= time.perf_counter() - began
+
+
+def test_a_start_that_fails_is_reported(tmp_path, checkpoint):
+    vocabulary = read_checkpoint(str(checkpoint)).vocabulary
+    with pytest.raises(WorkerError, match=r"a few cells could not be embedded .*: .*CheckpointError: "):
+        START(PlanSettings(atlas="a", checkpoint=str(tmp_path)), vocabulary, on_ray=False, on_gpu=False)
 
 
 def test_without_a_rate_of_the_devices_there_is_no_time(options):
@@ -253,3 +264,11 @@ def test_the_gpus_that_are_planned(options, there, expected):
     settings = PlanSettings(atlas="a", checkpoint="c", **options)
     pool = _pool(settings, SimpleNamespace(gpus=lambda: there))
     assert (pool.size if pool.num_gpus else 0) == expected
+
+
+@pytest.mark.parametrize(("address", "threads"), [("", 2), ("head:6379", 6)])
+def test_actors_of_a_machine_share_its_cores(address, threads, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    pool = _pool(PlanSettings(atlas="a", checkpoint="c", actors=3), SimpleNamespace(gpus=lambda: 0))
+    assert (pool.size, pool.threads) == (3, threads)

@@ -64,6 +64,13 @@ def stored(adata: AnnData, folder: Folder) -> str:
     return folder.where(name)
 
 
+def write_ones(folder: Path, n: int, genes: Sequence[str]) -> str:
+    """Write an .h5ad file of n cells with a count of each gene; returns its path."""
+    path = folder / "cells.h5ad"
+    AnnData(np.ones((n, len(genes)), np.float32), var=pd.DataFrame(index=genes)).write_h5ad(path)
+    return str(path)
+
+
 @dataclass(frozen=True, eq=False)
 class AnnDataCells:
     """All cells of an AnnData in memory, as `Cells`; the joinid of a cell is its row number.

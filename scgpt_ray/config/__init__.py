@@ -5,7 +5,7 @@ under a field is its `--help`. Options override the file, the file overrides the
 """
 
 from scgpt_ray.config.benchmark import BenchmarkSettings
-from scgpt_ray.config.cells import CellSettings, ComputeSettings
+from scgpt_ray.config.cells import CellSettings, ComputeSettings, DeviceSettings
 from scgpt_ray.config.embed import EmbedSettings, VariableGeneSettings
 from scgpt_ray.config.execution import ExecutionSettings, ExecutorChoice, StorageSettings, TrackingSettings
 from scgpt_ray.config.export import ExportSettings
@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointsSettings",
     "ComputeSettings",
     "DemoSettings",
+    "DeviceSettings",
     "DriftSettings",
     "EmbedSettings",
     "ExecutionSettings",

@@ -59,8 +59,8 @@ class CellSettings(Settings):
         return columns
 
 
-class ComputeSettings(ExecutionSettings):
-    """Distribution of the work. None of these options changes the output."""
+class DeviceSettings(ExecutionSettings):
+    """Devices and actors. None of these options changes the output."""
 
     group = "Compute"
 
@@ -74,8 +74,6 @@ class ComputeSettings(ExecutionSettings):
     """Most GPUs to use, also of nodes that join later. Default: all that are there at the start."""
     min_gpus: Count = 1
     """GPUs of a cluster to wait for before the work starts, with --gpus or --device gpu."""
-    wait_for_gpus: Text = "20m"
-    """How long to wait for them at most, with unit s, m or h."""
     actors_per_gpu: Count = 1
     """Number of actors per GPU; 2 may overlap transfers with computation (not measured)."""
     actors: Count | None = None
@@ -95,15 +93,30 @@ class ComputeSettings(ExecutionSettings):
             raise ValueError("--min-gpus is more than --gpus")
         return self
 
-    @field_validator("wait_for_gpus")
-    @classmethod
-    def _a_time(cls, text: str) -> str:
-        parse_duration(text)
-        return text
-
     @property
     def asked_device(self) -> Literal["gpu", "cpu"] | None:
         """The device that the options name; None if it is that which is there."""
         if self.device != "auto":
             return self.device
         return "gpu" if self.gpus else "cpu" if self.actors else None
+
+
+class GpuWaitSettings(Settings):
+    """Patience with a cluster that starts GPUs."""
+
+    group = "Compute"
+
+    wait_for_gpus: Text = "20m"
+    """How long to wait for the GPUs of --min-gpus at most, with unit s, m or h."""
+
+    @field_validator("wait_for_gpus")
+    @classmethod
+    def _a_time(cls, text: str) -> str:
+        parse_duration(text)
+        return text
+
+
+class ComputeSettings(DeviceSettings, GpuWaitSettings):
+    """Distribution of the work. None of these options changes the output."""
+
+    group = "Compute"

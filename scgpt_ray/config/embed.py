@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scgpt_ray.config.cells import CellSettings, ComputeSettings
+from scgpt_ray.config.cells import CellSettings, ComputeSettings, DeviceSettings
 from scgpt_ray.config.execution import TrackingSettings
 from scgpt_ray.config.settings import Count, Fraction, LongSeed, Precision, Settings, Text
 
@@ -58,18 +58,10 @@ class FailureSettings(Settings):
     but for 0."""
 
 
-class EmbedSettings(
-    TokenSettings, VariableGeneSettings, CellSettings, ComputeSettings, FailureSettings, TrackingSettings
-):
-    """Options of `embed`."""
+class RequestSettings(TokenSettings, VariableGeneSettings, CellSettings, DeviceSettings):
+    """What is embedded, and with what."""
 
-    verb = "embed"
     group = "Input and output"
-    examples = (
-        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output blood --obs-columns cell_type split",
-        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output b-cells --obs-filter \"cell_type == 'CD19+ B'\"",
-        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output short --max-length 64 --seed 1",
-    )
 
     atlas: Text
     """Cells to embed: a SOMA experiment or .h5ad file (path or s3:// URI), or census:RELEASE[/ORGANISM]."""
@@ -79,3 +71,15 @@ class EmbedSettings(
     hf://owner/repo[@revision][/subfolder]. demo: the small network for blood that ships with the package."""
     output: Text
     """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""
+
+
+class EmbedSettings(RequestSettings, ComputeSettings, FailureSettings, TrackingSettings):
+    """Options of `embed`."""
+
+    verb = "embed"
+    group = "Input and output"
+    examples = (
+        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output blood --obs-columns cell_type split",
+        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output b-cells --obs-filter \"cell_type == 'CD19+ B'\"",
+        "scgpt-ray embed --atlas demo/atlas --checkpoint demo --output short --max-length 64 --seed 1",
+    )

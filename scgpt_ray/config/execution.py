@@ -35,7 +35,16 @@ class StorageSettings(Settings):
         return values
 
 
-class TrackingSettings(Settings):
+class WaitSettings(Settings):
+    """What is done while another run writes."""
+
+    group = "Compute"
+
+    wait: bool = False
+    """Wait for another run that writes into the output folder, instead of ending with exit code 2."""
+
+
+class TrackingSettings(WaitSettings):
     """Where the run is logged. It does not change the output."""
 
     group = "Tracking"
@@ -55,5 +64,3 @@ class ExecutionSettings(StorageSettings):
     """serial: in this process. ray: on the cluster of RAY_ADDRESS, else on the Ray that `ray start` started here,
     else on a local Ray (with RAY_ADDRESS=local always on that). auto: ray for more than 10,000 cells, with --gpus,
     --actors or several --workers, or if RAY_ADDRESS names a cluster; else serial."""
-    wait: bool = False
-    """Wait for another run that writes into the output folder, instead of ending with exit code 2."""

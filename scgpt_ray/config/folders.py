@@ -4,11 +4,11 @@ from typing import Self
 
 from pydantic import model_validator
 
-from scgpt_ray.config.execution import ExecutionSettings, StorageSettings, TrackingSettings
+from scgpt_ray.config.execution import ExecutionSettings, StorageSettings, TrackingSettings, WaitSettings
 from scgpt_ray.config.settings import Count, LongSeed, Text, Texts
 
 
-class ValidateSettings(ExecutionSettings):
+class ValidateSettings(ExecutionSettings, WaitSettings):
     """Options of `validate`."""
 
     verb = "validate"

@@ -1,6 +1,6 @@
 """The options of `gate`."""
 
-from scgpt_ray.config.execution import ExecutionSettings
+from scgpt_ray.config.execution import ExecutionSettings, WaitSettings
 from scgpt_ray.config.settings import Count, Settings, Text
 
 
@@ -19,7 +19,7 @@ class DriftSettings(Settings):
     """Number of new cells that are embedded again on this CPU."""
 
 
-class GateSettings(DriftSettings, ExecutionSettings):
+class GateSettings(DriftSettings, ExecutionSettings, WaitSettings):
     """Options of `gate`."""
 
     verb = "gate"

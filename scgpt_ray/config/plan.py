@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from scgpt_ray.config.embed import EmbedSettings
+from scgpt_ray.config.embed import RequestSettings
 from scgpt_ray.config.settings import Settings, Text
 
 _AMOUNT = re.compile(r"(?P<amount>\d+(\.\d+)?) ?(?P<currency>[A-Za-z]{3})")
@@ -39,8 +39,8 @@ class PriceSettings(Settings):
         return text
 
 
-class PlanSettings(EmbedSettings, PriceSettings):
-    """Options of `plan`: those of `embed`, and prices."""
+class PlanSettings(RequestSettings, PriceSettings):
+    """Options of `plan`: those of `embed` that the estimate depends on, and prices."""
 
     verb = "plan"
     group = "Input and output"

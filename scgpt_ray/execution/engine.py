@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from scgpt_ray.config import ComputeSettings, ExecutorChoice
+from scgpt_ray.config import DeviceSettings, ExecutorChoice
 from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.pipelines.executor import Executor, names_cluster
 
@@ -38,7 +38,7 @@ class LocalOrRay:
             return RayExecutor().gpus
 
     @contextmanager
-    def open(self, n_cells: int, *, compute: ComputeSettings | None = None, workers: int = 1) -> Iterator[Executor]:
+    def open(self, n_cells: int, *, compute: DeviceSettings | None = None, workers: int = 1) -> Iterator[Executor]:
         """Open the executor for some work; see `Engine.open`."""
         if not self.uses_ray(n_cells, compute, workers):
             yield SerialExecutor()
@@ -50,7 +50,7 @@ class LocalOrRay:
         with connected():
             yield RayExecutor()
 
-    def uses_ray(self, n_cells: int, compute: ComputeSettings | None, workers: int) -> bool:
+    def uses_ray(self, n_cells: int, compute: DeviceSettings | None, workers: int) -> bool:
         """Whether Ray is chosen for some work."""
         if self.choice != "auto":
             return self.choice == "ray"

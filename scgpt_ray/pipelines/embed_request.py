@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
 from scgpt_ray.atlas.source import Cells, Source, locate
-from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, VariableGeneSettings
+from scgpt_ray.config import CellSettings, DeviceSettings, EmbedSettings, VariableGeneSettings
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import Fingerprint, require_same_run
 from scgpt_ray.network.checkpoint_files import CheckpointFiles
@@ -146,7 +146,7 @@ def _earlier_cells(settings: EmbedSettings, began: Plan | None) -> dict[str, Any
     return {key: value for key, value in began.fingerprint.cells.items() if key != "release" or same_name}
 
 
-def precision_of(compute: ComputeSettings, preferred: str | None, count_gpus: Callable[[], int] | None) -> str:
+def precision_of(compute: DeviceSettings, preferred: str | None, count_gpus: Callable[[], int] | None) -> str:
     """Resolve the precision `auto` for the devices of a run.
 
     Args:
@@ -182,7 +182,7 @@ def inspect(settings: CellSettings, source: Cells, genes: GeneMap) -> tuple[Int6
     return joinids, report
 
 
-def variable_only(settings: EmbedSettings, source: Source, genes: GeneMap) -> GeneMap:
+def variable_only(settings: VariableGeneSettings, source: Source, genes: GeneMap) -> GeneMap:
     """Only the highly variable genes, if so many are asked for.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from scgpt_ray.atlas.plan import Partition
-from scgpt_ray.config import ComputeSettings
+from scgpt_ray.config import ComputeSettings, DeviceSettings
 from scgpt_ray.errors import DamagedError, ScgptRayError
 from scgpt_ray.progress import Stage
 
@@ -210,14 +210,14 @@ class Executor(Protocol):
 class Engine(Protocol):
     """Opens the executor that some work needs."""
 
-    def uses_ray(self, n_cells: int, compute: ComputeSettings | None, workers: int) -> bool:
+    def uses_ray(self, n_cells: int, compute: DeviceSettings | None, workers: int) -> bool:
         """Whether that is Ray; the arguments are those of `open`."""
 
     def gpus(self) -> int:
         """GPUs that a run would find, before anything is started."""
 
     def open(
-        self, n_cells: int, *, compute: ComputeSettings | None = None, workers: int = 1
+        self, n_cells: int, *, compute: DeviceSettings | None = None, workers: int = 1
     ) -> AbstractContextManager[Executor]:
         """Open an executor.
 

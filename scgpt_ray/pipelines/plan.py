@@ -20,7 +20,7 @@ from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
 from scgpt_ray.network.embedder import has_gpu
 from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect, precision_of, variable_only
-from scgpt_ray.pipelines.executor import Engine, Pool
+from scgpt_ray.pipelines.executor import Engine, Pool, names_cluster
 from scgpt_ray.pipelines.plan_probe import Sample, network_rate
 from scgpt_ray.pipelines.prices import Cost, Prices, cost
 from scgpt_ray.tokenizer.rules import TokenRules
@@ -29,8 +29,6 @@ _CARDS = Path(__file__).with_name("cards.yaml")
 _QUANTILES = {"min": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1}
 _REQUESTS = {"put": 1, "head": 3, "get": 8}
 """Of a partition: measured on an S3 server on loopback, with 200,000 cells; other layouts take more GETs."""
-_RAY_START_S = 20.0
-"""Starting Ray and an actor, measured on two cores."""
 _HOUR = 3600
 _HALF_BYTES, _ID_BYTES = 2, 8
 
@@ -123,16 +121,16 @@ class Estimate:
 
 
 def plan(settings: PlanSettings, engine: Engine) -> Estimate:
-    """Estimate what embed with these options takes. Nothing is written, and no cluster is started.
+    """Estimate what embed with these options takes. Nothing is written, and no cluster is asked.
 
     Raises:
         InputError: If embed would refuse the input, or the run costs more than the budget.
     """
     prices = Prices.load(settings.prices) if settings.prices else None
     budget = _budget(settings, prices)
-    began = time.perf_counter()
     source = locate(settings.atlas, settings, identifiers=True)
     checkpoint = read_checkpoint(settings.checkpoint)
+    began = time.perf_counter()
     genes = harmonize_genes(source, checkpoint.vocabulary, settings)
     joinids, _ = inspect(settings, source, genes)
     genes = variable_only(settings, source, genes)
@@ -148,8 +146,9 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
     requests = {name: count * len(partitions) for name, count in _REQUESTS.items()}
     duration = price = None
     if rate is not None:
-        start_s = plan_probe.process_s() + setup_s + (_RAY_START_S if engine.uses_ray(n, settings, 1) else 0)
-        duration = _duration(rate, pool, start_s, n_tokens, n * (sample.read_s + sample.write_s))
+        on_ray, on_gpu = engine.uses_ray(n, settings, 1), bool(pool.num_gpus) and has_gpu()
+        start_s = plan_probe.start_s(settings, checkpoint.vocabulary, on_ray=on_ray, on_gpu=on_gpu)
+        duration = _duration(rate, pool, start_s + setup_s, n_tokens, n * (sample.read_s + sample.write_s))
     if duration is not None and prices is not None:
         price = cost(
             prices, name=settings.instance, spot=settings.spot, actors=pool.size, gpus=pool.num_gpus,
@@ -183,16 +182,17 @@ def _pool(settings: PlanSettings, engine: Engine) -> Pool:
     share = settings.actors_per_gpu
     if gpus:
         return Pool(size=gpus * share, num_gpus=1 / share, num_cpus=1, threads=1)
-    return Pool(size=settings.actors or 1, num_gpus=0, num_cpus=1, threads=len(os.sched_getaffinity(0)))
+    size, cores = settings.actors or 1, len(os.sched_getaffinity(0))
+    here = 1 if names_cluster() else size  # a cluster spreads them over its nodes
+    return Pool(size=size, num_gpus=0, num_cpus=1, threads=max(1, cores // here))
 
 
 @dataclass(frozen=True)
 class _Rate:
-    """Tokens per second of an actor, where that comes from, and the seconds until an actor is ready."""
+    """Tokens per second of an actor, and where that comes from."""
 
     tokens_per_second: float
     said_by: str
-    load_s: float = 0.0
 
 
 def _rate(settings: PlanSettings, checkpoint: Checkpoint, sample: Sample, pool: Pool, engine: Engine) -> _Rate | None:
@@ -218,8 +218,8 @@ def _rate(settings: PlanSettings, checkpoint: Checkpoint, sample: Sample, pool: 
     precision: str = settings.precision
     if precision == "auto":
         precision = precision_of(settings, None, engine.gpus)
-    rate, load_s = network_rate(checkpoint, sample, pool.device, precision, pool.threads)
-    return _Rate(rate, "a probe on this machine", load_s)
+    rate = network_rate(checkpoint, sample, pool.device, precision, pool.threads)
+    return _Rate(rate, "a probe on this machine")
 
 
 def _duration(rate: _Rate, pool: Pool, start_s: float, n_tokens: int, io_s: float) -> Duration:
@@ -228,13 +228,13 @@ def _duration(rate: _Rate, pool: Pool, start_s: float, n_tokens: int, io_s: floa
     Args:
         rate: Speed of an actor.
         pool: The actors.
-        start_s: Seconds before an actor starts.
+        start_s: Seconds that do not depend on the number of cells.
         n_tokens: Tokens of all cells.
         io_s: Seconds of one core to read, tokenize and write them.
     """
     network_s = n_tokens / rate.tokens_per_second / pool.size
     # On GPUs cells are read while others are embedded; CPU actors share their cores with readers.
-    wall_s = start_s + rate.load_s + network_s + (0 if pool.num_gpus else io_s / pool.size)
+    wall_s = start_s + network_s + (0 if pool.num_gpus else io_s / pool.size)
     hours = wall_s * pool.size * (pool.num_gpus or 1) / _HOUR
     return Duration(rate.tokens_per_second, rate.said_by, wall_s, hours, io_s / max(network_s, 1e-9))
 

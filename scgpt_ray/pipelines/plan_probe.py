@@ -3,6 +3,7 @@
 Shapes: N sampled cells.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -11,34 +12,36 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scgpt_ray.atlas.anndata_file import write_ones
 from scgpt_ray.atlas.genes import GeneMap
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.source import Source
+from scgpt_ray.config import PlanSettings
+from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint import Checkpoint
 from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.parts.parts import write_part
 from scgpt_ray.schema import BIN, EMBEDDING, GENE, JOINID, N_GENES, Int64Array, matrix_array
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
 
 _PIECES = 8
 _CELLS = 2048
 _SECONDS = 8.0  # of the network, after it is warm
 _CELLS_AT_ONCE = 16
 
-_PROCESS = """
-import tempfile
-import scgpt_ray.pipelines.embed
-from scgpt_ray.storage import Folder
-from scgpt_ray.tracking import Tracker
-with tempfile.TemporaryDirectory() as place, Tracker("plan", Folder.at(place), {}):
-    pass
-"""
+_FEW_CELLS = 4
+_FEW_GENES = 64
+_EMBED = "import json, sys, scgpt_ray; scgpt_ray.embed(**json.loads(sys.argv[1]))"
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set for the driver of a job; a Ray that is started in one would take its files from the cluster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,18 +114,47 @@ class Sample:
         )
 
 
-def process_s() -> float:
-    """Seconds that a process takes to start, to import the libraries of embed, and to end with its MLflow store."""
-    alone = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    with _timed() as starting:
-        subprocess.run([sys.executable, "-c", _PROCESS], env=alone, check=True, capture_output=True)
-    return starting[0]
+def start_s(settings: PlanSettings, vocabulary: Vocabulary, *, on_ray: bool, on_gpu: bool) -> float:
+    """Seconds that a run takes apart from its cells: processes and libraries, Ray, the network, the MLflow store.
+
+    A few cells are embedded by another process on this machine, in partitions of one; a Ray of its own stands for that
+    of a cluster.
+
+    Args:
+        settings: The request.
+        vocabulary: Names of genes.
+        on_ray: Whether the run is on Ray.
+        on_gpu: Whether its actors have GPUs and this machine has one; else a CPU is used.
+
+    Raises:
+        WorkerError: If these cells cannot be embedded.
+    """
+    genes = [name for name in vocabulary.tokens if name not in SPECIALS][:_FEW_GENES]
+    with tempfile.TemporaryDirectory() as place:
+        options = {
+            "atlas": write_ones(Path(place), _FEW_CELLS, genes),
+            "checkpoint": settings.checkpoint,
+            "output": f"{place}/embeddings",
+            "tracking": place,
+            "storage": settings.storage,
+            "cells_per_partition": 1,
+            "executor": "ray" if on_ray else "serial",
+            "device": "gpu" if on_gpu else "cpu",
+            "actors": settings.actors,
+        }
+        alone = {name: value for name, value in os.environ.items() if name != _JOB} | {"RAY_ADDRESS": "local"}
+        with _timed() as running:
+            done = subprocess.run(
+                [sys.executable, "-c", _EMBED, json.dumps(options)], env=alone, capture_output=True, text=True
+            )
+    if done.returncode:
+        last = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise WorkerError(f"a few cells could not be embedded to see how long that takes: {last}")
+    return running[0]
 
 
-def network_rate(
-    checkpoint: Checkpoint, sample: Sample, device: str, precision: str, threads: int
-) -> tuple[float, float]:
-    """Speed of the network on a device of this machine.
+def network_rate(checkpoint: Checkpoint, sample: Sample, device: str, precision: str, threads: int) -> float:
+    """Tokens per second of the network on a device of this machine.
 
     Args:
         checkpoint: The network.
@@ -130,14 +162,10 @@ def network_rate(
         device: cpu or cuda.
         precision: Its arithmetic.
         threads: CPU threads.
-
-    Returns:
-        Tokens per second, and the seconds until the network is ready.
     """
     set_threads(threads)
-    with _timed() as loading:
-        embedder = Embedder(checkpoint, device=device, precision=precision)
-        embedder(sample.tokens.slice(0, _CELLS_AT_ONCE))
+    embedder = Embedder(checkpoint, device=device, precision=precision)
+    embedder(sample.tokens.slice(0, _CELLS_AT_ONCE))
     seconds, done, n = 0.0, 0, _CELLS_AT_ONCE
     while seconds < _SECONDS and done < len(sample.tokens):
         piece = sample.tokens.slice(done, n)
@@ -145,7 +173,7 @@ def network_rate(
             embedder(piece)
         seconds, done = seconds + embedding[0], done + len(piece)
         n = min(2 * n, _CELLS)
-    return float(sample.lengths_N[:done].sum()) / seconds, loading[0]
+    return float(sample.lengths_N[:done].sum()) / seconds
 
 
 def _runs(joinids: Int64Array) -> list[Int64Array]:

@@ -8,6 +8,7 @@ from typing import Any
 from scgpt_ray.config import EmbedSettings, ValidateSettings
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.index.audit import audit_card, audit_index
+from scgpt_ray.lease import hold
 from scgpt_ray.parts.audit import Problem, audit_embeddings
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.pipelines.executor import Engine
@@ -54,7 +55,8 @@ def validate(settings: ValidateSettings, engine: Engine) -> Problems:
     if settings.repair and problems and all(problem.mends for problem in problems):
         for problem in problems:
             logger.warning("%s", problem)
-        (_repair_index if is_index else _repair_embeddings)(folder, problems, engine)
+        with hold(folder, settings.verb, wait=settings.wait):
+            (_repair_index if is_index else _repair_embeddings)(folder, problems, engine)
         problems = audit(folder)
     found = Problems(map(str, problems))
     if not all(problem.mends for problem in problems):
