@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings, TrackingSettings
 from scgpt_ray.config.map import AUTO
@@ -221,7 +221,7 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
             remedy="embed all genes of the reference, from a file that has only those genes if need be",
         )
     space = index.fingerprint.model
-    rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
+    rules = TokenRules.of(space)
     assert settings.checkpoint is not None, "with_defaults has filled it in"
     mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])
     require_same_model(settings.checkpoint, mine, settings.index, space)
@@ -233,11 +233,9 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
             "checkpoint": settings.checkpoint,
             "output": Folder.at(settings.output).folder("embeddings").uri,
             "obs_columns": _carried(settings, columns),
-            "max_length": rules.max_length,
-            "seed": rules.seed,
-            "ties": rules.ties,
             "precision": settings.precision,
         }
+        | asdict(rules)
     )
 
 
