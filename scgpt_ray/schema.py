@@ -33,6 +33,9 @@ SCORE = "score"
 CONTENT = "content_digest"
 """Digest of the genes and bin ranges of a cell, uint64; cells that share it have the same tokens and embedding."""
 
+CLS_BIN = 0
+"""Bin code of <cls>, which begins each sequence of tokens of a cell; those of genes are larger."""
+
 RESERVED = frozenset({JOINID, GENE, COUNT, BIN, N_GENES, EMBEDDING, NEIGHBOR, SCORE, CONTENT})
 """Names that an obs column carried along must not have."""
 

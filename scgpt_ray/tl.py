@@ -36,6 +36,7 @@ def embed(
     min_coverage: float = 0.5,
     max_length: int = 1200,
     seed: int = 0,
+    samples: int = 1,
     ties: Literal["random", "top"] = "random",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: Literal["auto", "gpu", "cpu"] = "auto",
@@ -55,6 +56,7 @@ def embed(
         min_coverage: Smallest fraction of counts in genes of the vocabulary, 0 to 1.
         max_length: Most tokens per cell, <cls> included; longer cells are sampled.
         seed: Random seed of ties and sampling.
+        samples: Number of seeds over which the embedding of a cell is averaged.
         ties: Bin of equal counts, as for `scgpt_ray.embed`.
         precision: Arithmetic of the network; "auto" is float16 on a GPU and float32 on a CPU.
         device: "auto" is the GPU if there is one.
@@ -76,6 +78,7 @@ def embed(
             "min_coverage": min_coverage,
             "max_length": max_length,
             "seed": seed,
+            "samples": samples,
             "ties": ties,
             "precision": precision,
             "device": device,

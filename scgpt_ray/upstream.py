@@ -28,6 +28,7 @@ def embed_data(
     return_new_adata: bool = False,
     precision: str = "auto",
     min_coverage: float = 0.5,
+    samples: int = 1,
 ) -> AnnData:
     """Embed cells in this process, as upstream's `scgpt.tasks.embed_data` does; no Ray.
 
@@ -46,6 +47,7 @@ def embed_data(
         return_new_adata: Return an AnnData with the embeddings as X instead of the cells.
         precision: "float32", "bfloat16" or "float16"; "auto" is float16 on CUDA (as upstream) and float32 on a CPU.
         min_coverage: Smallest fraction of counts in genes of the vocabulary, 0 to 1.
+        samples: Number of seeds of ties and sampling over which the embedding of a cell is averaged.
 
     Returns:
         The cells, reduced to the genes of the vocabulary, with obsm["X_scGPT"] float32 [n_cells, d]; or the new
@@ -76,6 +78,7 @@ def embed_data(
             "min_coverage": min_coverage,
             "max_length": max_length,
             "precision": precision,
+            "samples": samples,
         }
     )
     if device == "cuda" and not has_gpu():

@@ -25,6 +25,8 @@ NEEDED = {"atlas": "a", "checkpoint": "c", "output": "o"}
             "unknown option --max-lenght; .* option of this verb; did you mean --max-length\\?$",
         ),
         ({**NEEDED, "max_length": 1}, "--max-length is 1; expected greater than or equal to 2 for --max-length; see"),
+        ({**NEEDED, "samples": 0}, "--samples is 0; expected greater than or equal to 1 for --samples; see"),
+        ({**NEEDED, "samples": 65}, "--samples is 65; expected less than or equal to 64 for --samples; see"),
         ({**NEEDED, "ties": "mean"}, "--ties is 'mean'; expected 'random' or 'top' for --ties; see"),
         ({**NEEDED, "seed": -1}, "--seed is -1; expected greater than or equal to 0"),
         ({**NEEDED, "min_coverage": 1.5}, "--min-coverage is 1.5; expected less than or equal to 1"),

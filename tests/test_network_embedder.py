@@ -2,6 +2,7 @@
 
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +90,45 @@ def test_chunks_and_order(checkpoint, tokens, embeddings):
     chunked = pa.concat_tables([tokens.take(order).slice(0, 9), tokens.take(order).slice(9)])
     found = Embedder(checkpoint, tokens_per_microbatch=700)(chunked)
     assert np.allclose(vectors(found), vectors(embeddings)[order], atol=1e-6, rtol=0, equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def sampled(checkpoint):
+    """TOKENS of cells by token rules: empty ones, some without ties, and some of more than 63 genes."""
+    rng = np.random.default_rng(2)
+    sizes = [0, 5, 2, 80, 64, 63, 0, 62, 12, 150]
+    has_ties = [False, False, False, False, True, False, False, True, False, True]
+    cells = pa.table(
+        {
+            "soma_joinid": np.arange(len(sizes)),
+            "gene": pa.array([rng.choice(300, n, replace=False) for n in sizes], pa.list_(pa.int32())),
+            "count": pa.array(
+                [
+                    rng.poisson(2, n) + 1.0 if tied else rng.permutation(n) + 1.0
+                    for n, tied in zip(sizes, has_ties, strict=True)
+                ],
+                pa.list_(pa.float32()),
+            ),
+        }
+    )
+    return lambda rules: tokenize(cells, checkpoint.vocabulary, rules)
+
+
+@pytest.mark.parametrize("budget", [1, 100, 8192])
+@pytest.mark.parametrize(("ties", "n_averaged"), [("random", 4), ("top", 3)])
+def test_samples_are_averaged(checkpoint, sampled, budget, ties, n_averaged):
+    """The slow twin: as many runs, each with its seed, whose vectors are averaged."""
+    rules, one_by_one = TokenRules(max_length=64, seed=3, ties=ties), Embedder(checkpoint, tokens_per_microbatch=1)
+    found = vectors(Embedder(checkpoint, tokens_per_microbatch=budget)(sampled(replace(rules, samples=4))))
+    seeds = [rules.seed_of(sample) for sample in range(4)]
+    runs = np.array([vectors(one_by_one(sampled(replace(rules, seed=seed)))) for seed in seeds])
+    mean = runs.mean(axis=0)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    assert np.allclose(found, mean, atol=1e-6, rtol=0, equal_nan=True)
+    moved = np.abs(mean - runs[0]).max(axis=1) > 1e-4
+    assert moved.sum() == n_averaged
+    exact = vectors(one_by_one(sampled(replace(rules, samples=4))))
+    assert np.array_equal(exact[~moved], runs[0][~moved], equal_nan=True)
 
 
 def test_only_empty_cells(checkpoint, tokens):

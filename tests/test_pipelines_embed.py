@@ -84,18 +84,35 @@ def test_what_is_left(embedded, checkpoint):
     np.testing.assert_allclose(norms, 1, atol=1e-6)
 
 
-def test_it_equals_a_plain_loop(embedded, blood_file, checkpoint, tmp_path):
-    settings = EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "unused"))
+def by_a_plain_loop(settings, cells_per_partition):
+    """The slow twin: name of a cell -> its embedding, without a pipeline."""
     job = check(settings)
     joinids, _ = job.selection
     set_threads(2)
     embedder = Embedder(job.checkpoint)
     plain = {}
-    for partition in cut(joinids, 50):
+    for partition in cut(joinids, cells_per_partition):
         cells = pa.concat_tables(job.source.read(partition, job.genes.lookup()))
         table = embedder(tokenize(cells, job.checkpoint.vocabulary, job.rules))
         plain |= dict(zip(table[OBS_ID].to_pylist(), table[EMBEDDING].to_pylist(), strict=True))
-    assert_same(vectors(embedded[0]), plain, tolerance=1e-7)
+    return plain
+
+
+def test_it_equals_a_plain_loop(embedded, blood_file, checkpoint, tmp_path):
+    settings = EmbedSettings(atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path / "unused"))
+    assert_same(vectors(embedded[0]), by_a_plain_loop(settings, 50), tolerance=1e-7)
+
+
+@pytest.mark.slow
+def test_samples_do_not_depend_on_the_partition(embedded, blood_file, checkpoint, tmp_path):
+    settings = EmbedSettings(
+        atlas=str(blood_file), checkpoint=str(checkpoint), output=str(tmp_path), samples=3, max_length=40
+    )
+    expected = by_a_plain_loop(settings, 260)
+    manifest = scgpt_ray.embed(**settings.model_dump(exclude_unset=True), cells_per_partition=33, executor="serial")
+    assert manifest.fingerprint.model["samples"] == 3
+    assert manifest.n_tokens > 2 * embedded[1].n_tokens
+    assert_same(vectors(tmp_path), expected)
 
 
 def test_a_soma_experiment_gives_the_same(embedded, blood, checkpoint, make_soma, tmp_path):

@@ -52,7 +52,7 @@ def test_counts_and_bytes_are_those_of_the_run(filtered, sampled, options, tmp_p
     """To the cell and token where all cells are sampled; and to 2 % of tokens and bytes where 100 of 260 are."""
     monkeypatch.setattr(plan_probe, "_CELLS", sampled)
     asked = {**options, "executor": "serial", "output": str(tmp_path / "out"), "cells_per_partition": 50}
-    asked |= {"obs_filter": filtered} if filtered else {}
+    asked |= {"obs_filter": filtered, "samples": 2} if filtered else {}
     estimate = scgpt_ray.plan(**asked)
     assert not (tmp_path / "out").exists()
     manifest = scgpt_ray.embed(**asked)

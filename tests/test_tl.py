@@ -147,8 +147,9 @@ def test_mistakes(cells, checkpoint, place):
         tl.map(other, place / "i", checkpoint, exclude_same=["donor"])
     with pytest.raises(ConfigError, match="--max-length"):
         tl.embed(cells, checkpoint, max_length=1)
-    tl.embed(cells, checkpoint, seed=1)
-    with pytest.raises(ReferenceSetError, match=r"the embeddings and .* differ in the model .*seed: 1 against 0"):
+    tl.embed(cells, checkpoint, seed=1, samples=2)
+    message = r"the embeddings and .* differ in the model .*samples: 2 against 1, seed: 1 against 0"
+    with pytest.raises(ReferenceSetError, match=message):
         tl.map(cells, place / "i")
     cells.var["feature_name"] = [name.lower() for name in cells.var["feature_name"]]
     with pytest.raises(GeneCoverageError, match=r"the AnnData: genes of the vocabulary hold 0.0% of the counts"):

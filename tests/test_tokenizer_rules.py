@@ -1,5 +1,6 @@
 """Tokens: bins against the definition, and what they must not depend on."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 
@@ -10,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba.core import types as numba_types
 
-from scgpt_ray.schema import ragged
+from scgpt_ray.schema import CLS_BIN, ragged
 from scgpt_ray.tokenizer import kernels
-from scgpt_ray.tokenizer.kernels import CLS_BIN, N_BINS
+from scgpt_ray.tokenizer.kernels import N_BINS
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules, tokenize
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 
@@ -282,6 +283,32 @@ def test_seeds_and_contents_draw_differently():
     assert first == tokens_of(genes, counts)
     for other in (tokens_of(genes, counts, TokenRules(seed=1)), tokens_of(range(301), [1.0] * 301)):
         assert np.mean([other[gene] == bin_ for gene, bin_ in first.items()]) < 0.1
+
+
+@given(
+    cell=st.integers(1, 60).flatmap(
+        lambda n: st.tuples(
+            st.lists(st.integers(0, 2999), min_size=n, max_size=n, unique=True),
+            st.lists(st.integers(1, 6) | st.floats(1, 9, width=32), min_size=n, max_size=n, unique=n % 2 == 0),
+        )
+    ),
+    rules=st.builds(
+        TokenRules, st.integers(2, 70), st.integers(0, 2**63 - 1), st.sampled_from(["random", "top"]), st.integers(1, 5)
+    ),
+)
+@settings(max_examples=50, deadline=None)
+def test_samples_are_runs_with_other_seeds_where_the_seed_matters(cell, rules):
+    (row,) = tokenize(cells_table([cell]), VOCABULARY, rules).to_pylist()
+    alone = [replace(rules, samples=1, seed=rules.seed_of(sample)) for sample in range(rules.samples)]
+    runs = [tokenize(cells_table([cell]), VOCABULARY, each).to_pylist()[0] for each in alone]
+    low, high = exact_ranges(np.array(cell[1], np.float32))
+    has_ties = rules.ties == "random" and bool((low < high).any())
+    expected = runs if has_ties or len(cell[0]) >= rules.max_length else runs[:1]
+    assert row["gene"] == [gene for run in expected for gene in run["gene"]]
+    assert row["bin"] == [bin_ for run in expected for bin_ in run["bin"]]
+    assert (row["n_genes"], row["content_digest"]) == (runs[0]["n_genes"], runs[0]["content_digest"])
+    assert alone[0].seed == rules.seed
+    assert len({each.seed for each in alone}) == rules.samples
 
 
 def test_recorded_tokens_hold_until_the_rules_version_is_raised():

@@ -18,6 +18,9 @@ class TokenSettings(Settings):
     """Most tokens per cell, including <cls>; longer cells are sampled."""
     seed: LongSeed = 0
     """Random seed of ties and sampling."""
+    samples: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of seeds over which the embedding of a cell is averaged, 1 to 64, which takes as many times longer; cells
+    that are not sampled and have no ties are embedded once."""
     ties: Literal["random", "top"] = "random"
     """Bin of equal counts. random: drawn from the bins they span, as scGPT embeds; top: the highest of them, as scGPT
     pretrains."""

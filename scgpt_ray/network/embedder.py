@@ -18,15 +18,7 @@ from scgpt_ray.network.attention import Kind
 from scgpt_ray.network.encoder import Encoder
 from scgpt_ray.network.precision import DTYPES, require_float32, require_precision, resolve_precision
 from scgpt_ray.network.transfer import CudaTransfer, HostTransfer, Transfer
-from scgpt_ray.schema import (
-    BIN,
-    EMBEDDING,
-    GENE,
-    JOINID,
-    Int64Array,
-    matrix_array,
-    ragged,
-)
+from scgpt_ray.schema import BIN, CLS_BIN, EMBEDDING, GENE, JOINID, Float32Matrix, Int64Array, matrix_array, ragged
 
 if TYPE_CHECKING:
     from scgpt_ray.network.checkpoint import Checkpoint
@@ -146,7 +138,8 @@ class Embedder:
         """Embed a table of TOKENS.
 
         Returns:
-            A table of EMBEDDINGS in the same order: unit vectors, null for a cell without tokens.
+            A table of EMBEDDINGS in the same order: unit vectors, null for a cell without tokens. That of a cell with
+            several sequences of tokens is their mean, scaled to unit length.
 
         Raises:
             WorkerError: If a single cell does not fit into memory, or an embedding is not finite.
@@ -154,19 +147,21 @@ class Embedder:
         offsets, gene = ragged(tokens[GENE])
         _, bins = ragged(tokens[BIN])
         absent = np.diff(offsets) == 0
-        # Empty cells have no tokens in the flat arrays, so dropping their offsets is enough.
-        starts = np.append(offsets[:-1][~absent], offsets[-1])
-        cells = Cells(tokens[JOINID].to_numpy()[~absent], starts, gene, bins)
+        starts = np.flatnonzero(bins == CLS_BIN)  # of the sequences, of which an empty cell has none
+        firsts = np.searchsorted(starts, offsets[:-1][~absent])
+        n_sequences = np.diff(firsts, append=len(starts))
+        joinids = np.repeat(tokens[JOINID].to_numpy()[~absent], n_sequences)
+        cells = Cells(joinids, np.append(starts, offsets[-1]), gene, bins)
         found = self._compute(cells, exact=False)
         finite = all_finite(found)
         if self._precision == "float16" and not finite.all():
             found[~finite] = self._compute(cells.take(~finite), exact=True)
-            self._report_overflow(int((~finite).sum()))
+            self._report_overflow(len(np.unique(cells.joinids[~finite])))
             finite = all_finite(found)
         if not finite.all():
             raise WorkerError(f"the embedding of cell {cells.joinids[~finite][0]} is not finite ({self.describe()})")
         embedding = np.zeros((len(tokens), self._encoder.width), np.float32)
-        embedding[~absent] = found
+        embedding[~absent] = mean_vectors(found, firsts)
         return tokens.drop_columns([GENE, BIN]).append_column(EMBEDDING, matrix_array(embedding, absent))
 
     def _report_overflow(self, n_cells: int) -> None:
@@ -211,7 +206,7 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Cells:
-    """Packed cells without empty ones.
+    """Packed cells without empty ones; one with several sequences of tokens is as many cells.
 
     Args:
         joinids: [C], for messages.
@@ -278,6 +273,22 @@ def default_budget(device: torch.device, bytes_per_token: int, share: float = ME
 def microbatch_end(offsets: Int64Array, start: int, budget: int) -> int:
     """End of the microbatch that begins with cell `start`: as many cells as fit into the budget, at least one."""
     return max(start + 1, int(np.searchsorted(offsets, offsets[start] + budget, side="right")) - 1)
+
+
+def mean_vectors(rows_SD: Float32Matrix, firsts: Int64Array) -> Float32Matrix:
+    """Mean direction of each group of unit vectors; a vector that is alone is unchanged.
+
+    Args:
+        rows_SD: Unit vectors, those of a group one after another.
+        firsts: [C], row of the first vector of each group, ascending from 0.
+    """
+    if len(firsts) == len(rows_SD):
+        return rows_SD
+    mean_CD = np.add.reduceat(rows_SD, firsts, axis=0, dtype=np.float64)
+    mean_CD /= np.maximum(np.linalg.norm(mean_CD, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    alone_C = np.diff(firsts, append=len(rows_SD)) == 1
+    mean_CD[alone_C] = rows_SD[firsts[alone_C]]
+    return mean_CD.astype(np.float32)
 
 
 def all_finite(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

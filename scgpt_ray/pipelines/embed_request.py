@@ -116,7 +116,7 @@ def check(
     if settings.precision == "auto":
         precision = precision_of(settings, preferred, count_gpus)
         settings = settings.model_copy(update={"precision": precision})
-    rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
+    rules = TokenRules.of(settings.model_dump())
     fingerprint = Fingerprint(
         model=model_identity(checkpoint, rules, settings.precision),
         cells={

@@ -156,26 +156,30 @@ class EmbedRun:
 
     @cached_property
     def _stages(self) -> Stages:
-        job, workers = self.job, self.workers
-        assert job.checkpoint.files is not None, "it was read from files"
-        checkpoint = share(job.checkpoint.files, job.output.folder(CHECKPOINT), self.executor)
-        weights, precision = job.checkpoint.weights_sha256, job.settings.precision
-        vocabulary = job.checkpoint.vocabulary.sha256
-        arguments = (checkpoint, weights, precision, workers.device, workers.threads, workers.num_gpus or 1.0)
-        if job.earlier is not None:
-            job.earlier.write_table()
-        return Stages(
-            read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
-            compute=EmbedPartition if job.earlier is None else RefreshPartition,
-            arguments=arguments if job.earlier is None else (job.earlier, *arguments),
-            commit=CommitPartition(job.output, job.fingerprint.digest),
-        )
+        if self.job.earlier is not None:
+            self.job.earlier.write_table()
+        return embed_stages(self.job, self.executor, self.workers)
 
     def _note_actor(self, described: Mapping[str, Any]) -> None:
         if not self.actors:
             logger.info("%d actors of %s", self.workers.size, json.dumps(described))
             self.tracker.log_params({"actors": self.workers.size, "actor": described})
         note_actor(self.actors, described)
+
+
+def embed_stages(job: EmbedJob, executor: Executor, workers: Pool) -> Stages:
+    """The steps of a request: cells are read, embedded by the actors, and committed."""
+    assert job.checkpoint.files is not None, "it was read from files"
+    checkpoint = share(job.checkpoint.files, job.output.folder(CHECKPOINT), executor)
+    weights, precision = job.checkpoint.weights_sha256, job.settings.precision
+    vocabulary = job.checkpoint.vocabulary.sha256
+    arguments = (checkpoint, weights, precision, workers.device, workers.threads, workers.num_gpus or 1.0)
+    return Stages(
+        read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
+        compute=EmbedPartition if job.earlier is None else RefreshPartition,
+        arguments=arguments if job.earlier is None else (job.earlier, *arguments),
+        commit=CommitPartition(job.output, job.fingerprint.digest),
+    )
 
 
 def note_actor(actors: list[dict[str, Any]], described: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: s
     precision: str = settings.precision
     if precision == "auto":
         precision = precision_of(settings, preferred, lambda: int(device != "cpu"))
-    rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
+    rules = TokenRules.of(settings.model_dump())
     embedder, tables = Embedder(checkpoint, device=device, precision=precision), []
     with progress_bar(len(joinids)) as progress:
         for partition in cut(joinids, settings.cells_per_partition or cells_per_partition(device)):

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings, TrackingSettings
 from scgpt_ray.config.map import AUTO
@@ -31,6 +31,7 @@ from scgpt_ray.pipelines.prediction_table import output_name, overview_columns, 
 from scgpt_ray.pipelines.query_parts import PREDICTIONS, QueryParts
 from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.pipelines.second_draw import second_draw
 from scgpt_ray.pipelines.training_overlap import training_overlap
 from scgpt_ray.pipelines.truth import read_truth_map, translated, vocabulary_gap
 from scgpt_ray.records import Fitness, IndexDescription
@@ -91,6 +92,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         votes = QueryVotes(settings, reference, rules, cells, calibrated)
         parts = QueryParts(embedded, manifest, output.folder(PREDICTIONS), votes.request())
         unknown_terms = votes.commit(parts, executor)
+        drawn_again = second_draw(job, parts, executor)
         overview = parts.overview(overview_columns(rules.columns, calibrated))
         positions = query_positions(settings, reference, rules, cells, calibrated, parts, overview)
         promises = _promises(job.checkpoint, reference, calibrated, positions)
@@ -121,6 +123,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
             truth,
             baseline,
             unknown_terms,
+            drawn_again,
         )
         write_mapping(mapped, settings, reference, job.source)
         tracker.log_metrics(mapped.figures())
@@ -221,7 +224,7 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
             remedy="embed all genes of the reference, from a file that has only those genes if need be",
         )
     space = index.fingerprint.model
-    rules = TokenRules(max_length=space["max_length"], seed=space["seed"], ties=space["ties"])
+    rules = TokenRules.of(space)
     assert settings.checkpoint is not None, "with_defaults has filled it in"
     mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])
     require_same_model(settings.checkpoint, mine, settings.index, space)
@@ -233,11 +236,9 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
             "checkpoint": settings.checkpoint,
             "output": Folder.at(settings.output).folder("embeddings").uri,
             "obs_columns": _carried(settings, columns),
-            "max_length": rules.max_length,
-            "seed": rules.seed,
-            "ties": rules.ties,
             "precision": settings.precision,
         }
+        | asdict(rules)
     )
 
 

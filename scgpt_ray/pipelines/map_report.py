@@ -89,6 +89,7 @@ def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, m
         "query": settings.query,
         "query cells": mapped.n_cells,
         "query cells that could not be embedded": mapped.n_quarantined,
+        "query cells that were cut": mapped.drawn_again.text(),
         "reference": index.embeddings,
         "reference cells": index.n_cells,
         "index": f"{index.factory}, nprobe {index.nprobe}, rerank {index.rerank}, recall@10 {index.recall_at_10:.4f} "

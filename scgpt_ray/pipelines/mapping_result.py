@@ -19,6 +19,7 @@ from scgpt_ray.pipelines.baseline import Baseline
 from scgpt_ray.pipelines.evidence import Evidence
 from scgpt_ray.pipelines.prediction_table import confidences, texts, voted
 from scgpt_ray.pipelines.query_parts import QueryParts
+from scgpt_ray.pipelines.second_draw import SecondDraw
 from scgpt_ray.records import Quarantine
 from scgpt_ray.storage import Folder
 
@@ -47,6 +48,7 @@ class MappingResult:
         evidence: What speaks for or against the labels.
         promises: Calibrated label column -> what is promised of the query's labels.
         unknown_terms: Terms that the Cell Ontology lacks -> neighbours that voted for them.
+        drawn_again: Cells that were cut, and how far other seeds move them.
     """
 
     output: Folder
@@ -60,6 +62,7 @@ class MappingResult:
     promises: Mapping[str, Promise]
     evidence: Evidence
     unknown_terms: dict[str, int]
+    drawn_again: SecondDraw
 
     @classmethod
     def of(
@@ -75,6 +78,7 @@ class MappingResult:
         truth: Labels | None,
         baseline: Baseline | str | None,
         unknown_terms: dict[str, int],
+        drawn_again: SecondDraw,
     ) -> "MappingResult":
         """Count the labels, and evaluate them if true labels are known.
 
@@ -90,6 +94,7 @@ class MappingResult:
             truth: True label of each query cell in the first column, or None.
             baseline: What to compare with on the same truth, or why there is nothing.
             unknown_terms: As the attribute.
+            drawn_again: As the attribute.
 
         Raises:
             InputError: If no cell has a true label.
@@ -110,6 +115,7 @@ class MappingResult:
             promises,
             evidence,
             unknown_terms,
+            drawn_again,
         )
 
     @cached_property
@@ -172,6 +178,7 @@ class MappingResult:
         warned = [text for text in self.evidence.warnings() if text not in expected]
         lines = [*expected, *(f"warning: {text}" for text in warned), self.sentence()]
         lines += [f"{self.n_cells} cells mapped on {self.column} ({shown}{more}): {self.output.where(REPORT)}{lost}"]
+        lines += [self.drawn_again.text()] if self.drawn_again.n_cut else []
         if self.evaluation is not None:
             lines += [
                 self.evaluation.scores.table(),
@@ -218,6 +225,7 @@ class MappingResult:
             "calibration": calibration,
             "promises": {column: asdict(promise) for column, promise in self.promises.items()},
             "unknown_terms": self.unknown_terms,
+            "second_draw": asdict(self.drawn_again),
             "evidence": self.evidence.to_dict(),
         }  # fmt: skip
 

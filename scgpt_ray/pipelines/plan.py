@@ -68,7 +68,7 @@ class Estimate:
     Attributes:
         n_cells: Selected cells.
         n_partitions: Partitions, each of which becomes a part.
-        n_tokens: Tokens of all cells; estimated from a sample, unless it holds all cells.
+        n_tokens: Tokens of all cells and --samples; estimated from a sample of cells, unless it holds all.
         tokens: Quantiles of the tokens of a cell.
         n_sampled: Cells of the sample.
         bytes_read: Bytes of counts that are read.
@@ -136,7 +136,7 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
     genes = variable_only(settings, source, genes)
     setup_s = time.perf_counter() - began
     pool = _pool(settings, engine)
-    rules = TokenRules(max_length=settings.max_length, seed=settings.seed, ties=settings.ties)
+    rules = TokenRules.of(settings.model_dump())
     partitions = cut(joinids, settings.cells_per_partition or pool.cells_per_partition)
     per_part = round(len(joinids) / len(partitions))
     sample = Sample.of(source, joinids, genes, checkpoint, rules, per_part)
@@ -279,7 +279,8 @@ def _require_within(budget: tuple[float, str], price: Cost | None) -> None:
         raise ConfigError(
             f"the run costs {price.text()}",
             expected=f"at most {amount:.2f} {currency} (--budget)",
-            remedy="select fewer cells, lower --max-length, choose another --instance or --spot, or raise the budget",
+            remedy="select fewer cells, lower --max-length or --samples, choose another --instance or --spot, or raise "
+            "the budget",
         )
 
 

@@ -115,7 +115,7 @@ def verify_cells(asked: EmbedSettings, there: Fingerprint, stored: pa.Table, ran
 
 def _embed(asked: EmbedSettings, there: Fingerprint, joinids: Int64Array, random: np.random.Generator) -> pa.Table:
     """EMBEDDINGS of some cells, in order of joinid, in float32."""
-    rules = TokenRules(**{name: there.model[name] for name in ("max_length", "seed", "ties")})
+    rules = TokenRules.of(there.model)
     checkpoint = read_checkpoint(asked.checkpoint)
     mine = model_identity(checkpoint, rules, there.model["precision"])
     require_same_model(asked.checkpoint, mine, asked.output, there.model)

@@ -12,13 +12,11 @@ import numba
 import numba.extending
 import numpy as np
 
+from scgpt_ray.schema import CLS_BIN
 from scgpt_ray.tokenizer.workspace import COUNT_LIMIT, LANES, Bytes, Float32s, Int32s, Int64s, Rules, Scratch, Uint64s
 
 N_BINS = 51
 """Number of bin codes: CLS_BIN, and 1 to 50 for genes."""
-
-CLS_BIN = 0
-"""Bin code of <cls>."""
 
 N_EDGES = N_BINS - 1
 QUANTILES = np.linspace(0.0, 1.0, N_EDGES)
@@ -49,7 +47,7 @@ def tokenize_cells(
         count: Finite values >= 0.
         cell: Scratch memory.
         rules: Rules for ties and long cells.
-        token_gene: Output, large enough for <cls> and up to most_genes genes of each cell.
+        token_gene: Output, large enough for <cls> and up to most_genes genes of each sample of each cell.
         token_bin: Output, of the same length.
 
     Returns:
@@ -64,9 +62,12 @@ def tokenize_cells(
         n = canonicalise(gene[start:stop], count[start:stop], cell)
         if n > 0:
             bin_ranges(n, cell)
-            keys[i] = content_key(n, cell, rules.seed)
-            draw(n, cell, rules, keys[i])
-            end = write(n, cell, rules, token_gene, token_bin, end)
+            for sample in range(n_samples(n, cell, rules)):
+                key = content_key(n, cell, rules.seed + np.uint64(sample) * GOLDEN)
+                draw(n, cell, rules, key)
+                end = write(n, cell, rules, token_gene, token_bin, end)
+                if sample == 0:
+                    keys[i] = key
         n_genes[i] = n
         token_offsets[i + 1] = end
     return token_offsets, n_genes, keys
@@ -237,6 +238,17 @@ def content_key(n: int, cell: Scratch, seed: np.uint64) -> np.uint64:
     for i in range(n):
         digest += mix(np.uint64(cell.tokens[i]) << np.uint64(16) | np.uint64(cell.spans[i]))
     return np.uint64(mix(mix(mix(seed) + np.uint64(n)) + digest))
+
+
+@kernel
+def n_samples(n: int, cell: Scratch, rules: Rules) -> int:
+    """Number of samples of a cell: one, unless genes must be sampled or a bin must be drawn."""
+    if n > rules.most_genes:
+        return rules.samples
+    for i in range(n if rules.samples > 1 and not rules.top_bin else 0):
+        if cell.spans[i] >> LOW != cell.spans[i] & HIGH:
+            return rules.samples
+    return 1
 
 
 @kernel

@@ -8,6 +8,7 @@ on the order of the genes, the scale of the values, other cells or the file.
     content key   hash of the seed and of the set of (gene, lowest bin, highest bin)
     bin           uniform in its range, drawn by a hash of (content key, gene)
     sampling      of more than max_length - 1 genes, those whose second hash is smallest
+    samples       the same again with other seeds, one sequence of tokens after another, if the seed matters to the cell
 
 **Bins are rank statistics.** Upstream cuts the n values of a cell at 50 edges,
 `quantile(x, linspace(0, 1, 50))` with linear interpolation, and gives x a bin in {R + 1, ..., L},
@@ -22,14 +23,15 @@ so no edge is computed, and raw, normalised and log1p values of a cell have the 
 floating point, and differs only where an interpolated edge is rounded onto a value.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 
 from scgpt_ray.schema import BIN, CONTENT, COUNT, GENE, JOINID, N_GENES, obs_columns, one_type, ragged, ragged_array
-from scgpt_ray.tokenizer.kernels import tokenize_cells
+from scgpt_ray.tokenizer.kernels import GOLDEN, tokenize_cells
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.tokenizer.workspace import Rules, Scratch, scratch
 
@@ -45,14 +47,26 @@ class TokenRules:
         max_length: Maximum number of tokens of a cell, including <cls>, >= 2; genes of longer cells are sampled.
         seed: Seed of ties and sampling.
         ties: Bin of equal values: drawn from the bins that they span, or the top one.
+        samples: Number of seeds, >= 1: `seed` and those that follow it in the sequence of splitmix64.
     """
 
     max_length: int = 1200
     seed: int = 0
     ties: Literal["random", "top"] = "random"
+    samples: int = 1
 
     def __post_init__(self) -> None:
         assert self.max_length > 1, "<cls> and at least one gene"
+        assert self.samples > 0, "a cell has tokens"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The rules among other settings, or in `Fingerprint.model`."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def seed_of(self, sample: int) -> int:
+        """The seed of a sample, counted from 0; those from `samples` on are of further draws."""
+        return (self.seed + sample * int(GOLDEN)) % 2**64
 
 
 def tokenize(cells: pa.Table, vocabulary: Vocabulary, rules: TokenRules) -> pa.Table:
@@ -66,11 +80,13 @@ def tokenize(cells: pa.Table, vocabulary: Vocabulary, rules: TokenRules) -> pa.T
 
     Returns:
         One row per cell: `n_genes`, the number of distinct genes with counts; `content_digest`, the content key, 0
-        without counts; and ragged `gene` (<cls>, then ascending) and `bin`. A cell without counts has no tokens, not
-        even <cls>.
+        without counts; and ragged `gene` (<cls>, then ascending) and `bin`, where the sequences of several samples
+        follow each other, each from <cls> on. A cell whose tokens do not depend on the seed has one sequence. A cell
+        without counts has no tokens, not even <cls>.
     """
     memory = scratch(vocabulary.size)
-    kernel_rules = Rules(vocabulary.cls_token, rules.max_length - 1, np.uint64(rules.seed), rules.ties == "top")
+    seed, is_top = np.uint64(rules.seed), rules.ties == "top"
+    kernel_rules = Rules(vocabulary.cls_token, rules.max_length - 1, seed, is_top, rules.samples)
     # Chunk by chunk, since combining chunks would copy all genes and counts.
     made = pa.Table.from_batches(
         [_tokenize(chunk, vocabulary, kernel_rules, memory) for chunk in cells.select([GENE, COUNT]).to_batches()],
@@ -96,7 +112,7 @@ def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memor
     gene = gene.astype(np.int32, copy=False)
     # As uint32, negative tokens are the largest: one comparison checks both bounds.
     assert gene.view(np.uint32).max(initial=0) < vocabulary.size, "genes are tokens"
-    n_tokens = (np.minimum(np.diff(offsets), rules.most_genes) + 1).sum()
+    n_tokens = rules.samples * (np.minimum(np.diff(offsets), rules.most_genes) + 1).sum()
     token_gene, token_bin = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.uint8)
     token_offsets, n_genes, keys = tokenize_cells(
         one_type(offsets, np.int64), one_type(gene, np.int32), one_type(count, np.float32), memory, rules,

@@ -29,6 +29,7 @@ class Rules(NamedTuple):
     most_genes: int
     seed: np.uint64
     top_bin: bool
+    samples: int
 
 
 class Scratch(NamedTuple):
