@@ -117,7 +117,7 @@ class Sample:
 def start_s(settings: PlanSettings, vocabulary: Vocabulary, *, on_ray: bool, on_gpu: bool) -> float:
     """Seconds that a run takes apart from its cells: processes and libraries, Ray, the network, the MLflow store.
 
-    A few cells are embedded by another process on this machine, in partitions of one; a Ray of its own stands for that
+    A few cells are embedded by another process on this machine, in partitions of one; a local Ray stands for that
     of a cluster.
 
     Args:
