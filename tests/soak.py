@@ -297,7 +297,8 @@ def main(arguments=None):
     found = defaultdict(Counter)
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        os.environ |= {"PYTHONPATH": path, "HOME": place, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        threads = len(os.sched_getaffinity(0)) if asked.ray else 1  # pretraining differs by them
+        os.environ |= {"PYTHONPATH": path, "HOME": place, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": str(threads)}
         runs, expected = prepared(Path(place), asked.verbs, ["ray"] if asked.ray else [])
         for executor in [*asked.rounds * ["serial"], *asked.ray * ["ray"]]:
             if time.monotonic() - began > 60 * asked.minutes:
