@@ -21,6 +21,7 @@ from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.network.checkpoint import Checkpoint
 from scgpt_ray.network.embedder import Embedder, set_threads
+from scgpt_ray.network.encoder import Pooling
 from scgpt_ray.parts.parts import write_part
 from scgpt_ray.schema import BIN, EMBEDDING, GENE, JOINID, N_GENES, Int64Array, matrix_array
 from scgpt_ray.storage import Folder
@@ -120,7 +121,7 @@ def process_s() -> float:
 
 
 def network_rate(
-    checkpoint: Checkpoint, sample: Sample, device: str, precision: str, threads: int
+    checkpoint: Checkpoint, sample: Sample, device: str, precision: str, pooling: Pooling, threads: int
 ) -> tuple[float, float]:
     """Speed of the network on a device of this machine.
 
@@ -129,6 +130,7 @@ def network_rate(
         sample: Cells to embed; as many as some seconds allow.
         device: cpu or cuda.
         precision: Its arithmetic.
+        pooling: What it computes.
         threads: CPU threads.
 
     Returns:
@@ -136,7 +138,7 @@ def network_rate(
     """
     set_threads(threads)
     with _timed() as loading:
-        embedder = Embedder(checkpoint, device=device, precision=precision)
+        embedder = Embedder(checkpoint, device=device, precision=precision, pooling=pooling)
         embedder(sample.tokens.slice(0, _CELLS_AT_ONCE))
     seconds, done, n = 0.0, 0, _CELLS_AT_ONCE
     while seconds < _SECONDS and done < len(sample.tokens):
