@@ -38,6 +38,7 @@ def embed(
     seed: int = 0,
     samples: int = 1,
     ties: Literal["random", "top"] = "random",
+    pooling: Literal["cls", "mean"] = "cls",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: Literal["auto", "gpu", "cpu"] = "auto",
 ) -> None:
@@ -58,6 +59,7 @@ def embed(
         seed: Random seed of ties and sampling.
         samples: Number of seeds over which the embedding of a cell is averaged.
         ties: Bin of equal counts, as for `scgpt_ray.embed`.
+        pooling: What becomes the embedding: the row of <cls>, or the mean of the rows of the genes.
         precision: Arithmetic of the network; "auto" is float16 on a GPU and float32 on a CPU.
         device: "auto" is the GPU if there is one.
 
@@ -80,6 +82,7 @@ def embed(
             "seed": seed,
             "samples": samples,
             "ties": ties,
+            "pooling": pooling,
             "precision": precision,
             "device": device,
         }

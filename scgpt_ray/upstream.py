@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Literal
 
 from scgpt_ray.atlas.anndata_file import NAME, AnnData, AnnDataCells, read_anndata
 from scgpt_ray.atlas.embedding_h5ad import OBSM_KEY
@@ -29,6 +30,7 @@ def embed_data(
     precision: str = "auto",
     min_coverage: float = 0.5,
     samples: int = 1,
+    pooling: Literal["cls", "mean"] = "cls",
 ) -> AnnData:
     """Embed cells in this process, as upstream's `scgpt.tasks.embed_data` does; no Ray.
 
@@ -48,6 +50,7 @@ def embed_data(
         precision: "float32", "bfloat16" or "float16"; "auto" is float16 on CUDA (as upstream) and float32 on a CPU.
         min_coverage: Smallest fraction of counts in genes of the vocabulary, 0 to 1.
         samples: Number of seeds of ties and sampling over which the embedding of a cell is averaged.
+        pooling: What becomes the embedding: "cls", the row of <cls> (as upstream), or "mean", the mean over genes.
 
     Returns:
         The cells, reduced to the genes of the vocabulary, with obsm["X_scGPT"] float32 [n_cells, d]; or the new
@@ -79,6 +82,7 @@ def embed_data(
             "max_length": max_length,
             "precision": precision,
             "samples": samples,
+            "pooling": pooling,
         }
     )
     if device == "cuda" and not has_gpu():

@@ -251,7 +251,7 @@ def test_an_actor_with_other_weights_is_refused(checkpoint):
     from scgpt_ray.errors import CheckpointError
 
     with pytest.raises(CheckpointError, match=r"the weights of .* have sha256 .* on this worker; expected 0000"):
-        EmbedPartition(str(checkpoint), "0" * 64, "float32", "cpu", 1)
+        EmbedPartition(str(checkpoint), "0" * 64, "float32", "cls", "cpu", 1)
 
 
 def test_a_checkpoint_is_copied_for_a_cluster(local_ray, options, tmp_path, monkeypatch):

@@ -223,13 +223,14 @@ def overflowing(checkpoint, gene):
     )
 
 
-def test_cells_that_overflow_float16_are_computed_in_float32(checkpoint, tokens, monkeypatch, caplog):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_cells_that_overflow_float16_are_computed_in_float32(checkpoint, tokens, pooling, monkeypatch, caplog):
     monkeypatch.setattr(
         "scgpt_ray.network.embedder.require_precision", lambda _device, _precision: None
     )  # slow, not wrong
     victim = tokens.to_pylist()[7]["gene"][1]
     network = overflowing(checkpoint, victim)
-    embedder, exact = Embedder(network, precision="float16"), Embedder(network)
+    embedder, exact = (Embedder(network, precision=name, pooling=pooling) for name in ("float16", "float32"))
     has_victim = np.array([victim in gene for gene in tokens["gene"].to_pylist()])
     found, expected = vectors(embedder(tokens)), vectors(exact(tokens))
     n_overflowed = embedder.describe()["cells_overflowed"]
@@ -238,7 +239,7 @@ def test_cells_that_overflow_float16_are_computed_in_float32(checkpoint, tokens,
     difference = np.abs(found - expected).max(axis=1)
     assert (difference[has_victim] < 1e-6).all()
     assert (np.nan_to_num(difference[~has_victim]) < 1e-2).all()
-    alone = vectors(Embedder(network, precision="float16", tokens_per_microbatch=1)(tokens))
+    alone = vectors(Embedder(network, precision="float16", tokens_per_microbatch=1, pooling=pooling)(tokens))
     assert np.allclose(alone[has_victim], found[has_victim], atol=1e-6, rtol=0)
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from scgpt_ray.network import encoder as encoder_module
 from scgpt_ray.network.checkpoint import Architecture, random_tensors
 from scgpt_ray.network.elementwise import PLAIN, Elementwise
-from scgpt_ray.network.encoder import Encoder, value_table
+from scgpt_ray.network.encoder import Encoder, mean_of_genes, value_table
 
 CPU = torch.device("cpu")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -28,7 +30,7 @@ def random_cells(n_tokens, lengths, seed=0):
     return torch.from_numpy(gene), torch.from_numpy(bins), offsets
 
 
-def reference(architecture, tensors, gene, bins, offsets, dtype=torch.float64):
+def reference(architecture, tensors, gene, bins, offsets, dtype=torch.float64, pooling="cls"):
     """Upstream's network, written with torch's modules: padded and masked, nothing folded or left out."""
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
@@ -58,7 +60,11 @@ def reference(architecture, tensors, gene, bins, offsets, dtype=torch.float64):
     hidden = linear(values[..., None].clamp(max=512), "value_encoder.linear1").relu()
     x = x + norm(linear(hidden, "value_encoder.linear2"), "value_encoder.norm")
     with torch.no_grad():
-        return F.normalize(network(x, src_key_padding_mask=padding)[:, 0], dim=1)
+        rows = network(x, src_key_padding_mask=padding)
+    if pooling == "cls":
+        return F.normalize(rows[:, 0], dim=1)
+    rows[padding] = 0
+    return F.normalize(rows[:, 1:].sum(dim=1) / torch.from_numpy(lengths - 1)[:, None], dim=1)
 
 
 ARCHITECTURES = {
@@ -77,6 +83,39 @@ def test_float32_is_the_reference(architecture):
     assert found.dtype == torch.float32
     assert torch.allclose(found.norm(dim=1), torch.ones(len(LENGTHS)))
     assert (found.double() - reference(architecture, tensors, *cells)).abs().max() < 1e-6
+
+
+WITH_GENES = [2, 130, 64, 17]  # a cell of <cls> alone has no mean
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_the_mean_over_genes_is_the_reference(architecture):
+    tensors = random_tensors(architecture, seed=1)
+    cells = random_cells(40, WITH_GENES)
+    found = Encoder(architecture, tensors, device=CPU, dtype=torch.float32, pooling="mean")(*cells)
+    expected = reference(architecture, tensors, *cells, pooling="mean")
+    assert found.dtype == torch.float32
+    assert (found.double() - expected).abs().max() < 1e-6
+    assert (expected - reference(architecture, tensors, *cells)).abs().max() > 1e-2
+
+
+@given(lengths=st.lists(st.integers(2, 40), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_the_mean_of_a_cell_depends_on_its_rows_alone(lengths):
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = torch.randn(int(offsets[-1]), 5, generator=torch.Generator().manual_seed(0))
+    found = mean_of_genes(rows, offsets)
+    assert found.shape == (len(lengths), 5)
+    for mean, (start, stop) in zip(found, pairwise(offsets), strict=True):
+        assert torch.allclose(mean.double(), rows[start + 1 : stop].double().mean(dim=0), atol=1e-6, rtol=0)
+        assert torch.equal(mean, mean_of_genes(rows[start:stop], np.array([0, stop - start]))[0])
+
+
+def test_a_cell_of_cls_alone_has_no_mean():
+    architecture = ARCHITECTURES["one head"]
+    tensors = random_tensors(architecture, seed=1)
+    with pytest.raises(AssertionError, match="no embedding"):
+        Encoder(architecture, tensors, device=CPU, dtype=torch.float32, pooling="mean")(*random_cells(40, [5, 1]))
 
 
 def test_tables_too_large_for_memory_are_not_made(monkeypatch):
@@ -99,7 +138,8 @@ def test_bfloat16_is_near_the_reference():
     assert (1 - F.cosine_similarity(found.double(), reference(architecture, tensors, *cells))).max() < 1e-3
 
 
-def test_a_stream_of_16_bits_is_near_the_reference():
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_stream_of_16_bits_is_near_the_reference(pooling):
     """The arithmetic of a GPU, by plain operations: everything between the norms in float16."""
 
     def add_norm(x, y, norm):
@@ -108,10 +148,12 @@ def test_a_stream_of_16_bits_is_near_the_reference():
     half = Elementwise("plain, in float16", torch.float16, add_norm, PLAIN.linear_relu)
     architecture = ARCHITECTURES["four layers, another pad value"]
     tensors = random_tensors(architecture, seed=1)
-    cells = random_cells(40, LENGTHS)
-    found = Encoder(architecture, tensors, device=CPU, dtype=torch.float16, elementwise=half)(*cells)
+    cells = random_cells(40, WITH_GENES if pooling == "mean" else LENGTHS)
+    options = {"device": CPU, "dtype": torch.float16, "elementwise": half, "pooling": pooling}
+    found = Encoder(architecture, tensors, **options)(*cells)
     assert found.dtype == torch.float32
-    assert (1 - F.cosine_similarity(found.double(), reference(architecture, tensors, *cells))).max() < 1e-5
+    expected = reference(architecture, tensors, *cells, pooling=pooling)
+    assert (1 - F.cosine_similarity(found.double(), expected)).max() < 1e-5
 
 
 def test_bytes_per_token():
@@ -158,10 +200,12 @@ def test_no_cells():
         pytest.param(torch.bfloat16, 1e-3, marks=gpu),
     ],
 )
-def test_cuda_is_near_the_reference(dtype, error):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_cuda_is_near_the_reference(dtype, error, pooling):
     architecture = Architecture(512, 8, 512, 4, -2, 2000)
     tensors = random_tensors(architecture, seed=1)
-    cells = random_cells(2000, [1200, 600, 1, 333])
-    found = Encoder(architecture, tensors, device=torch.device("cuda"), dtype=dtype)(*cells)
+    cells = random_cells(2000, [1200, 600, 2 if pooling == "mean" else 1, 333])
+    found = Encoder(architecture, tensors, device=torch.device("cuda"), dtype=dtype, pooling=pooling)(*cells)
     assert found.dtype == torch.float32
-    assert (1 - F.cosine_similarity(found.cpu().double(), reference(architecture, tensors, *cells))).max() < error
+    expected = reference(architecture, tensors, *cells, pooling=pooling)
+    assert (1 - F.cosine_similarity(found.cpu().double(), expected)).max() < error

@@ -96,13 +96,16 @@ def test_one_line():
 def test_a_mapping_says_it(query, blood_file, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(map_report, "drawn_cells", lambda *_: "No cells are drawn here.")
     common = {"executor": "serial", "checkpoint": str(checkpoint)}
-    options = {"max_length": MAX_LENGTH, "obs_columns": ["cell_type"]}
+    options = {"max_length": MAX_LENGTH, "samples": 2, "pooling": "mean", "obs_columns": ["cell_type"]}
     scgpt_ray.embed(**common, **options, atlas=str(blood_file), output=str(tmp_path / "e"))
     index = {"embeddings": str(tmp_path / "e"), "output": str(tmp_path / "i"), "label_columns": ["cell_type"]}
     scgpt_ray.build_index(executor="serial", **index)
     mapped = scgpt_ray.map_query(
         **common, query=str(blood_file), index=str(tmp_path / "i"), output=str(tmp_path / "m"), calibrate_by="none"
     )
+    models = [Manifest.read(Folder.at(tmp_path / place)).fingerprint.model for place in ("e", "m/embeddings")]
+    assert models[0] == models[1]
+    assert (models[1]["samples"], models[1]["pooling"]) == (2, "mean")
     n_genes = read_embeddings(query[1].embedded)[N_GENES].to_numpy()
     found = json.loads((tmp_path / "m" / "metrics.json").read_bytes())["second_draw"]
     assert found["n_cut"] == (n_genes >= MAX_LENGTH).sum() == mapped.drawn_again.n_cut

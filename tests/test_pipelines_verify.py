@@ -24,7 +24,7 @@ def made(blood, checkpoint, tmp_path_factory):
     blood[:120].copy().write_h5ad(place / "blood.h5ad")
     scgpt_ray.embed(
         executor="serial", atlas=str(place / "blood.h5ad"), checkpoint=str(checkpoint), output=str(place / "run"),
-        cells_per_partition=40, max_length=20,
+        cells_per_partition=40, max_length=20, samples=2, pooling="mean",
     )  # fmt: skip
     return place
 
@@ -80,7 +80,7 @@ def test_vectors_of_another_checkpoint_are_found(made, tmp_path, checkpoint):
     assert (other / VOCABULARY_FILE).read_bytes() == (checkpoint / VOCABULARY_FILE).read_bytes()
     scgpt_ray.embed(
         executor="serial", atlas=str(made / "blood.h5ad"), checkpoint=str(other), output=str(tmp_path / "others"),
-        cells_per_partition=40, max_length=20,
+        cells_per_partition=40, max_length=20, samples=2, pooling="mean",
     )  # fmt: skip
     theirs = read_part(Folder.at(tmp_path / "others").folder(PARTS), part_name(0))[EMBEDDING].combine_chunks()
     assert rewritten(run, 0, lambda _column: theirs) == []

@@ -24,6 +24,9 @@ class TokenSettings(Settings):
     ties: Literal["random", "top"] = "random"
     """Bin of equal counts. random: drawn from the bins they span, as scGPT embeds; top: the highest of them, as scGPT
     pretrains."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What becomes the embedding of a cell. cls: the row of <cls>, as scGPT embeds; mean: the mean of the rows of its
+    genes, which takes longer."""
     precision: Precision = "auto"
     """Arithmetic of the network; embeddings are stored as float32 either way. auto: float16 on GPUs, float32 on CPUs,
     or that of the first run into an output folder."""

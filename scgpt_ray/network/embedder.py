@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scgpt_ray.errors import ConfigError, WorkerError
 from scgpt_ray.network.attention import Kind
-from scgpt_ray.network.encoder import Encoder
+from scgpt_ray.network.encoder import Encoder, Pooling
 from scgpt_ray.network.precision import DTYPES, require_float32, require_precision, resolve_precision
 from scgpt_ray.network.transfer import CudaTransfer, HostTransfer, Transfer
 from scgpt_ray.schema import BIN, CLS_BIN, EMBEDDING, GENE, JOINID, Float32Matrix, Int64Array, matrix_array, ragged
@@ -74,6 +74,7 @@ class Embedder:
             budget is halved permanently whenever GPU memory runs out.
         attention: Implementation of attention; see `choose_attention`.
         device_share: Fraction of the device's memory for this embedder, if several processes share it.
+        pooling: What becomes the embedding of a cell.
 
     Raises:
         ConfigError: If the machine has no such device, or the device lacks the precision or the attention.
@@ -88,6 +89,7 @@ class Embedder:
         tokens_per_microbatch: int | None = None,
         attention: Kind = "auto",
         device_share: float = 1.0,
+        pooling: Pooling = "cls",
     ) -> None:
         place = torch.device(device)
         if place.type == "cuda" and not torch.cuda.is_available():
@@ -96,11 +98,11 @@ class Embedder:
                 expected="a CUDA GPU and a torch built for it",
                 remedy="use the device cpu, or a machine with a GPU",
             )
-        self._place, self._precision = place, resolve_precision(precision, device)
+        self._place, self._pooling, self._precision = place, pooling, resolve_precision(precision, device)
         require_precision(device, self._precision)
         if place.type == "cuda":
             require_float32(place)
-        self._encoder = make_encoder(checkpoint, place, DTYPES[self._precision], attention)
+        self._encoder = make_encoder(checkpoint, place, DTYPES[self._precision], attention, pooling)
         self._checkpoint = checkpoint if self._precision == "float16" else None  # for overflowed cells
         self._transfer: Transfer = CudaTransfer(place) if place.type == "cuda" else HostTransfer()
         share = MEMORY_SHARE * device_share
@@ -113,7 +115,7 @@ class Embedder:
     @cached_property
     def _exact_encoder(self) -> Encoder:
         assert self._checkpoint is not None
-        return make_encoder(self._checkpoint, self._place, torch.float32, "auto")
+        return make_encoder(self._checkpoint, self._place, torch.float32, "auto", self._pooling)
 
     def describe(self) -> dict[str, str | int]:
         """Device, precision, kernels and current counters, for logs and reports.
@@ -257,9 +259,13 @@ def device_name(device: torch.device) -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def make_encoder(checkpoint: "Checkpoint", device: torch.device, dtype: torch.dtype, attention: Kind) -> Encoder:
+def make_encoder(
+    checkpoint: "Checkpoint", device: torch.device, dtype: torch.dtype, attention: Kind, pooling: Pooling
+) -> Encoder:
     """Put the network of a checkpoint on a device."""
-    return Encoder(checkpoint.architecture, checkpoint.tensors, device=device, dtype=dtype, attention=attention)
+    return Encoder(
+        checkpoint.architecture, checkpoint.tensors, device=device, dtype=dtype, attention=attention, pooling=pooling
+    )
 
 
 def default_budget(device: torch.device, bytes_per_token: int, share: float = MEMORY_SHARE) -> int:

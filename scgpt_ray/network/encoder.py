@@ -8,8 +8,8 @@ For each cell separately it computes
     x = LayerNorm(embedding[gene]) + LayerNorm(W2 relu(W1 min(value, 512) + b1) + b2)
     x = LayerNorm(x + attention(x));  x = LayerNorm(x + W2 relu(W1 x + b1) + b2)        in each layer
 
-and returns the L2-normalised <cls> row of the last layer. Work is saved by transformations that are exact up to
-rounding:
+and returns the <cls> row of the last layer, or the mean of its other rows, L2-normalised. Work is saved by
+transformations that are exact up to rounding:
 
 * Values are bins (or that of <cls>), so the value encoder becomes a table of B rows. The gene table is stored
   normalised.
@@ -17,12 +17,13 @@ rounding:
 * The bias of the keys is dropped: it shifts all scores of a query alike, which softmax ignores.
 * Attention weights sum to 1, so the bias of the values is folded into the bias of the output projection.
 * Queries, keys and values of the first layer are linear in gene row + value row: sums of rows of two tables (on CPUs).
-* In the last layer only <cls>, the first token of a cell, is computed; other tokens give only keys and values.
+* In the last layer only <cls>, the first token of a cell, is computed, unless the other rows are averaged; other tokens
+  give only keys and values.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 LARGEST_VALUE = 512.0
 """Values are clipped to this before the value encoder, as upstream does."""
+
+Pooling: TypeAlias = Literal["cls", "mean"]
+"""What becomes the embedding of a cell: the row of <cls>, or the mean of the rows of its genes."""
 
 TABLE_BYTES = 512 * 2**20
 """Largest table of first-layer projections; that of whole-human has 356 MiB in float32."""
@@ -72,6 +76,7 @@ class Encoder:
         dtype: dtype of linear layers and attention; norms are float32.
         attention: Implementation of attention; `auto` for the fastest that works.
         elementwise: Implementation of element-wise operations; None for the fastest that works.
+        pooling: What becomes the embedding.
 
     Raises:
         ConfigError: If the requested attention cannot run here.
@@ -86,8 +91,9 @@ class Encoder:
         dtype: torch.dtype,
         attention: Kind = "auto",
         elementwise: Elementwise | None = None,
+        pooling: Pooling = "cls",
     ) -> None:
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._pooling = device, dtype, pooling
         self._heads = architecture.nheads
         self._hidden = architecture.d_hid
         self.width = architecture.embsize
@@ -109,12 +115,13 @@ class Encoder:
         Args:
             gene_T: Tokens, integers; <cls> begins each cell.
             bin_T: Bin codes, integers.
-            offsets: [C + 1], boundaries of the cells, starting at 0; no cell may be empty.
+            offsets: [C + 1], boundaries of the cells, starting at 0; no cell may be empty, and for the mean none may
+                have <cls> alone.
 
         Returns:
             Unit vectors, float32 [C, D], on the device.
         """
-        assert np.all(np.diff(offsets) > 0), "a cell without tokens has no embedding"
+        assert np.all(np.diff(offsets) > (self._pooling == "mean")), "a cell without tokens has no embedding"
         with exact_float32:
             return self._embed(gene_T, bin_T, offsets)
 
@@ -122,14 +129,16 @@ class Encoder:
         gene_T, bin_T = gene_T.to(self._device, torch.int32), bin_T.to(self._device, torch.int32)
         cells = Spans.of(offsets, self._device)
         x_TD = _look_up((self._gene_VD, self._value_BD), gene_T, bin_T).to(self.elementwise.stream_dtype)
-        for i, layer in enumerate(self._layers[:-1]):
+        is_mean = self._pooling == "mean"
+        for i, layer in enumerate(self._layers if is_mean else self._layers[:-1]):
             tables = self._first_tables if i == 0 else None
             qkv_TE = layer.queries_keys_values(x_TD) if tables is None else _look_up(tables, gene_T, bin_T)
             q_TNH, k_TNH, v_TNH = self._split(qkv_TE, 3)
             context_TNH = self.attention.attend(q_TNH, k_TNH, v_TNH, cells, cells)
             del qkv_TE, q_TNH, k_TNH, v_TNH  # the largest activations
             x_TD = layer.finish(x_TD, context_TNH, self.elementwise)
-        return F.normalize(self._finish_last(self._layers[-1], x_TD, cells).float(), dim=1)
+        x_CD = mean_of_genes(x_TD, offsets) if is_mean else self._finish_last(self._layers[-1], x_TD, cells).float()
+        return F.normalize(x_CD, dim=1)
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -180,6 +189,16 @@ def _look_up(tables: tuple[Tensor, Tensor], gene_T: Tensor, bin_T: Tensor) -> Te
     """The sum of a row of each of two tables for each token: by its gene, and by its bin code."""
     by_gene, by_bin = tables
     return F.embedding(gene_T, by_gene).add_(F.embedding(bin_T, by_bin))
+
+
+def mean_of_genes(x_TD: Tensor, offsets: npt.NDArray[np.int64]) -> Tensor:
+    """The mean of the rows of each cell but the first, that of <cls>; float32 [C, D].
+
+    A row of the result is summed up in order of the tokens, and so does not depend on the other cells.
+    """
+    cls_and_genes_C2 = np.stack([np.ones(len(offsets) - 1, np.int64), np.diff(offsets) - 1], axis=1)
+    lengths = torch.from_numpy(cls_and_genes_C2.ravel()).to(x_TD.device)
+    return torch.segment_reduce(x_TD.float(), "mean", lengths=lengths, axis=0, unsafe=True)[1::2]
 
 
 def gene_table(tensors: Mapping[str, Tensor]) -> Tensor:

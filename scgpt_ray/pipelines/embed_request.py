@@ -118,7 +118,7 @@ def check(
         settings = settings.model_copy(update={"precision": precision})
     rules = TokenRules.of(settings.model_dump())
     fingerprint = Fingerprint(
-        model=model_identity(checkpoint, rules, settings.precision),
+        model=model_identity(checkpoint, rules, settings.precision, settings.pooling),
         cells={
             **source.identity(),
             "genes": genes.digest(),
@@ -223,7 +223,7 @@ def harmonize_genes(source: Cells, vocabulary: Vocabulary, settings: CellSetting
     )
 
 
-def model_identity(checkpoint: "Checkpoint", rules: TokenRules, precision: str) -> dict[str, Any]:
+def model_identity(checkpoint: "Checkpoint", rules: TokenRules, precision: str, pooling: str) -> dict[str, Any]:
     """The part of the fingerprint that identifies the model: all that determines a cell's embedding."""
     return {
         "weights": checkpoint.weights_sha256,
@@ -231,6 +231,7 @@ def model_identity(checkpoint: "Checkpoint", rules: TokenRules, precision: str) 
         "token_rules": RULES_VERSION,
         **asdict(rules),
         "precision": precision,
+        "pooling": pooling,
     }
 
 

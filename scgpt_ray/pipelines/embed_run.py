@@ -171,9 +171,9 @@ def embed_stages(job: EmbedJob, executor: Executor, workers: Pool) -> Stages:
     """The steps of a request: cells are read, embedded by the actors, and committed."""
     assert job.checkpoint.files is not None, "it was read from files"
     checkpoint = share(job.checkpoint.files, job.output.folder(CHECKPOINT), executor)
-    weights, precision = job.checkpoint.weights_sha256, job.settings.precision
-    vocabulary = job.checkpoint.vocabulary.sha256
-    arguments = (checkpoint, weights, precision, workers.device, workers.threads, workers.num_gpus or 1.0)
+    weights, vocabulary = job.checkpoint.weights_sha256, job.checkpoint.vocabulary.sha256
+    network = (checkpoint, weights, job.settings.precision, job.settings.pooling)
+    arguments = (*network, workers.device, workers.threads, workers.num_gpus or 1.0)
     return Stages(
         read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
         compute=EmbedPartition if job.earlier is None else RefreshPartition,

@@ -67,13 +67,12 @@ def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: s
     if precision == "auto":
         precision = precision_of(settings, preferred, lambda: int(device != "cpu"))
     rules = TokenRules.of(settings.model_dump())
-    embedder, tables = Embedder(checkpoint, device=device, precision=precision), []
+    embedder, tables = Embedder(checkpoint, device=device, precision=precision, pooling=settings.pooling), []
     with progress_bar(len(joinids)) as progress:
         for partition in cut(joinids, settings.cells_per_partition or cells_per_partition(device)):
             blocks = cells.read(partition, genes.lookup())
             tokens = pa.concat_tables(tokenize(block, checkpoint.vocabulary, rules) for block in blocks)
             tables.append(embedder(tokens))
             progress.update(len(tokens))
-    return EmbeddedCells(
-        pa.concat_tables(tables), coverage, model_identity(checkpoint, rules, precision), genes.token >= 0
-    )
+    model = model_identity(checkpoint, rules, precision, settings.pooling)
+    return EmbeddedCells(pa.concat_tables(tables), coverage, model, genes.token >= 0)

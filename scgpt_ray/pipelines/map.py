@@ -226,7 +226,8 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
     space = index.fingerprint.model
     rules = TokenRules.of(space)
     assert settings.checkpoint is not None, "with_defaults has filled it in"
-    mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"])
+    pooling = space.get("pooling", "cls")
+    mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"], pooling)
     require_same_model(settings.checkpoint, mine, settings.index, space)
     shared = {*CellSettings.model_fields, *ComputeSettings.model_fields}
     return EmbedSettings.of(
@@ -237,6 +238,7 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
             "output": Folder.at(settings.output).folder("embeddings").uri,
             "obs_columns": _carried(settings, columns),
             "precision": settings.precision,
+            "pooling": pooling,
         }
         | asdict(rules)
     )

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from scgpt_ray.schema import BIN, CONTENT, EMBEDDING, GENE, N_GENES, matrix, mat
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from scgpt_ray.network.encoder import Pooling
 
 _KEPT = 4  # cached objects of each kind, per worker process
 
@@ -118,6 +121,7 @@ class EmbedPartition:
         checkpoint: The checkpoint.
         weights: SHA-256 of the weights.
         precision: Precision of the network.
+        pooling: What becomes the embedding of a cell.
         device: cpu, cuda or cuda:N.
         threads: CPU threads.
         device_share: Part of the device that is this actor's.
@@ -131,6 +135,7 @@ class EmbedPartition:
         checkpoint: CheckpointName,
         weights: str,
         precision: str,
+        pooling: "Pooling",
         device: str,
         threads: int,
         device_share: float = 1.0,
@@ -143,7 +148,9 @@ class EmbedPartition:
         opened = read_checkpoint(checkpoint)
         if opened.weights_sha256 != weights:
             raise _changed(checkpoint, "weights", opened.weights_sha256, weights)
-        self._embedder: Embedder = Embedder(opened, device=device, precision=precision, device_share=device_share)
+        self._embedder: Embedder = Embedder(
+            opened, device=device, precision=precision, device_share=device_share, pooling=pooling
+        )
 
     def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
         """Embed a partition; the figures are `n_tokens`, `embed_s` (seconds) and `actor` (device and precision)."""

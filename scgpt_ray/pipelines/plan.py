@@ -218,7 +218,7 @@ def _rate(settings: PlanSettings, checkpoint: Checkpoint, sample: Sample, pool: 
     precision: str = settings.precision
     if precision == "auto":
         precision = precision_of(settings, None, engine.gpus)
-    rate = network_rate(checkpoint, sample, pool.device, precision, pool.threads)
+    rate = network_rate(checkpoint, sample, pool.device, precision, settings.pooling, pool.threads)
     return _Rate(rate, "a probe on this machine")
 
 

@@ -26,6 +26,7 @@ from scgpt_ray.config import PlanSettings
 from scgpt_ray.errors import WorkerError
 from scgpt_ray.network.checkpoint import Checkpoint
 from scgpt_ray.network.embedder import Embedder, set_threads
+from scgpt_ray.network.encoder import Pooling
 from scgpt_ray.parts.parts import write_part
 from scgpt_ray.schema import BIN, EMBEDDING, GENE, JOINID, N_GENES, Int64Array, matrix_array
 from scgpt_ray.storage import Folder
@@ -153,7 +154,9 @@ def start_s(settings: PlanSettings, vocabulary: Vocabulary, *, on_ray: bool, on_
     return running[0]
 
 
-def network_rate(checkpoint: Checkpoint, sample: Sample, device: str, precision: str, threads: int) -> float:
+def network_rate(
+    checkpoint: Checkpoint, sample: Sample, device: str, precision: str, pooling: Pooling, threads: int
+) -> float:
     """Tokens per second of the network on a device of this machine.
 
     Args:
@@ -161,10 +164,11 @@ def network_rate(checkpoint: Checkpoint, sample: Sample, device: str, precision:
         sample: Cells to embed; as many as some seconds allow.
         device: cpu or cuda.
         precision: Its arithmetic.
+        pooling: What it computes.
         threads: CPU threads.
     """
     set_threads(threads)
-    embedder = Embedder(checkpoint, device=device, precision=precision)
+    embedder = Embedder(checkpoint, device=device, precision=precision, pooling=pooling)
     embedder(sample.tokens.slice(0, _CELLS_AT_ONCE))
     seconds, done, n = 0.0, 0, _CELLS_AT_ONCE
     while seconds < _SECONDS and done < len(sample.tokens):

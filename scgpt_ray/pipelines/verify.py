@@ -117,7 +117,7 @@ def _embed(asked: EmbedSettings, there: Fingerprint, joinids: Int64Array, random
     """EMBEDDINGS of some cells, in order of joinid, in float32."""
     rules = TokenRules.of(there.model)
     checkpoint = read_checkpoint(asked.checkpoint)
-    mine = model_identity(checkpoint, rules, there.model["precision"])
+    mine = model_identity(checkpoint, rules, there.model["precision"], asked.pooling)
     require_same_model(asked.checkpoint, mine, asked.output, there.model)
     source = locate(asked.atlas, asked, there.cells, identifiers=True)
     genes = variable_only(asked, source, harmonize_genes(source, checkpoint.vocabulary, asked))
@@ -131,7 +131,13 @@ def _embed(asked: EmbedSettings, there: Fingerprint, joinids: Int64Array, random
     partitions = [Partition(0, j, j, 1, digest_joinids(np.array([j]))) for j in random.permutation(joinids).tolist()]
     cells = pa.concat_tables(block for partition in partitions for block in source.read(partition, tokens_V))
     tokens = tokenize(cells, checkpoint.vocabulary, rules)
-    embedder = Embedder(checkpoint, device="cpu", precision="float32", tokens_per_microbatch=_TOKENS_PER_MICROBATCH)
+    embedder = Embedder(
+        checkpoint,
+        device="cpu",
+        precision="float32",
+        tokens_per_microbatch=_TOKENS_PER_MICROBATCH,
+        pooling=asked.pooling,
+    )
     return embedder(tokens).sort_by(JOINID)
 
 
