@@ -64,7 +64,7 @@ def stored(adata: AnnData, folder: Folder) -> str:
     return folder.where(name)
 
 
-def write_ones(folder: Path, n: int, genes: Sequence[str]) -> str:
+def write_ones(folder: Path, n: int, genes: list[str]) -> str:
     """Write an .h5ad file of n cells with a count of each gene; returns its path."""
     path = folder / "cells.h5ad"
     AnnData(np.ones((n, len(genes)), np.float32), var=pd.DataFrame(index=genes)).write_h5ad(path)
