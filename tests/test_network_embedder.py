@@ -223,7 +223,7 @@ def overflowing(checkpoint, gene):
     )
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", pytest.param("mean", marks=pytest.mark.slow)])
 def test_cells_that_overflow_float16_are_computed_in_float32(checkpoint, tokens, pooling, monkeypatch, caplog):
     monkeypatch.setattr(
         "scgpt_ray.network.embedder.require_precision", lambda _device, _precision: None

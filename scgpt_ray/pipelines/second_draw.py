@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from scgpt_ray.atlas.plan import Partition, Remainder
-from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.parts.parts import read_rows, vectors_of
 from scgpt_ray.pipelines.embed_request import EmbedJob
 from scgpt_ray.pipelines.embed_run import embed_stages
 from scgpt_ray.pipelines.executor import Executor, Failure
@@ -84,7 +84,7 @@ def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondD
     if not len(cut):
         return SecondDraw(len(n_genes_Q), 0)
     rows_S = np.sort(np.random.default_rng(_SEED).choice(cut, min(_CELLS, len(cut)), replace=False))
-    first = parts.rows(rows_S).select([JOINID, EMBEDDING])
+    first = read_rows(parts.embedded, parts.manifest, rows_S, [JOINID, EMBEDDING])
     rules = replace(job.rules, seed=job.rules.seed_of(job.rules.samples))
     workers = executor.pool(job.settings)
     stages = replace(embed_stages(replace(job, rules=rules), executor, workers), commit=CompareDraws(first))
