@@ -217,21 +217,6 @@ def recall_curve(curve: Sequence[Point], chosen: SearchParams, target: float) ->
     return _with_legend(figure)
 
 
-@styled
-def training_curve(evaluated: Sequence[Mapping[str, float]]) -> Figure:
-    """The evaluations of a training run, a panel for each objective.
-
-    Args:
-        evaluated: One mapping per saved checkpoint, with `step`; the same names in all.
-    """
-    names = [name for name in evaluated[0] if name != "step"]
-    figure = Figure(figsize=(3.2 * len(names), 2.8))
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        panel.plot([at["step"] for at in evaluated], [at[name] for at in evaluated], marker="o", markersize=3)
-        panel.set(title=name, xlabel="step")
-    return figure
-
-
 def shortened(name: str, longest: int = _FITS_AXIS) -> str:
     """A name with its middle left out where it is long: names of labels differ at both ends."""
     if len(name) <= longest:
