@@ -108,6 +108,7 @@ def test_all_that_the_averages_are_made_of_is_that_of_scib(golden, name):
 def test_averages_are_those_of_upstream(scores):
     assert scores.avg_bio == pytest.approx((scores.nmi + scores.ari + scores.asw_label) / 3)
     assert scores.avg_batch == pytest.approx((scores.graph_connectivity + scores.asw_batch) / 2)
+    assert scores.total == pytest.approx(0.6 * scores.avg_bio + 0.4 * scores.avg_batch)
 
 
 def test_labels_apart_and_batch_keys_mixed():
@@ -164,15 +165,46 @@ def test_labels_that_mean_nothing():
 def test_what_one_batch_key_leaves_undefined():
     scores = scores_of(*cells(n_keys=1))
     assert {name for name in METRICS if getattr(scores, name) is None} == set(scores.undefined)
-    assert set(scores.undefined) == {"asw_batch", "ilisi", "kbet", "pcr", "pcr_comparison", "avg_batch"}
+    assert set(scores.undefined) == {"asw_batch", "ilisi", "kbet", "pcr", "pcr_comparison", "avg_batch", "total"}
     assert scores.undefined["avg_batch"] == "asw_batch: all cells have the same batch key"
     assert scores.avg_bio > 0.9
 
 
 def test_what_one_label_leaves_undefined():
     scores = scores_of(*cells(n_labels=1))
-    assert set(scores.undefined) == {"nmi", "ari", "asw_label", "clisi", "avg_bio", "pcr_comparison"}
+    assert set(scores.undefined) == {"nmi", "ari", "asw_label", "clisi", "avg_bio", "total", "pcr_comparison"}
     assert scores.avg_batch > 0.9
+
+
+OF_BATCHES = ("asw_batch", "graph_connectivity", "ilisi", "kbet", "pcr")
+
+
+def test_what_a_treatment_separates_counts_against_no_embedding():
+    """Donors 0 and 1 are treated, 2 and 3 are not: within a treatment they mix, and a third of all is treated."""
+    vectors, labels, keys = cells(n_keys=2, noise=0.02)
+    is_treated = np.arange(N) >= 2 * N // 3
+    moved = vectors + 2 * np.eye(D, dtype=np.float32)[D - 1] * is_treated[:, None]
+    keys = np.where(is_treated, np.char.add("treated ", keys), keys)
+    conditions = is_treated.astype(str)
+    plain, within = (scores_of(moved, labels, keys, conditions=given) for given in (None, conditions))
+    assert (plain.nmi, plain.ari, plain.asw_label, plain.clisi) == (
+        within.nmi, within.ari, within.asw_label, within.clisi
+    )  # fmt: skip
+    assert (plain.pcr > 0.4, plain.ilisi < 0.5) == (True, True)
+    assert (within.pcr < 0.01, within.ilisi > 0.85) == (True, True)
+    parts = [scores_of(*(values[kept] for values in (moved, labels, keys))) for kept in (~is_treated, is_treated)]
+    for name in OF_BATCHES:
+        control, treated = (getattr(part, name) for part in parts)
+        assert getattr(within, name) == pytest.approx((2 * control + treated) / 3, abs=1e-6), name
+
+
+def test_batches_that_coincide_with_conditions_cannot_be_scored():
+    vectors, labels, keys = cells()
+    scores = scores_of(vectors, labels, keys, conditions=keys)
+    assert set(scores.undefined) == {*OF_BATCHES, "pcr_comparison", "avg_batch", "total"} - {"graph_connectivity"}
+    assert scores.undefined["ilisi"] == "in no condition: all cells have the same batch key"
+    few = scores_of(vectors, labels, keys, conditions=np.arange(N).astype(str))
+    assert few.undefined["asw_batch"] == "in no condition: fewer than 16 cells"
 
 
 def test_batch_keys_that_are_labels():

@@ -11,7 +11,7 @@ from scgpt_ray.evaluation.factors.effects import FactorEffect, FactorInEmbedding
 from scgpt_ray.evaluation.factors.expression import DepthChange, ExpressionShift, GeneChange, GeneChanges
 from scgpt_ray.evaluation.factors.probe import Probe, Purity
 from scgpt_ray.evaluation.factors.variance import VarianceShares
-from scgpt_ray.evaluation.integration.metrics import METRICS, Integration, IntegrationScores
+from scgpt_ray.evaluation.integration.metrics import AVERAGES, METRICS, Integration, IntegrationScores
 from scgpt_ray.evaluation.labels.label_evaluation import evaluate
 from scgpt_ray.evaluation.labels.metrics import outcomes
 from scgpt_ray.evaluation.markers import MarkedLabel, MarkerGene
@@ -127,14 +127,16 @@ def effect(name, embeddings, rng):
         for embedding in embeddings
     )
     why = None if shift else "no counts were given"
-    return FactorEffect(name, "donor", {"a": 700, "b": 800}, {"a": 4, "b": 4}, 0, shift, why, carried)
+    return FactorEffect(
+        name, name == "condition", "label", "donor", {"a": 700, "b": 800}, {"a": 4, "b": 4}, 0, shift, why, carried
+    )
 
 
 def integration_page():
     labels, places, rng = blobs(1)
     names = ["whole-human", "/a/long/name/of/continual-pretraining", "HVG + PCA"]
     panels = {name: places + 0.3 * number * rng.standard_normal(places.shape) for number, name in enumerate(names)}
-    fields = set(METRICS) - {"avg_bio", "avg_batch"}
+    fields = set(METRICS) - set(AVERAGES)
     scores = tuple(
         IntegrationScores(name=name, undefined={"kbet": "no label has enough cells"}, **dict.fromkeys(fields, 0.5))
         for name in names
@@ -143,11 +145,13 @@ def integration_page():
     donors = np.array([f"donor {number:02d}" for number in rng.integers(12, size=N)], object)
     genes = rng.poisson(1800, N)
     columns = [Column("cell_type", labels), Column("donor_id", donors), Column("n_genes", genes)]
-    stills = [Picture(umap_scatter(place_N2, labels.tolist(), name), name) for name, place_N2 in panels.items()]
-    view = Scatter(panels, columns, stills, "UMAP of 1,500 cells.")
+    stills = [
+        Picture(umap_scatter(place_N2, labels.tolist(), name, half=True), name) for name, place_N2 in panels.items()
+    ]
+    view = Scatter(panels, columns, [], "UMAP of 1,500 cells.")
     groups = {key: genes[donors == key] for key in sorted(set(donors))}
     facts, pictures = {"cells": N}, [Picture(histogram(groups, "Genes per cell", "genes"), "Genes per cell.")]
-    return integration_report("Integration", facts, Integration(N, {}, {}, scores), effects, view, pictures)
+    return integration_report("Integration", facts, Integration(N, {}, {}, scores), effects, view, stills, pictures)
 
 
 REPORTS = {"map": mapping_page, "integrate": integration_page}
@@ -354,7 +358,7 @@ def test_paper_and_pages_without_scripts_get_the_pictures(opened, name):
     printed, unscripted = opened(name, **SCREEN | DARK), opened(name, java_script_enabled=False, **SCREEN)
     printed.emulate_media(media="print")
     for page in (printed, unscripted):
-        stills = page.locator(".still svg")
+        stills = page.locator(".still svg" if name == "map" else ".pictures svg:has(image)")
         assert stills.count() == (1 if name == "map" else 3)
         assert all(still.is_visible() and still.locator("image").count() for still in stills.all())
         assert page.locator(".plots, select").first.is_hidden()

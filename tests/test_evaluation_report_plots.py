@@ -22,9 +22,9 @@ from scgpt_ray.evaluation.report.plots import (
     recall_curve,
     reliability_diagram,
     shortened,
-    training_curve,
     umap_scatter,
 )
+from scgpt_ray.evaluation.report.run_plots import genes_per_cell, training_curve
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.index.recall import Point
 from scgpt_ray.index.searcher import SearchParams
@@ -33,6 +33,7 @@ from scgpt_ray.mapping.calibrator import reliability
 NAMES = ["CD4 T", "B", "costs $5 & <more>", "a label that is much longer than any axis has room for", "NK"]
 TRIED = [Point(nprobe, rerank, 0.9, 1 - 0.3 / nprobe / (1 + rerank), 1) for nprobe in (1, 4, 16) for rerank in (0, 16)]
 TRAINED = [{"step": step, "loss": 5.0 / step, "cell": 3.0, "label": 1.5} for step in (10, 20)]
+OBJECTIVES = ["loss", "cell", "label"]
 
 
 def draw(name, n=200):
@@ -52,7 +53,8 @@ def draw(name, n=200):
         "umap": lambda: umap_scatter(places, truth, "Predicted cell_type", np.ones((3, 2))),
         "recall": lambda: recall_curve(TRIED, SearchParams(4, 16), 0.95),
         "one point": lambda: recall_curve(TRIED[:1], TRIED[0].params, 0.5),
-        "training": lambda: training_curve(TRAINED),
+        "training": lambda: training_curve(TRAINED, OBJECTIVES, 20),
+        "genes": lambda: genes_per_cell([3, 0, 5, 1], [0, 1, 2, 3], 3),
     }[name]()
 
 
@@ -65,7 +67,7 @@ def size(content):
 @pytest.mark.parametrize(
     "name",
     ["confusion", "reliability", "coverage", "histogram", "one value", "counts", "umap", "recall", "one point",
-     "training"],
+     "training", "genes"],
 )  # fmt: skip
 def test_every_picture_is_repeatable_and_in_the_colours_of_the_page(name, n):
     picture, again = Picture(draw(name, n), "caption"), Picture(draw(name, n), "caption")
@@ -138,7 +140,7 @@ def test_the_smallest_groups_are_drawn_together():
 
 
 def test_a_panel_for_each_objective():
-    figure = training_curve(TRAINED)
+    figure = training_curve(TRAINED, OBJECTIVES, 20)
     assert [panel.get_title("left") for panel in figure.axes] == ["loss", "cell", "label"]
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[10, 0.5], [20, 0.25]]
 

@@ -11,6 +11,7 @@ import pytest
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.parts import (
+    GENE_BINS,
     Part,
     committed,
     iterate_parts,
@@ -38,7 +39,7 @@ def embeddings(absent=(False, False, False), **columns):
 def written(folder, table, number=0):
     partition = cut(table[JOINID].to_numpy(), 100)[0]
     object.__setattr__(partition, "number", number)
-    part, n_bytes = write_part(folder, table, partition, fingerprint="f", n_tokens=15)
+    part, n_bytes = write_part(folder, table, partition, fingerprint="f", n_tokens=15, n_cut=2)
     assert n_bytes == len(folder.read(part.name))
     return part
 
@@ -111,7 +112,9 @@ def test_a_footer_says_what_the_part_is(tmp_path):
     folder = Folder.at(tmp_path)
     part = written(folder, embeddings((True, False, False)), 3)
     assert read_footer(folder, part.name) == part
-    assert part == Part("f", 3, part.joinids, n_cells=3, n_empty=1, n_tokens=15, dimension=2, data=part.data)
+    counted = {"n_cells": 3, "n_empty": 1, "n_tokens": 15, "n_cut": 2, "dimension": 2}
+    assert part == Part("f", 3, part.joinids, **counted, n_genes=part.n_genes, data=part.data)
+    assert {bound: cells for bound, cells in zip(GENE_BINS, part.n_genes, strict=True) if cells} == {0: 1, 5: 2}
     assert committed(folder) == {3: part}
 
 

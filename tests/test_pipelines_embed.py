@@ -60,6 +60,7 @@ def test_what_is_left(embedded, checkpoint):
         "manifest.json",
         "parts",
         "plan.json",
+        "report.html",
     ]
     assert (manifest.n_cells, manifest.n_empty, manifest.dimension) == (260, 2, 32)
     assert list(manifest.parts) == [f"part-{number:05d}.parquet" for number in range(6)]
@@ -82,6 +83,22 @@ def test_what_is_left(embedded, checkpoint):
     assert table[EMBEDDING].null_count == 2
     norms = np.linalg.norm(np.stack(table[EMBEDDING].drop_null().to_numpy()), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-6)
+
+
+def test_the_report_says_what_the_records_say(embedded):
+    output, manifest = embedded
+    page = " ".join((output / "report.html").read_text().split())
+    for text in (
+        "260 cells embedded in 6 parts. 2 have no embedding",
+        "No cell was cut to 1,200 tokens.",
+        "60 of 64",
+        f"{manifest.n_tokens:,} in all",
+        "Genes per cell, 260 cells",
+        manifest.fingerprint.digest,
+        "260 cells embedded in",
+    ):
+        assert text in page
+    assert "Quarantine" not in page
 
 
 def by_a_plain_loop(settings, cells_per_partition):

@@ -51,6 +51,7 @@ def test_what_is_left(built, reference):
         "index.json",
         "markers.parquet",
         "recall.json",
+        "report.html",
         "template.faiss",
         "template.json",
     ]

@@ -24,8 +24,8 @@ from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import CheckpointError, OutputError
 from scgpt_ray.network.checkpoint_files import read_vocabulary
 from scgpt_ray.parts.manifest import GENES
-from scgpt_ray.pipelines.partition_steps import ReadPartition
-from scgpt_ray.schema import BIN, JOINID, OBS_ID
+from scgpt_ray.pipelines.partition_steps import ReadPartition, _counted
+from scgpt_ray.schema import BIN, JOINID, N_GENES, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
@@ -143,3 +143,10 @@ def test_files_that_changed_are_refused(atlas):
         replace(job, output=Folder.at(folder / "none"))(partition)
     with pytest.raises(CheckpointError, match=r"the vocabulary of .* have sha256 .*; expected 0000"):
         replace(job, vocabulary="0" * 64)(partition)
+
+
+def test_a_cell_is_cut_if_it_has_more_genes_than_tokens_after_the_first():
+    """Of at most four tokens: an empty cell, cells of one and three genes, and two that lose one and six."""
+    genes = [0, 1, 3, 4, 9]
+    bins = pa.array([[0] * min(4, n + 1) if n else [] for n in genes], pa.list_(pa.uint8()))
+    assert _counted(pa.table({N_GENES: genes, BIN: bins})) == {"n_tokens": 14, "n_cut": 2}

@@ -86,6 +86,7 @@ def test_what_is_left(generative):
         "checkpoint",
         "curve.png",
         "metrics.json",
+        "report.html",
         "request.json",
         "safetensors",
         "tokens",
@@ -98,6 +99,15 @@ def test_what_is_left(generative):
     assert [evaluated["step"] for evaluated in metrics["validations"]] == [10, 20, 30, 40, 50, 60]
     assert metrics["best"] == min(reversed(metrics["validations"]), key=lambda evaluated: evaluated["loss"])
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    page = " ".join((folder / "report.html").read_text().split())
+    best = metrics["best"]
+    for text in (
+        f"60 steps on {metrics['n_cells']} cells. The checkpoint is that of step {best['step']}, with",
+        f'<tr class="chosen"><td>{best["step"]}</td><td>{best["loss"]:.4g}</td>',
+        "random weights",
+    ):
+        assert text in page
+    assert page.count("<svg") == len(best) - 1, "one of each metric"
     tokens = pq.read_table(folder / "tokens" / "atlas-0" / "part-00001.parquet")  # as a user would
     assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "content_digest", "gene", "bin"]
     assert f"checkpoint  {folder}/checkpoint" in trained.text()

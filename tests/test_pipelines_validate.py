@@ -36,9 +36,13 @@ def torn(content):
     return content[: len(content) // 2]
 
 
+UNLIKE = ("recall.json", "report.html", "mlflow.db")
+"""They hold times."""
+
+
 def state(folder):
-    """Content and time of all files."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("recall.json", "mlflow.db")]
+    """Content and time of all other files."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in UNLIKE]
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 

@@ -51,6 +51,9 @@ class IntegrateSettings(BaselineSettings, TrackingSettings, StorageSettings):
     batch mixing and effects are then evaluated without cell types."""
     factor_columns: Texts = ()
     """More obs columns, text or numbers, whose effects are explained like those of --batch-column. Default: none."""
+    condition_columns: Texts = ()
+    """obs columns of biology that should stay, such as treatment or disease: their effects are explained, and batches
+    are compared only among cells of equal conditions, so that no score asks for these to be erased. Default: none."""
     replicate_column: Text | None = None
     """obs column of donors or samples, the units of the tests of factors: with fewer than three per level, nothing is
     claimed. Default: the first of donor_id, donor, individual, patient_id, patient, subject_id, subject, sample_id and
@@ -65,9 +68,11 @@ class IntegrateSettings(BaselineSettings, TrackingSettings, StorageSettings):
 
     @model_validator(mode="after")
     def _each_column_once(self) -> Self:
-        columns = [self.label_column, self.batch_column, *self.factor_columns]
+        columns = [self.label_column, self.batch_column, *self.factor_columns, *self.condition_columns]
         if len(set(columns)) != len(columns):
-            raise ValueError("--label-column, --batch-column and --factor-columns name a column twice")
+            raise ValueError(
+                "--label-column, --batch-column, --factor-columns and --condition-columns name a column twice"
+            )
         if len(set(self.embeddings)) != len(self.embeddings):
             raise ValueError("--embeddings names a folder twice")
         return self

@@ -23,11 +23,14 @@ from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.footer import read_all, read_stamp
 from scgpt_ray.progress import note
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import CONTENT, EMBEDDING, JOINID, Float32Matrix, Int64Array, matrix, obs_columns
+from scgpt_ray.schema import CONTENT, EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array, matrix, obs_columns
 from scgpt_ray.storage import Folder
 
 PARTS = "parts"
 _FOOTER = b"scgpt_ray.part"
+GENE_BINS = (0, *np.unique(np.rint(2 ** (np.arange(46) / 3)).astype(int)).tolist())
+"""Least number of genes per cell of each bin that the footer counts: three bins per octave."""
+
 _STORED = pa.list_(pa.field("element", pa.float32()))
 
 
@@ -42,6 +45,8 @@ class Part:
         n_cells: Number of rows.
         n_empty: Rows without an embedding, of cells without counts of genes in the vocabulary.
         n_tokens: Number of tokens embedded.
+        n_cut: Cells with more genes than fit into their tokens.
+        n_genes: Cells in each of `GENE_BINS`, by their genes of the vocabulary with counts.
         dimension: Width of the embedding.
         data: SHA-256 of the bytes of the file before its footer.
     """
@@ -52,8 +57,13 @@ class Part:
     n_cells: int
     n_empty: int
     n_tokens: int
+    n_cut: int
+    n_genes: tuple[int, ...]
     dimension: int
     data: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_genes", tuple(self.n_genes))  # JSON has lists
 
     @property
     def name(self) -> str:
@@ -72,7 +82,7 @@ def part_number(name: str) -> int:
 
 
 def write_part(
-    parts: Folder, table: pa.Table, partition: Partition, *, fingerprint: str, n_tokens: int
+    parts: Folder, table: pa.Table, partition: Partition, *, fingerprint: str, n_tokens: int, n_cut: int = 0
 ) -> tuple[Part, int]:
     """Commit one partition.
 
@@ -82,6 +92,7 @@ def write_part(
         partition: The planned partition.
         fingerprint: Digest of the run's fingerprint.
         n_tokens: Number of tokens embedded.
+        n_cut: Cells with more genes than fit into their tokens.
 
     Returns:
         The footer, and the size of the file in bytes.
@@ -103,6 +114,8 @@ def write_part(
         n_cells=table.num_rows,
         n_empty=table[EMBEDDING].null_count,
         n_tokens=n_tokens,
+        n_cut=n_cut,
+        n_genes=tuple(np.histogram(table[N_GENES].to_numpy(), [*GENE_BINS, np.inf])[0].tolist()),
         dimension=table[EMBEDDING].type.list_size,
         data="",
     )

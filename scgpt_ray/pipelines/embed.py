@@ -1,6 +1,7 @@
 """Atlas -> cells -> tokens -> embeddings -> committed parts -> manifest."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from scgpt_ray.config import EmbedSettings
 from scgpt_ray.parts.earlier import TABLE
 from scgpt_ray.parts.manifest import GENES, committed_parts, prove_complete, require_reported
 from scgpt_ray.parts.parts import Part
+from scgpt_ray.pipelines.embed_report import REPORT, Speed, write_embed_report
 from scgpt_ray.pipelines.embed_request import EmbedJob, check
 from scgpt_ray.pipelines.embed_run import NO_CELLS, EmbedRun
 from scgpt_ray.pipelines.executor import Engine, Executor, Pool
@@ -69,7 +71,7 @@ def complete(job: EmbedJob, engine: Engine, verb: str) -> Manifest:
     )
     with engine.open(job.n_cells, compute=job.settings) as executor, tracker:
         manifest = run(job, executor, tracker)
-        for name in (Plan.file, Manifest.file):
+        for name in (Plan.file, Manifest.file, REPORT):
             tracker.log_artifact(name)
     return manifest
 
@@ -94,8 +96,10 @@ def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
     plan = make_plan(job, workers) if job.began is None else job.began
     write_genes(job)  # again on resume: the table may be lost or damaged
     work = EmbedRun(job, plan, executor, workers, tracker)
+    before, started = sum(part.n_cells for part in work.parts.values()), time.monotonic()
     quarantine, left = work.finish_plan()
-    manifest = finish(plan, work.parts, job, work.actors, quarantine, left)
+    speed = Speed(sum(part.n_cells for part in work.parts.values()) - before, time.monotonic() - started)
+    manifest = finish(plan, work.parts, job, work.actors, quarantine, left, speed)
     counts = {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty, "n_quarantined": manifest.n_quarantined}
     tracker.log_metrics({**counts, "coverage": manifest.coverage["fraction"]}, step=len(work.parts))
     return manifest
@@ -131,8 +135,9 @@ def finish(
     actors: Sequence[dict[str, Any]] = (),
     quarantine: Quarantine = NO_CELLS,
     left: Mapping[int, Remainder | None] = MappingProxyType({}),
+    speed: Speed | None = None,
 ) -> Manifest:
-    """Check that every planned cell is committed exactly once or in quarantine, and write the manifest.
+    """Check that every planned cell is committed exactly once or in quarantine, and write report and manifest.
 
     The folder is listed again: workers may have written elsewhere, or a part may have been deleted since.
 
@@ -143,6 +148,7 @@ def finish(
         actors: Descriptions of the actors of this run.
         quarantine: Cells that could not be embedded, as quarantine.json lists them.
         left: What is committed of their partitions; see `remainders`.
+        speed: Of this run.
 
     Raises:
         CompletenessError: If cells are missing or were not planned, or if the folder holds other parts.
@@ -166,7 +172,8 @@ def finish(
     )
     if not quarantine.cells and job.output.has(Quarantine.file):
         job.output.remove(Quarantine.file)
-    manifest.write(job.output)
+    write_embed_report(job, manifest, ordered, quarantine, speed)
+    manifest.write(job.output)  # last: it marks the run as finished
     if job.output.has(TABLE):
         job.output.remove(TABLE)
     return manifest

@@ -229,7 +229,9 @@ def finish(
 
     Without a `recall_sample`, cells are drawn and compared with all others.
     """
-    from scgpt_ray.pipelines.fitness import write_fitness  # scikit-learn and numba take seconds to import
+    # scikit-learn and numba take seconds to import.
+    from scgpt_ray.pipelines.fitness import write_fitness
+    from scgpt_ray.pipelines.index_report import REPORT, write_index_report
 
     reference = Reference(output, described, executor)
     target = described.request["target_recall"]
@@ -255,10 +257,11 @@ def finish(
     )
     write_report(output, described, recall_sample, search, curve, reference.labels)
     write_fitness(replace(reference, index=described), described.request.get("held_out"))
+    write_index_report(output, described)
     _commit(replace(reference, index=described), source, manifest)
     figures = {"nprobe": chosen.nprobe, "rerank": chosen.rerank, "recall_at_10": chosen.recall_at_10}
     tracker.log_metrics({"n_cells": described.n_cells, **figures})
-    for name in (IndexDescription.file, RECALL, Fitness.file, CARD):
+    for name in (IndexDescription.file, RECALL, Fitness.file, CARD, REPORT):
         tracker.log_artifact(name)
     return described
 

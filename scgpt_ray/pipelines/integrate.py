@@ -1,6 +1,7 @@
 """Embeddings of the same cells -> integration metrics, effects of factors, pictures, report."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             batch key, or the output cannot be written.
     """
     output = Folder.at(settings.output)
-    needed = [settings.label_column, settings.batch_column, *settings.factor_columns, settings.replicate_column]
+    columns = [*settings.factor_columns, *settings.condition_columns]
+    needed = [settings.label_column, settings.batch_column, *columns, settings.replicate_column]
     cells = compared_cells(
         tuple(settings.embeddings),
         [column for column in needed if column],
@@ -60,6 +62,7 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
     output.require_writable()
     batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
     replicates = _replicates(settings, cells, selection)
+    conditions = _conditions(settings, cells, selection)
     stored, counts = _counts(settings, cells, selection)
     asked = settings.model_dump(mode="json", exclude={*TrackingSettings.model_fields})
     tracker = Tracker(
@@ -77,7 +80,14 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             embeddings[BASELINE] = components_NC
         baseline = BASELINE if BASELINE in embeddings else None
         with Stage(f"evaluate {len(embeddings)} embeddings of {len(labels):,} cells"):
-            integration = compare_embeddings(embeddings, labels, batch_keys, seed=settings.seed, baseline=baseline)
+            integration = compare_embeddings(
+                embeddings,
+                labels,
+                batch_keys,
+                seed=settings.seed,
+                baseline=baseline,
+                conditions=conditions,
+            )
         with Stage(f"explain {len(factors)} factors"):
             effects = explain_factors(
                 factors,
@@ -87,6 +97,7 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
                 genes_G=known.genes_G if known else None,
                 replicates=replicates,
                 seed=settings.seed,
+                conditions=conditions,
             )
         integrated = IntegrationResult(
             output,
@@ -122,8 +133,20 @@ def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Select
     batch_keys = [str(value) for value in cells.values(settings.batch_column, rows)]
     factors = [Factor.of(settings.batch_column, batch_keys)]
     factors += [Factor.of(column, cells.values(column, rows)) for column in settings.factor_columns]
+    factors += [
+        replace(Factor.of(column, cells.values(column, rows)), is_condition=True)
+        for column in settings.condition_columns
+    ]
     of_rows = [_NO_LABEL] * len(rows) if labels is None else [str(labels[row]) for row in rows]
     return selection, of_rows, factors
+
+
+def _conditions(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> list[str] | None:
+    """The combination of conditions of each evaluated cell; None without conditions."""
+    if not settings.condition_columns:
+        return None
+    values = [cells.values(column, selection.rows) for column in settings.condition_columns]
+    return [" / ".join(map(str, each)) for each in zip(*values, strict=True)]
 
 
 def _replicates(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Replicates | None:

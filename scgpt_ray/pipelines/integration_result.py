@@ -13,7 +13,7 @@ from scgpt_ray.evaluation.factors.effects import FactorEffect, Replicates
 from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
 from scgpt_ray.evaluation.integration.metrics import Integration
 from scgpt_ray.evaluation.report.picture import Picture, png
-from scgpt_ray.evaluation.report.plots import MAX_LABELS, histogram, umap_scatter
+from scgpt_ray.evaluation.report.plots import MAX_LABELS, histogram, shortened, umap_scatter
 from scgpt_ray.evaluation.report.reports import integration_report
 from scgpt_ray.evaluation.report.scatter import Column, Scatter
 from scgpt_ray.evaluation.sample import Selection, stratified_sample
@@ -68,7 +68,7 @@ class IntegrationResult:
             "n_cells": self.selection.n_cells,
             "n_evaluated": self.selection.n_evaluated,
             "scores": {
-                scores.name: {"avg_bio": scores.avg_bio, "avg_batch": scores.avg_batch}
+                scores.name: {"total": scores.total, "avg_bio": scores.avg_bio, "avg_batch": scores.avg_batch}
                 for scores in self.integration.scores
             },
             "effects": {effect.name: effect.kind for effect in self.effects},
@@ -117,14 +117,16 @@ def write_integration(
     first = next(iter(embeddings))
     output.write(UMAP, png(pictures[first, groups[0]].figure))
     output.write(UMAP_BATCH, png(pictures[first, settings.batch_column].figure))
-    caption = _caption(len(drawn), len(strata), [len(set(shown[column])) for _, column in pictures])
+    caption = _caption(len(drawn), len(strata))
     report = integration_report(
         "Integration of " + ", ".join(scores.name for scores in integrated.integration.scores),
         _facts(integrated, settings),
         integrated.integration,
         integrated.effects,
-        Scatter(places, [Column(name, values) for name, values in shown.items()], [*pictures.values()], caption),
+        Scatter(places, [Column(name, values) for name, values in shown.items()], [], caption),
+        [*pictures.values()],
         [_genes(columns, settings.batch_column, integrated.selection)],
+        settings.condition_columns,
     )
     output.write(REPORT, report.encode())
 
@@ -135,19 +137,23 @@ def _pictures(
     """Static pictures: each embedding coloured by each column."""
     return {
         (name, column): Picture(
-            umap_scatter(coordinates_N2, values.tolist(), f"{name} by {column}"),
-            f"{name}, coloured by {column}.",
+            umap_scatter(coordinates_N2, values.tolist(), f"{shortened(name, 22)} by {column}", half=True),
+            f"{name}, coloured by {column}." + _left_out(len(set(values))),
         )
         for name, coordinates_N2 in places.items()
         for column, values in columns.items()
     }
 
 
-def _caption(n_drawn: int, n_evaluated: int, n_values: list[int]) -> str:
-    caption = f"UMAP of {n_drawn:,} of the {n_evaluated:,} evaluated cells, computed separately for each embedding."
-    if max(n_values) > MAX_LABELS:
-        caption += f" On paper, all but the {MAX_LABELS - 1} most frequent values are drawn as other."
-    return caption
+def _caption(n_drawn: int, n_evaluated: int) -> str:
+    return (
+        f"UMAP of {n_drawn:,} of the {n_evaluated:,} evaluated cells, computed separately for each embedding; the "
+        "pictures of labels and batches show the same cells."
+    )
+
+
+def _left_out(n_values: int) -> str:
+    return f" All but the {MAX_LABELS - 1} most frequent are other." if n_values > MAX_LABELS else ""
 
 
 def _genes(columns: Mapping[str, Sequence[Any]], batch_column: str, selection: Selection) -> Picture:
@@ -165,6 +171,7 @@ def _facts(integrated: IntegrationResult, settings: IntegrateSettings) -> dict[s
         "cells": selection.n_cells,
         "evaluated": selection.text(),
         "labels": f"{settings.label_column}: {len(integrated.integration.labels)}" if settings.label_column else "none",
+        "conditions": ", ".join(settings.condition_columns) or "none",
         "batch keys": f"{settings.batch_column}: {len(integrated.integration.batch_keys)}",
         "replicates": integrated.replicates.text()
         if integrated.replicates

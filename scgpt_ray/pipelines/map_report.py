@@ -2,17 +2,16 @@
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from scgpt_ray import __version__
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
 from scgpt_ray.evaluation.labels.baseline import BASELINE
 from scgpt_ray.evaluation.labels.metrics import outcomes
+from scgpt_ray.evaluation.report.page import written
 from scgpt_ray.evaluation.report.palette import OUTCOMES
 from scgpt_ray.evaluation.report.picture import Picture, png
 from scgpt_ray.evaluation.report.plots import (
@@ -20,12 +19,10 @@ from scgpt_ray.evaluation.report.plots import (
     coverage_accuracy,
     histogram,
     label_counts,
-    recall_curve,
     reliability_diagram,
 )
 from scgpt_ray.evaluation.report.reports import map_report
-from scgpt_ray.index.description import RECALL
-from scgpt_ray.index.recall import Point
+from scgpt_ray.pipelines.index_report import recall_pictures
 from scgpt_ray.pipelines.labelled_query import labelled_query
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.map_findings import findings
@@ -71,7 +68,7 @@ def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Refer
         facts,
         query_view(drawn, mapped, settings) if isinstance(drawn, Drawn) else drawn,
         manifest.coverage | {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty},
-        [*_pictures(mapped), _genes(mapped.overview), *_recall(reference)],
+        [*_pictures(mapped), _genes(mapped.overview), *recall_pictures(reference.folder, reference.index)],
         mapped.evaluation,
         mapped.calibrations,
         mapped.promises,
@@ -104,7 +101,7 @@ def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, m
         "calibrated by": settings.calibrate_by or "nothing",
         "checkpoint": f"{settings.checkpoint} (sha256 {manifest.fingerprint.model['weights'][:12]})",
         "label columns": ", ".join(mapped.labels),
-        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by scgpt-ray {__version__}",
+        "written": written(),
     }
     if mapped.evaluation is not None:
         facts[BASELINE] = mapped.baseline_text()
@@ -171,18 +168,6 @@ def _calibration(mapped: MappingResult) -> list[Picture]:
         caption = f"Calibration of {column}: how often reference cells of held-out groups are right, by confidence."
         pictures.append(Picture(reliability_diagram(curves), caption))
     return pictures
-
-
-def _recall(reference: Reference) -> list[Picture]:
-    """The recall curve from which search parameters were chosen; none for an exact index."""
-    if not reference.folder.has(RECALL):
-        return []
-    report = json.loads(reference.folder.read(RECALL))
-    curve = [Point(**point) for point in report["curve"]]
-    if len({point.nprobe for point in curve}) <= 1:
-        return []
-    figure = recall_curve(curve, reference.params, report["target_recall"])
-    return [Picture(figure, "Recall@10 of the index against exact search, by number of lists searched.")]
 
 
 def _stem(place: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scgpt_ray.atlas.genes import GeneMap
@@ -153,11 +154,11 @@ class EmbedPartition:
         )
 
     def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
-        """Embed a partition; the figures are `n_tokens`, `embed_s` (seconds) and `actor` (device and precision)."""
+        """Embed a partition; the figures are `n_tokens`, `n_cut`, `embed_s` (seconds) and `actor` (its description)."""
         started = time.monotonic()
         embeddings = self._embedder(tokens)
         return embeddings, {
-            "n_tokens": len(tokens[BIN].combine_chunks().flatten()),
+            **_counted(tokens),
             "embed_s": time.monotonic() - started,
             "actor": self._embedder.describe(),
         }
@@ -178,7 +179,7 @@ class RefreshPartition:
         self._opening = threading.Lock()  # an actor computes in several threads
 
     def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
-        """As `EmbedPartition`; `n_tokens` counts those of copied cells, too."""
+        """As `EmbedPartition`; copied cells are counted, too."""
         has_tokens_N = tokens[N_GENES].to_numpy() > 0
         found_N, vectors_FD = self._earlier.vectors(tokens[CONTENT].to_numpy())
         rest_N = has_tokens_N & ~found_N
@@ -189,14 +190,19 @@ class RefreshPartition:
             computed, figures = self._open()(tokens.filter(pa.array(rest_N)))
             embedding_ND[rest_N] = matrix(computed[EMBEDDING])
         vectors = matrix_array(embedding_ND, ~has_tokens_N)
-        n_tokens = len(tokens[BIN].combine_chunks().flatten())
-        return tokens.drop_columns([GENE, BIN]).append_column(EMBEDDING, vectors), {**figures, "n_tokens": n_tokens}
+        return tokens.drop_columns([GENE, BIN]).append_column(EMBEDDING, vectors), {**figures, **_counted(tokens)}
 
     def _open(self) -> EmbedPartition:
         with self._opening:
             if self._network is None:
                 self._network = EmbedPartition(*self._arguments)
             return self._network
+
+
+def _counted(tokens: pa.Table) -> dict[str, int]:
+    """Tokens, and cells that lost genes: those whose tokens are fewer than <cls> and their genes."""
+    length_N, genes_N = pc.list_value_length(tokens[BIN]).to_numpy(), tokens[N_GENES].to_numpy()
+    return {"n_tokens": int(length_N.sum()), "n_cut": int(((length_N > 0) & (length_N <= genes_N)).sum())}
 
 
 @dataclass(frozen=True)
@@ -214,8 +220,8 @@ class CommitPartition:
     def __call__(self, embeddings: pa.Table, partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:
         """Write the part; the receipt is the figures, `part`, and `n_bytes` of its file."""
         parts = self.output.folder(PARTS)
-        n_tokens = figures["n_tokens"]
-        part, n_bytes = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, n_tokens=n_tokens)
+        counts = {name: figures[name] for name in ("n_tokens", "n_cut")}
+        part, n_bytes = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, **counts)
         return {**figures, "part": asdict(part), "n_bytes": n_bytes}
 
 

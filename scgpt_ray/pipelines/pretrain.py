@@ -9,12 +9,11 @@ from typing import Any
 
 from scgpt_ray.config import PretrainSettings
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.evaluation.report.picture import png
-from scgpt_ray.evaluation.report.plots import training_curve
 from scgpt_ray.identity import digest_of
 from scgpt_ray.network.checkpoint import write_checkpoint
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.pipelines.executor import Engine, Executor
+from scgpt_ray.pipelines.pretrain_report import CURVE, REPORT, write_training_report
 from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, TrainingJob, check_training
 from scgpt_ray.pipelines.shared_checkpoint import share
 from scgpt_ray.pipelines.token_cache import cache_tokens
@@ -28,7 +27,6 @@ from scgpt_ray.training.state import read_state
 
 logger = logging.getLogger(__name__)
 
-CURVE = "curve.png"
 START = "initial_checkpoint"
 """Subfolder to which the checkpoint that training continues is copied for other machines."""
 
@@ -108,7 +106,7 @@ def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
         state = read_state(job.output)
         assert state is not None, "the last step saves"
         metrics = _write(job, training, state["kept"])
-        for name in (METRICS, CURVE):
+        for name in (METRICS, CURVE, REPORT):
             tracker.log_artifact(name)
     return Trained(job.output, metrics)
 
@@ -174,7 +172,7 @@ def _require(cells: Cells, validation: Cells, settings: PretrainSettings) -> Non
 
 @Stage("write the checkpoint")
 def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the checkpoint folders and metrics.json, which is last because it marks the run as finished."""
+    """Write the checkpoint folders, the report, and metrics.json, which is last: it marks the run as finished."""
     settings = job.settings
     more = {
         "mask_value": int(MASK_VALUE),
@@ -205,7 +203,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "validations": list(kept["validations"]),
         "versions": versions(),
     }
-    job.output.write(CURVE, png(training_curve(metrics["validations"])))
+    write_training_report(job, metrics)
     job.output.write(METRICS, json.dumps(metrics, indent=1).encode())
     return metrics
 

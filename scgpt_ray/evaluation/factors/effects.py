@@ -43,12 +43,14 @@ class Factor:
         levels: Names of its values, or of the quarters of a numeric column.
         level_N: int64 [n], numbered from 0; -1 for a missing value.
         number_N: float64 [n] for a numeric column with more than ten values, NaN for a missing value; else None.
+        is_condition: Whether it is biology, such as a treatment, whose effect an embedding should keep.
     """
 
     name: str
     levels: tuple[str, ...]
     level_N: Int64Array
     number_N: npt.NDArray[np.float64] | None
+    is_condition: bool = False
 
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> "Factor":
@@ -150,6 +152,8 @@ class FactorEffect:
     """The effect of a factor.
 
     Attributes:
+        is_condition: As of the `Factor`.
+        within: What cells have in common that are compared: `label`, or `label and condition`.
         unit: Column of the replicates, or CELL without replicates.
         levels: Level -> number of cells.
         replicates: Level -> number of replicates that have it; empty without replicates.
@@ -160,6 +164,8 @@ class FactorEffect:
     """
 
     name: str
+    is_condition: bool
+    within: str
     unit: str
     levels: dict[str, int]
     replicates: dict[str, int]
@@ -188,8 +194,9 @@ def explain_factors(
     genes_G: npt.NDArray[np.object_] | None,
     replicates: Replicates | None,
     seed: int,
+    conditions: Sequence[str] | None = None,
 ) -> tuple[FactorEffect, ...]:
-    """Determine the effects of factors within labels.
+    """Determine the effects of factors within labels, and, unless they are conditions, within conditions.
 
     Args:
         factors: Columns of the evaluated cells.
@@ -199,6 +206,7 @@ def explain_factors(
         genes_G: Name of each gene of `counts_NG`.
         replicates: Units of the tests; None without a column of them.
         seed: Seed of the folds.
+        conditions: Condition of each cell; None without.
 
     Raises:
         InputError: If the counts are not whole numbers, or a cell has no counts.
@@ -208,9 +216,12 @@ def explain_factors(
         require_counts(counts_NG)
         totals = np.log10(np.asarray(counts_NG.sum(axis=1), np.float64).ravel())
         depth = [_numeric(DEPTH, np.ones(len(totals), bool), totals)]
-    label_names, label_N = np.unique(np.asarray(labels, str), return_inverse=True)
+    both = labels if conditions is None else [" / ".join(pair) for pair in zip(labels, conditions, strict=True)]
     effects = []
     for factor in (*factors, *depth):
+        within = "label" if factor.is_condition or conditions is None else "label and condition"
+        grouping = np.asarray(labels if within == "label" else both, str)
+        label_names, label_N = np.unique(grouping, return_inverse=True)
         units = replicates if replicates and replicates.name != factor.name else None
         known = np.flatnonzero((factor.level_N >= 0) & (units is None or units.replicate_N >= 0))
         label, level = label_N[known], factor.level_N[known]
@@ -222,6 +233,8 @@ def explain_factors(
         effects.append(
             FactorEffect(
                 name=factor.name,
+                is_condition=factor.is_condition,
+                within=within,
                 unit=units.name if units else CELL,
                 levels=_named_counts(factor, level),
                 replicates=_named_counts(factor, *np.unique([level, unit], axis=1)[:1]) if units else {},

@@ -1,5 +1,7 @@
 """Verdicts on factors as sentences, with the numbers behind them."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +11,14 @@ from scgpt_ray.evaluation.factors.expression import DepthChange, GeneChanges
 from scgpt_ray.evaluation.factors.probe import Probe
 
 _NAMED_GENES = 6
+
+SIZES = {"negligible": 0.01, "small": 0.06, "moderate": 0.14, "large": math.inf}
+"""Size of an effect -> share of the variance below which it has that name: Cohen's conventions for eta squared
+(Statistical Power Analysis for the Behavioral Sciences, 2nd ed., 1988, pages 285 to 287: f = .10, .25 and .40)."""
+
+FOLDS = {"small": 1.25, "moderate": 2.0, "large": math.inf}
+"""The same for a ratio of depths, either way; ours, without another source."""
+
 _KINDS = {
     "type I": "a type I effect, global",
     "type II": "a type II effect, gene-specific",
@@ -30,7 +40,14 @@ def sentences(effect: FactorEffect) -> list[str]:
         first = f"{effect.name}: cannot tell whether its effect is type I or type II: {effect.no_shift}."
     else:
         first = f"{_kind(effect)} {_depth(effect.shift.depth)}{_genes(effect.shift.genes)}."
-    return [first, *(_embedding(carried, effect.unit) for carried in effect.embeddings)]
+    if effect.is_condition:
+        first += f" {effect.name} is a condition: its effect should stay, and is no fault of an embedding."
+    return [first, *(_embedding(carried, effect) for carried in effect.embeddings)]
+
+
+def size_of(value: float, limits: Mapping[str, float]) -> str:
+    """The name of an effect's size: that of the first limit above it."""
+    return next(name for name, limit in limits.items() if value < limit)
 
 
 def effect_dict(effect: FactorEffect) -> dict[str, Any]:
@@ -64,8 +81,9 @@ def _depth(depth: DepthChange) -> str:
     if depth.p is None or depth.low is None or depth.high is None or depth.threshold is None:
         return f"{found} (not tested)"
     tested = f"95 % interval {depth.low:.2f} to {depth.high:.2f}, p = {depth.p:.2g}"
-    below = "" if depth.is_claimed else f"; below the detection threshold of {depth.threshold:.2f} times"
-    return f"{found} ({tested}{below})"
+    if not depth.is_claimed:
+        return f"{found} ({tested}; below the detection threshold of {depth.threshold:.2f} times)"
+    return f"{found}, a {size_of(max(depth.ratio, 1 / depth.ratio), FOLDS)} change ({tested})"
 
 
 def _genes(genes: GeneChanges | None) -> str:
@@ -86,15 +104,16 @@ def _genes(genes: GeneChanges | None) -> str:
     return f"; {found}{below}"
 
 
-def _embedding(carried: FactorInEmbedding, unit: str) -> str:
+def _embedding(carried: FactorInEmbedding, effect: FactorEffect) -> str:
     variance = carried.variance
     clauses = [
-        f"explains {variance.factor:.1%} of the variance in addition to the label's {variance.label:.1%}, "
-        f"and {variance.interaction:.1%} by effects that differ between labels"
+        f"explains {variance.factor:.1%} of the variance, a {size_of(variance.factor, SIZES)} share, in addition to "
+        f"the {variance.label:.1%} of the {effect.within}, and {variance.interaction:.1%} by effects that differ "
+        "between labels"
     ]
     probe, purity = carried.probe, carried.purity
     if probe is not None:
-        clauses.append(_probe(probe, unit))
+        clauses.append(_probe(probe, effect.unit))
     if purity is not None:
         clauses.append(
             f"{purity.share:.0%} of a cell's neighbours of its label share it (by chance {purity.expected:.0%})"

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.integration.scib import EvaluatedCells, score_cells
+from scgpt_ray.evaluation.integration.scib import EvaluatedCells, score_cells, score_conditions
 from scgpt_ray.evaluation.sample import MIN_CELLS
-from scgpt_ray.schema import Float32Matrix
+from scgpt_ray.schema import Float32Matrix, Int64Array
 
 METRICS = {
+    "total": "Total",
     "avg_bio": "AvgBIO",
     "avg_batch": "AvgBATCH",
     "nmi": "NMI",
@@ -33,13 +34,19 @@ METRICS = {
 }
 """Field of the metric -> its name in tables."""
 
-AVERAGES = {"avg_bio": ("nmi", "ari", "asw_label"), "avg_batch": ("graph_connectivity", "asw_batch")}
-"""Average -> the metrics it is the mean of."""
+AVERAGES = {
+    "avg_bio": {"nmi": 1.0, "ari": 1.0, "asw_label": 1.0},
+    "avg_batch": {"graph_connectivity": 1.0, "asw_batch": 1.0},
+    "total": {"avg_bio": 0.6, "avg_batch": 0.4},
+}
+"""Average -> the metrics it is the mean of, with their weights; those of the total are scIB's (Luecken et al. 2022)."""
 
 
 @dataclass(frozen=True)
 class IntegrationScores:
     """Metrics of one embedding, from 0 to 1; larger is better except for `pcr`; None if undefined.
+
+    Those of batches (ASW batch, graph connectivity, iLISI, kBET, PCR) are means over conditions, if there are any.
 
     Attributes:
         nmi: Normalised mutual information of labels and the best of ten Leiden clusterings.
@@ -71,6 +78,11 @@ class IntegrationScores:
     undefined: dict[str, str]
 
     @property
+    def total(self) -> float | None:
+        """0.6 AvgBIO + 0.4 AvgBATCH."""
+        return self._average("total")
+
+    @property
     def avg_bio(self) -> float | None:
         """Mean of NMI, ARI and ASW label."""
         return self._average("avg_bio")
@@ -82,7 +94,7 @@ class IntegrationScores:
 
     def _average(self, name: str) -> float | None:
         values = [getattr(self, part) for part in AVERAGES[name]]
-        return None if None in values else float(np.mean(values))
+        return None if None in values else float(np.average(values, weights=list(AVERAGES[name].values())))
 
     def to_dict(self) -> dict[str, Any]:
         """All metrics as plain values for JSON, averages first."""
@@ -125,6 +137,7 @@ def compare_embeddings(
     *,
     seed: int,
     baseline: str | None = None,
+    conditions: Sequence[str] | None = None,
 ) -> Integration:
     """Evaluate embeddings of the same cells.
 
@@ -134,6 +147,7 @@ def compare_embeddings(
         batch_keys: Batch key of each cell, [n].
         seed: Seed of the clusterings.
         baseline: Name of the embedding that represents the data before integration, for `pcr_comparison`.
+        conditions: Condition of each cell, [n], such as a treatment: batch keys need to mix only among cells of one.
 
     Raises:
         InputError: If there are too few cells, all have one label and one batch key, or an embedding is not finite.
@@ -142,6 +156,7 @@ def compare_embeddings(
     assert baseline is None or baseline in embeddings
     label_names, label_N = np.unique(np.asarray(labels, str), return_inverse=True)
     key_names, key_N = np.unique(np.asarray(batch_keys, str), return_inverse=True)
+    condition_N = None if conditions is None else np.unique(np.asarray(conditions, str), return_inverse=True)[1]
     _require_contrast(len(label_N), len(label_names), len(key_names))
     names = [name for name in embeddings if name != baseline]
     scores: dict[str, IntegrationScores] = {}
@@ -151,7 +166,7 @@ def compare_embeddings(
         _require_finite(name, vectors_ND)
         before = scores[baseline].pcr if baseline in scores else None
         cells = EvaluatedCells(vectors_ND, label_N, key_N, seed)
-        scores[name] = _score(name, cells, before, is_baseline=name == baseline)
+        scores[name] = _score(name, cells, condition_N, before, is_baseline=name == baseline)
     return Integration(
         n=len(label_N),
         labels=dict(Counter(sorted(labels)).most_common()),
@@ -160,8 +175,10 @@ def compare_embeddings(
     )
 
 
-def _score(name: str, cells: EvaluatedCells, pcr_before: float | None, *, is_baseline: bool) -> IntegrationScores:
-    values, undefined = score_cells(cells)
+def _score(
+    name: str, cells: EvaluatedCells, condition_N: Int64Array | None, pcr_before: float | None, *, is_baseline: bool
+) -> IntegrationScores:
+    values, undefined = score_cells(cells) if condition_N is None else score_conditions(cells, condition_N)
     comparison = None
     if is_baseline:
         undefined["pcr_comparison"] = "this is the baseline"

@@ -21,6 +21,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scgpt_ray.errors import optional
 from scgpt_ray.evaluation.neighbors import between_groups, groups_of, nearest, with_self
+from scgpt_ray.evaluation.sample import MIN_CELLS
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 _GRAPH_NEIGHBORS = 15
@@ -43,6 +44,11 @@ class EvaluatedCells:
     label_N: Int64Array
     key_N: Int64Array
     seed: int
+
+    def subset(self, cells: Int64Array) -> "EvaluatedCells":
+        """Some of the cells, by their positions, with labels and batch keys numbered anew."""
+        label_N, key_N = (np.unique(codes_N[cells], return_inverse=True)[1] for codes_N in (self.label_N, self.key_N))
+        return EvaluatedCells(self.vectors_ND[cells], label_N, key_N, self.seed)
 
     @cached_property
     def neighbors(self) -> Any:
@@ -93,6 +99,9 @@ _COMPUTE: dict[str, Callable[[EvaluatedCells], float]] = {
 }
 
 
+_OF_BATCHES = ("asw_batch", "graph_connectivity", "ilisi", "kbet", "pcr")
+
+
 def score_cells(evaluated: EvaluatedCells) -> tuple[dict[str, float | None], dict[str, str]]:
     """Compute every metric that is defined for these cells.
 
@@ -102,8 +111,39 @@ def score_cells(evaluated: EvaluatedCells) -> tuple[dict[str, float | None], dic
     Raises:
         ConfigError: If scib-metrics or leidenalg is not installed.
     """
-    undefined = _undefined(evaluated)
-    values = {name: None if name in undefined else float(compute(evaluated)) for name, compute in _COMPUTE.items()}
+    return _computed(evaluated, tuple(_COMPUTE))
+
+
+def score_conditions(
+    evaluated: EvaluatedCells, condition_N: Int64Array
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """As `score_cells`, but batches are compared within conditions: what separates these is no batch effect.
+
+    Metrics of batches are means over the conditions for which they are defined, weighted by cells.
+
+    Args:
+        evaluated: The cells.
+        condition_N: Condition of each, int64 [n].
+    """
+    values, undefined = _computed(evaluated, tuple(name for name in _COMPUTE if name not in _OF_BATCHES))
+    large = [cells for cells in groups_of(condition_N) if len(cells) >= MIN_CELLS]
+    found = [_computed(evaluated.subset(cells), _OF_BATCHES) for cells in large]
+    for name in _OF_BATCHES:
+        defined = [(scores[name], len(cells)) for (scores, _), cells in zip(found, large, strict=True)]
+        defined = [(score, cells) for score, cells in defined if score is not None]
+        if defined:
+            found_scores, n_cells = zip(*defined, strict=True)
+            values[name] = float(np.average(found_scores, weights=n_cells))
+        else:
+            values[name] = None
+            reasons = dict.fromkeys(lacking[name] for _, lacking in found)
+            undefined[name] = f"in no condition: {', '.join(reasons) or f'fewer than {MIN_CELLS} cells'}"
+    return values, undefined
+
+
+def _computed(evaluated: EvaluatedCells, names: Iterable[str]) -> tuple[dict[str, float | None], dict[str, str]]:
+    undefined = {name: reason for name, reason in _undefined(evaluated).items() if name in names}
+    values = {name: None if name in undefined else float(_COMPUTE[name](evaluated)) for name in names}
     return values, undefined
 
 

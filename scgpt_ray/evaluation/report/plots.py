@@ -152,6 +152,8 @@ def umap_scatter(
     labels: Sequence[str],
     meaning: str,
     behind_M2: npt.NDArray[np.floating] | None = None,
+    *,
+    half: bool = False,
 ) -> Figure:
     """Cells in two dimensions, coloured by label; the numbers in the picture are those of the legend.
 
@@ -160,12 +162,15 @@ def umap_scatter(
         labels: One per cell, [n].
         meaning: Of the colours.
         behind_M2: Cells of the reference, drawn faintly behind, [m, 2].
+        half: For half of a report's width, with the legend below.
     """
-    figure, axes = _axes(8.6, 5.6)
+    shown = list(_coloured(labels))
+    figure, axes = _axes(_SIDE_BY_SIDE[0], 4.4 + 0.1 * len(shown)) if half else _axes(8.6, 5.6)
     dots: dict[str, Any] = {"linewidths": 0, "rasterized": True}
     size = float(np.clip(12_000 / len(labels), 1.5, 22))
-    for number, (name, colour, cells) in enumerate(_coloured(labels), start=1):
-        label, order = f"{number}  {shortened(name)} ({len(cells):,})", 1 if colour == GREY else 2
+    for number, (name, colour, cells) in enumerate(shown, start=1):
+        label = f"{number}  {shortened(name, _FITS_HALF if half else _FITS_AXIS)} ({len(cells):,})"
+        order = 1 if colour == GREY else 2
         axes.scatter(*coordinates_N2[cells].T, s=size, c=colour, alpha=0.8, zorder=order, label=label, **dots)
         if colour != GREY:
             box = {"boxstyle": "circle,pad=0.25", "fc": PAPER, "ec": colour, "lw": 1.2, "alpha": 0.9}
@@ -178,7 +183,10 @@ def umap_scatter(
     axes.set_xlabel("UMAP 1", loc="left", color=FAINT)
     axes.set_ylabel("UMAP 2", loc="bottom", color=FAINT)
     axes.set_title(f"{meaning}, {len(labels):,} cells")
-    legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.3)
+    where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    if half:
+        where = {"loc": "upper left", "bbox_to_anchor": (0, -0.06), "ncols": 2}
+    legend = axes.legend(**where, handletextpad=0.3)
     for handle in legend.legend_handles:
         handle.set_sizes([40])
         handle.set_alpha(1)
@@ -207,21 +215,6 @@ def recall_curve(curve: Sequence[Point], chosen: SearchParams, target: float) ->
     axes.set(xlabel="nprobe: inverted lists searched", ylabel="recall@10")
     axes.set_title("Neighbours found by the index")
     return _with_legend(figure)
-
-
-@styled
-def training_curve(evaluated: Sequence[Mapping[str, float]]) -> Figure:
-    """The evaluations of a training run, a panel for each objective.
-
-    Args:
-        evaluated: One mapping per saved checkpoint, with `step`; the same names in all.
-    """
-    names = [name for name in evaluated[0] if name != "step"]
-    figure = Figure(figsize=(3.2 * len(names), 2.8))
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        panel.plot([at["step"] for at in evaluated], [at[name] for at in evaluated], marker="o", markersize=3)
-        panel.set(title=name, xlabel="step")
-    return figure
 
 
 def shortened(name: str, longest: int = _FITS_AXIS) -> str:

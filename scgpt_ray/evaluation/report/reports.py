@@ -4,22 +4,27 @@ Texts and layout are in the templates in `web/`, for a screen, light or dark, a 
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from scgpt_ray.evaluation.factors.effects import FactorEffect
-from scgpt_ray.evaluation.factors.verdict import sentences
-from scgpt_ray.evaluation.integration.metrics import METRICS, Integration
+from scgpt_ray.evaluation.factors.verdict import FOLDS, SIZES, sentences
+from scgpt_ray.evaluation.integration.metrics import AVERAGES, METRICS, Integration
 from scgpt_ray.evaluation.labels.label_evaluation import LabelEvaluation
 from scgpt_ray.evaluation.labels.selective_accuracy import SHARES
 from scgpt_ray.evaluation.report.findings import Findings
+from scgpt_ray.evaluation.report.page import page
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.scatter import Scatter
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.records import GateReport
+
+_GROUPS = {
+    "averages": ("total", "avg_bio", "avg_batch"),
+    "bio conservation": ("nmi", "ari", "asw_label", "clisi"),
+    "batch correction": ("graph_connectivity", "asw_batch", "ilisi", "kbet", "pcr_comparison"),
+}
+"""Columns of the table of metrics, arranged as scIB's; larger is better in all."""
 
 
 def map_report(
@@ -50,21 +55,18 @@ def map_report(
     Returns:
         The HTML document.
     """
-    return (
-        _templates()
-        .get_template("mapping.html")
-        .render(
-            title=title,
-            findings=findings,
-            facts=facts,
-            cells=cells,
-            covered=covered,
-            pictures=pictures,
-            evaluation=evaluation,
-            calibrations=calibrations or {},
-            promises=promises or {},
-            coverages={f"top {share:.0%}": share for share in SHARES[1:]},
-        )
+    return page(
+        "mapping.html",
+        title=title,
+        findings=findings,
+        facts=facts,
+        cells=cells,
+        covered=covered,
+        pictures=pictures,
+        evaluation=evaluation,
+        calibrations=calibrations or {},
+        promises=promises or {},
+        coverages={f"top {share:.0%}": share for share in SHARES[1:]},
     )
 
 
@@ -74,7 +76,9 @@ def integration_report(
     integration: Integration,
     effects: Sequence[FactorEffect],
     cells: Scatter,
+    side_by_side: Sequence[Picture],
     pictures: Sequence[Picture],
+    conditions: Sequence[str] = (),
 ) -> str:
     """Write the report of an integration.
 
@@ -84,24 +88,46 @@ def integration_report(
         integration: Metrics of the embeddings.
         effects: What factors do.
         cells: The evaluated cells as dots, a panel for each embedding.
+        side_by_side: Each embedding by label and by batch key.
         pictures: Shown in order.
+        conditions: Columns within which batches were compared.
 
     Returns:
         The HTML document.
     """
-    return (
-        _templates()
-        .get_template("integration.html")
-        .render(
-            title=title,
-            facts=facts,
-            scores=integration.scores,
-            metrics=METRICS,
-            effects=[(effect, sentences(effect)) for effect in effects],
-            cells=cells,
-            pictures=pictures,
-        )
+    return page(
+        "integration.html",
+        title=title,
+        facts=facts,
+        scores=sorted(integration.scores, key=lambda scores: -(scores.total or 0)),
+        metrics=METRICS,
+        averages=AVERAGES,
+        groups=_defined(integration),
+        best={name: _best(integration, name) for name in METRICS},
+        effects=[(effect, sentences(effect)) for effect in effects],
+        sizes=SIZES,
+        folds=FOLDS,
+        cells=cells,
+        side_by_side=side_by_side,
+        pictures=pictures,
+        conditions=conditions,
     )
+
+
+def _defined(integration: Integration) -> dict[str, list[str]]:
+    """The columns of the table under their headings: the metrics that an embedding has."""
+    scores = [each.to_dict() for each in integration.scores]
+    shown = {
+        title: [name for name in names if any(each[name] is not None for each in scores)]
+        for title, names in _GROUPS.items()
+    }
+    return {title: names for title, names in shown.items() if names}
+
+
+def _best(integration: Integration, name: str) -> float | None:
+    """The largest value among several embeddings."""
+    values = [value for value in (each.to_dict()[name] for each in integration.scores) if value is not None]
+    return max(values) if len(values) > 1 else None
 
 
 def gate_report(title: str, facts: Mapping[str, object], report: GateReport, reasons: Mapping[str, str]) -> str:
@@ -116,21 +142,4 @@ def gate_report(title: str, facts: Mapping[str, object], report: GateReport, rea
     Returns:
         The HTML document.
     """
-    return _templates().get_template("gate.html").render(title=title, facts=facts, report=report, reasons=reasons)
-
-
-@cache
-def _templates() -> Environment:
-    loader = PackageLoader("scgpt_ray.evaluation.report", "web")
-    templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's JSON refers back to what came before
-    templates.filters |= {
-        "score": lambda value: "-" if value is None else f"{value:.3f}",
-        "p_value": lambda value: "-" if value is None else f"{value:.2g}",
-        "share": lambda value: "" if value is None else f"{value:.1%}",
-        "figure": lambda value: "-" if value is None else f"{value:.3g}",
-        "fact": lambda value: f"{value:,}" if type(value) is int else str(value),
-    }
-    return templates
+    return page("gate.html", title=title, facts=facts, report=report, reasons=reasons)
