@@ -8,7 +8,7 @@ from scipy import sparse
 
 from jobs.training_cells import LEAST_COUNTS, UNKNOWN, at_depths, one_name
 
-N, GENES = 300, 40
+N, GENES = 1000, 40
 
 
 @pytest.fixture
