@@ -29,7 +29,7 @@ def test_depth_does_not_depend_on_the_type(cells):
     shallow, deep = total[label == "a"], total[label == "b"]
     quantiles = np.linspace(0.1, 0.9, 5)
     assert np.quantile(shallow, quantiles) == pytest.approx(np.quantile(deep, quantiles), rel=0.25)
-    assert np.quantile(shallow, 0.9) > 4 * np.quantile(cells[label == "a"].X.sum(1), 0.9)
+    assert np.quantile(shallow, 0.9) > 4 * cells[label == "a"].X.sum(1).max()
     assert np.median(total) > LEAST_COUNTS
 
 
