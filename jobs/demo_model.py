@@ -21,7 +21,7 @@ import numpy.typing as npt
 import scanpy as sc
 
 import scgpt_ray
-from jobs.training_cells import NAMES, training_files
+from jobs.training_cells import NAMES, monocytes, training_files
 from scgpt_ray.evaluation.labels.baseline import nearest_labels, pca_knn
 from scgpt_ray.evaluation.labels.metrics import score_labels
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint, write_checkpoint
@@ -47,16 +47,17 @@ COMMON: dict[str, Any] = {
     "min_length": 64,
     "max_length": 256,
     "learning_rate": 1e-3,
-    "steps_per_checkpoint": 200,
+    "steps_per_checkpoint": 500,
 }
 MASKED: dict[str, Any] = {
-    "steps": 400,
-    "warmup_steps": 100,
+    "steps": 200,
+    "warmup_steps": 50,
     "value_weight": 1 / BIN_VARIANCE,
     "cell_weight": 1 / BIN_VARIANCE,
 }
 SUPERVISED: dict[str, Any] = {
-    "steps": 1600,
+    "steps": 2000,
+    "mask_ratios": (0.1,),
     "warmup_steps": 100,
     "value_weight": 0.3 / BIN_VARIANCE,
     "cell_weight": 0.3 / BIN_VARIANCE,
@@ -65,8 +66,10 @@ SUPERVISED: dict[str, Any] = {
 COMPONENTS = "principal components"
 
 COARSE = "cell_type_coarse"
+PURE = "pbmc_facs without monocytes among CD34+ -> pbmc3k"
 MAPPINGS = {
     "pbmc_facs -> pbmc3k": ("pbmc_facs", "pbmc3k", ("T", "B", "NK", "Monocyte")),
+    PURE: ("pbmc_facs", "pbmc3k", ("T", "B", "NK", "Monocyte")),
     "pbmc3k -> pbmc4k_sub": ("pbmc3k", "pbmc4k_sub", ("T", "B", "NK", "Monocyte", "DC", "Platelet")),
 }
 """Name -> reference, query, and the types of the query cells to map, which the reference has."""
@@ -110,7 +113,7 @@ def evaluate(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[floa
     found = {name: embedded(place, checkpoint, folder / name, (COARSE,), GENES) for name, place in places.items()}
     scores = {}
     for name, (reference, query, types) in MAPPINGS.items():
-        labelled, mapped = ~np.isin(found[reference][1], ["unknown", "Other"]), np.isin(found[query][1], types)
+        labelled, mapped = usable(places[reference], name), np.isin(found[query][1], types)
         pairs = [(vectors[rows], labels[rows]) for (vectors, labels), rows in
                  ((found[reference], labelled), (found[query], mapped))]  # fmt: skip
         scores[name] = knn(*pairs[0], *pairs[1])
@@ -119,6 +122,14 @@ def evaluate(checkpoint: Path, data: Path, folder: Path) -> dict[str, tuple[floa
     scores["demo cells"] = knn(vectors[~is_query], labels[~is_query], vectors[is_query], labels[is_query])
     embedded(data / f"{MIXED}.h5ad", checkpoint, folder / MIXED, (LABELS, CONDITION), GENES)
     return scores
+
+
+def usable(place: Path, mapping: str) -> npt.NDArray[np.bool_]:
+    """Reference cells of a mapping, bool [n]: those of known type, which in one mapping the markers must not deny."""
+    cells = ad.read_h5ad(place)
+    known = ~cells.obs[COARSE].isin(["unknown", "Other"]).to_numpy()
+    denied = monocytes(cells) & (cells.obs[COARSE] == "HSPC").to_numpy()
+    return np.asarray(known & ~denied if mapping == PURE else known)
 
 
 def evaluate_integration(folders: dict[str, Path], output: Path, seed: int) -> dict[str, dict[str, float | None]]:
@@ -168,7 +179,7 @@ def evaluate_components(data: Path, seed: int) -> dict[str, tuple[float, float]]
     scores = {}
     for name, (reference, query, types) in MAPPINGS.items():
         labelled, mapped = (log1p_cells(data / f"{which}.h5ad") for which in (reference, query))
-        labelled = labelled[~labelled.obs[COARSE].isin(["unknown", "Other"])]
+        labelled = labelled[usable(data / f"{reference}.h5ad", name)]
         mapped = mapped[mapped.obs[COARSE].isin(types)]
         genes = labelled.var_names.intersection(mapped.var_names)
         labels = labelled.obs[COARSE].to_numpy(object)

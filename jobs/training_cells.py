@@ -15,7 +15,8 @@ from scipy import sparse
 
 LABEL = "cell_type"
 UNKNOWN = "unknown"
-UNLABELLED = "pbmc_donor_a_unlabelled"
+COPIES = {"pbmc_facs": 3, "zheng_sorted": 3, "kang_ctrl_12k": 1, "pbmc_donor_a_unlabelled": 1}
+"""Data set -> files with its cells, each at other depths, so that none makes up most of the cells."""
 NAMES = {
     "pbmc_facs": {
         "CD14+ Monocyte": "CD14+ monocyte",
@@ -60,34 +61,35 @@ LEAST_COUNTS = 300
 
 
 def training_files(data: Path, folder: Path) -> list[str]:
-    """Write the files to train on, each data set as it is without labels, and at other depths with them.
+    """Write the files to train on: each data set at depths that do not depend on the type, as often as COPIES says.
 
     Of kang_ctrl_12k only the cells that are not in kang_ctrlstim, by barcode and by counts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for number, name in enumerate((*NAMES, UNLABELLED)):
+    for name, n_copies in COPIES.items():
         cells = ad.read_h5ad(data / f"{name}.h5ad")
         if name == "kang_ctrl_12k":
             cells = cells[not_in(cells, ad.read_h5ad(data / "kang_ctrlstim.h5ad"))].copy()
         cells.obs = cells.obs[[LABEL]].assign(**{LABEL: one_name(cells, NAMES.get(name, {}))})
-        resampled = at_depths(cells, np.random.default_rng(number))
-        cells.obs[LABEL] = UNKNOWN
-        for kind, each in (("", cells), ("_depths", resampled)):
-            files.append(str(folder / f"{name}{kind}.h5ad"))
-            each.write_h5ad(files[-1])
+        for copy in range(n_copies):
+            files.append(str(folder / f"{name}-{copy}.h5ad"))
+            at_depths(cells, np.random.default_rng(copy)).write_h5ad(files[-1])
     return files
 
 
 def one_name(cells: ad.AnnData, names: dict[str, str]) -> list[str]:
     """Cell types by the names that all data sets share; `unknown` for monocytes among CD34+ cells."""
-    symbols = cells.var["feature_name"].astype(str)
-    share = cells.X[:, symbols.isin(MONOCYTE_GENES).to_numpy()].sum(1) / cells.X.sum(1)
-    is_monocyte = np.asarray(share).ravel() * 1e4 > MONOCYTE_LEVEL
     labels = [names.get(label, UNKNOWN) for label in cells.obs[LABEL]]
-    return [
-        UNKNOWN if label == "CD34+" and monocyte else label for label, monocyte in zip(labels, is_monocyte, strict=True)
-    ]
+    of_cells = zip(labels, monocytes(cells), strict=True)
+    return [UNKNOWN if label == "CD34+" and is_monocyte else label for label, is_monocyte in of_cells]
+
+
+def monocytes(cells: ad.AnnData) -> npt.NDArray[np.bool_]:
+    """Cells that express the genes of monocytes as sorted monocytes do, bool [n]; X holds counts."""
+    of_monocytes = cells.var["feature_name"].astype(str).isin(MONOCYTE_GENES).to_numpy()
+    share = cells.X[:, of_monocytes].sum(1) / cells.X.sum(1)
+    return np.asarray(np.asarray(share).ravel() * 1e4 > MONOCYTE_LEVEL)
 
 
 def at_depths(cells: ad.AnnData, random: np.random.Generator) -> ad.AnnData:
