@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scgpt_ray.errors import InputError
 from scgpt_ray.evaluation.factors.effects import DEPTH, Factor, Replicates, explain_factors
 from scgpt_ray.evaluation.factors.probe import Probe, _corrected_t, neighbour_purity, probe_levels
 from scgpt_ray.evaluation.factors.variance import explained_variance
-from scgpt_ray.evaluation.factors.verdict import effect_dict, verdict
+from scgpt_ray.evaluation.factors.verdict import SIZES, effect_dict, size_of, verdict
 
 N = 300
 LABEL = np.arange(N) % 3
@@ -198,6 +199,30 @@ def test_without_counts_only_the_embedding_is_evaluated():
     assert "for held-out replicates (donor)" in text
     assert text.endswith("this embedding carries it.")
     assert json.loads(json.dumps(effect_dict(effect)))["embeddings"][0]["is_carried"] is True
+
+
+@pytest.mark.parametrize(
+    ("share", "size"),
+    [(-0.01, "negligible"), (0.0099, "negligible"), (0.012, "small"), (0.0599, "small"), (0.06, "moderate"),
+     (0.125, "moderate"), (0.14, "large"), (1.0, "large")],
+)  # fmt: skip
+def test_shares_of_different_size_have_different_names(share, size):
+    assert size_of(share, SIZES) == size
+
+
+def test_a_condition_should_stay_and_other_factors_are_compared_within_it():
+    """A lane that is the treatment: without conditions its effect is large, within them there is none to see."""
+    lane, treatment = LEVEL.tolist(), LEVEL.astype(str)
+    (alone,) = explained(vectors(level=1.0), Factor.of("lane", lane))
+    (within,) = explained(vectors(level=1.0), Factor.of("lane", lane), conditions=treatment)
+    assert alone.embeddings[0].variance.factor > 0.14
+    assert "a large share" in verdict(alone)
+    assert within.embeddings[0].variance.factor == pytest.approx(0, abs=1e-9)
+    assert "of the label and condition" in verdict(within)
+    kept = replace(Factor.of("treatment", treatment), is_condition=True)
+    (effect,) = explained(vectors(level=1.0), kept, conditions=treatment)
+    assert effect.embeddings == alone.embeddings
+    assert "treatment is a condition: its effect should stay" in verdict(effect)
 
 
 def test_missing_values_and_replicates_are_left_out_and_counted():

@@ -130,6 +130,14 @@ def test_an_approximate_index_and_its_measured_recall(reference, tmp_path, optio
     assert report["recall"].keys() == {"recall_at_1", "recall_at_10", "recall_at_50"}
     assert report["recall"]["recall_at_10"] == description.recall_at_10
     assert all(point.keys() >= {"recall_1_at_10", "recall_at_10"} for point in report["curve"])
+    page = (tmp_path / "index" / "report.html").read_text()
+    for text in (
+        f"{description.recall_at_10:.1%} of the true ten",
+        f"{report['speed']['p50_ms']:.2f} ms",
+        "<b>kind</b>",
+    ):
+        assert text in page
+    assert page.count("<svg") == 1, "the curve"
     again = scgpt_ray.build_index(
         executor="serial", embeddings=reference.uri, output=str(tmp_path / "again"), **options
     )

@@ -76,7 +76,7 @@ class RequestSettings(TokenSettings, VariableGeneSettings, CellSettings, DeviceS
     folder (path or s3:// URI) with args.json, vocab.json, and best_model.pt or model.safetensors; or
     hf://owner/repo[@revision][/subfolder]. demo: the small network for blood that ships with the package."""
     output: Text
-    """Folder for plan.json, genes.parquet, parts/ and manifest.json; a path or s3:// URI."""
+    """Folder for plan.json, genes.parquet, parts/, report.html and manifest.json; a path or s3:// URI."""
 
 
 class EmbedSettings(RequestSettings, ComputeSettings, FailureSettings, TrackingSettings):

@@ -18,7 +18,8 @@ class IndexSettings(TrackingSettings, ExecutionSettings):
     embeddings: Text
     """Output folder of a finished `embed`."""
     output: Text
-    """Folder for index.json, fitness.json, template.faiss, shards, label tables and README.md; a path or s3:// URI."""
+    """Folder for index.json, fitness.json, template.faiss, shards, label tables, README.md and report.html; a path or
+    s3:// URI."""
     license: Text | None = None
     """Licence of the index for README.md, its card: an identifier such as cc-by-4.0, or any text. A finished index gets
     another licence without being built again. Default: not stated; with --append that of the index."""

@@ -157,7 +157,7 @@ class PretrainSettings(
     atlas: Annotated[Texts, Field(min_length=1)]
     """Cells to learn from: one or several SOMA experiments or .h5ad files, or census:RELEASE[/ORGANISM]."""
     output: Text
-    """Folder for tokens/, training/, checkpoint/, metrics.json and curve.png; a path or s3:// URI."""
+    """Folder for tokens/, training/, checkpoint/, metrics.json, report.html and curve.png; a path or s3:// URI."""
     checkpoint: Text | None = None
     """Checkpoint to continue from: a name, a folder or hf://..., as for `embed`. Default: random weights of the
     size given below."""
