@@ -1,7 +1,5 @@
 """Which labels are transferred, without a search."""
 
-import json
-
 import pytest
 
 from scgpt_ray.config import MapSettings
@@ -11,10 +9,7 @@ from scgpt_ray.mapping.label_columns import is_identifier
 from scgpt_ray.mapping.votes import VoteRules
 from scgpt_ray.pipelines.map import TERMS, label_columns, prediction_rules
 from scgpt_ray.pipelines.map_defaults import with_defaults
-from scgpt_ray.pipelines.map_report import _recall
-from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import Fitness, IndexDescription, NeighborDistances
-from scgpt_ray.storage import Folder
 
 
 def fitness(kept, calibrate_by=None):
@@ -92,19 +87,3 @@ def test_what_the_index_decides():
     assert filled(label_columns=["donor"]).calibrate_by is None, "what is transferred cannot be left out"
     with pytest.raises(ConfigError, match=r"i does not name its checkpoint; expected .*; give --checkpoint"):
         filled(checkpoint=None)
-
-
-def test_the_recall_report_of_an_index_that_has_lists_is_drawn(tmp_path):
-    index = IndexDescription(
-        request={}, factory="IVF4,Flat", d=2, n_cells=0, nprobe=2, rerank=4, recall_at_10=0.98, recall_queries=9,
-        shards=(), label_columns=(), fingerprint=Fingerprint({}, {}), embeddings="e", checkpoint="demo",
-    )  # fmt: skip
-    reference = Reference(Folder.at(tmp_path), index)
-    assert _recall(reference) == [], "an index of before has none"
-    one, two = (
-        {"nprobe": nprobe, "rerank": 4, "recall_1_at_10": 1.0, "recall_at_10": recall, "cost": 1}
-        for nprobe, recall in ((1, 0.9), (2, 0.98))
-    )
-    for curve, pictures in (([two], 0), ([one, two], 1)):
-        reference.folder.write("recall.json", json.dumps({"curve": curve, "target_recall": 0.95}).encode())
-        assert len(_recall(reference)) == pictures
