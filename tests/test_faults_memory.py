@@ -1,9 +1,14 @@
-"""Ray short of memory: partitions larger than its object store."""
+"""Ray short of memory: partitions larger than its object store, and workers that its monitor kills."""
 
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
+import uuid
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -40,10 +45,19 @@ def on_ray(words):
     return done.returncode
 
 
-def embed(atlas, checkpoint, output, n):
+@pytest.fixture
+def session():
+    """Where Ray puts its logs; short, because its sockets lie below it."""
+    folder = Path("/tmp") / f"scgpt-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def embed(atlas, checkpoint, output, n, *more):
     return [
         "embed", "--atlas", str(atlas), "--checkpoint", str(checkpoint), "--output", str(output),
-        "--cells-per-partition", str(n), "--obs-columns", "note",
+        "--cells-per-partition", str(n), *more,
     ]  # fmt: skip
 
 
@@ -64,10 +78,54 @@ def large(blood, tmp_path_factory):
 @pytest.mark.parametrize("n", [40, 200])
 def test_partitions_that_do_not_fit_into_the_object_store(large, checkpoint, tmp_path, n):
     """Together, or alone."""
-    words = [embed(large, checkpoint, tmp_path / name, n) for name in ("out", "whole")]
+    words = [embed(large, checkpoint, tmp_path / name, n, "--obs-columns", "note") for name in ("out", "whole")]
     assert on_ray(words[0]) == DONE
     assert main([*words[1], "--executor", "serial"]) == DONE
     assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
+def test_workers_that_the_monitor_of_memory_kills(blood_file, checkpoint, session, tmp_path):
+    """The machine seems to run out of memory while cells are embedded, until Ray has killed a worker."""
+    output, meminfo, stderr = tmp_path / "out", session / "meminfo", tmp_path / "stderr"
+    words = [embed(blood_file, checkpoint, tmp_path / name, 4) for name in ("out", "whole")]
+    known = re.sub(r"(?<=MemTotal:).*", f"{2**23:>16} kB", Path("/proc/meminfo").read_text())
+    enough, little = (re.sub(r"(?<=MemAvailable:).*", f"{n:>16} kB", known) for n in (2**22, 2**10))
+    meminfo.write_text(enough)
+    mount = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount --bind $0 /proc/meminfo; exec "$@"']
+    environment = os.environ | {"RAY_TMPDIR": str(session), "RAY_BACKEND_LOG_LEVEL": "info"}
+    command = [*mount, str(meminfo), sys.executable, __file__, *words[0]]
+    with stderr.open("w") as log, subprocess.Popen(command, env=environment, stderr=log) as process:
+        try:
+            wait_for(process, lambda: list(output.glob("parts/part-*")))
+            overwrite(meminfo, little)
+            wait_for(process, lambda: has_killed(session))
+            overwrite(meminfo, enough)
+            assert process.wait() == DONE
+        finally:
+            process.terminate()
+    assert "Traceback" not in stderr.read_text()
+    assert main([*words[1], "--executor", "serial"]) == DONE
+    assert parts(output) == parts(tmp_path / "whole")
+
+
+def wait_for(process, is_there):
+    """Wait until something is there, while a process runs."""
+    while not is_there():
+        assert process.poll() is None, "the process ended before"
+        time.sleep(0.05)
+
+
+def overwrite(path, text):
+    """Replace the text of a file by one of the same length, without a moment at which it is empty."""
+    with path.open("r+") as file:
+        file.write(text)
+
+
+def has_killed(session):
+    """Whether the raylet has killed a worker because memory was short."""
+    logs = session.glob("ray/session_2*/logs/raylet.out")
+    return any(re.search(r"Ray killed \d+ worker", log.read_text(errors="replace")) for log in logs)
 
 
 if __name__ == "__main__":
