@@ -59,6 +59,28 @@ def test_nights(world, tmp_path):
         night(max_length=64)
 
 
+def content(output):
+    return {
+        path.relative_to(output): path.read_bytes()
+        for path in output.rglob("*")
+        if path.suffix in (".parquet", ".faiss", ".npy")
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_nights_on_ray_have_the_bytes_of_those_of_one_process(local_ray, world, tmp_path):
+    night, grow = world
+    for executor in ("serial", "ray"):
+        assert night(executor=executor, output=str(tmp_path / executor))["refresh"] == "embedded"
+    grow(120, 150)
+    for executor in ("serial", "ray"):
+        assert night(executor=executor, output=str(tmp_path / executor))["added"] == 30
+    serial = content(tmp_path / "serial")
+    assert {path.parts[0] for path in serial} == {"run-00001", "run-00002", "index"}
+    assert content(tmp_path / "ray") == serial
+
+
 def test_cells_in_quarantine_are_tried_again_every_night(world, tmp_path):
     """Also if the atlas stays as it is: bytes that were damaged on the way to it can be mended without a write."""
     night, grow = world
