@@ -54,7 +54,7 @@ def test_it_is_downloaded_once(published, hub, cache):
     folder = cached_index(f"hf://{REPO}/sub")
     assert folder.path.is_relative_to(cache / "hub")
     names = {path.name for path in folder.path.iterdir()} - {"pinned.json"}
-    left_out = {"README.md", "template.faiss", "template.json"}
+    left_out = {"README.md", "report.html", "template.faiss", "template.json"}
     assert names == {path.name for path in (published / "sub").iterdir() if path.is_file()} - left_out
     for name in names:
         assert folder.read(name) == (published / "sub" / name).read_bytes()
