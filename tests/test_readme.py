@@ -12,14 +12,13 @@ import pytest
 
 from scgpt_ray.cli import DONE, main
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in ("jobs", "cluster", "scgpt_ray", "tests"))]
 MODULE_MAP = ROOT / "scgpt_ray" / "README.md"
 READMES.append(ROOT / "scgpt_ray" / "benchmark" / "README.md")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # all commands of six READMEs, one after the other
 def test_the_commands_and_scripts(demo_folder, monkeypatch, capsys):
     """Block by block: later ones use what earlier ones leave."""
