@@ -240,7 +240,7 @@ def test_a_driver_that_is_asked_to_stop(blood_file, checkpoint, executor, number
     assert (result["status"], result["exit_code"]) == ("interrupted", code)
     _, alive = psutil.wait_procs(below, timeout=10)  # without a shutdown it is up to 63
     assert not alive
-    assert tracked(output) == ["KILLED"]
+    assert tracked(output) == ["KILLED"], log
     assert main([*command[3:-1], "serial"]) == DONE  # in this process, which need not start workers
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
     assert json.loads((output / "result.json").read_text())["status"] == "done"

@@ -66,10 +66,6 @@ def one_thread() -> Iterator[int]:
 
 def in_threads(do: Callable[[int], _T], starts: Iterable[int], threads: int) -> list[_T]:
     """Map a function over `starts` with a thread pool; within each call faiss runs in one thread. Keeps the order."""
-    starts = list(starts)
-    if len(starts) <= 1:  # a pool takes longer to start than a small search
-        with one_thread():
-            return [do(start) for start in starts]
     # OpenMP keeps the number of threads per Python thread, and OpenBLAS follows it.
     with ThreadPoolExecutor(threads, initializer=set_threads, initargs=(1,)) as pool:
         return list(pool.map(do, starts))
