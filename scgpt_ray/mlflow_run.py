@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_ray.lease import submitted_job
 from scgpt_ray.patience import impatient
-from scgpt_ray.storage import Folder, temporary_folder
+from scgpt_ray.storage import Folder
+from scgpt_ray.temporary_folder import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

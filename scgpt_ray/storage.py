@@ -1,6 +1,5 @@
 """Folders on a disk or an object store, in which files are written atomically."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from scgpt_ray.errors import ConfigError, OutputError
 from scgpt_ray.object_store import SCHEMES, ObjectStore, current
 from scgpt_ray.patience import patiently
 from scgpt_ray.ranged_file import RangedFile
+from scgpt_ray.temporary_folder import temporary_folder
 
 _COPIED_BYTES = 2**22
 _SENT_BYTES = 2**27
@@ -277,35 +277,6 @@ class Folder:
             raise OutputError(
                 f"{self.uri} cannot be written ({error.strerror})", expected="a writable folder", remedy=remedy
             ) from error
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A local folder that is deleted after the block; those of processes that were killed are deleted before it.
-
-    The kernel lets go of the lock of a folder when its process ends, however it ends.
-    """
-    root, begin = Path(tempfile.gettempdir()), "scgpt-ray-temporary-"
-    for left in root.glob(f"{begin}*"):
-        with suppress(OSError), _locked(left):  # in use, gone, or of another user
-            shutil.rmtree(left, ignore_errors=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{begin}"))
-    with _locked(made):  # before another process can see it
-        place = made.rename(made.with_name(made.name[1:]))
-        try:
-            yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @lru_cache(maxsize=16)

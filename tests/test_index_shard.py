@@ -21,7 +21,8 @@ from scgpt_ray.index.searcher import Searcher, SearchParams, _best
 from scgpt_ray.index.shard import HALF, build_shard, commit_shard, committed_shard, open_faiss
 from scgpt_ray.index.template import centre_of, open_template, train
 from scgpt_ray.records import ShardDescription
-from scgpt_ray.storage import Folder, temporary_folder
+from scgpt_ray.storage import Folder
+from scgpt_ray.temporary_folder import temporary_folder
 
 
 def unit_vectors(n, d=32, seed=0, mean=0.0):

@@ -3,14 +3,12 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from scgpt_ray.errors import OutputError
-from scgpt_ray.storage import Folder, temporary_folder
+from scgpt_ray.storage import Folder
 
 
 def test_write_read_and_list(tmp_path):
@@ -84,7 +82,7 @@ def test_a_write_that_runs_out_of_space_keeps_the_old_file(tmp_path):
     # A limit on the size of files stands in for a full disk: the kernel refuses the write half-way through.
     program = f"""
 import resource, signal
-from scgpt_ray.storage import Folder, temporary_folder
+from scgpt_ray.storage import Folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -161,35 +159,3 @@ def test_a_file_is_fetched_only_from_elsewhere(tmp_path):
     assert fetched.read_bytes() == b"123"
     with pytest.raises(FileNotFoundError):
         Folder(f"file://{here.uri}").fetch("b.bin", cache)
-
-
-HOLDER = """
-from pathlib import Path
-from scgpt_ray.storage import temporary_folder
-with temporary_folder() as place:
-    (place / "copy").write_bytes(b"123")
-    print(place, flush=True)
-    input()
-"""
-
-
-def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", HOLDER]
-    with ExitStack() as stack:
-        killed, alive = (
-            stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-            )
-            for _ in range(2)
-        )
-        places = [Path(process.stdout.readline().strip()) for process in (killed, alive)]
-        killed.kill()
-        killed.wait()
-        assert sorted(tmp_path.iterdir()) == sorted(places)
-        with temporary_folder() as first, temporary_folder() as second:  # of one process
-            assert sorted(tmp_path.iterdir()) == sorted([places[1], first, second])
-            assert (places[1] / "copy").read_bytes() == b"123"
-        alive.communicate("\n")
-    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,8 @@ from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.parts.audit import Problem
 from scgpt_ray.records import IndexDescription, ShardDescription
 from scgpt_ray.schema import JOINID, Int64Array
-from scgpt_ray.storage import Folder, temporary_folder
+from scgpt_ray.storage import Folder
+from scgpt_ray.temporary_folder import temporary_folder
 
 _ROWS = 65_536
 _T = TypeVar("_T")

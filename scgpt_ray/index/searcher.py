@@ -44,7 +44,8 @@ from scgpt_ray.index.search import (
 from scgpt_ray.index.shard import HALF, open_array, open_faiss
 from scgpt_ray.records import ShardDescription
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
-from scgpt_ray.storage import Folder, temporary_folder
+from scgpt_ray.storage import Folder
+from scgpt_ray.temporary_folder import temporary_folder
 
 CHOSEN_K = 10
 """Number of neighbours at which search parameters are chosen."""

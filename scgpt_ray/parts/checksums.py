@@ -8,7 +8,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from scgpt_ray.errors import OutputError
-from scgpt_ray.storage import Folder, temporary_folder
+from scgpt_ray.storage import Folder
+from scgpt_ray.temporary_folder import temporary_folder
 
 SUMS = "SHA256SUMS"
 
