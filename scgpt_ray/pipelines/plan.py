@@ -1,5 +1,6 @@
 """What a run of embed will read, write, take and cost: from the atlas's own metadata, and a probe of seconds."""
 
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -148,7 +149,8 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
     if rate is not None:
         on_ray, on_gpu = engine.uses_ray(n, settings, 1), bool(pool.num_gpus) and has_gpu()
         start_s = plan_probe.start_s(settings, checkpoint.vocabulary, on_ray=on_ray, on_gpu=on_gpu)
-        duration = _duration(rate, pool, start_s + setup_s, n_tokens, n * (sample.read_s + sample.write_s))
+        io_s = n * (sample.read_s + sample.write_s)
+        duration = _duration(rate, pool, start_s + setup_s, n_tokens, io_s, len(partitions))
     if duration is not None and prices is not None:
         price = cost(
             prices, name=settings.instance, spot=settings.spot, actors=pool.size, gpus=pool.num_gpus,
@@ -222,7 +224,7 @@ def _rate(settings: PlanSettings, checkpoint: Checkpoint, sample: Sample, pool: 
     return _Rate(rate, "a probe on this machine")
 
 
-def _duration(rate: _Rate, pool: Pool, start_s: float, n_tokens: int, io_s: float) -> Duration:
+def _duration(rate: _Rate, pool: Pool, start_s: float, n_tokens: int, io_s: float, n_partitions: int) -> Duration:
     """The time of a run.
 
     Args:
@@ -231,10 +233,12 @@ def _duration(rate: _Rate, pool: Pool, start_s: float, n_tokens: int, io_s: floa
         start_s: Seconds that do not depend on the number of cells.
         n_tokens: Tokens of all cells.
         io_s: Seconds of one core to read, tokenize and write them.
+        n_partitions: Partitions, which are not divided among actors.
     """
-    network_s = n_tokens / rate.tokens_per_second / pool.size
+    share = math.ceil(n_partitions / pool.size) / n_partitions  # of the actor that has most of them
+    network_s = n_tokens / rate.tokens_per_second * share
     # On GPUs cells are read while others are embedded; CPU actors share their cores with readers.
-    wall_s = start_s + network_s + (0 if pool.num_gpus else io_s / pool.size)
+    wall_s = start_s + network_s + (0 if pool.num_gpus else io_s * share)
     hours = wall_s * pool.size * (pool.num_gpus or 1) / _HOUR
     return Duration(rate.tokens_per_second, rate.said_by, wall_s, hours, io_s / max(network_s, 1e-9))
 
