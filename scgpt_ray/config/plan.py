@@ -48,7 +48,7 @@ class PlanSettings(RequestSettings, PriceSettings):
     examples = (
         "scgpt-ray plan --atlas demo/atlas --checkpoint demo --output blood",
         "scgpt-ray plan --atlas demo/atlas --checkpoint demo --output blood --gpus 4 --tokens-per-second 1e6",
-        "scgpt-ray plan --atlas demo/atlas --checkpoint demo --output short --max-length 64 --actors 2",
+        "scgpt-ray plan --atlas demo/atlas --checkpoint demo --output short --max-length 64",
     )
 
     output: Text = "embeddings"
