@@ -117,15 +117,9 @@ class Folder:
             return {name: state for name, state in states.items() if state is not None}
         return {info.base_name: (int(info.size), int(info.mtime_ns)) for info in self._listed()}
 
-    def total_bytes(self) -> int:
-        """Size of all files in this folder and below."""
-        if self.is_local:
-            return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
-        return sum(int(info.size) for info in self._listed(recursive=True))
-
-    def _listed(self, *, recursive: bool = False, kind: pafs.FileType = pafs.FileType.File) -> list[pafs.FileInfo]:
+    def _listed(self, *, kind: pafs.FileType = pafs.FileType.File) -> list[pafs.FileInfo]:
         filesystem, path = self.remote()
-        selector = pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
+        selector = pafs.FileSelector(path, allow_not_found=True)
         infos = patiently(lambda: filesystem.get_file_info(selector), self.uri)
         return [info for info in infos if info.type == kind]
 
