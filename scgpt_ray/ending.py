@@ -6,6 +6,7 @@ A second signal ends the process at once.
 import json
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from scgpt_ray.errors import interruption
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+_AGAIN_S = 0.1
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,7 +27,10 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGTERM into `Terminated` in the main thread, so that everything is closed; Ctrl-C is KeyboardInterrupt."""
+    """Turn SIGTERM into `Terminated` in the main thread, so that everything is closed; Ctrl-C is KeyboardInterrupt.
+
+    Python drops exceptions of hooks, such as those that run after each fork: a signal that comes there is sent again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -34,7 +39,19 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        is_signal = isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit)  # SystemExit by Ray's handler
+        if not is_signal or threading.current_thread() is not threading.main_thread():
+            report(dropped)
+            return
+        signal.signal(signal.SIGTERM, terminate)
+        number = signal.SIGINT if type(dropped.exc_value) is KeyboardInterrupt else signal.SIGTERM
+        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (threading.get_ident(), number))
+        again.daemon = True
+        again.start()
+
+    before, report = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
+    sys.unraisablehook = send_again
     try:
         yield
     except Exception as error:
@@ -42,6 +59,7 @@ def interruptible() -> Iterator[None]:
             raise stop from None
         raise
     finally:
+        sys.unraisablehook = report
         signal.signal(signal.SIGTERM, before)
 
 

@@ -96,7 +96,7 @@ class Tracker:
         self._pending: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._unsent: list[Event] = []
         self._sending: Event | None = None
-        self._is_open, self._is_over = threading.Event(), threading.Event()
+        self._is_open, self._is_over, self._is_done = threading.Event(), threading.Event(), threading.Event()
         self._last_metrics = 0.0
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         names = [verb, *(each.name for each in inputs), *([stem(network)] if network else [])]
@@ -143,10 +143,11 @@ class Tracker:
         """Wait until all events are sent: for the import of MLflow, then for its store."""
         began = time.monotonic()
         self._is_open.wait(patience)
-        self._thread.join(min(_ANSWER_S, max(0.0, began + patience - time.monotonic())))
+        # Not `Thread.join`: interrupted by a signal, it takes a thread that goes on for one that has ended.
+        self._is_done.wait(min(_ANSWER_S, max(0.0, began + patience - time.monotonic())))
 
     def _finish(self) -> None:
-        if self._thread.is_alive():
+        if not self._is_done.is_set():
             self._is_over.set()
             logger.warning("MLflow at %s does not answer; events go to %s", redacted(str(self.uri)), SPOOL)
         try:
@@ -179,6 +180,7 @@ class Tracker:
             self._send_all()
         finally:
             self._is_open.set()
+            self._is_done.set()
 
     def _send_all(self) -> None:
         """Send events in order, and those that follow the end; after the first failure, only collect them."""
@@ -223,7 +225,7 @@ class Tracker:
                 return
 
     def _keep_unsent(self) -> None:
-        if self._thread.is_alive() and self._sending is not None:
+        if not self._is_done.is_set() and self._sending is not None:
             self._unsent.append(self._sending)
         while not self._pending.empty():
             self._unsent.append(self._pending.get())

@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import threading
+import time
 
 import pytest
 
@@ -24,6 +26,43 @@ def test_sigterm_is_an_exception_once():
         finally:
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one ends the process"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Hook:
+    """Its end runs a function from which Python drops exceptions."""
+
+    def __init__(self, function):
+        self.__class__.__del__ = function
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("is_ray_starting", [False, True])
+def test_a_signal_in_a_hook_is_not_lost(number, is_ray_starting):
+    """As after a fork, where a process that starts others spends much of its time."""
+
+    def be_signalled(_):
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught, interruptible():
+            if is_ray_starting:
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+            Hook(be_signalled)
+            time.sleep(60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught.type is (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_exceptions_in_a_hook_change_nothing():
+    def fail(_):
+        raise ValueError
+
+    with interruptible():
+        Hook(fail)
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])

@@ -293,3 +293,18 @@ def test_sigterm_while_ray_starts(monkeypatch):
     monkeypatch.setattr(ray, "init", start)
     with pytest.raises(Terminated), interruptible():
         cluster._start("local")
+
+
+def test_a_signal_that_ray_reports_as_a_failed_start(monkeypatch):
+    """It is not tried again."""
+    starts = []
+
+    def start(**_):
+        starts.append(1)
+        raise RuntimeError("the node did not start") from Terminated()
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the session's Ray goes on
+    with pytest.raises(Terminated):
+        cluster._start("local")
+    assert starts == [1]

@@ -2,6 +2,7 @@ import contextlib
 import http.server
 import importlib.metadata
 import json
+import signal
 import socket
 import sqlite3
 import threading
@@ -11,6 +12,7 @@ import mlflow
 import pytest
 
 from scgpt_ray import mlflow_run, tracking
+from scgpt_ray.ending import Terminated, interruptible
 from scgpt_ray.identity import digest_of
 from scgpt_ray.mlflow_run import EXPERIMENT, make_store
 from scgpt_ray.storage import Folder
@@ -68,19 +70,30 @@ def test_a_run_that_ends_early_is_marked_and_the_error_passes(tmp_path, no_serve
 
 
 def test_an_interruption_while_a_finished_run_waits_for_mlflow_leaves_it_finished(tmp_path, no_server, monkeypatch):
-    waits = []
+    """A real signal, while MLflow is slow: the wait goes on."""
+    waits = threading.Event()
 
     def wait(tracker, patience, waited=Tracker._wait):
-        waits.append(patience)
-        if len(waits) == 1:
-            raise KeyboardInterrupt
-        waited(tracker, 30.0)
+        waits.set()
+        waited(tracker, patience)
+
+    def send(run, event, really=mlflow_run.Run.send):
+        if event.kind == "params":
+            waits.wait()
+            time.sleep(0.2)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+            time.sleep(0.5)
+        really(run, event)
 
     monkeypatch.setattr(Tracker, "_wait", wait)
-    with pytest.raises(KeyboardInterrupt), Tracker("embed", Folder.at(tmp_path / "out"), {}):
+    monkeypatch.setattr(mlflow_run.Run, "send", send)
+    for limit in ("_HURRY_S", "_ANSWER_S"):
+        monkeypatch.setattr(tracking, limit, 30.0)  # the machine may be busy
+    with pytest.raises(Terminated), interruptible(), Tracker("embed", Folder.at(tmp_path / "out"), {}):
         pass
     _, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
     assert run.info.status == "FINISHED"
+    assert not (tmp_path / "out" / SPOOL).exists()
 
 
 def test_an_interrupted_run_ends_before_all_else_that_waits(tmp_path, no_server, monkeypatch):

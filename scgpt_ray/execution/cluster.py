@@ -14,7 +14,7 @@ import grpc
 import ray
 import ray.exceptions
 
-from scgpt_ray.errors import ScgptRayError, WorkerError
+from scgpt_ray.errors import ScgptRayError, WorkerError, interruption
 from scgpt_ray.progress import Stage
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,8 @@ def _init(address: str) -> None:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **local)
         except Exception as error:
             ray.shutdown()
+            if stop := interruption(error):
+                raise stop from None
             reason = " ".join(str(error).split()) or type(error).__name__
             if attempt == _STARTS:
                 raise WorkerError(f"Ray did not start in {_STARTS} attempts: {reason}") from error
