@@ -225,7 +225,7 @@ class MappingResult:
             "calibration": calibration,
             "promises": {column: asdict(promise) for column, promise in self.promises.items()},
             "unknown_terms": self.unknown_terms,
-            "second_draw": asdict(self.drawn_again),
+            "second_draw": self.drawn_again.model_dump(exclude={"embeddings"}),
             "evidence": self.evidence.to_dict(),
         }  # fmt: skip
 
