@@ -51,7 +51,7 @@ def test_monocytes_that_are_called_cd34_are_shown_to_lack_it():
     assert wrong.profile["LYZ"] == (1.0, 3.0), "what they express instead"
     [right] = marked_labels(found().to_pylist(), cells(*["CD34+"] * 11), said[-11:], TOKENS)
     assert not right.is_absent
-    figure = marker_dots([mono, wrong])
+    figure = marker_dots([mono, wrong], "type")
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert names == ["Mono (12)", "absent: CD34+ (11)"]
 

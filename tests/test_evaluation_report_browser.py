@@ -15,7 +15,7 @@ from scgpt_ray.evaluation.integration.metrics import AVERAGES, METRICS, Integrat
 from scgpt_ray.evaluation.labels.label_evaluation import evaluate
 from scgpt_ray.evaluation.labels.metrics import outcomes
 from scgpt_ray.evaluation.markers import MarkedLabel, MarkerGene
-from scgpt_ray.evaluation.report.findings import Findings, LabelShare
+from scgpt_ray.evaluation.report.findings import ColumnFindings, Findings, LabelShare
 from scgpt_ray.evaluation.report.marker_plot import marker_dots
 from scgpt_ray.evaluation.report.palette import OUTCOMES
 from scgpt_ray.evaluation.report.picture import Picture
@@ -64,10 +64,10 @@ def findings():
     profile = {gene.gene: (0.4, 1.0) for label in labels for gene in label.genes}
     labels = [replace(label, profile=profile) for label in labels]
     composition = [LabelShare(name, 30, 0.02, 0.5, 0.1, "absent", (0.1, 0.2)) for name in LABELS]
-    picture = Picture(marker_dots(labels), "Markers of the predicted labels.")
+    picture = Picture(marker_dots(labels, "cell_type"), "Markers of the predicted labels.")
     return Findings(
-        "1,500 cells, 40 labels", [HOSTILE], {"cell_type": HOSTILE}, "cell_type", "share of the votes", ["s1", "s2"],
-        composition, "", picture,
+        "1,500 cells, 40 labels", [HOSTILE], {"cell_type": HOSTILE}, ["s1", "s2"],
+        [ColumnFindings("cell_type", "share of the votes", composition, picture)], "",
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from scgpt_ray.evaluation.labels.label_evaluation import evaluate
-from scgpt_ray.evaluation.report.findings import Findings, LabelShare
+from scgpt_ray.evaluation.report.findings import ColumnFindings, Findings, LabelShare
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.evaluation.report.plots import label_counts
 from scgpt_ray.evaluation.report.reports import map_report
@@ -56,15 +56,20 @@ FINDINGS = Findings(
     "10 cells, 2 labels of cell_type; 20.0% flagged",
     ["2 cells called T lack its markers"],
     {"cell_type": "expected on new cells: accuracy 0.36"},
-    "cell_type",
-    "share of the votes",
     ["s1", "s2"],
     [
-        LabelShare("T", 8, 0.8, 0.75, 0.25, "absent", (0.5, 1.0)),
-        LabelShare("Unknown", 2, 0.2, None, 0.0, "", (0.5, 0.0)),
+        ColumnFindings(
+            "cell_type",
+            "share of the votes",
+            [
+                LabelShare("T", 8, 0.8, 0.75, 0.25, "absent", (0.5, 1.0)),
+                LabelShare("Unknown", 2, 0.2, None, 0.0, "", (0.5, 0.0)),
+            ],
+            "Markers were not looked at: no counts.",
+        ),
+        ColumnFindings("class", "a chance", [LabelShare("lymphocyte", 10, 1.0, 0.5, 0.0, "80%", (1.0, 1.0))], "None."),
     ],
     "0.5% of the query cells are farther",
-    "Markers were not looked at: no counts.",
 )
 COVERED = {
     "fraction": 0.5,
@@ -141,6 +146,9 @@ def test_without_truth_and_calibration_the_report_says_so():
     assert "cell_type: expected on new cells: accuracy 0.36." in page.text
     rows = page.text.replace(" ", "")
     assert "T880.0%50.0%100.0%0.7525.0%absentUnknown220.0%50.0%0.0%-0.0%-" in rows
+    assert "classcellsshares1s2meanconfidencefarmarkerslymphocyte10100.0%100.0%100.0%0.500.0%80%" in rows
+    assert "Confidence: share of the votes (cell_type), a chance (class). Far:" in page.text
+    assert "cell_type: Markers were not looked at: no counts. class: None." in page.text
     headings = ["Composition", "Cells", "Markers", "What the vocabulary covers", "Limits", "What was mapped"]
     assert re.findall("<h2>(.*?)</h2>", html) == headings, "the answer first, where it comes from last"
     assert "Pictures" not in page.text

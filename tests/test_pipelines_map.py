@@ -707,7 +707,7 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
     assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
     assert metrics["selective_accuracy"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
     page = (reference / "calibrated" / "report.html").read_text()
-    assert page.count("<svg xmlns:xlink") == 10, "a reliability diagram for each calibrated column"
+    assert page.count("<svg xmlns:xlink") == 11, "markers and a reliability diagram for each calibrated column"
     assert "Probabilities and thresholds were fitted to reference cells" in page
 
 
@@ -899,7 +899,15 @@ def test_what_the_index_decides_and_truth_in_other_words(mapped, reference, chec
         "warning: not evaluated: 0% of the cells have a true label that the reference has. True labels: d"
         in found.text()
     )
-    assert "not evaluated: 0% of the cells" in (reference / "defaults" / "report.html").read_text()
+    page = (reference / "defaults" / "report.html").read_text()
+    assert "not evaluated: 0% of the cells" in page
+    assert [f"Genes that mark each {column} in" in page for column in ("cell_type", TERMS)] == [True, True]
+    markers = json.loads((reference / "defaults" / "metrics.json").read_bytes())["evidence"]["markers"]
+    assert list(markers[TERMS]) == [label for label in found.labels[TERMS] if label != "Unknown"]
+    by_term = {"B": "CL:0000236", "T": "CL:0000084", "NK": "CL:0000623"}
+    assert {by_term[label]: said["genes"] for label, said in markers["cell_type"].items()} == {
+        term: said["genes"] for term, said in markers[TERMS].items()
+    }, "both columns name the same cells"
     (tmp_path / "names.tsv").write_text("d1\tB\nd2\tT\n")
     again = scgpt_ray.map_query(executor="serial", **given, truth_map=str(tmp_path / "names.tsv"))
     truth = [{"d1": "B", "d2": "T"}[donor] for donor in again.predictions["donor"].to_pylist()]
@@ -914,7 +922,9 @@ def test_what_speaks_for_the_labels_is_written(mapped, reference):
     assert evidence["fitness"]["cell_type"].items() >= expected["cell_type"].items()
     assert evidence["fitness"]["donor"] is None, "it was named, but is no label"
     assert mapped.text().startswith("cell_type: expected on new cells: accuracy ")
-    assert set(evidence["markers"]) == set(mapped.labels["cell_type"]) - {"Unknown"}
-    assert not any(marked["absent"] for marked in evidence["markers"].values())
+    markers = evidence["markers"]
+    assert set(markers["cell_type"]) == set(mapped.labels["cell_type"]) - {"Unknown"}
+    assert not any(marked["absent"] for marked in markers["cell_type"].values())
+    assert markers["donor"] == "the index did not take donor for a column of labels"
     assert evidence["placement"]["held_out"] == "random fifths"
     assert mapped.n_flagged == round(evidence["placement"]["far"] * 59)

@@ -56,6 +56,7 @@ def cosines(query):
 @pytest.mark.parametrize("most", [1000, 20])
 def test_cosines_with_embeddings_of_other_seeds(query, cosines, most, monkeypatch):
     monkeypatch.setattr(second_draw, "_CELLS", most)
+    (query[1].embedded.path / SecondDraw.file).unlink(missing_ok=True)
     found = second_draw.second_draw(*query, SerialExecutor())
     assert (found.n_cells, found.n_cut) == (260, len(cosines))
     assert 0 < found.n_cut < 260
@@ -64,6 +65,7 @@ def test_cosines_with_embeddings_of_other_seeds(query, cosines, most, monkeypatc
         expected = np.quantile(cosines, (0.5, 0.05))
         assert np.allclose((found.median, found.lowest), expected, rtol=0, atol=1e-6)
     assert cosines.min() - 1e-6 <= found.lowest < found.median <= cosines.max() < 0.99999
+    assert second_draw.second_draw(*query, None) == found, "no executor is needed to say it again"
 
 
 class _Failing(SerialExecutor):
@@ -71,22 +73,26 @@ class _Failing(SerialExecutor):
         yield Failure(todo[0], "OSError: gone", ())
 
 
-def test_what_cannot_be_embedded_again_is_said(query, caplog):
-    found = second_draw.second_draw(*query, _Failing())
+def test_what_cannot_be_embedded_again_is_said_and_tried_again(query, caplog):
+    job, parts = query
+    other = replace(parts, manifest=parts.manifest.replace(digests=["other" for _ in parts.names]))
+    found = second_draw.second_draw(job, other, _Failing())
     assert (found.n_again, found.median) == (0, None)
+    assert second_draw.second_draw(job, other, SerialExecutor()).n_again == 100, "it was not kept"
     assert "could not be embedded again: OSError: gone" in caplog.text
     assert found.text().endswith("were cut to --max-length; they could not be embedded again")
 
 
 def test_without_cut_cells_nothing_is_embedded(query):
     job, parts = query
+    parts = replace(parts, manifest=parts.manifest.replace(digests=["" for _ in parts.names]))
     found = second_draw.second_draw(replace(job, rules=replace(job.rules, max_length=1200)), parts, None)
-    assert found == SecondDraw(260, 0)
+    assert (found.n_cells, found.n_cut, found.n_again) == (260, 0, 0)
     assert found.text() == "no cell was cut to --max-length"
 
 
 def test_one_line():
-    assert SecondDraw(2000, 1234, 100, 0.98765, 0.9).text() == (
+    assert SecondDraw(n_cells=2000, n_cut=1234, n_again=100, median=0.98765, lowest=0.9).text() == (
         "1,234 cells (61.7%) were cut to --max-length; a second draw of 100 of them has a cosine of 0.988 with the "
         "first (median; lowest 5 %: below 0.900)"
     )
@@ -100,9 +106,8 @@ def test_a_mapping_says_it(query, blood_file, checkpoint, tmp_path, monkeypatch)
     scgpt_ray.embed(**common, **options, atlas=str(blood_file), output=str(tmp_path / "e"))
     index = {"embeddings": str(tmp_path / "e"), "output": str(tmp_path / "i"), "label_columns": ["cell_type"]}
     scgpt_ray.build_index(executor="serial", **index)
-    mapped = scgpt_ray.map_query(
-        **common, query=str(blood_file), index=str(tmp_path / "i"), output=str(tmp_path / "m"), calibrate_by="none"
-    )
+    mapping = {"query": str(blood_file), "index": str(tmp_path / "i"), "output": str(tmp_path / "m")}
+    mapped = scgpt_ray.map_query(**common, **mapping, calibrate_by="none")
     models = [Manifest.read(Folder.at(tmp_path / place)).fingerprint.model for place in ("e", "m/embeddings")]
     assert models[0] == models[1]
     assert (models[1]["samples"], models[1]["pooling"]) == (2, "mean")
@@ -112,3 +117,9 @@ def test_a_mapping_says_it(query, blood_file, checkpoint, tmp_path, monkeypatch)
     assert found["n_again"] == 100
     assert mapped.drawn_again.text() in mapped.text()
     assert mapped.drawn_again.text() in (tmp_path / "m" / "report.html").read_text()
+
+    def no_embedder(*_arguments, **_more):
+        raise AssertionError("a network is loaded again")
+
+    monkeypatch.setattr(Embedder, "__init__", no_embedder)
+    assert scgpt_ray.map_query(**common, **mapping, calibrate_by="none").drawn_again == mapped.drawn_again

@@ -7,7 +7,7 @@ Shapes: N cells, G genes, L labels, M markers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,15 @@ class MarkedLabel:
     def is_absent(self) -> bool:
         """Whether the cells lack the markers of their label."""
         return self.support is not None and self.cells >= _LEAST_CELLS and self.support < _ABSENT
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "cells": self.cells,
+            "absent": self.is_absent,
+            "support": self.support,
+            "genes": [asdict(gene) for gene in self.genes],
+        }
 
     def text(self) -> str:
         """What the cells lack, for a person."""

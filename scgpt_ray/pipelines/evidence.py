@@ -2,13 +2,14 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import sparse
 
@@ -21,15 +22,16 @@ from scgpt_ray.mapping.placement import Placement, is_far, placement
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.pipelines.atlas_counts import AtlasCounts, shared_tokens, why_not
 from scgpt_ray.pipelines.map_defaults import sample_column
+from scgpt_ray.pipelines.prediction_table import texts
 from scgpt_ray.pipelines.query_parts import DISTANCE, QueryParts
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import Fitness, LabelFitness
-from scgpt_ray.schema import JOINID
+from scgpt_ray.schema import JOINID, Int64Array
 
 logger = logging.getLogger(__name__)
 
 _CELLS = 3000
-"""Query cells whose counts are read for markers, as many of each label as it has among all cells."""
+"""Query cells whose counts are read for markers, as many of each combination of labels as it has among all cells."""
 _SEED = 0
 
 
@@ -44,7 +46,7 @@ class Evidence:
         placement: Of the query among the distances of the reference; None where nothing can be compared.
         far_Q: Cells that are farther than the reference's own, bool [query cells].
         vocabulary: Why true labels can hardly be compared with those of the reference; None if they can, or without.
-        markers: Labels of the first column that cells were given, or why their markers were not looked at.
+        markers: Label column -> its labels that cells were given, or why their markers were not looked at.
     """
 
     fitness: Fitness
@@ -53,16 +55,20 @@ class Evidence:
     placement: Placement | None
     far_Q: npt.NDArray[np.bool_]
     vocabulary: str | None
-    markers: list[MarkedLabel] | str
+    markers: Mapping[str, list[MarkedLabel] | str]
 
-    @property
-    def lacking(self) -> list[MarkedLabel]:
-        """Labels whose cells lack its markers."""
-        return [] if isinstance(self.markers, str) else [marked for marked in self.markers if marked.is_absent]
+    def marked(self, column: str) -> list[MarkedLabel]:
+        """Labels of a column whose markers were looked at."""
+        found = self.markers[column]
+        return [] if isinstance(found, str) else found
 
-    def flagged(self, labels_Q: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+    def lacking(self, column: str) -> list[MarkedLabel]:
+        """Labels of a column whose cells lack its markers."""
+        return [marked for marked in self.marked(column) if marked.is_absent]
+
+    def flagged(self, column: str, labels_Q: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
         """Cells that are far from the reference, or whose label has no support by markers, bool [query cells]."""
-        return self.far_Q | np.isin(labels_Q, [marked.label for marked in self.lacking])
+        return self.far_Q | np.isin(labels_Q, [marked.label for marked in self.lacking(column)])
 
     def expected(self) -> dict[str, str]:
         """Label column -> what to expect of its labels."""
@@ -83,7 +89,7 @@ class Evidence:
             texts.append(self.placement.text())
         if self.vocabulary is not None:
             texts.append(self.vocabulary)
-        return [*texts, *(marked.text() for marked in self.lacking)]
+        return [*texts, *(f"{column}: {marked.text()}" for column in self.columns for marked in self.lacking(column))]
 
     def log(self) -> None:
         """Say it: warnings as such."""
@@ -101,16 +107,9 @@ class Evidence:
                 for column, said in found.items()
             },
             "placement": asdict(self.placement) if self.placement else None,
-            "markers": self.markers
-            if isinstance(self.markers, str)
-            else {
-                marked.label: {
-                    "cells": marked.cells,
-                    "absent": marked.is_absent,
-                    "support": marked.support,
-                    "genes": [asdict(gene) for gene in marked.genes],
-                }
-                for marked in self.markers
+            "markers": {
+                column: found if isinstance(found, str) else {marked.label: marked.to_dict() for marked in found}
+                for column, found in self.markers.items()
             },
         }
 
@@ -121,7 +120,6 @@ def gather(
     columns: Sequence[str],
     parts: QueryParts,
     overview: pa.Table,
-    labels_Q: npt.NDArray[np.object_],
     k: int,
     trained: str | None,
     vocabulary: str | None,
@@ -134,7 +132,6 @@ def gather(
         columns: Label columns.
         parts: The query and its predictions.
         overview: Of all query cells.
-        labels_Q: Labels of the first column, str [query cells].
         k: Neighbours that voted.
         trained: As `training_overlap` says.
         vocabulary: As `vocabulary_gap` says of true labels.
@@ -150,29 +147,48 @@ def gather(
         placement(fitness.distances, k, distance_Q, sample_Q),
         np.zeros(len(distance_Q), bool) if far_Q is None else far_Q,
         vocabulary,
-        _markers(reference, columns[0], parts, labels_Q),
+        _markers(reference, fitness, parts, overview.select(columns)),
     )
 
 
 def _markers(
-    reference: Reference, column: str, parts: QueryParts, labels_Q: npt.NDArray[np.object_]
-) -> list[MarkedLabel] | str:
+    reference: Reference, fitness: Fitness, parts: QueryParts, labels: pa.Table
+) -> dict[str, list[MarkedLabel] | str]:
+    """The markers of all label columns, in one sample of the cells that have a label in any of them."""
+    columns = labels.column_names
     try:
-        table = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
+        markers = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
     except pa.ArrowInvalid as error:
-        return f"{reference.folder.where(MARKERS)} is damaged ({error})"
-    markers = [row for row in table.to_pylist() if row["column"] == column]
-    if not markers:
-        return f"the index has no markers of {column}: no counts of the reference were read when it was built"
-    labelled = np.flatnonzero(labels_Q != UNKNOWN)
-    if not len(labelled):
-        return "no query cell has a label"
-    rows = labelled[stratified_sample(strata_of(labels_Q[labelled].astype(str)), _CELLS, seed=_SEED)]
+        return dict.fromkeys(columns, f"{reference.folder.where(MARKERS)} is damaged ({error})")
+    rows = _sampled(labels)
     try:
         atlas = AtlasCounts.at(parts.embedded.uri, whole=True)
         tokens_G = shared_tokens([atlas])
         joinids = parts.cells([JOINID])[JOINID].to_numpy()[rows]
-        logs_NG = log1p_cp10k(sparse.vstack(list(atlas.counts(joinids, tokens_G)), format="csr"))
+        blocks = list(atlas.counts(joinids, tokens_G)) if len(rows) else []
     except (InputError, OSError) as error:
-        return why_not(error)
-    return marked_labels(markers, logs_NG, labels_Q[rows], tokens_G)
+        return dict.fromkeys(columns, why_not(error))
+    logs_NG = log1p_cp10k(sparse.vstack([sparse.csr_matrix((0, len(tokens_G))), *blocks], format="csr"))
+
+    def looked_at(column: str) -> list[MarkedLabel] | str:
+        if column not in fitness.columns:
+            return f"the index did not take {column} for a column of labels"
+        of_column = markers.filter(pc.equal(markers["column"], column)).to_pylist()
+        if not of_column:
+            return f"the index has no markers of {column}: no counts of the reference were read when it was built"
+        labels_N = texts(labels[column].take(pa.array(rows)))
+        named = labels_N != UNKNOWN
+        if not named.any():
+            return f"no query cell has a {column}"
+        return marked_labels(of_column, logs_NG[named], labels_N[named], tokens_G)
+
+    return {column: looked_at(column) for column in columns}
+
+
+def _sampled(labels: pa.Table) -> Int64Array:
+    """Rows of query cells that have a label in any column, stratified by the combination of their labels."""
+    codes = [column.combine_chunks().indices.to_numpy() for column in labels.columns]
+    is_named = [pc.not_equal(column, UNKNOWN).to_numpy() for column in labels.columns]
+    named = np.flatnonzero(np.any(is_named, axis=0))
+    strata = strata_of(*(codes_Q[named] for codes_Q in codes))
+    return named[stratified_sample(strata, _CELLS, seed=_SEED)]

@@ -107,7 +107,7 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
             else:
                 truth = None  # nothing is right or wrong in words that the reference does not know
         evidence = gather(
-            reference, fitness, rules.columns, parts, overview, texts(overview[column]), settings.k,
+            reference, fitness, rules.columns, parts, overview, settings.k,
             _trained(job.checkpoint, reference, fitness, column), vocabulary,
         )  # fmt: skip
         evidence.log()

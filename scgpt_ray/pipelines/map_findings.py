@@ -1,13 +1,15 @@
 """Makes what the report of a mapping says first."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.evaluation.report.findings import Findings, LabelShare
+from scgpt_ray.evaluation.markers import MarkedLabel
+from scgpt_ray.evaluation.report.findings import ColumnFindings, Findings, LabelShare
 from scgpt_ray.evaluation.report.marker_plot import MOST_LABELS, marker_dots
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.mapping.prediction import UNKNOWN
-from scgpt_ray.pipelines.evidence import Evidence
 from scgpt_ray.pipelines.map_defaults import sample_column
 from scgpt_ray.pipelines.mapping_result import MappingResult
 from scgpt_ray.pipelines.prediction_table import confidences, texts
@@ -18,14 +20,29 @@ _MOST_SAMPLES = 6
 
 def findings(mapped: MappingResult) -> Findings:
     """What is said first of a mapping."""
-    column, evidence = mapped.column, mapped.evidence
-    labels_Q = texts(mapped.overview[column])
+    evidence, sample_Q = mapped.evidence, _samples(mapped)
+    in_sample = {} if sample_Q is None else {name: sample_Q == name for name in sorted(set(sample_Q.tolist()) - {None})}
+    if not 1 < len(in_sample) <= _MOST_SAMPLES:
+        in_sample = {}
+    return Findings(
+        mapped.sentence(),
+        evidence.warnings(),
+        evidence.expected(),
+        list(in_sample),
+        [_of_column(mapped, column, list(in_sample.values())) for column in mapped.labels],
+        evidence.placement.text() if evidence.placement and not evidence.placement.is_elsewhere else "",
+    )
+
+
+def _samples(mapped: MappingResult) -> npt.NDArray[np.object_] | None:
+    sample = sample_column(mapped.parts.manifest.obs_columns)
+    return None if sample is None else texts(mapped.parts.cells([sample])[sample])
+
+
+def _of_column(mapped: MappingResult, column: str, in_sample: Sequence[npt.NDArray[np.bool_]]) -> ColumnFindings:
+    labels_Q, evidence = texts(mapped.overview[column]), mapped.evidence
     meaning, confidence_Q = list(confidences(mapped.overview, column).items())[-1]
-    sample_Q = _samples(mapped)
-    samples = [] if sample_Q is None else sorted(set(sample_Q.tolist()) - {None})
-    if not 1 < len(samples) <= _MOST_SAMPLES:
-        samples = []
-    marks = _marks(evidence)
+    marks = {marked.label: _mark(marked) for marked in evidence.marked(column)}
     composition = []
     for label, cells in mapped.labels[column].items():
         own_Q = labels_Q == label
@@ -37,48 +54,29 @@ def findings(mapped: MappingResult) -> Findings:
                 None if label == UNKNOWN else float(confidence_Q[own_Q].mean()),
                 float(evidence.far_Q[own_Q].mean()),
                 marks.get(label, ""),
-                tuple(float(own_Q[sample_Q == name].mean()) for name in samples),
+                tuple(float(own_Q[member_Q].mean()) for member_Q in in_sample),
             )
         )
-    return Findings(
-        mapped.sentence(),
-        evidence.warnings(),
-        evidence.expected(),
-        column,
-        meaning,
-        samples,
-        composition,
-        evidence.placement.text() if evidence.placement and not evidence.placement.is_elsewhere else "",
-        _dots(evidence, column),
-    )
+    return ColumnFindings(column, meaning, composition, _dots(evidence.markers[column], column))
 
 
-def _samples(mapped: MappingResult) -> npt.NDArray[np.object_] | None:
-    sample = sample_column(mapped.parts.manifest.obs_columns)
-    return None if sample is None else texts(mapped.parts.cells([sample])[sample])
+def _mark(marked: MarkedLabel) -> str:
+    if marked.support is None:
+        return ""
+    return "absent" if marked.is_absent else f"{marked.support:.0%}"
 
 
-def _marks(evidence: Evidence) -> dict[str, str]:
-    if isinstance(evidence.markers, str):
-        return {}
-    return {
-        marked.label: "absent" if marked.is_absent else f"{marked.support:.0%}"
-        for marked in evidence.markers
-        if marked.support is not None
-    }
-
-
-def _dots(evidence: Evidence, column: str) -> Picture | str:
-    if isinstance(evidence.markers, str):
-        return f"Markers were not looked at: {evidence.markers}."
-    marked = [label for label in evidence.markers if label.genes]
+def _dots(found: list[MarkedLabel] | str, column: str) -> Picture | str:
+    if isinstance(found, str):
+        return f"Markers were not looked at: {found}."
+    marked = [label for label in found if label.genes]
     if not marked:
         return f"No gene marks a {column} of the reference that query cells were given."
     caption = (
-        f"Genes that mark each {column} in the reference, in {sum(label.cells for label in evidence.markers):,} query "
-        "cells by the label that they got. Size: share of the cells with a count; ring: the same of reference cells "
-        "that have the label; colour: expression."
+        f"Genes that mark each {column} in the reference, in {sum(label.cells for label in found):,} query cells by "
+        "the label that they got. Size: share of the cells with a count; ring: the same of reference cells that have "
+        "the label; colour: expression."
     )
     if len(marked) > MOST_LABELS:
         caption += f" The {MOST_LABELS} most frequent of {len(marked)} labels; metrics.json has all."
-    return Picture(marker_dots(marked), caption)
+    return Picture(marker_dots(marked, column), caption)

@@ -152,7 +152,7 @@ class MappingResult:
     def n_flagged(self) -> int:
         """Number of query cells with a label in the first column that is flagged: see `Evidence.flagged`."""
         labels = texts(self.overview[self.column])
-        return int((self.evidence.flagged(labels) & (labels != UNKNOWN)).sum())
+        return int((self.evidence.flagged(self.column, labels) & (labels != UNKNOWN)).sum())
 
     def sentence(self) -> str:
         """Cells, labels, and how many of them are uncertain or flagged."""
@@ -225,7 +225,7 @@ class MappingResult:
             "calibration": calibration,
             "promises": {column: asdict(promise) for column, promise in self.promises.items()},
             "unknown_terms": self.unknown_terms,
-            "second_draw": asdict(self.drawn_again),
+            "second_draw": self.drawn_again.model_dump(exclude={"embeddings"}),
             "evidence": self.evidence.to_dict(),
         }  # fmt: skip
 

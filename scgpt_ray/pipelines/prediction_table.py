@@ -38,9 +38,9 @@ def texts(values: pa.ChunkedArray, null: str | None = None) -> npt.NDArray[np.ob
 
 def overview_columns(columns: Sequence[str], calibrated: Collection[str]) -> list[str]:
     """Columns of the predictions that the result is made from."""
-    first = columns[0]
-    of_first = [f"{first}_voted", f"{first}_confidence", *([f"{first}_probability"] if first in calibrated else [])]
-    return [*columns, *(f"{column}_unknown" for column in columns), *of_first]
+    said = (("", "_unknown", "_confidence", *(["_probability"] if column in calibrated else [])) for column in columns)
+    each = [f"{column}{suffix}" for column, suffixes in zip(columns, said, strict=True) for suffix in suffixes]
+    return [*each, f"{columns[0]}_voted"]
 
 
 def output_name(column: str, predicted: Collection[str]) -> str:

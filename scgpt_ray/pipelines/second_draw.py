@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from scgpt_ray.atlas.plan import Partition, Remainder
+from scgpt_ray.identity import digest_of
 from scgpt_ray.parts.parts import read_rows, vectors_of
 from scgpt_ray.pipelines.embed_request import EmbedJob
 from scgpt_ray.pipelines.embed_run import embed_stages
 from scgpt_ray.pipelines.executor import Executor, Failure
 from scgpt_ray.pipelines.query_parts import QueryParts
+from scgpt_ray.records.record import Count, Record
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
 
 logger = logging.getLogger(__name__)
@@ -24,23 +26,24 @@ _CELLS = 100
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class SecondDraw:
-    """Cells with more genes than tokens, and how far other seeds move their embeddings.
+class SecondDraw(Record):
+    """Cells with more genes than tokens, and how far other seeds move their embeddings."""
 
-    Attributes:
-        n_cells: All cells.
-        n_cut: Cells whose genes were sampled.
-        n_again: Those that were embedded again with other seeds.
-        median: Median of the cosines between their two embeddings; None if there are none.
-        lowest: 5 % quantile of the cosines.
-    """
+    file = "second_draw.json"
+    remedy = "delete it, and map again"
 
-    n_cells: int
-    n_cut: int
-    n_again: int = 0
+    embeddings: str = ""
+    """Digest of the embeddings that are compared."""
+    n_cells: Count
+    """All cells."""
+    n_cut: Count
+    """Cells whose genes were sampled."""
+    n_again: Count = 0
+    """Those that were embedded again with other seeds."""
     median: float | None = None
+    """Median of the cosines between their two embeddings; None if there are none."""
     lowest: float | None = None
+    """5 % quantile of the cosines."""
 
     def text(self) -> str:
         """One line for people."""
@@ -74,17 +77,34 @@ class CompareDraws:
 def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondDraw:
     """Embed up to 100 cells that were cut once more, with the seeds that follow those of the first embedding.
 
+    What is found is kept with the embeddings, and not computed again while they are the same.
+
     Args:
         job: The request that embedded the query.
         parts: The embedded query.
         executor: Embeds the cells.
     """
+    digest = digest_of([job.fingerprint.digest, parts.manifest.digests])
+    kept = SecondDraw.read(parts.embedded)
+    if kept is not None and kept.embeddings == digest:
+        return kept
     n_genes_Q = parts.cells([N_GENES])[N_GENES].to_numpy()
     cut = np.flatnonzero(n_genes_Q >= job.rules.max_length)
+    found = SecondDraw(embeddings=digest, n_cells=len(n_genes_Q), n_cut=len(cut))
     if not len(cut):
-        return SecondDraw(len(n_genes_Q), 0)
+        return found
     rows_S = np.sort(np.random.default_rng(_SEED).choice(cut, min(_CELLS, len(cut)), replace=False))
-    first = read_rows(parts.embedded, parts.manifest, rows_S, [JOINID, EMBEDDING])
+    receipt = _embedded_again(job, read_rows(parts.embedded, parts.manifest, rows_S, [JOINID, EMBEDDING]), executor)
+    if isinstance(receipt, Failure):
+        logger.warning("cells that were cut could not be embedded again: %s", receipt.reason)
+        return found
+    lowest, median = np.quantile(receipt["cosines"], (0.05, 0.5)).tolist()
+    found = found.replace(n_again=len(rows_S), median=median, lowest=lowest)
+    found.write(parts.embedded)
+    return found
+
+
+def _embedded_again(job: EmbedJob, first: pa.Table, executor: Executor) -> dict[str, Any] | Failure:
     rules = replace(job.rules, seed=job.rules.seed_of(job.rules.samples))
     workers = executor.pool(job.settings)
     stages = replace(embed_stages(replace(job, rules=rules), executor, workers), commit=CompareDraws(first))
@@ -92,8 +112,4 @@ def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondD
     pieces = tuple(Partition.of(0, joinids_S[place : place + 1]) for place in range(len(joinids_S)))
     cells = Remainder(**asdict(Partition.of(0, joinids_S)), pieces=pieces)
     [receipt] = executor.stream((cells,), stages, workers)
-    if isinstance(receipt, Failure):
-        logger.warning("cells that were cut could not be embedded again: %s", receipt.reason)
-        return SecondDraw(len(n_genes_Q), len(cut))
-    lowest, median = np.quantile(receipt["cosines"], (0.05, 0.5)).tolist()
-    return SecondDraw(len(n_genes_Q), len(cut), len(rows_S), median, lowest)
+    return receipt

@@ -3,6 +3,7 @@
     plan.json             embed: which cells make which partition, written before any cell is read
     quarantine.json       embed: cells that could not be read or embedded; absent if there are none
     manifest.json         embed: what a finished run made, written last
+    second_draw.json      map: how far other seeds move the embeddings of cells that were cut
     changes.json          refresh: which cells differ from those of the earlier embeddings
     gate.json             gate: how they drifted from the earlier embeddings
     index.json            index: what a search needs to know, written last; README.md has it as text

@@ -25,6 +25,19 @@ class LabelShare:
 
 
 @dataclass(frozen=True, eq=False)
+class ColumnFindings:
+    """The labels of one column."""
+
+    column: str
+    confidence: str
+    """What its confidence means."""
+    composition: Sequence[LabelShare]
+    """Most frequent first."""
+    markers: Picture | str
+    """Their expression, or why it is not known."""
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """The answer of a mapping."""
 
@@ -34,15 +47,9 @@ class Findings:
     """What a reader must know before the labels are used."""
     expected: Mapping[str, str]
     """Label column -> how right its labels will be, as far as the reference shows."""
-    column: str
-    """The label column of the composition."""
-    confidence: str
-    """What its confidence means."""
     samples: Sequence[str]
     """Samples of the query, if it has a few."""
-    composition: Sequence[LabelShare]
-    """Most frequent first."""
+    columns: Sequence[ColumnFindings]
+    """The first is the one that the sentence is of."""
     placement: str
     """Where the query lies; empty if unknown, or among the warnings."""
-    markers: Picture | str
-    """Their expression, or why it is not known."""

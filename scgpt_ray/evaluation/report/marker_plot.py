@@ -17,11 +17,12 @@ _KEY = (0.25, 0.5, 1.0)
 
 
 @styled
-def marker_dots(labels: Sequence[MarkedLabel]) -> Figure:
+def marker_dots(labels: Sequence[MarkedLabel], column: str) -> Figure:
     """A row for each label, a column for each marker; a ring shows the reference cells of the marker's label.
 
     Args:
         labels: Those that have markers, at least one; more than MOST_LABELS are cut.
+        column: The label column.
     """
     shown = labels[:MOST_LABELS]
     columns = [(row, gene) for row, marked in enumerate(shown) for gene in marked.genes[:_GENES_PER_LABEL]]
@@ -43,7 +44,7 @@ def marker_dots(labels: Sequence[MarkedLabel]) -> Figure:
         if marked.is_absent:
             tick.set(color=BAD, weight="bold")
     axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(len(shown) - 0.3, -0.7))
-    axes.set_title("Markers in the query cells of each predicted label")
+    axes.set_title(f"Markers in the query cells of each predicted {column}")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=16, pad=0.02, label="mean log1p(CP10k)")
     bar.outline.set_visible(False)
     for share in _KEY:
