@@ -116,7 +116,7 @@ def test_a_start_that_fails_is_reported(tmp_path, checkpoint):
 
 
 def test_without_a_rate_of_the_devices_there_is_no_time(options):
-    estimate = scgpt_ray.plan(**options, executor="serial", gpus=4)
+    estimate = scgpt_ray.plan(**options, gpus=4)
     assert (estimate.duration, estimate.cost, estimate.actors) == (None, None, (4, "GPU"))
     assert "time       not known: no rate of such a GPU was measured; give --tokens-per-second" in estimate.text()
     assert estimate.n_partitions == 1, "GPUs have larger partitions"
@@ -124,10 +124,8 @@ def test_without_a_rate_of_the_devices_there_is_no_time(options):
 
 def test_a_rate_that_is_given(options):
     """Half the time with twice the actors, but for what does not depend on them."""
-    one, two = (
-        scgpt_ray.plan(**options, executor="ray", gpus=gpus, tokens_per_second=1.0, prices=str(PRICES))
-        for gpus in (1, 2)
-    )
+    given = {"cells_per_partition": 130, "tokens_per_second": 1.0, "prices": str(PRICES)}
+    one, two = (scgpt_ray.plan(**options, **given, executor="ray", gpus=gpus) for gpus in (1, 2))
     assert one.duration.wall_s == pytest.approx(one.n_tokens + 25, abs=10)
     assert two.duration.wall_s == pytest.approx(two.n_tokens / 2 + 25, abs=10)
     assert two.duration.device_hours == pytest.approx(2 * two.duration.wall_s / 3600)
@@ -262,13 +260,27 @@ def test_the_default_index():
 )  # fmt: skip
 def test_the_gpus_that_are_planned(options, there, expected):
     settings = PlanSettings(atlas="a", checkpoint="c", **options)
-    pool = _pool(settings, SimpleNamespace(gpus=lambda: there))
+    pool = _pool(settings, _engine(there, on_ray=True), 20_000)
     assert (pool.size if pool.num_gpus else 0) == expected
+
+
+def _engine(gpus, *, on_ray):
+    return SimpleNamespace(gpus=lambda: gpus, uses_ray=lambda *_: on_ray)
+
+
+@pytest.mark.parametrize(
+    ("options", "there", "expected"),
+    [({"actors": 4}, 0, (1, 0)), ({}, 0, (1, 0)), ({"gpus": 4, "actors_per_gpu": 2}, 0, (1, 1)), ({}, 2, (1, 1))],
+)
+def test_one_actor_is_planned_without_ray(options, there, expected):
+    settings = PlanSettings(atlas="a", checkpoint="c", **options)
+    pool = _pool(settings, _engine(there, on_ray=False), 100)
+    assert (pool.size, pool.num_gpus) == expected
 
 
 @pytest.mark.parametrize(("address", "threads"), [("", 2), ("head:6379", 6)])
 def test_actors_of_a_machine_share_its_cores(address, threads, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    pool = _pool(PlanSettings(atlas="a", checkpoint="c", actors=3), SimpleNamespace(gpus=lambda: 0))
+    pool = _pool(PlanSettings(atlas="a", checkpoint="c", actors=3), _engine(0, on_ray=True), 100)
     assert (pool.size, pool.threads) == (3, threads)

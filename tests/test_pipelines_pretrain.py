@@ -85,6 +85,7 @@ def test_what_is_left(generative):
     assert {path.name for path in folder.iterdir() if not path.name.startswith("ml")} == {
         "checkpoint",
         "curve.png",
+        "losses.parquet",
         "metrics.json",
         "report.html",
         "request.json",
@@ -107,14 +108,19 @@ def test_what_is_left(generative):
         "random weights",
     ):
         assert text in page
-    assert page.count("<svg") == len(best) - 1, "one of each metric"
+    assert page.count("<svg") == len(best), "one of each metric, one of the training loss"
+    losses = pq.read_table(folder / "losses.parquet")
+    assert losses["step"].to_pylist() == list(range(1, 61))
     tokens = pq.read_table(folder / "tokens" / "atlas-0" / "part-00001.parquet")  # as a user would
     assert tokens.column_names == ["soma_joinid", "obs_id", "n_genes", "content_digest", "gene", "bin"]
     assert f"checkpoint  {folder}/checkpoint" in trained.text()
 
 
 def test_the_loss_falls(generative):
-    first, *_, last = generative[1].metrics["validations"]
+    folder, trained = generative
+    first, *_, last = trained.metrics["validations"]
+    losses = pq.read_table(folder / "losses.parquet")["loss"].to_pylist()
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert set(first) == {"step", "loss", "value", "cell", "prompt"}
     for name in ("loss", "value", "cell", "prompt"):
         assert last[name] < 0.8 * first[name]
@@ -188,7 +194,7 @@ def test_too_many_workers_are_refused():
 def test_a_killed_driver_resumes_to_the_same_losses(train, blood_file, tmp_path, capsys, caplog):
     """kill -9 of the program after the first saving; the same command then does what is left."""
     folder, options = tmp_path / "out", GENERATIVE | {"steps": 40}
-    _, whole = train("whole", **options)
+    other, whole = train("whole", **options)
     command = [
         sys.executable,
         "-m",
@@ -225,3 +231,6 @@ def test_a_killed_driver_resumes_to_the_same_losses(train, blood_file, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in Path(folder / "tokens").rglob("part-*")} == parts
     evaluated = json.loads((folder / "metrics.json").read_text())["validations"]
     assert_evaluated_alike(evaluated, whole.metrics["validations"], 1e-6)
+    resumed, undisturbed = (pq.read_table(place / "losses.parquet") for place in (folder, other))
+    assert resumed["step"].to_pylist() == list(range(1, 41))
+    assert resumed["loss"].to_pylist() == pytest.approx(undisturbed["loss"].to_pylist(), rel=1e-6)

@@ -199,7 +199,7 @@ def test_the_loss_falls():
 def test_an_objective_without_terms_is_not_told():
     unlabelled = [(place, replace(cell, label=UNLABELLED, domain=UNLABELLED)) for place, cell in cells()]
     told = learner().learn(batches(0, of=unlabelled))
-    assert set(told) == {"value", "cell", "prompt", "gradient_norm", "learning_rate"}
+    assert set(told) == {"loss", "value", "cell", "prompt", "gradient_norm", "learning_rate"}
     assert all(math.isfinite(value) for value in told.values())
 
 

@@ -45,11 +45,12 @@ class Alone:
 
     def __init__(self, rank=0, workers=1):
         self.rank, self.workers = rank, workers
-        self.steps, self.states, self.evaluated = [], [], []
+        self.steps, self.losses, self.states, self.evaluated = [], [], [], []
 
     def step_done(self, step, metrics):
         assert math.isfinite(metrics["gradient_norm"])
         self.steps.append(step)
+        self.losses.append(metrics["loss"])
 
     def save(self, state, metrics):
         self.states.append(through_a_file(state))
@@ -133,6 +134,7 @@ def test_it_saves_now_and_then_and_at_the_end(atlas):
     assert [told["step"] for told in host.evaluated] == [3, 6, 7]
     assert [state["learner"]["step"] for state in host.states] == [3, 6, 7]
     assert host.states[-1]["kept"]["validations"] == host.evaluated
+    assert [state["kept"]["losses"] for state in host.states] == [host.losses[:3], host.losses[:6], host.losses]
     assert set(host.evaluated[0]) == {"step", "loss", "value", "cell", "prompt"}
 
 
@@ -146,6 +148,7 @@ def test_any_saved_state_leads_to_the_same_end(atlas):
         assert resumed.steps == undisturbed.steps[state["learner"]["step"] :]
         assert resumed.evaluated == undisturbed.evaluated[number + 1 :]
         assert resumed.states[-1]["kept"]["validations"] == undisturbed.evaluated
+        assert resumed.states[-1]["kept"]["losses"] == undisturbed.losses, "each step once, also those done again"
         for name, weight in undisturbed.states[-1]["kept"]["best"].items():
             assert torch.equal(resumed.states[-1]["kept"]["best"][name], weight)
 

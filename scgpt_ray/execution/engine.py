@@ -10,7 +10,7 @@ from scgpt_ray.execution.serial import SerialExecutor
 from scgpt_ray.pipelines.executor import Executor, names_cluster
 
 SMALL = 10_000
-"""Maximum number of cells processed without Ray. Starting Ray and an actor takes about 20 s on two cores."""
+"""Maximum number of cells processed without Ray: so few do not repay its start."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
     joinids, _ = inspect(settings, source, genes)
     genes = variable_only(settings, source, genes)
     setup_s = time.perf_counter() - began
-    pool = _pool(settings, engine)
+    pool = _pool(settings, engine, len(joinids))
     rules = TokenRules.of(settings.model_dump())
     partitions = cut(joinids, settings.cells_per_partition or pool.cells_per_partition)
     per_part = round(len(joinids) / len(partitions))
@@ -174,17 +174,21 @@ def plan(settings: PlanSettings, engine: Engine) -> Estimate:
     )
 
 
-def _pool(settings: PlanSettings, engine: Engine) -> Pool:
-    """The actors that are asked for: of GPUs that may not be there yet, and of CPUs like those of this machine."""
+def _pool(settings: PlanSettings, engine: Engine, n_cells: int) -> Pool:
+    """The actors that are asked for: of GPUs that may not be there yet, and of CPUs like those of this machine.
+
+    Without Ray there is one.
+    """
+    on_ray = engine.uses_ray(n_cells, settings, 1)
     gpus = settings.gpus
     if gpus is None:
         gpus = 0 if settings.device == "cpu" or settings.actors else engine.gpus()
     if settings.device == "gpu":
         gpus = max(gpus, settings.min_gpus)
-    share = settings.actors_per_gpu
     if gpus:
+        gpus, share = (gpus, settings.actors_per_gpu) if on_ray else (1, 1)
         return Pool(size=gpus * share, num_gpus=1 / share, num_cpus=1, threads=1)
-    size, cores = settings.actors or 1, len(os.sched_getaffinity(0))
+    size, cores = (settings.actors or 1) if on_ray else 1, len(os.sched_getaffinity(0))
     here = 1 if names_cluster() else size  # a cluster spreads them over its nodes
     return Pool(size=size, num_gpus=0, num_cpus=1, threads=max(1, cores // here))
 

@@ -13,7 +13,7 @@ from scgpt_ray.identity import digest_of
 from scgpt_ray.network.checkpoint import write_checkpoint
 from scgpt_ray.network.precision import require_precision
 from scgpt_ray.pipelines.executor import Engine, Executor
-from scgpt_ray.pipelines.pretrain_report import CURVE, REPORT, write_training_report
+from scgpt_ray.pipelines.pretrain_report import CURVE, LOSSES, REPORT, write_training_report
 from scgpt_ray.pipelines.pretrain_request import CHECKPOINT, METRICS, TrainingJob, check_training
 from scgpt_ray.pipelines.shared_checkpoint import share
 from scgpt_ray.pipelines.token_cache import cache_tokens
@@ -106,7 +106,7 @@ def pretrain(settings: PretrainSettings, engine: Engine) -> Trained:
         state = read_state(job.output)
         assert state is not None, "the last step saves"
         metrics = _write(job, training, state["kept"])
-        for name in (METRICS, CURVE, REPORT):
+        for name in (METRICS, CURVE, LOSSES, REPORT):
             tracker.log_artifact(name)
     return Trained(job.output, metrics)
 
@@ -203,7 +203,7 @@ def _write(job: TrainingJob, training: Training, kept: Mapping[str, Any]) -> dic
         "validations": list(kept["validations"]),
         "versions": versions(),
     }
-    write_training_report(job, metrics)
+    write_training_report(job, metrics, kept["losses"])
     job.output.write(METRICS, json.dumps(metrics, indent=1).encode())
     return metrics
 

@@ -1,14 +1,17 @@
-"""The report of `pretrain`, from its request and its validations."""
+"""The report of `pretrain`, from its request, its losses and its validations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from scgpt_ray.evaluation.report.page import page, written
 from scgpt_ray.evaluation.report.picture import Picture, png
-from scgpt_ray.evaluation.report.run_plots import training_curve
+from scgpt_ray.evaluation.report.run_plots import loss_curve, training_curve
 from scgpt_ray.pipelines.pretrain_request import TrainingJob
 
-CURVE, REPORT = "curve.png", "report.html"
+CURVE, LOSSES, REPORT = "curve.png", "losses.parquet", "report.html"
 
 _MEANINGS = {
     "loss": "Loss: the weighted sum of the objectives.",
@@ -22,15 +25,22 @@ _MEANINGS = {
 }
 
 
-def write_training_report(job: TrainingJob, metrics: Mapping[str, Any]) -> None:
-    """Write report.html and curve.png.
+def write_training_report(job: TrainingJob, metrics: Mapping[str, Any], losses: Sequence[float]) -> None:
+    """Write report.html, curve.png, and losses.parquet with the training loss of every step.
 
     Args:
         job: The request.
         metrics: Content of metrics.json.
+        losses: Training loss of every step, from the first.
     """
     validations, chosen = metrics["validations"], metrics["best"]["step"]
     names = [name for name in validations[0] if name != "step"]
+    with job.output.staged(LOSSES) as path:
+        pq.write_table(pa.table({"step": range(1, len(losses) + 1), "loss": losses}), path, compression="zstd")
+    training = Picture(
+        loss_curve(losses, validations),
+        "Loss of every step on its own training cells, which training hides and drops at random; of validation cells.",
+    )
     pictures = [
         Picture(training_curve(validations, [name], chosen), f"{_MEANINGS[name]} Ring: the checkpoint.")
         for name in names
@@ -41,6 +51,7 @@ def write_training_report(job: TrainingJob, metrics: Mapping[str, Any]) -> None:
         title=f"Training on {', '.join(place.rstrip('/').rpartition('/')[2] for place in job.settings.atlas)}",
         metrics=metrics,
         names=names,
+        training=training,
         pictures=pictures,
         facts=_facts(job, metrics),
     )

@@ -80,7 +80,8 @@ class Learner:
             batches: This worker's share; empty if there are fewer cells than workers.
 
         Returns:
-            Mean of each objective over the step, the norm of the gradient before clipping, and the learning rate.
+            Their weighted sum without the domain and mean of each objective over the step, the norm of the gradient
+            before clipping, and the learning rate.
 
         Raises:
             WorkerError: If the gradient is not finite; the weights are unchanged.
@@ -110,7 +111,8 @@ class Learner:
             group["lr"] = rate
         self.optimizer.step()
         self.step += 1
-        return {**_means(_sum_over_workers(sums), n_terms), "gradient_norm": norm, "learning_rate": rate}
+        means = _means(_sum_over_workers(sums), n_terms)
+        return {"loss": self._loss(means), **means, "gradient_norm": norm, "learning_rate": rate}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Microbatch]) -> tuple[dict[str, float], float]:
@@ -131,8 +133,7 @@ class Learner:
             sums += batch_sums
             n_terms += counts(batch, prompted=prompted, labelled=self.type_weights_AK is not None)
         means = _means(_sum_over_workers(sums), _sum_over_workers(n_terms))
-        per_unit = dict(zip(OBJECTIVES[:-1], self.weights.per_unit().tolist(), strict=False))
-        return means, sum(per_unit[name] * means[name] for name in per_unit if name in means)
+        return means, self._loss(means)
 
     @torch.no_grad()
     def embed(self, batches: Iterable[tuple[int, Microbatch]], n_cells: int) -> tuple[Tensor, Tensor]:
@@ -165,6 +166,11 @@ class Learner:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+
+    def _loss(self, means: Mapping[str, float]) -> float:
+        """The weighted sum of the objectives without the domain, which is adversarial."""
+        per_unit = dict(zip(OBJECTIVES[:-1], self.weights.per_unit().tolist(), strict=False))
+        return sum(per_unit[name] * means[name] for name in per_unit if name in means)
 
     def _factors(self, n_terms: Tensor) -> Tensor:
         return (self.weights.per_unit() / n_terms.clamp(min=1)).to(self.device)

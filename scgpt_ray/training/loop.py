@@ -80,10 +80,11 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
         WorkerError: If a gradient is not finite, or the metric of --best-by is undefined.
     """
     learner, settings = begin(training, device), training.settings
-    kept: dict[str, Any] = {"best": None, "best_validation": None, "validations": []}
+    kept: dict[str, Any] = {"best": None, "best_validation": None, "validations": [], "losses": []}
     if resumed is not None:
         learner.restore(resumed["learner"])
         kept = dict(resumed["kept"])
+    losses = list(kept["losses"])  # of every step
 
     def batches(step: int) -> list[Microbatch]:
         return list(_batches(training, training.cells, step, settings.cells_per_step, context, device))
@@ -92,12 +93,13 @@ def fit(training: Training, device: torch.device, context: TrainContext, resumed
     ahead = 1 if device.type == "cuda" else 0
     for step_batches in in_order(batches, range(learner.step, settings.steps), ahead):
         metrics = learner.learn(step_batches)
+        losses.append(metrics["loss"])
         context.step_done(learner.step, metrics)
         if learner.step % settings.steps_per_checkpoint == 0 or learner.step == settings.steps:
             validation = _validate(training, learner, context, device)
             if _is_best(settings.best_by, validation, kept["best_validation"]):
                 kept |= {"best": weights_of(learner.network), "best_validation": validation}
-            kept["validations"] = [*kept["validations"], validation]
+            kept |= {"validations": [*kept["validations"], validation], "losses": list(losses)}
             state = {"learner": learner.state(), "kept": kept} if context.rank == 0 else None
             context.save(state, validation)
 

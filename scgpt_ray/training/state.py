@@ -9,7 +9,7 @@ import torch
 from scgpt_ray.storage import Folder
 
 STATE = "training/state.pt"
-"""File of the learner, the best weights and the validations so far, relative to the output folder."""
+"""File of the learner, the best weights, and the validations and losses so far, relative to the output folder."""
 
 
 def read_state(output: Folder) -> dict[str, Any] | None:

@@ -11,6 +11,8 @@ from scgpt_ray.evaluation.report.picture import INK, styled
 
 _HALF = (5.2, 3.9)  # inches of a picture that has half of a report's width
 _MOST_TICKS = 9
+_MOST_POINTS = 500
+"""Points of a curve; steps that share one are drawn as their mean and range."""
 
 
 @styled
@@ -60,4 +62,27 @@ def training_curve(validations: Sequence[Mapping[str, float]], names: Sequence[s
         panel.plot(steps, values, marker="o", markersize=3)
         panel.scatter(chosen, values[steps.index(chosen)], s=70, facecolors="none", edgecolors=INK, zorder=3)
         panel.set(title=name, xlabel="step")
+    return figure
+
+
+@styled
+def loss_curve(losses: Sequence[float], validations: Sequence[Mapping[str, float]]) -> Figure:
+    """The training loss of every step, with the loss of validations.
+
+    Args:
+        losses: Of every step, from the first.
+        validations: One mapping per saved checkpoint, with `step` and `loss`.
+    """
+    figure = Figure(figsize=(8.4, 3.2))
+    axes = figure.subplots()
+    bounds = np.linspace(0, len(losses), min(len(losses), _MOST_POINTS) + 1).astype(np.int64)
+    values, starts, sizes = np.asarray(losses), bounds[:-1], np.diff(bounds)
+    middle = starts + (1 + sizes) / 2
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    axes.fill_between(middle, low, high, color=CATEGORICAL[0], alpha=0.25, linewidth=0)
+    axes.plot(middle, np.add.reduceat(values, starts) / sizes, color=CATEGORICAL[0], linewidth=1, label="training")
+    seen = [[each[name] for each in validations] for name in ("step", "loss")]
+    axes.plot(*seen, color=CATEGORICAL[1], marker="o", markersize=3, label="validation")
+    axes.set(title="loss", xlabel="step")
+    axes.legend()
     return figure
