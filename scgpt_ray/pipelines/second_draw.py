@@ -80,7 +80,7 @@ def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondD
         executor: Embeds the cells.
     """
     n_genes_Q = parts.cells([N_GENES])[N_GENES].to_numpy()
-    cut = np.flatnonzero(n_genes_Q >= job.rules.max_length)
+    cut = np.flatnonzero(n_genes_Q >= job.fingerprint.most_tokens)
     if not len(cut):
         return SecondDraw(len(n_genes_Q), 0)
     rows_S = np.sort(np.random.default_rng(_SEED).choice(cut, min(_CELLS, len(cut)), replace=False))

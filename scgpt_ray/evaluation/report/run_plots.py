@@ -14,7 +14,7 @@ _MOST_TICKS = 9
 
 
 @styled
-def genes_per_cell(cells: Sequence[int], bins: Sequence[int], max_length: int) -> Figure:
+def genes_per_cell(cells: Sequence[int], bins: Sequence[int], max_length: float) -> Figure:
     """Cells by number of genes, on a logarithmic axis.
 
     Args:
