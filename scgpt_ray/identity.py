@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,11 @@ class Fingerprint:
 
     model: dict[str, Any]
     cells: dict[str, Any]
+
+    @property
+    def most_tokens(self) -> float:
+        """Most tokens of a cell, the first of which is <cls>; infinite for an encoder that leaves out none."""
+        return float(self.model.get("max_length", math.inf))
 
     @property
     def digest(self) -> str:

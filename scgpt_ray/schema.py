@@ -2,9 +2,11 @@
 
     CELLS       soma_joinid  obs...  gene list<int32>           count list<float>
     TOKENS      soma_joinid  obs...  n_genes  content_digest  gene list<uint16> bin list<uint8>
+    COUNTS      soma_joinid  obs...  n_genes  content_digest  gene list<uint16> count list<float>
     EMBEDDINGS  soma_joinid  obs...  n_genes  content_digest  embedding fixed_size_list<float>[d]
     NEIGHBORS   soma_joinid  neighbor fixed_size_list<int64>[k]  score fixed_size_list<float>[k]
 
+COUNTS are what principal components take instead of TOKENS.
 `obs...` are the columns a run was asked to carry along. A ragged column is the pair (offsets, values) that CSR calls
 `indptr`, attention `cu_seqlens` and faiss `lims`; `ragged` and `ragged_array` are the only way in and out of it.
 """
@@ -117,6 +119,18 @@ def matrix_array(values: npt.NDArray[np.generic], absent: npt.NDArray[np.bool_] 
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
 
 
+def embedded(cells: pa.Table, vectors_ND: Float32Matrix, absent_N: npt.NDArray[np.bool_]) -> pa.Table:
+    """EMBEDDINGS of TOKENS or COUNTS.
+
+    Args:
+        cells: One row per cell.
+        vectors_ND: Their vectors, C-contiguous.
+        absent_N: Cells without one.
+    """
+    kept = [name for name in cells.column_names if name not in (GENE, BIN, COUNT)]
+    return cells.select(kept).append_column(EMBEDDING, matrix_array(vectors_ND, absent_N))
+
+
 def obs_columns(table: pa.Table) -> list[str]:
-    """Names of the carried obs columns of any of the four tables, in order."""
+    """Names of the carried obs columns of any of the five tables, in order."""
     return [name for name in table.column_names if name not in RESERVED]

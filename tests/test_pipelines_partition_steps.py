@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 
 import anndata
 import numpy as np
@@ -25,7 +26,7 @@ from scgpt_ray.errors import CheckpointError, OutputError
 from scgpt_ray.network.checkpoint_files import read_vocabulary
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.pipelines.partition_steps import ReadPartition, _counted
-from scgpt_ray.schema import BIN, JOINID, N_GENES, OBS_ID
+from scgpt_ray.schema import BIN, GENE, JOINID, N_GENES, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
@@ -61,7 +62,9 @@ def reading(folder, kind, obs_filter=None):
     source = locate(uri, CellSettings(obs_filter=obs_filter, obs_columns=("n",)))
     with Folder.at(folder).open(GENES) as stream:
         genes = GeneMap.from_table(pq.read_table(stream)).digest()
-    return ReadPartition(source, Folder.at(folder), genes, str(folder), read_vocabulary(folder).sha256, RULES)
+    return ReadPartition(
+        source, Folder.at(folder), genes, str(folder), read_vocabulary(folder).sha256, partial(tokenize, rules=RULES)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -149,4 +152,4 @@ def test_a_cell_is_cut_if_it_has_more_genes_than_tokens_after_the_first():
     """Of at most four tokens: an empty cell, cells of one and three genes, and two that lose one and six."""
     genes = [0, 1, 3, 4, 9]
     bins = pa.array([[0] * min(4, n + 1) if n else [] for n in genes], pa.list_(pa.uint8()))
-    assert _counted(pa.table({N_GENES: genes, BIN: bins})) == {"n_tokens": 14, "n_cut": 2}
+    assert _counted(pa.table({N_GENES: genes, GENE: bins, BIN: bins})) == {"n_tokens": 14, "n_cut": 2}

@@ -86,7 +86,8 @@ def test_what_cannot_be_embedded_again_is_said_and_tried_again(query, caplog):
 def test_without_cut_cells_nothing_is_embedded(query):
     job, parts = query
     parts = replace(parts, manifest=parts.manifest.replace(digests=["" for _ in parts.names]))
-    found = second_draw.second_draw(replace(job, rules=replace(job.rules, max_length=1200)), parts, None)
+    uncut = replace(job.fingerprint, model=job.fingerprint.model | {"max_length": 1200})
+    found = second_draw.second_draw(replace(job, fingerprint=uncut), parts, None)
     assert (found.n_cells, found.n_cut, found.n_again) == (260, 0, 0)
     assert found.text() == "no cell was cut to --max-length"
 

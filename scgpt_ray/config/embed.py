@@ -74,7 +74,9 @@ class RequestSettings(TokenSettings, VariableGeneSettings, CellSettings, DeviceS
     checkpoint: Text
     """Checkpoint: whole-human or another name that `scgpt-ray checkpoints` lists, downloaded when it is first used; a
     folder (path or s3:// URI) with args.json, vocab.json, and best_model.pt or model.safetensors; or
-    hf://owner/repo[@revision][/subfolder]. demo: the small network for blood that ships with the package."""
+    hf://owner/repo[@revision][/subfolder]. demo: the small network for blood that ships with the package. pca or pca:N:
+    no network, but N (50) principal components of 2,000 highly variable genes of these cells, fitted once and kept in
+    checkpoint/ of the output."""
     output: Text
     """Folder for plan.json, genes.parquet, parts/, report.html and manifest.json; a path or s3:// URI."""
 

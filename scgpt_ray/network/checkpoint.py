@@ -4,10 +4,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from scgpt_ray.errors import CheckpointError
 from scgpt_ray.network.checkpoint_files import (
     ARGS_FILE,
+    COMPONENTS_FILE,
     SAFETENSORS_FILE,
     VOCABULARY_FILE,
     WEIGHTS_FILE,
@@ -24,6 +26,11 @@ from scgpt_ray.network.checkpoint_files import (
 from scgpt_ray.network.weights import UNUSED, encoder_shapes, match, pack, unpack
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
+
+if TYPE_CHECKING:
+    from scgpt_ray.network.cell_encoder import Tokenize
+    from scgpt_ray.network.embedder import Embedder
+    from scgpt_ray.tokenizer.rules import TokenRules
 
 EMBEDDING_TABLE = "encoder.embedding.weight"
 
@@ -95,6 +102,37 @@ class Checkpoint:
     training_sets: tuple[str, ...] = ()
     files: CheckpointFiles | None = None
 
+    @property
+    def width(self) -> int:
+        """Length of an embedding."""
+        return self.architecture.embsize
+
+    # The methods of `cell_encoder.CellEncoder`. numba and kernels are imported on need: pretraining has other uses.
+    def identity(self, rules: "TokenRules", precision: str, pooling: str) -> dict[str, Any]:
+        """All that determines a cell's embedding."""
+        from scgpt_ray.tokenizer.rules import RULES_VERSION
+
+        return {
+            "weights": self.weights_sha256,
+            "vocabulary": self.vocabulary.sha256,
+            "token_rules": RULES_VERSION,
+            **asdict(rules),
+            "precision": precision,
+            "pooling": pooling,
+        }
+
+    def tokenizer(self, rules: "TokenRules") -> "Tokenize":
+        """What turns CELLS into TOKENS."""
+        from scgpt_ray.tokenizer.rules import tokenize
+
+        return partial(tokenize, rules=rules)
+
+    def embedder(self, **options: Any) -> "Embedder":
+        """The network on a device; see `Embedder` for the options."""
+        from scgpt_ray.network.embedder import Embedder
+
+        return Embedder(self, **options)
+
 
 def read_checkpoint(name: CheckpointName) -> Checkpoint:
     """Read a checkpoint from a path or URI, or by its name (`CheckpointFiles.at`).
@@ -105,6 +143,12 @@ def read_checkpoint(name: CheckpointName) -> Checkpoint:
     files = CheckpointFiles.at(name)
     place = files.folder
     weights = files.weights()
+    if weights == COMPONENTS_FILE:
+        raise CheckpointError(
+            f"{place.uri} holds principal components",
+            expected="a network",
+            remedy="give the folder or the name of a network; components are for embed and what follows it",
+        )
     contents = {file: files.read(file) for file in (VOCABULARY_FILE, ARGS_FILE, weights)}
     vocabulary = Vocabulary.from_json(contents[VOCABULARY_FILE], place.where(VOCABULARY_FILE))
     args = _read_args(contents[ARGS_FILE], place.where(ARGS_FILE))

@@ -1,6 +1,7 @@
 """The files of a checkpoint folder. Does not import torch, which processes that only tokenise do not need."""
 
 import hashlib
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,8 +17,14 @@ from scgpt_ray.tokenizer.vocabulary import Vocabulary
 ARGS_FILE, VOCABULARY_FILE = FILES
 WEIGHTS_FILE, SAFETENSORS_FILE = WEIGHTS
 
+COMPONENTS_FILE = "pca.safetensors"
+"""The weights of principal components; see `components`."""
+
 DEMO = "demo"
 """Name of the shipped checkpoint; write ./demo for a folder of that name."""
+
+N_COMPONENTS = 50
+"""Components of the checkpoint pca."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,12 @@ class CheckpointFiles:
         if isinstance(name, CheckpointFiles):
             return name
         text = str(name)
+        if n_components(text):
+            raise CheckpointError(
+                f"{text} stands for components that are yet to be fitted, which only embed and nightly do",
+                expected="the components that the reference was embedded with",
+                remedy="give the folder checkpoint/ in the output folder of that embed",
+            )
         if is_cached_name(text):
             folder, sums = cached(text)
             return cls(str(folder), tuple(sums.items()))
@@ -69,13 +82,13 @@ class CheckpointFiles:
             names = set(place.names())
         except (OSError, pa.ArrowException) as error:
             raise incomplete(f"{place.uri} cannot be listed ({error})") from error
-        weights = [name for name in (WEIGHTS_FILE, SAFETENSORS_FILE) if name in names]
+        weights = [name for name in (WEIGHTS_FILE, SAFETENSORS_FILE, COMPONENTS_FILE) if name in names]
         missing = [name for name in FILES if name not in names] + [WEIGHTS_FILE] * (not weights)
         if missing:
             raise incomplete(f"{place.uri} has no {' and no '.join(missing)}")
         if len(weights) > 1:
             raise CheckpointError(
-                f"{place.uri} has both {WEIGHTS_FILE} and {SAFETENSORS_FILE}",
+                f"{place.uri} has both {' and '.join(weights)}",
                 expected="one weights file",
                 remedy="remove one of them",
             )
@@ -107,6 +120,12 @@ class CheckpointFiles:
 
 CheckpointName = str | Path | CheckpointFiles
 """What names a checkpoint."""
+
+
+def n_components(name: str) -> int | None:
+    """How many components are asked for; None if the name is not pca or pca:N."""
+    asked = re.fullmatch(r"pca(?::([1-9]\d*))?", name)
+    return int(asked[1] or N_COMPONENTS) if asked else None
 
 
 def checkpoint_place(name: str | Path) -> Folder:

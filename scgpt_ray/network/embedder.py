@@ -18,7 +18,7 @@ from scgpt_ray.network.attention import Kind
 from scgpt_ray.network.encoder import Encoder, Pooling
 from scgpt_ray.network.precision import DTYPES, require_float32, require_precision, resolve_precision
 from scgpt_ray.network.transfer import CudaTransfer, HostTransfer, Transfer
-from scgpt_ray.schema import BIN, CLS_BIN, EMBEDDING, GENE, JOINID, Float32Matrix, Int64Array, matrix_array, ragged
+from scgpt_ray.schema import BIN, CLS_BIN, GENE, JOINID, Float32Matrix, Int64Array, embedded, ragged
 
 if TYPE_CHECKING:
     from scgpt_ray.network.checkpoint import Checkpoint
@@ -164,7 +164,7 @@ class Embedder:
             raise WorkerError(f"the embedding of cell {cells.joinids[~finite][0]} is not finite ({self.describe()})")
         embedding = np.zeros((len(tokens), self._encoder.width), np.float32)
         embedding[~absent] = mean_vectors(found, firsts)
-        return tokens.drop_columns([GENE, BIN]).append_column(EMBEDDING, matrix_array(embedding, absent))
+        return embedded(tokens, embedding, absent)
 
     def _report_overflow(self, n_cells: int) -> None:
         with self._lock:

@@ -162,7 +162,7 @@ def finish(
         n_quarantined=quarantine.n_cells,
         n_empty=sum(part.n_empty for part in ordered),
         n_tokens=sum(part.n_tokens for part in ordered),
-        dimension=job.checkpoint.architecture.embsize,
+        dimension=job.checkpoint.width,
         obs_columns=list(job.fingerprint.cells["obs_columns"]),
         parts={part.name: part.n_cells for part in ordered},
         digests=[part.data for part in ordered],

@@ -48,14 +48,14 @@ def write_embed_report(
     cells_B = np.sum([part.n_genes for part in parts], axis=0) if parts else np.zeros(len(GENE_BINS), np.int64)
     pictures = []
     if manifest.n_cells:
-        figure = genes_per_cell(cells_B.tolist(), GENE_BINS, job.rules.max_length)
+        figure = genes_per_cell(cells_B.tolist(), GENE_BINS, manifest.fingerprint.most_tokens)
         pictures = [Picture(figure, "Genes of the vocabulary with counts, per cell; each is a token.")]
     report = page(
         "embed.html",
         title=f"Embeddings of {job.settings.atlas.rstrip('/').rpartition('/')[2]}",
         manifest=manifest,
         n_cut=sum(part.n_cut for part in parts),
-        max_length=job.rules.max_length,
+        max_length=manifest.fingerprint.model.get("max_length"),
         covered=manifest.coverage | {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty},
         quarantine=quarantine,
         pictures=pictures,
@@ -76,8 +76,7 @@ def _facts(job: EmbedJob, manifest: Manifest, speed: Speed | None) -> dict[str, 
         "filter": job.settings.obs_filter or "none",
         "checkpoint": f"{job.settings.checkpoint} (sha256 {model['weights'][:12]})",
         "width of the embedding": manifest.dimension,
-        "most tokens of a cell": model["max_length"],
-        "seed": model["seed"],
+        **({"most tokens of a cell": model["max_length"], "seed": model["seed"]} if "max_length" in model else {}),
         "precision": model["precision"],
         "tokens": manifest.n_tokens,
         "parts": len(manifest.parts),

@@ -6,27 +6,29 @@ torch is imported on need: a request that names no atlas or no checkpoint is ref
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scgpt_ray.atlas.genes import Coverage, GeneMap, coverage, harmonize
 from scgpt_ray.atlas.source import Cells, Source, locate
 from scgpt_ray.config import CellSettings, DeviceSettings, EmbedSettings, VariableGeneSettings
+from scgpt_ray.config.embed import TokenSettings
+from scgpt_ray.config.settings import option_name
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import Fingerprint, require_same_run
-from scgpt_ray.network.checkpoint_files import CheckpointFiles
+from scgpt_ray.network.cell_encoder import CellEncoder, read_encoder
+from scgpt_ray.network.checkpoint_files import CheckpointFiles, n_components
+from scgpt_ray.network.components import Components
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.pipelines.executor import names_cluster
 from scgpt_ray.pipelines.raw_counts import read_counts
+from scgpt_ray.pipelines.shared_checkpoint import CHECKPOINT
 from scgpt_ray.progress import Stage
 from scgpt_ray.records import Manifest, Plan
 from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
-from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
+from scgpt_ray.tokenizer.rules import TokenRules
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.tracking import Input
-
-if TYPE_CHECKING:
-    from scgpt_ray.network.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,10 @@ class EmbedJob:
     """A request whose input is known to be good.
 
     Attributes:
-        settings: What was asked for, with the precision that `auto` stands for.
+        settings: What was asked for, with the precision that `auto` stands for, and the folder of fitted components.
         output: Where it goes.
         source: Locator of the cells, snapshot pinned.
-        checkpoint: The network.
+        checkpoint: The network, or another encoder.
         genes: Which var row is which token.
         rules: Token rules.
         fingerprint: Identity of the result.
@@ -52,7 +54,7 @@ class EmbedJob:
     settings: EmbedSettings
     output: Folder
     source: Source
-    checkpoint: "Checkpoint"
+    checkpoint: CellEncoder
     genes: GeneMap
     rules: TokenRules
     fingerprint: Fingerprint
@@ -84,7 +86,8 @@ def check(
 ) -> EmbedJob:
     """Check a request completely, and find what an earlier run has done of it.
 
-    Nothing is written. A cluster is contacted last, and only to count its GPUs.
+    Nothing is written, but for components that are asked for and not fitted yet. A cluster is contacted last, and only
+    to count its GPUs.
 
     Args:
         settings: The request.
@@ -99,11 +102,9 @@ def check(
     # What an earlier run pinned is used again, so that the same command means the same cells.
     settings = _as_begun(settings, began)
     source = locate(settings.atlas, settings, _earlier_cells(settings, began), identifiers=True)
-    files = CheckpointFiles.at(settings.checkpoint)
-    files.weights()
-    from scgpt_ray.network.checkpoint import read_checkpoint
-
-    checkpoint = read_checkpoint(files)
+    settings = _with_components(settings, source, output, is_begun=began is not None)
+    checkpoint = read_encoder(CheckpointFiles.at(settings.checkpoint))
+    settings = suited(settings, checkpoint)
     genes = harmonize_genes(source, checkpoint.vocabulary, settings)
     done = Manifest.read(output) if began else None
     if done is not None and done.n_quarantined:
@@ -118,7 +119,7 @@ def check(
         settings = settings.model_copy(update={"precision": precision})
     rules = TokenRules.of(settings.model_dump())
     fingerprint = Fingerprint(
-        model=model_identity(checkpoint, rules, settings.precision, settings.pooling),
+        model=checkpoint.identity(rules, settings.precision, settings.pooling),
         cells={
             **source.identity(),
             "genes": genes.digest(),
@@ -128,6 +129,8 @@ def check(
     )
     if began is not None:
         require_same_run(output.uri, asdict(fingerprint), asdict(began.fingerprint))
+    if isinstance(checkpoint, Components):  # `share` copies them, so that they outlive the run that fitted them
+        settings = settings.model_copy(update={"checkpoint": output.folder(CHECKPOINT).uri})
     return EmbedJob(settings, output, source, checkpoint, genes, rules, fingerprint, began, done, selection)
 
 
@@ -136,6 +139,52 @@ def _as_begun(settings: EmbedSettings, began: Plan | None) -> EmbedSettings:
     if began is None or settings.precision != "auto":
         return settings
     return settings.model_copy(update={"precision": began.fingerprint.model.get("precision", settings.precision)})
+
+
+def _with_components(settings: EmbedSettings, source: Source, output: Folder, *, is_begun: bool) -> EmbedSettings:
+    """Settings with the folder of the components that `pca` stands for; they are fitted unless a run began with them.
+
+    Raises:
+        InputError: If they cannot be fitted.
+        ConfigError: If it began with another number of components.
+    """
+    asked = n_components(settings.checkpoint)
+    if asked is None:
+        return settings
+    place = output.folder(CHECKPOINT)
+    settings = settings.model_copy(update={"checkpoint": place.uri})
+    if not is_begun:
+        from scgpt_ray.pipelines.component_fit import fit  # on need: scanpy and scikit-learn
+
+        fit(source, settings, asked, place)
+    elif (width := read_encoder(place.uri).width) != asked:
+        raise ConfigError(
+            f"{output.uri} holds a run with {width} components, not {asked}",
+            expected=f"pca:{width}",
+            remedy="give --checkpoint that, or --output another folder",
+        )
+    return settings
+
+
+def suited(settings: EmbedSettings, encoder: CellEncoder) -> EmbedSettings:
+    """The request with the one precision and device that components have; for a network as it is.
+
+    Raises:
+        ConfigError: If components are asked for with an option that they have no use for.
+    """
+    if not isinstance(encoder, Components):
+        return settings
+    only = {"precision": "float32", "device": "cpu"}
+    fields = EmbedSettings.model_fields
+    for name in (*TokenSettings.model_fields, *VariableGeneSettings.model_fields, "device", "gpus"):
+        value = getattr(settings, name)
+        if value not in (fields[name].default, only.get(name, fields[name].default)):
+            raise ConfigError(
+                f"{option_name(name)} {value} means nothing to principal components",
+                expected="options of the cells and of the run",
+                remedy="leave it out, or give --checkpoint a network",
+            )
+    return settings.model_copy(update=only)
 
 
 def _earlier_cells(settings: EmbedSettings, began: Plan | None) -> dict[str, Any]:
@@ -221,18 +270,6 @@ def harmonize_genes(source: Cells, vocabulary: Vocabulary, settings: CellSetting
         columns_are_default=settings.gene_columns == CellSettings.model_fields["gene_columns"].default,
         where=source.uri,
     )
-
-
-def model_identity(checkpoint: "Checkpoint", rules: TokenRules, precision: str, pooling: str) -> dict[str, Any]:
-    """The part of the fingerprint that identifies the model: all that determines a cell's embedding."""
-    return {
-        "weights": checkpoint.weights_sha256,
-        "vocabulary": checkpoint.vocabulary.sha256,
-        "token_rules": RULES_VERSION,
-        **asdict(rules),
-        "precision": precision,
-        "pooling": pooling,
-    }
 
 
 def require_device(settings: EmbedSettings) -> None:

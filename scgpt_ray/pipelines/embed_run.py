@@ -175,7 +175,9 @@ def embed_stages(job: EmbedJob, executor: Executor, workers: Pool) -> Stages:
     network = (checkpoint, weights, job.settings.precision, job.settings.pooling)
     arguments = (*network, workers.device, workers.threads, workers.num_gpus or 1.0)
     return Stages(
-        read=ReadPartition(job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.rules),
+        read=ReadPartition(
+            job.source, job.output, job.genes.digest(), checkpoint, vocabulary, job.checkpoint.tokenizer(job.rules)
+        ),
         compute=EmbedPartition if job.earlier is None else RefreshPartition,
         arguments=arguments if job.earlier is None else (job.earlier, *arguments),
         commit=CommitPartition(job.output, job.fingerprint.digest),

@@ -190,7 +190,7 @@ class Comparison:
     def _drift(self, dataset: str, is_here_N: Mask) -> Drift:
         was_here_N = self.earlier.of_dataset(dataset)
         is_known = int(was_here_N.sum()) >= self.limits.least_cells
-        max_length = int(self.later.manifest.fingerprint.model["max_length"])
+        max_length = self.later.manifest.fingerprint.most_tokens
         # Empty cells have no content by which they are known: those beyond the earlier ones are new.
         new = self.later.tally(is_here_N & self.is_new_N, max_length)
         n_empty = [

@@ -84,7 +84,7 @@ class Listed:
         """Expressed genes of the vocabulary."""
         return np.asarray(self.table[N_GENES].to_numpy())
 
-    def tally(self, among_N: Mask, max_length: int) -> Tally:
+    def tally(self, among_N: Mask, max_length: float) -> Tally:
         """Count some cells.
 
         Args:

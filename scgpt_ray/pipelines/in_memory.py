@@ -11,12 +11,11 @@ from scgpt_ray.atlas.genes import Coverage
 from scgpt_ray.atlas.plan import cut
 from scgpt_ray.atlas.source import Cells
 from scgpt_ray.config import EmbedSettings
-from scgpt_ray.network.checkpoint import read_checkpoint
-from scgpt_ray.network.embedder import Embedder
-from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect, model_identity, precision_of
+from scgpt_ray.network.cell_encoder import read_encoder
+from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect, precision_of, suited
 from scgpt_ray.pipelines.executor import cells_per_partition
 from scgpt_ray.schema import EMBEDDING, Float32Matrix, dense_vectors
-from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+from scgpt_ray.tokenizer.rules import TokenRules
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +59,21 @@ def embed_cells(cells: Cells, settings: EmbedSettings, device: str, preferred: s
         CheckpointError: If the checkpoint cannot be used.
         GeneCoverageError: If too few of the counts belong to genes of the vocabulary.
     """
-    checkpoint = read_checkpoint(settings.checkpoint)
-    genes = harmonize_genes(cells, checkpoint.vocabulary, settings)
+    encoder = read_encoder(settings.checkpoint)
+    settings = suited(settings, encoder)
+    genes = harmonize_genes(cells, encoder.vocabulary, settings)
     joinids, coverage = inspect(settings, cells, genes)
     precision: str = settings.precision
     if precision == "auto":
         precision = precision_of(settings, preferred, lambda: int(device != "cpu"))
     rules = TokenRules.of(settings.model_dump())
-    embedder, tables = Embedder(checkpoint, device=device, precision=precision, pooling=settings.pooling), []
+    tokenize, tables = encoder.tokenizer(rules), []
+    embedder = encoder.embedder(device=device, precision=precision, pooling=settings.pooling)
     with progress_bar(len(joinids)) as progress:
         for partition in cut(joinids, settings.cells_per_partition or cells_per_partition(device)):
             blocks = cells.read(partition, genes.lookup())
-            tokens = pa.concat_tables(tokenize(block, checkpoint.vocabulary, rules) for block in blocks)
+            tokens = pa.concat_tables(tokenize(block, encoder.vocabulary) for block in blocks)
             tables.append(embedder(tokens))
             progress.update(len(tokens))
-    model = model_identity(checkpoint, rules, precision, settings.pooling)
+    model = encoder.identity(rules, precision, settings.pooling)
     return EmbeddedCells(pa.concat_tables(tables), coverage, model, genes.token >= 0)

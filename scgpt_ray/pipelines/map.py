@@ -15,11 +15,11 @@ from scgpt_ray.mapping.prediction import PredictionRules
 from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, VoteRules
-from scgpt_ray.network.checkpoint import Checkpoint, read_checkpoint
+from scgpt_ray.network.cell_encoder import CellEncoder, read_encoder
 from scgpt_ray.pipelines.baseline import evaluate_baseline
 from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.embed import run
-from scgpt_ray.pipelines.embed_request import check, model_identity
+from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.pipelines.evidence import gather
 from scgpt_ray.pipelines.executor import Engine
 from scgpt_ray.pipelines.hub_index import INDEX_COPY, is_on_hub, share_index
@@ -227,7 +227,7 @@ def embed_request(settings: MapSettings, index: IndexDescription, columns: list[
     rules = TokenRules.of(space)
     assert settings.checkpoint is not None, "with_defaults has filled it in"
     pooling = space.get("pooling", "cls")
-    mine = model_identity(read_checkpoint(settings.checkpoint), rules, space["precision"], pooling)
+    mine = read_encoder(settings.checkpoint).identity(rules, space["precision"], pooling)
     require_same_model(settings.checkpoint, mine, settings.index, space)
     shared = {*CellSettings.model_fields, *ComputeSettings.model_fields}
     return EmbedSettings.of(
@@ -267,7 +267,7 @@ def _carried(settings: MapSettings, columns: list[str]) -> tuple[str, ...]:
     return carried
 
 
-def _trained(checkpoint: Checkpoint, reference: Reference, fitness: Fitness, column: str) -> str | None:
+def _trained(checkpoint: CellEncoder, reference: Reference, fitness: Fitness, column: str) -> str | None:
     """Why held-out errors are optimistic, as far as labels and, where they are known, groups say."""
     labels = reference.cell_counts(column)
     groups = reference.cell_counts(fitness.calibrate_by) if fitness.calibrate_by else {}
@@ -275,7 +275,7 @@ def _trained(checkpoint: Checkpoint, reference: Reference, fitness: Fitness, col
 
 
 def _promises(
-    checkpoint: Checkpoint,
+    checkpoint: CellEncoder,
     reference: Reference,
     calibrated: Mapping[str, Calibration],
     positions: Mapping[str, Mapping[str, Position]],

@@ -7,8 +7,8 @@ run cannot use files of that run for the next one.
 import threading
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +25,12 @@ from scgpt_ray.network.checkpoint_files import CheckpointFiles, CheckpointName, 
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import GENES
 from scgpt_ray.parts.parts import PARTS, write_part
-from scgpt_ray.schema import BIN, CONTENT, EMBEDDING, GENE, N_GENES, matrix, matrix_array
+from scgpt_ray.schema import BIN, CONTENT, EMBEDDING, GENE, N_GENES, embedded, matrix
 from scgpt_ray.storage import Folder
-from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from scgpt_ray.network.cell_encoder import Tokenize
     from scgpt_ray.network.encoder import Pooling
 
 _KEPT = 4  # cached objects of each kind, per worker process
@@ -46,7 +46,7 @@ class ReadPartition:
         genes: Digest of the gene map in genes.parquet.
         checkpoint: The checkpoint whose vocabulary is read.
         vocabulary: SHA-256 of the vocabulary.
-        rules: Token rules.
+        tokenize: What makes tokens of cells.
     """
 
     source: Source
@@ -54,7 +54,7 @@ class ReadPartition:
     genes: str
     checkpoint: CheckpointName
     vocabulary: str
-    rules: TokenRules
+    tokenize: "Tokenize"
 
     def __call__(self, partition: Partition) -> pa.Table:
         """Read and tokenise one partition, block by block.
@@ -68,10 +68,9 @@ class ReadPartition:
         pieces = partition.pieces if isinstance(partition, Remainder) else (partition,)
         blocks = chain.from_iterable(self.source.read(piece, tokens) for piece in pieces)
         vocabulary = vocabulary_of(self.checkpoint, self.vocabulary)
-        tokenized = partial(tokenize, vocabulary=vocabulary, rules=self.rules)
         # map instead of a loop: a loop variable would keep a block in memory while the next one is read.
         try:
-            return pa.concat_tables(map(tokenized, blocks))
+            return pa.concat_tables(map(self.tokenize, blocks, repeat(vocabulary)))
         except DamagedError:
             self.source.check()  # storage that cannot be reached is no fault of these cells
             raise
@@ -142,16 +141,14 @@ class EmbedPartition:
         device_share: float = 1.0,
     ) -> None:
         # Imported here: readers use this module, too, and have no use for torch.
-        from scgpt_ray.network.checkpoint import read_checkpoint
-        from scgpt_ray.network.embedder import Embedder, set_threads
+        from scgpt_ray.network.cell_encoder import read_encoder
+        from scgpt_ray.network.embedder import set_threads
 
         set_threads(threads)
-        opened = read_checkpoint(checkpoint)
+        opened = read_encoder(checkpoint)
         if opened.weights_sha256 != weights:
             raise _changed(checkpoint, "weights", opened.weights_sha256, weights)
-        self._embedder: Embedder = Embedder(
-            opened, device=device, precision=precision, device_share=device_share, pooling=pooling
-        )
+        self._embedder = opened.embedder(device=device, precision=precision, device_share=device_share, pooling=pooling)
 
     def __call__(self, tokens: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
         """Embed a partition; the figures are `n_tokens`, `n_cut`, `embed_s` (seconds) and `actor` (its description)."""
@@ -189,8 +186,7 @@ class RefreshPartition:
         if rest_N.any():
             computed, figures = self._open()(tokens.filter(pa.array(rest_N)))
             embedding_ND[rest_N] = matrix(computed[EMBEDDING])
-        vectors = matrix_array(embedding_ND, ~has_tokens_N)
-        return tokens.drop_columns([GENE, BIN]).append_column(EMBEDDING, vectors), {**figures, **_counted(tokens)}
+        return embedded(tokens, embedding_ND, ~has_tokens_N), {**figures, **_counted(tokens)}
 
     def _open(self) -> EmbedPartition:
         with self._opening:
@@ -200,9 +196,10 @@ class RefreshPartition:
 
 
 def _counted(tokens: pa.Table) -> dict[str, int]:
-    """Tokens, and cells that lost genes: those whose tokens are fewer than <cls> and their genes."""
-    length_N, genes_N = pc.list_value_length(tokens[BIN]).to_numpy(), tokens[N_GENES].to_numpy()
-    return {"n_tokens": int(length_N.sum()), "n_cut": int(((length_N > 0) & (length_N <= genes_N)).sum())}
+    """Tokens, and cells that lost genes: those whose tokens are fewer than <cls> and their genes. Counts lose none."""
+    length_N, genes_N = pc.list_value_length(tokens[GENE]).to_numpy(), tokens[N_GENES].to_numpy()
+    cut_N = (length_N > 0) & (length_N <= genes_N) & (BIN in tokens.column_names)
+    return {"n_tokens": int(length_N.sum()), "n_cut": int(cut_N.sum())}
 
 
 @dataclass(frozen=True)

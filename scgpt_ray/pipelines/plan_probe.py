@@ -28,7 +28,7 @@ from scgpt_ray.network.checkpoint import Checkpoint
 from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.network.encoder import Pooling
 from scgpt_ray.parts.parts import write_part
-from scgpt_ray.schema import BIN, EMBEDDING, GENE, JOINID, N_GENES, Int64Array, matrix_array
+from scgpt_ray.schema import BIN, JOINID, N_GENES, Int64Array, embedded
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 from scgpt_ray.tokenizer.vocabulary import SPECIALS, Vocabulary
@@ -192,9 +192,7 @@ def _runs(joinids: Int64Array) -> list[Int64Array]:
 def _part_bytes(tokens: pa.Table, dimension: int) -> int:
     """Size of the part of some cells, with random vectors, which do not compress either."""
     vectors_ND = np.random.default_rng(0).standard_normal((len(tokens), dimension)).astype(np.float32)
-    cells = tokens.drop_columns([GENE, BIN]).append_column(
-        EMBEDDING, matrix_array(vectors_ND, tokens[N_GENES].to_numpy() == 0)
-    )
+    cells = embedded(tokens, vectors_ND, tokens[N_GENES].to_numpy() == 0)
     with tempfile.TemporaryDirectory() as place:
         folder = Folder.at(place)
         partition = Partition.of(0, tokens[JOINID].to_numpy())

@@ -10,6 +10,7 @@ from scgpt_ray.evaluation.drift.thresholds import Thresholds
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.index.description import require_index
 from scgpt_ray.lease import hold
+from scgpt_ray.network.checkpoint_files import n_components
 from scgpt_ray.parts.changes import changes
 from scgpt_ray.parts.earlier import EarlierVectors
 from scgpt_ray.parts.manifest import require_manifest
@@ -127,6 +128,8 @@ def _embed_settings(settings: RefreshSettings, plan: Plan, before: Manifest) -> 
     """The options of the run that made the earlier embeddings, for another output, with what is given now."""
     shared = EmbedSettings.model_fields.keys() & RefreshSettings.model_fields.keys()
     changed = {name: getattr(settings, name) for name in shared}
+    if changed["checkpoint"] is not None and n_components(changed["checkpoint"]):
+        changed["checkpoint"] = None  # those that are fitted
     for name in ("atlas", "checkpoint"):
         if changed[name] is None:
             del changed[name]

@@ -89,7 +89,7 @@ def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondD
     if kept is not None and kept.embeddings == digest:
         return kept
     n_genes_Q = parts.cells([N_GENES])[N_GENES].to_numpy()
-    cut = np.flatnonzero(n_genes_Q >= job.rules.max_length)
+    cut = np.flatnonzero(n_genes_Q >= job.fingerprint.most_tokens)
     found = SecondDraw(embeddings=digest, n_cells=len(n_genes_Q), n_cut=len(cut))
     if not len(cut):
         return found

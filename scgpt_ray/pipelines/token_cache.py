@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from scgpt_ray.pipelines.partition_steps import ReadPartition
 from scgpt_ray.pipelines.pretrain_request import AtlasJob, TrainingJob
 from scgpt_ray.progress import Stage
 from scgpt_ray.storage import Folder
+from scgpt_ray.tokenizer.rules import tokenize
 from scgpt_ray.training.dataset import AtlasTokens
 from scgpt_ray.training.overlap import without_overlap
 from scgpt_ray.training.split import NEITHER, VALIDATION, Split
@@ -102,7 +104,12 @@ def _stages(job: TrainingJob, atlas: AtlasJob, place: Folder) -> Stages:
     settings, vocabulary = job.settings, CheckpointFiles(job.output.folder(TOKENS).uri)
     return Stages(
         read=ReadPartition(
-            atlas.source, place, atlas.genes.digest(), vocabulary, read_vocabulary(vocabulary).sha256, job.rules
+            atlas.source,
+            place,
+            atlas.genes.digest(),
+            vocabulary,
+            read_vocabulary(vocabulary).sha256,
+            partial(tokenize, rules=job.rules),
         ),
         compute=None,
         arguments=(),

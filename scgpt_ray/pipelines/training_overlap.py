@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from scgpt_ray.network.checkpoint import Checkpoint
+from scgpt_ray.network.cell_encoder import CellEncoder
 from scgpt_ray.records import IndexDescription
 
 TRAINING_SETS: Mapping[str, tuple[str, ...]] = {
@@ -21,7 +21,7 @@ _NOT_WORD = re.compile(r"[^a-z0-9]+")
 
 
 def training_overlap(
-    checkpoint: Checkpoint, index: IndexDescription, values: Iterable[str], labels: Mapping[str | None, int]
+    checkpoint: CellEncoder, index: IndexDescription, values: Iterable[str], labels: Mapping[str | None, int]
 ) -> str | None:
     """Why a calibration on a reference would be optimistic, as far as the checkpoint's folder says.
 

@@ -17,16 +17,15 @@ from scgpt_ray.atlas.source import locate
 from scgpt_ray.config import EmbedSettings, VerifySettings
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.identity import Fingerprint, require_same_model
-from scgpt_ray.network.checkpoint import read_checkpoint
-from scgpt_ray.network.embedder import Embedder
+from scgpt_ray.network.cell_encoder import read_encoder
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import read_rows
-from scgpt_ray.pipelines.embed_request import harmonize_genes, model_identity, variable_only
+from scgpt_ray.pipelines.embed_request import harmonize_genes, variable_only
 from scgpt_ray.pipelines.validate import stored_settings
 from scgpt_ray.records import Plan
 from scgpt_ray.schema import EMBEDDING, JOINID, Int64Array, matrix
 from scgpt_ray.storage import Folder
-from scgpt_ray.tokenizer.rules import TokenRules, tokenize
+from scgpt_ray.tokenizer.rules import TokenRules
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +115,11 @@ def verify_cells(asked: EmbedSettings, there: Fingerprint, stored: pa.Table, ran
 def _embed(asked: EmbedSettings, there: Fingerprint, joinids: Int64Array, random: np.random.Generator) -> pa.Table:
     """EMBEDDINGS of some cells, in order of joinid, in float32."""
     rules = TokenRules.of(there.model)
-    checkpoint = read_checkpoint(asked.checkpoint)
-    mine = model_identity(checkpoint, rules, there.model["precision"], asked.pooling)
+    encoder = read_encoder(asked.checkpoint)
+    mine = encoder.identity(rules, there.model["precision"], asked.pooling)
     require_same_model(asked.checkpoint, mine, asked.output, there.model)
     source = locate(asked.atlas, asked, there.cells, identifiers=True)
-    genes = variable_only(asked, source, harmonize_genes(source, checkpoint.vocabulary, asked))
+    genes = variable_only(asked, source, harmonize_genes(source, encoder.vocabulary, asked))
     if genes.digest() != there.cells["genes"]:
         raise AtlasError(
             f"{source.uri} has other genes than were embedded",
@@ -130,9 +129,8 @@ def _embed(asked: EmbedSettings, there: Fingerprint, joinids: Int64Array, random
     tokens_V = genes.lookup()
     partitions = [Partition(0, j, j, 1, digest_joinids(np.array([j]))) for j in random.permutation(joinids).tolist()]
     cells = pa.concat_tables(block for partition in partitions for block in source.read(partition, tokens_V))
-    tokens = tokenize(cells, checkpoint.vocabulary, rules)
-    embedder = Embedder(
-        checkpoint,
+    tokens = encoder.tokenizer(rules)(cells, encoder.vocabulary)
+    embedder = encoder.embedder(
         device="cpu",
         precision="float32",
         tokens_per_microbatch=_TOKENS_PER_MICROBATCH,

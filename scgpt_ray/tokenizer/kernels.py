@@ -74,6 +74,39 @@ def tokenize_cells(
 
 
 @kernel
+def count_cells(
+    offsets: Int64s, gene: Int32s, count: Float32s, cell: Scratch, kept_gene: Int32s, kept_count: Float32s
+) -> tuple[Int64s, Uint64s]:
+    """Sum repeated genes, drop zeros and sort by token, cell by cell.
+
+    Args:
+        offsets: [n_cells + 1], boundaries of the cells in gene and count.
+        gene: Tokens in any order, possibly repeated.
+        count: Finite values >= 0.
+        cell: Scratch memory.
+        kept_gene: Output, as long as gene.
+        kept_count: Output, as long as gene.
+
+    Returns:
+        Boundaries of the cells in the output, [n_cells + 1], and content keys, [n_cells], 0 for cells without counts.
+    """
+    kept_offsets, keys = np.zeros(offsets.size, np.int64), np.zeros(offsets.size - 1, np.uint64)
+    bits = cell.values.view(np.uint32)
+    end = 0
+    for i in range(keys.size):
+        n = canonicalise(gene[offsets[i] : offsets[i + 1]], count[offsets[i] : offsets[i + 1]], cell)
+        digest = ZERO
+        for k in range(n):
+            kept_gene[end + k], kept_count[end + k] = cell.tokens[k], cell.values[k]
+            digest += mix(np.uint64(cell.tokens[k]) << HALF | np.uint64(bits[k]))
+        if n > 0:
+            keys[i] = mix(mix(np.uint64(n)) + digest)
+        end += n
+        kept_offsets[i + 1] = end
+    return kept_offsets, keys
+
+
+@kernel
 def canonicalise(gene: Int32s, count: Float32s, cell: Scratch) -> int:
     """Fill cell.tokens (ascending) and cell.values from genes in any order; return the number of genes.
 

@@ -23,7 +23,7 @@ so no edge is computed, and raw, normalised and log1p values of a cell have the 
 floating point, and differs only where an interpolated edge is rounded onto a value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from scgpt_ray.schema import BIN, CONTENT, COUNT, GENE, JOINID, N_GENES, obs_columns, one_type, ragged, ragged_array
-from scgpt_ray.tokenizer.kernels import GOLDEN, tokenize_cells
+from scgpt_ray.tokenizer.kernels import GOLDEN, count_cells, tokenize_cells
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 from scgpt_ray.tokenizer.workspace import Rules, Scratch, scratch
 
@@ -87,44 +87,79 @@ def tokenize(cells: pa.Table, vocabulary: Vocabulary, rules: TokenRules) -> pa.T
     memory = scratch(vocabulary.size)
     seed, is_top = np.uint64(rules.seed), rules.ties == "top"
     kernel_rules = Rules(vocabulary.cls_token, rules.max_length - 1, seed, is_top, rules.samples)
-    # Chunk by chunk, since combining chunks would copy all genes and counts.
-    made = pa.Table.from_batches(
-        [_tokenize(chunk, vocabulary, kernel_rules, memory) for chunk in cells.select([GENE, COUNT]).to_batches()],
-        schema=_made_schema(vocabulary),
+    return _by_chunk(
+        cells, lambda chunk: _tokenize(chunk, vocabulary, kernel_rules, memory), vocabulary, BIN, pa.uint8()
     )
-    tokens = cells.select([JOINID, *obs_columns(cells)])
-    for name in made.column_names:
-        tokens = tokens.append_column(name, made[name])
-    return tokens
 
 
-def _made_schema(vocabulary: Vocabulary) -> pa.Schema:
+def canonical_counts(cells: pa.Table, vocabulary: Vocabulary) -> pa.Table:
+    """Turn CELLS into COUNTS: genes ascending, without repeats and zeros.
+
+    Args:
+        cells: As for `tokenize`.
+        vocabulary: Names of the genes.
+
+    Returns:
+        One row per cell: `n_genes`; `content_digest`, a hash of the genes and their counts, 0 without counts; and
+        ragged `gene` and `count`.
+    """
+    memory = scratch(vocabulary.size)
+    return _by_chunk(cells, lambda chunk: _count(chunk, vocabulary, memory), vocabulary, COUNT, pa.float32())
+
+
+def _by_chunk(
+    cells: pa.Table,
+    make: Callable[[pa.RecordBatch], list[pa.Array]],
+    vocabulary: Vocabulary,
+    values: str,
+    dtype: pa.DataType,
+) -> pa.Table:
+    """CELLS with what is made of their genes and counts, chunk by chunk: combining chunks would copy all of both."""
     gene = pa.from_numpy_dtype(vocabulary.gene_dtype)
-    return pa.schema(
-        [(N_GENES, pa.int32()), (CONTENT, pa.uint64()), (GENE, pa.list_(gene)), (BIN, pa.list_(pa.uint8()))]
+    schema = pa.schema(
+        [(N_GENES, pa.int32()), (CONTENT, pa.uint64()), (GENE, pa.list_(gene)), (values, pa.list_(dtype))]
     )
+    chunks = [pa.record_batch(make(chunk), schema=schema) for chunk in cells.select([GENE, COUNT]).to_batches()]
+    made = pa.Table.from_batches(chunks, schema=schema)
+    table = cells.select([JOINID, *obs_columns(cells)])
+    for name in made.column_names:
+        table = table.append_column(name, made[name])
+    return table
 
 
-def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memory: Scratch) -> pa.RecordBatch:
+def _taken_apart(cells: pa.RecordBatch, vocabulary: Vocabulary) -> tuple[Any, Any, Any]:
+    """Boundaries, genes and counts, of the types for which the kernels are compiled."""
     offsets, gene = ragged(cells[GENE])
     count_offsets, count = ragged(cells[COUNT])
     assert np.array_equal(offsets, count_offsets), "one count per gene"
     gene = gene.astype(np.int32, copy=False)
     # As uint32, negative tokens are the largest: one comparison checks both bounds.
     assert gene.view(np.uint32).max(initial=0) < vocabulary.size, "genes are tokens"
+    return one_type(offsets, np.int64), one_type(gene, np.int32), one_type(count, np.float32)
+
+
+def _count(cells: pa.RecordBatch, vocabulary: Vocabulary, memory: Scratch) -> list[pa.Array]:
+    offsets, gene, count = _taken_apart(cells, vocabulary)
+    kept_gene, kept_count = np.empty(len(gene), np.int32), np.empty(len(gene), np.float32)
+    kept_offsets, keys = count_cells(offsets, gene, count, memory, kept_gene, kept_count)
+    used = slice(0, kept_offsets[-1])
+    return [
+        pa.array(np.diff(kept_offsets).astype(np.int32)),
+        pa.array(keys),
+        ragged_array(kept_offsets, kept_gene[used].astype(vocabulary.gene_dtype, copy=False)),
+        ragged_array(kept_offsets, kept_count[used]),
+    ]
+
+
+def _tokenize(cells: pa.RecordBatch, vocabulary: Vocabulary, rules: Rules, memory: Scratch) -> list[pa.Array]:
+    offsets, gene, count = _taken_apart(cells, vocabulary)
     n_tokens = rules.samples * (np.minimum(np.diff(offsets), rules.most_genes) + 1).sum()
     token_gene, token_bin = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.uint8)
-    token_offsets, n_genes, keys = tokenize_cells(
-        one_type(offsets, np.int64), one_type(gene, np.int32), one_type(count, np.float32), memory, rules,
-        token_gene, token_bin,
-    )  # fmt: skip
+    token_offsets, n_genes, keys = tokenize_cells(offsets, gene, count, memory, rules, token_gene, token_bin)
     used = slice(0, token_offsets[-1])
-    return pa.record_batch(
-        [
-            pa.array(n_genes),
-            pa.array(keys),
-            ragged_array(token_offsets, token_gene[used].astype(vocabulary.gene_dtype, copy=False)),
-            ragged_array(token_offsets, token_bin[used]),
-        ],
-        schema=_made_schema(vocabulary),
-    )
+    return [
+        pa.array(n_genes),
+        pa.array(keys),
+        ragged_array(token_offsets, token_gene[used].astype(vocabulary.gene_dtype, copy=False)),
+        ragged_array(token_offsets, token_bin[used]),
+    ]

@@ -16,7 +16,7 @@ _MOST_POINTS = 500
 
 
 @styled
-def genes_per_cell(cells: Sequence[int], bins: Sequence[int], max_length: int) -> Figure:
+def genes_per_cell(cells: Sequence[int], bins: Sequence[int], max_length: float) -> Figure:
     """Cells by number of genes, on a logarithmic axis.
 
     Args:
