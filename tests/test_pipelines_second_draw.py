@@ -1,7 +1,9 @@
 """Cells that were cut, embedded again: against embeddings with the other seed that are made by hand."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +40,13 @@ def query(blood_file, checkpoint, tmp_path_factory):
     return check(settings), QueryParts(folder, Manifest.read(folder), folder.folder("none"), {})
 
 
+def overview_of(parts):
+    """What is used of an overview: cells by their genes, and which of them are in the sample."""
+    sample = read_embeddings(parts.embedded).sort_by(JOINID).select([N_GENES])
+    n_genes = Counter(sample[N_GENES].to_pylist())
+    return SimpleNamespace(rows=np.arange(len(sample)), sample=sample, n_genes=n_genes, n_cells=len(sample))
+
+
 @pytest.fixture(scope="module")
 def cosines(query):
     """The slow twin: cosine by joinid, of all cells that were cut."""
@@ -56,7 +65,7 @@ def cosines(query):
 @pytest.mark.parametrize("most", [1000, 20])
 def test_cosines_with_embeddings_of_other_seeds(query, cosines, most, monkeypatch):
     monkeypatch.setattr(second_draw, "_CELLS", most)
-    found = second_draw.second_draw(*query, SerialExecutor())
+    found = second_draw.second_draw(*query, overview_of(query[1]), SerialExecutor())
     assert (found.n_cells, found.n_cut) == (260, len(cosines))
     assert 0 < found.n_cut < 260
     assert found.n_again == min(most, len(cosines))
@@ -72,7 +81,7 @@ class _Failing(SerialExecutor):
 
 
 def test_what_cannot_be_embedded_again_is_said(query, caplog):
-    found = second_draw.second_draw(*query, _Failing())
+    found = second_draw.second_draw(*query, overview_of(query[1]), _Failing())
     assert (found.n_again, found.median) == (0, None)
     assert "could not be embedded again: OSError: gone" in caplog.text
     assert found.text().endswith("were cut to --max-length; they could not be embedded again")
@@ -80,7 +89,9 @@ def test_what_cannot_be_embedded_again_is_said(query, caplog):
 
 def test_without_cut_cells_nothing_is_embedded(query):
     job, parts = query
-    found = second_draw.second_draw(replace(job, rules=replace(job.rules, max_length=1200)), parts, None)
+    found = second_draw.second_draw(
+        replace(job, rules=replace(job.rules, max_length=1200)), parts, overview_of(parts), None
+    )
     assert found == SecondDraw(260, 0)
     assert found.text() == "no cell was cut to --max-length"
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
@@ -17,11 +16,12 @@ from scgpt_ray.evaluation.components import log1p_cp10k
 from scgpt_ray.evaluation.markers import MarkedLabel, marked_labels
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.index.description import MARKERS
-from scgpt_ray.mapping.placement import Placement, is_far, placement
+from scgpt_ray.mapping.placement import Placement, placement
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.pipelines.atlas_counts import AtlasCounts, shared_tokens, why_not
-from scgpt_ray.pipelines.map_defaults import sample_column
-from scgpt_ray.pipelines.query_parts import DISTANCE, QueryParts
+from scgpt_ray.pipelines.overview import Overview
+from scgpt_ray.pipelines.prediction_table import texts
+from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import Fitness, LabelFitness
 from scgpt_ray.schema import JOINID
@@ -42,7 +42,6 @@ class Evidence:
         columns: Label columns that are transferred.
         trained: Why its figures are optimistic; None if they are not, as far as is known.
         placement: Of the query among the distances of the reference; None where nothing can be compared.
-        far_Q: Cells that are farther than the reference's own, bool [query cells].
         vocabulary: Why true labels can hardly be compared with those of the reference; None if they can, or without.
         markers: Labels of the first column that cells were given, or why their markers were not looked at.
     """
@@ -51,7 +50,6 @@ class Evidence:
     columns: Sequence[str]
     trained: str | None
     placement: Placement | None
-    far_Q: npt.NDArray[np.bool_]
     vocabulary: str | None
     markers: list[MarkedLabel] | str
 
@@ -59,10 +57,6 @@ class Evidence:
     def lacking(self) -> list[MarkedLabel]:
         """Labels whose cells lack its markers."""
         return [] if isinstance(self.markers, str) else [marked for marked in self.markers if marked.is_absent]
-
-    def flagged(self, labels_Q: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
-        """Cells that are far from the reference, or whose label has no support by markers, bool [query cells]."""
-        return self.far_Q | np.isin(labels_Q, [marked.label for marked in self.lacking])
 
     def expected(self) -> dict[str, str]:
         """Label column -> what to expect of its labels."""
@@ -120,8 +114,7 @@ def gather(
     fitness: Fitness,
     columns: Sequence[str],
     parts: QueryParts,
-    overview: pa.Table,
-    labels_Q: npt.NDArray[np.object_],
+    overview: Overview,
     k: int,
     trained: str | None,
     vocabulary: str | None,
@@ -133,30 +126,22 @@ def gather(
         fitness: Of the index.
         columns: Label columns.
         parts: The query and its predictions.
-        overview: Of all query cells.
-        labels_Q: Labels of the first column, str [query cells].
+        overview: Of both.
         k: Neighbours that voted.
         trained: As `training_overlap` says.
         vocabulary: As `vocabulary_gap` says of true labels.
     """
-    distance_Q = overview[DISTANCE].to_numpy().astype(np.float64)
-    sample = sample_column(parts.manifest.obs_columns)
-    sample_Q = None if sample is None else np.array(parts.cells([sample])[sample].cast(pa.string()).to_pylist(), object)
-    far_Q = is_far(fitness.distances, k, distance_Q)
     return Evidence(
         fitness,
         columns,
         trained,
-        placement(fitness.distances, k, distance_Q, sample_Q),
-        np.zeros(len(distance_Q), bool) if far_Q is None else far_Q,
+        placement(fitness.distances, k, overview.far_by_sample()),
         vocabulary,
-        _markers(reference, columns[0], parts, labels_Q),
+        _markers(reference, columns[0], parts, overview),
     )
 
 
-def _markers(
-    reference: Reference, column: str, parts: QueryParts, labels_Q: npt.NDArray[np.object_]
-) -> list[MarkedLabel] | str:
+def _markers(reference: Reference, column: str, parts: QueryParts, overview: Overview) -> list[MarkedLabel] | str:
     try:
         table = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
     except pa.ArrowInvalid as error:
@@ -164,15 +149,16 @@ def _markers(
     markers = [row for row in table.to_pylist() if row["column"] == column]
     if not markers:
         return f"the index has no markers of {column}: no counts of the reference were read when it was built"
-    labelled = np.flatnonzero(labels_Q != UNKNOWN)
+    labels_S = texts(overview.sample[column])
+    labelled = np.flatnonzero(labels_S != UNKNOWN)
     if not len(labelled):
         return "no query cell has a label"
-    rows = labelled[stratified_sample(strata_of(labels_Q[labelled].astype(str)), _CELLS, seed=_SEED)]
+    chosen = labelled[stratified_sample(strata_of(labels_S[labelled].astype(str)), _CELLS, seed=_SEED)]
     try:
         atlas = AtlasCounts.at(parts.embedded.uri, whole=True)
         tokens_G = shared_tokens([atlas])
-        joinids = parts.cells([JOINID])[JOINID].to_numpy()[rows]
+        joinids = parts.rows(overview.rows[chosen], [JOINID])[JOINID].to_numpy()
         logs_NG = log1p_cp10k(sparse.vstack(list(atlas.counts(joinids, tokens_G)), format="csr"))
     except (InputError, OSError) as error:
         return why_not(error)
-    return marked_labels(markers, logs_NG, labels_Q[rows], tokens_G)
+    return marked_labels(markers, logs_NG, labels_S[chosen], tokens_G)

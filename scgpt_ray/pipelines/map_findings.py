@@ -1,16 +1,12 @@
 """Makes what the report of a mapping says first."""
 
-import numpy as np
-import numpy.typing as npt
-
 from scgpt_ray.evaluation.report.findings import Findings, LabelShare
 from scgpt_ray.evaluation.report.marker_plot import MOST_LABELS, marker_dots
 from scgpt_ray.evaluation.report.picture import Picture
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.pipelines.evidence import Evidence
-from scgpt_ray.pipelines.map_defaults import sample_column
 from scgpt_ray.pipelines.mapping_result import MappingResult
-from scgpt_ray.pipelines.prediction_table import confidences, texts
+from scgpt_ray.pipelines.prediction_table import confidences
 
 _MOST_SAMPLES = 6
 """Samples that get a column in the table of labels."""
@@ -19,25 +15,23 @@ _MOST_SAMPLES = 6
 def findings(mapped: MappingResult) -> Findings:
     """What is said first of a mapping."""
     column, evidence = mapped.column, mapped.evidence
-    labels_Q = texts(mapped.overview[column])
-    meaning, confidence_Q = list(confidences(mapped.overview, column).items())[-1]
-    sample_Q = _samples(mapped)
-    samples = [] if sample_Q is None else sorted(set(sample_Q.tolist()) - {None})
-    if not 1 < len(samples) <= _MOST_SAMPLES:
-        samples = []
+    meaning = list(confidences(mapped.overview.sample, column))[-1]
+    figures, by_sample = mapped.overview.by("label"), mapped.overview.by("sample")["cells"]
+    pairs = mapped.overview.groups.set_index(["label", "sample"])["cells"]
+    samples = list(by_sample.index) if 1 < len(by_sample) <= _MOST_SAMPLES else []
     marks = _marks(evidence)
     composition = []
     for label, cells in mapped.labels[column].items():
-        own_Q = labels_Q == label
+        own = figures.loc[label]
         composition.append(
             LabelShare(
                 label,
                 cells,
                 cells / mapped.n_cells,
-                None if label == UNKNOWN else float(confidence_Q[own_Q].mean()),
-                float(evidence.far_Q[own_Q].mean()),
+                None if label == UNKNOWN else float(own["confidence"] / cells),
+                float(own["far"] / cells),
                 marks.get(label, ""),
-                tuple(float(own_Q[sample_Q == name].mean()) for name in samples),
+                tuple(float(pairs.get((label, name), 0) / by_sample[name]) for name in samples),
             )
         )
     return Findings(
@@ -51,11 +45,6 @@ def findings(mapped: MappingResult) -> Findings:
         evidence.placement.text() if evidence.placement and not evidence.placement.is_elsewhere else "",
         _dots(evidence, column),
     )
-
-
-def _samples(mapped: MappingResult) -> npt.NDArray[np.object_] | None:
-    sample = sample_column(mapped.parts.manifest.obs_columns)
-    return None if sample is None else texts(mapped.parts.cells([sample])[sample])
 
 
 def _marks(evidence: Evidence) -> dict[str, str]:

@@ -15,6 +15,7 @@ from scgpt_ray.parts.parts import read_rows, vectors_of
 from scgpt_ray.pipelines.embed_request import EmbedJob
 from scgpt_ray.pipelines.embed_run import embed_stages
 from scgpt_ray.pipelines.executor import Executor, Failure
+from scgpt_ray.pipelines.overview import Overview
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
 
@@ -71,18 +72,19 @@ class CompareDraws:
         return {**figures, "cosines": np.einsum("sd,sd->s", first_SD, second_SD, dtype=np.float64).tolist()}
 
 
-def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondDraw:
+def second_draw(job: EmbedJob, parts: QueryParts, overview: Overview, executor: Executor) -> SecondDraw:
     """Embed up to 100 cells that were cut once more, with the seeds that follow those of the first embedding.
 
     Args:
         job: The request that embedded the query.
         parts: The embedded query.
+        overview: Of it; the cells are drawn from its sample.
         executor: Embeds the cells.
     """
-    n_genes_Q = parts.cells([N_GENES])[N_GENES].to_numpy()
-    cut = np.flatnonzero(n_genes_Q >= job.rules.max_length)
+    n_cut = sum(cells for n_genes, cells in overview.n_genes.items() if n_genes >= job.rules.max_length)
+    cut = overview.rows[overview.sample[N_GENES].to_numpy() >= job.rules.max_length]
     if not len(cut):
-        return SecondDraw(len(n_genes_Q), 0)
+        return SecondDraw(overview.n_cells, n_cut)
     rows_S = np.sort(np.random.default_rng(_SEED).choice(cut, min(_CELLS, len(cut)), replace=False))
     first = read_rows(parts.embedded, parts.manifest, rows_S, [JOINID, EMBEDDING])
     rules = replace(job.rules, seed=job.rules.seed_of(job.rules.samples))
@@ -94,6 +96,6 @@ def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondD
     [receipt] = executor.stream((cells,), stages, workers)
     if isinstance(receipt, Failure):
         logger.warning("cells that were cut could not be embedded again: %s", receipt.reason)
-        return SecondDraw(len(n_genes_Q), len(cut))
+        return SecondDraw(overview.n_cells, n_cut)
     lowest, median = np.quantile(receipt["cosines"], (0.05, 0.5)).tolist()
-    return SecondDraw(len(n_genes_Q), len(cut), len(rows_S), median, lowest)
+    return SecondDraw(overview.n_cells, n_cut, len(rows_S), median, lowest)
