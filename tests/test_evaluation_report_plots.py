@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def draw(name, n=200):
         "coverage": lambda: coverage_accuracy({"scGPT": curve, "PCA + kNN": curve}, (0.8, curve.at(0.8))),
         "histogram": lambda: histogram({"right": confidence, "wrong": np.zeros(1)}, "x", "x", bins=20, range=(0, 1)),
         "one value": lambda: histogram({"query cells": np.zeros(1, np.int32)}, "Genes per cell", "genes"),
-        "counts": lambda: label_counts(truth, "Predicted cell_type"),
+        "counts": lambda: label_counts(Counter(truth), "Predicted cell_type"),
         "umap": lambda: umap_scatter(places, truth, "Predicted cell_type", np.ones((3, 2))),
         "recall": lambda: recall_curve(TRIED, SearchParams(4, 16), 0.95),
         "one point": lambda: recall_curve(TRIED[:1], TRIED[0].params, 0.5),
@@ -110,7 +111,7 @@ def test_beyond_twenty_the_rare_labels_are_drawn_together():
     assert sorted(np.concatenate([cells for *_, cells in coloured]).tolist()) == list(range(len(many)))
     twenty = many[: sum(40 - place for place in range(20))]
     assert [name for name, *_ in plots._coloured(twenty)] == [f"type {place:02d}" for place in range(20)]
-    assert sum(plots._most_frequent(many).values()) == len(many)
+    assert sum(plots._most_frequent(Counter(many)).values()) == len(many)
 
 
 def test_what_is_no_label_is_grey():

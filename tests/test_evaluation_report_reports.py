@@ -95,7 +95,7 @@ def calibration():
 
 def test_the_report_is_whole_and_stands_alone():
     evaluation = evaluate(TRUTH, VOTED, SURE, REJECTED, {"T": 3, "B": 1, None: 5})
-    picture = Picture(label_counts([EVIL], EVIL), EVIL)
+    picture = Picture(label_counts({EVIL: 1}, EVIL), EVIL)
     view = Scatter({"UMAP": np.arange(8.0).reshape(4, 2)}, [Column(EVIL, ["T", EVIL, None, "B"])], [picture], EVIL)
     facts = {"Reference": EVIL, "Cells": 1234567, EVIL: 0.95}
     promises = {"cell_type": Promise(0.05, 7, {NEARNESS: Position(0.3, 0.4, 0.5)}, EVIL)}

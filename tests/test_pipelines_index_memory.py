@@ -23,10 +23,10 @@ from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.pipelines import query_votes
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.map import prediction_rules, reference_cells
-from scgpt_ray.pipelines.prediction_table import overview_columns
+from scgpt_ray.pipelines.overview import Overview
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.reference import Reference
-from scgpt_ray.records import Manifest
+from scgpt_ray.records import Manifest, NeighborDistances
 from scgpt_ray.storage import Folder
 from scgpt_ray.parts.export import read_embeddings
 
@@ -82,7 +82,7 @@ def map_onto(output, size):
     folder = Folder.at(f"{place}/{size}")
     parts = QueryParts(folder, Manifest.read(folder), Folder.at(f"{place}/predicted-{size}"), votes.request())
     votes.commit(parts, executor)
-    parts.overview(overview_columns(rules.columns, {}))
+    Overview.of(parts, rules.columns, {}, NeighborDistances("donor", (0.1,), (0.2,)), 1)
 
 
 found = {}

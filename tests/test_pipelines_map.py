@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -28,7 +29,7 @@ from scgpt_ray.mapping.rejection import Thresholds
 from scgpt_ray.mapping.shift import Position
 from scgpt_ray.network.checkpoint import read_checkpoint
 from scgpt_ray.parts.export import read_embeddings
-from scgpt_ray.pipelines import baseline, map_report
+from scgpt_ray.pipelines import baseline, map_report, overview
 from scgpt_ray.pipelines.calibrate import calibrations, query_positions
 from scgpt_ray.pipelines.map import TERMS, _promises, prediction_rules, reference_cells
 from scgpt_ray.pipelines.query_parts import QueryParts
@@ -619,7 +620,8 @@ def test_the_query_is_compared_as_held_out_cells_were(calibrating, reference):
     # Reference cells as a query: without one of the samples, and so mostly with themselves.
     folder = Folder.at(reference / "reference")
     query = QueryParts(folder, Manifest.read(folder), folder.folder("predictions.parquet"), {})
-    found = query_positions(settings, there, rules, cells, calibrated, query, embedded)["cell_type"]
+    whole = SimpleNamespace(rows=np.arange(len(embedded)), sample=embedded)
+    found = query_positions(settings, there, rules, cells, calibrated, query, whole)["cell_type"]
     rows = embedded.filter(pc.field(EMBEDDING).is_valid()).to_pylist()
     vectors, samples = np.array([row[EMBEDDING] for row in rows]), np.array([row["sample"] for row in rows])
     differences = []
@@ -632,7 +634,7 @@ def test_the_query_is_compared_as_held_out_cells_were(calibrating, reference):
     assert found["nearness"].query == pytest.approx(np.mean(differences), abs=1e-6)
     assert (found["nearness"].lowest, found["nearness"].highest) == spread.nearness_range
     assert not found["nearness"].beyond
-    none = embedded.filter(pc.field(EMBEDDING).is_null())
+    none = SimpleNamespace(rows=np.array([5]), sample=embedded.filter(pc.field(EMBEDDING).is_null()))
     assert query_positions(settings, there, rules, cells, calibrated, query, none) == {"cell_type": {}}
 
 
@@ -928,3 +930,25 @@ def test_what_speaks_for_the_labels_is_written(mapped, reference):
     assert markers["donor"] == "the index did not take donor for a column of labels"
     assert evidence["placement"]["held_out"] == "random fifths"
     assert mapped.n_flagged == round(evidence["placement"]["far"] * 59)
+
+
+def test_of_a_large_query_the_report_shows_a_sample(mapped, reference, checkpoint, monkeypatch):
+    monkeypatch.setattr(overview, "SAMPLE_CELLS", 30)
+    found = map_elsewhere(reference, checkpoint, "sampled", truth_column="cell_type")
+    assert found.predictions.equals(mapped.predictions)
+    whole, sampled = mapped.metrics(), found.metrics()
+    assert {name for name in whole if sampled[name] != whole[name]} - {"output"} == {
+        "sample", "scores", "accuracy_accepted", "rejection", "comparison", "selective_accuracy", "reliability",
+        "evidence",
+    }  # fmt: skip
+    assert sampled["evidence"]["placement"] == whole["evidence"]["placement"]
+    rows = found.overview.rows
+    predictions = mapped.predictions.take(rows)
+    voted = [label or "Unknown" for label in predictions["cell_type_voted"].to_pylist()]
+    assert_scored(sampled["scores"], predictions["cell_type_query"].to_pylist(), voted,
+                  predictions["cell_type_confidence"].to_pylist())  # fmt: skip
+    assert "of a sample of 30 query cells" in (reference / "sampled" / "report.html").read_text()
+    cells = anndata.read_h5ad(reference / "sampled" / "query.h5ad")
+    assert cells.obs["predicted_cell_type"].tolist() == mapped.predictions["cell_type"].to_pylist()
+    has_place = ~np.isnan(cells.obsm["X_umap"][:, 0])
+    assert np.flatnonzero(has_place).tolist() == [row for row in rows if cells.obs_names[row] != "cell-077"]

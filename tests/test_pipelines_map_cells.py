@@ -23,7 +23,8 @@ def cells(n, absent=()):
         rows=lambda rows: queries.take(pa.array(rows)), predicted_rows=lambda rows: predictions.take(pa.array(rows))
     )
     overview = predictions.append_column(N_GENES, pa.array(np.where(is_absent, 0, 5)))
-    return SimpleNamespace(column="kind", labels={"kind": {}}, overview=overview, parts=parts), REMOTE
+    sampled = SimpleNamespace(rows=np.arange(n), sample=overview)
+    return SimpleNamespace(column="kind", labels={"kind": {}}, overview=sampled, parts=parts), REMOTE
 
 
 def test_too_few_cells_are_told():

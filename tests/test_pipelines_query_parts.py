@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import PARTS, part_name
-from scgpt_ray.pipelines.query_parts import DISTANCE, CommitPredictions, QueryParts, ReadQuery
+from scgpt_ray.pipelines.query_parts import CommitPredictions, QueryParts, ReadQuery
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES, NEIGHBOR, SCORE
+from scgpt_ray.schema import EMBEDDING, JOINID, NEIGHBOR, SCORE
 from scgpt_ray.storage import Folder
 
 REQUEST = {"k": 3}
@@ -93,25 +93,14 @@ def test_all_predictions(predicted, embedded):
     assert pq.read_table(predicted.predictions.uri).num_rows == 20, "as others read it"
 
 
-def test_overview(predicted, embedded):
-    found = predicted.overview(["type"])
-    cells = read_embeddings(embedded)
-    assert found.column_names == ["type", N_GENES, DISTANCE]
-    assert found[N_GENES].to_pylist() == cells[N_GENES].to_pylist()
-    assert found[DISTANCE].to_pylist() == [
-        pytest.approx(1 - score[-1], abs=1e-6) if score else None for score in predictions_of(cells)[SCORE].to_pylist()
-    ]
-    assert pa.types.is_dictionary(found["type"].type)
-    assert found["type"].to_pylist() == predictions_of(cells)["type"].to_pylist()
-    assert predicted.cells(["kind", JOINID]).to_pylist() == cells.select(["kind", JOINID]).to_pylist()
-
-
 @given(rows=st.lists(st.integers(0, 19), unique=True))
 def test_rows_in_any_order(predicted_once, embedded, rows):
     chosen = np.array(rows, np.int64)
     cells = read_embeddings(embedded)
     assert predicted_once.rows(chosen)[JOINID].to_pylist() == cells[JOINID].take(pa.array(chosen)).to_pylist()
-    assert predicted_once.rows(chosen)["kind"].to_pylist() == cells["kind"].take(pa.array(chosen)).to_pylist()
+    assert (
+        predicted_once.rows(chosen, ["kind"]).to_pylist() == cells.select(["kind"]).take(pa.array(chosen)).to_pylist()
+    )
     expected = predictions_of(cells).take(pa.array(chosen))
     assert predicted_once.predicted_rows(chosen).equals(expected)
 

@@ -1,7 +1,9 @@
 """Cells that were cut, embedded again: against embeddings with the other seed that are made by hand."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +40,13 @@ def query(blood_file, checkpoint, tmp_path_factory):
     return check(settings), QueryParts(folder, Manifest.read(folder), folder.folder("none"), {})
 
 
+def overview_of(parts):
+    """What is used of an overview: cells by their genes, and which of them are in the sample."""
+    sample = read_embeddings(parts.embedded).sort_by(JOINID).select([N_GENES])
+    n_genes = Counter(sample[N_GENES].to_pylist())
+    return SimpleNamespace(rows=np.arange(len(sample)), sample=sample, n_genes=n_genes, n_cells=len(sample))
+
+
 @pytest.fixture(scope="module")
 def cosines(query):
     """The slow twin: cosine by joinid, of all cells that were cut."""
@@ -57,7 +66,7 @@ def cosines(query):
 def test_cosines_with_embeddings_of_other_seeds(query, cosines, most, monkeypatch):
     monkeypatch.setattr(second_draw, "_CELLS", most)
     (query[1].embedded.path / SecondDraw.file).unlink(missing_ok=True)
-    found = second_draw.second_draw(*query, SerialExecutor())
+    found = second_draw.second_draw(*query, overview_of(query[1]), SerialExecutor())
     assert (found.n_cells, found.n_cut) == (260, len(cosines))
     assert 0 < found.n_cut < 260
     assert found.n_again == min(most, len(cosines))
@@ -65,7 +74,9 @@ def test_cosines_with_embeddings_of_other_seeds(query, cosines, most, monkeypatc
         expected = np.quantile(cosines, (0.5, 0.05))
         assert np.allclose((found.median, found.lowest), expected, rtol=0, atol=1e-6)
     assert cosines.min() - 1e-6 <= found.lowest < found.median <= cosines.max() < 0.99999
-    assert second_draw.second_draw(*query, None) == found, "no executor is needed to say it again"
+    assert second_draw.second_draw(*query, overview_of(query[1]), None) == found, (
+        "no executor is needed to say it again"
+    )
 
 
 class _Failing(SerialExecutor):
@@ -76,9 +87,9 @@ class _Failing(SerialExecutor):
 def test_what_cannot_be_embedded_again_is_said_and_tried_again(query, caplog):
     job, parts = query
     other = replace(parts, manifest=parts.manifest.replace(digests=["other" for _ in parts.names]))
-    found = second_draw.second_draw(job, other, _Failing())
+    found = second_draw.second_draw(job, other, overview_of(other), _Failing())
     assert (found.n_again, found.median) == (0, None)
-    assert second_draw.second_draw(job, other, SerialExecutor()).n_again == 100, "it was not kept"
+    assert second_draw.second_draw(job, other, overview_of(other), SerialExecutor()).n_again == 100, "it was not kept"
     assert "could not be embedded again: OSError: gone" in caplog.text
     assert found.text().endswith("were cut to --max-length; they could not be embedded again")
 
@@ -87,7 +98,7 @@ def test_without_cut_cells_nothing_is_embedded(query):
     job, parts = query
     parts = replace(parts, manifest=parts.manifest.replace(digests=["" for _ in parts.names]))
     uncut = replace(job.fingerprint, model=job.fingerprint.model | {"max_length": 1200})
-    found = second_draw.second_draw(replace(job, fingerprint=uncut), parts, None)
+    found = second_draw.second_draw(replace(job, fingerprint=uncut), parts, overview_of(parts), None)
     assert (found.n_cells, found.n_cut, found.n_again) == (260, 0, 0)
     assert found.text() == "no cell was cut to --max-length"
 

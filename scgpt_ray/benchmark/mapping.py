@@ -1,4 +1,4 @@
-"""Seconds and memory of the search and the vote of `map`, with simulated embeddings, killed and finished.
+"""Seconds and memory of `map` after the embedding, with simulated embeddings: vote and report; killed and finished.
 
     python -m scgpt_ray.benchmark.mapping --place FOLDER --reference 1000000 --query 200000 --kills 2
 
@@ -15,16 +15,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from scgpt_ray.benchmark.measurement import Figure, Figures, Setting, peak_bytes, private_bytes
+from scgpt_ray.atlas.h5ad import H5adSource
+from scgpt_ray.benchmark.measurement import Figure, Figures, PrivatePeak, Setting, peak_bytes, private_bytes
 from scgpt_ray.benchmark.simulated_run import LABELS, write_run
 from scgpt_ray.config import ExecutorChoice, IndexSettings, MapSettings
 from scgpt_ray.execution.engine import LocalOrRay
+from scgpt_ray.pipelines.evidence import gather
 from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.map import prediction_rules, reference_cells
-from scgpt_ray.pipelines.prediction_table import overview_columns
+from scgpt_ray.pipelines.map_defaults import require_fitness
+from scgpt_ray.pipelines.map_report import write_mapping
+from scgpt_ray.pipelines.mapping_result import MappingResult
+from scgpt_ray.pipelines.overview import Overview
+from scgpt_ray.pipelines.prediction_table import texts
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference
+from scgpt_ray.pipelines.second_draw import SecondDraw
 from scgpt_ray.records import Manifest
 from scgpt_ray.storage import Folder
 
@@ -32,24 +39,35 @@ _POLL_S = 0.05
 
 
 def vote(place: Path, query: int, output: Path, executor: ExecutorChoice, k: int) -> dict[str, float]:
-    """Make the predictions of the query in a folder; time and memory of this process."""
+    """Make the predictions of the query in a folder, and the report next to it; time and memory of this process."""
     settings = MapSettings.of({
-        "query": "-", "checkpoint": "-", "output": "-", "index": str(place / "index"), "k": k,
+        "query": "-", "checkpoint": "-", "output": f"{output}-report", "index": str(place / "index"), "k": k,
         "label_columns": [LABELS[0]], "obs_columns": [LABELS[1]],
     })  # fmt: skip
     embedded = Folder.at(place / f"query-{query}")
-    with LocalOrRay(executor).open(query) as opened:
+    with LocalOrRay(executor).open(query) as opened, PrivatePeak() as private:
         before, started, busy = private_bytes(), time.perf_counter(), time.process_time()
         reference = Reference.at(settings.index).on(opened)
         rules = prediction_rules(settings, reference.index)
-        votes = QueryVotes(settings, reference, rules, reference_cells(settings, reference, rules), {})
+        cells = reference_cells(settings, reference, rules)
+        votes = QueryVotes(settings, reference, rules, cells, {})
         manifest = Manifest.read(embedded)
         assert manifest is not None, "it was written before"
         parts = QueryParts(embedded, manifest, Folder.at(output), votes.request())
         votes.commit(parts, opened)
         seconds, busy = time.perf_counter() - started, time.process_time() - busy
-        parts.overview(overview_columns(rules.columns, {}))
-        return {"s": seconds, "cpu_s": busy, "before": before, "after": private_bytes(), "peak": peak_bytes()}
+        after, voting, started = private_bytes(), private.most, time.perf_counter()
+        fitness = require_fitness(reference)
+        overview = Overview.of(parts, rules.columns, {}, fitness.distances, k)
+        read, truth = time.perf_counter() - started, texts(parts.rows(overview.rows, [LABELS[0]])[LABELS[0]])
+        evidence = gather(reference, fitness, rules.columns, parts, overview, k, None, None)
+        drawn_again = SecondDraw(embeddings="", n_cells=query, n_cut=0)
+        mapped = MappingResult.of(settings, parts, overview, {}, {}, cells, evidence, truth, "-", {}, drawn_again)
+        write_mapping(mapped, settings, reference, H5adSource("simulated", 2**60, 0, "X", None, ()))
+        return {
+            "s": seconds, "cpu_s": busy, "read_s": read, "report_s": time.perf_counter() - started, "before": before,
+            "after": after, "voting": voting, "most": private.most, "peak": peak_bytes(),
+        }  # fmt: skip
 
 
 def measure(options: argparse.Namespace) -> Figures:
@@ -58,10 +76,13 @@ def measure(options: argparse.Namespace) -> Figures:
     for name, n, seed in (("reference", options.reference, 0), (f"query-{options.query}", options.query, 1)):
         write_run(Folder.at(place / name), n, width=options.width, cells_per_part=options.cells_per_part, seed=seed)
     index = IndexSettings(
-        embeddings=str(place / "reference"), output=str(place / "index"), factory=options.factory, target_recall=0.98
+        embeddings=str(place / "reference"),
+        output=str(place / "index"),
+        factory=options.factory,
+        target_recall=options.target_recall,
     )
     build_index(index, LocalOrRay("serial"))
-    asked = ("reference", "query", "width", "cells_per_part", "factory", "k", "executor")
+    asked = ("reference", "query", "width", "cells_per_part", "factory", "target_recall", "k", "executor")
     setting: Setting = {name: getattr(options, name) for name in asked}
     whole = place / f"predictions-{options.executor}"
     _clear(whole)
@@ -69,8 +90,12 @@ def measure(options: argparse.Namespace) -> Figures:
     figures = Figures([
         Figure("map", "search and vote", found["s"], "s", setting),
         Figure("map", "search and vote: CPU time of the driver", found["cpu_s"], "s", setting),
+        Figure("map", "counts and sample of the predictions", found["read_s"], "s", setting),
+        Figure("map", "these and the report", found["report_s"], "s", setting),
         Figure("map", "driver: private memory before", found["before"] / 1e6, "MB", setting),
-        Figure("map", "driver: private memory after", found["after"] / 1e6, "MB", setting),
+        Figure("map", "driver: private memory after the vote", found["after"] / 1e6, "MB", setting),
+        Figure("map", "driver: private memory, most in the vote", found["voting"] / 1e6, "MB", setting),
+        Figure("map", "driver: private memory, most", found["most"] / 1e6, "MB", setting),
         Figure("map", "driver: peak memory, with what it maps", found["peak"] / 1e6, "MB", setting),
     ])  # fmt: skip
     if options.kills:
@@ -133,6 +158,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="width of the vectors")
     parser.add_argument("--cells-per-part", type=int, default=8192, help="cells of a part")
     parser.add_argument("--factory", default="PCAR64,IVF1024,PQ32x4fsr", help="faiss factory of the index")
+    parser.add_argument("--target-recall", type=float, default=0.98, help="recall@10 of the index")
     parser.add_argument("--k", type=int, default=50, help="neighbours")
     parser.add_argument("--executor", choices=("serial", "ray"), default="serial", help="of search and vote")
     parser.add_argument("--kills", type=int, default=0, help="how often the driver is killed")

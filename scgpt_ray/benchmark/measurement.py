@@ -4,6 +4,7 @@ import json
 import resource
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -94,6 +95,27 @@ def private_bytes() -> int:
     Shared memory is excluded, since a worker would seem to grow when it touches more of Ray's object store.
     """
     return _status_bytes("RssAnon") or peak_bytes()
+
+
+class PrivatePeak:
+    """Largest `private_bytes` within a `with` block, in `most`; looked up every 20 ms by a thread."""
+
+    def __init__(self) -> None:
+        self.most = private_bytes()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PrivatePeak":
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.most = max(self.most, private_bytes())
 
 
 def peak_bytes() -> int:

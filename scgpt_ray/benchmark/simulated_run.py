@@ -45,7 +45,7 @@ def write_run(folder: Folder, n_cells: int, *, width: int, cells_per_part: int, 
         created="2020-01-01",
         fingerprint=fingerprint,
         settings={"atlas": "simulated"},
-        coverage={},
+        coverage={"fraction": 1.0, "genes_matched": _GENES, "genes_total": _GENES, "missing": []},
         partitions=partitions,
     )
     plan.write(folder)

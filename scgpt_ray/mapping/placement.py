@@ -71,27 +71,21 @@ def is_far(distances: NeighborDistances, k: int, distance_Q: Floats) -> npt.NDAr
     return np.asarray(distance_Q > distances.far[k - 1], bool)
 
 
-def placement(
-    distances: NeighborDistances, k: int, distance_Q: Floats, sample_Q: npt.NDArray[np.object_] | None
-) -> Placement | None:
+def placement(distances: NeighborDistances, k: int, cells: Mapping[str | None, tuple[int, int]]) -> Placement | None:
     """Compare a query with the reference.
 
     Args:
         distances: As `is_far`.
         k: Likewise.
-        distance_Q: Likewise.
-        sample_Q: Sample of each cell, str [Q]; None without.
+        cells: Sample of the query -> its cells with neighbours, and how many of them are far; None for those without.
 
     Returns:
         None where nothing can be compared.
     """
-    far_Q, found_Q = is_far(distances, k, distance_Q), ~np.isnan(distance_Q)
-    if far_Q is None or not found_Q.any():
+    found = sum(n for n, _ in cells.values())
+    if k > len(distances.far) or not found:
         return None
-    shares: dict[str, float] = {}
-    for name in sorted(set(sample_Q.tolist()) - {None}) if sample_Q is not None else ():
-        own_Q = found_Q & (sample_Q == name)
-        if own_Q.sum() >= _LEAST_CELLS:
-            shares[name] = float(far_Q[own_Q].mean())
-    ranked = dict(sorted(shares.items(), key=lambda entry: -entry[1]))
-    return Placement(distances.held_out, distances.far[k - 1], float(far_Q[found_Q].mean()), ranked)
+    named = ((name, n, far) for name, (n, far) in cells.items() if name is not None)
+    shares = {name: far / n for name, n, far in named if n >= _LEAST_CELLS}
+    ranked = dict(sorted(shares.items(), key=lambda entry: (-entry[1], entry[0])))
+    return Placement(distances.held_out, distances.far[k - 1], sum(far for _, far in cells.values()) / found, ranked)

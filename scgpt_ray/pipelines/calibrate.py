@@ -19,6 +19,7 @@ from scgpt_ray.mapping.prediction import PredictionRules
 from scgpt_ray.mapping.shift import Position
 from scgpt_ray.mapping.votes import CellCounts, LabelVotes, label_votes
 from scgpt_ray.parts.parts import vectors_of
+from scgpt_ray.pipelines.overview import Overview
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.stratified_sample import CELLS, count_cells, draw_cells, even_quotas, vectors_of_cells
@@ -93,7 +94,7 @@ def query_positions(
     reference_cells: CellCounts,
     calibrated: Mapping[str, Calibration],
     parts: QueryParts,
-    overview: pa.Table,
+    overview: Overview,
 ) -> dict[str, dict[str, Position]]:
     """Where the query lies relative to held-out groups.
 
@@ -106,13 +107,13 @@ def query_positions(
         rules: By which the query's neighbours vote.
         reference_cells: As `label_votes` takes them.
         calibrated: Label column -> its calibration.
-        parts: The query; of more cells than --calibration-cells some are drawn.
-        overview: Its cells, with `N_GENES`.
+        parts: The query.
+        overview: Of it; if its sample has more cells than --calibration-cells, some are drawn.
 
     Returns:
         Calibrated label column -> name of a figure -> position.
     """
-    present = np.flatnonzero(overview[N_GENES].to_numpy() > 0)
+    present = overview.rows[overview.sample[N_GENES].to_numpy() > 0]
     if not calibrated or not len(present):
         return {column: {} for column in calibrated}
     group = settings.calibrate_by

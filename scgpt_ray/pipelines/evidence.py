@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,12 +17,12 @@ from scgpt_ray.evaluation.components import log1p_cp10k
 from scgpt_ray.evaluation.markers import MarkedLabel, marked_labels
 from scgpt_ray.evaluation.sample import strata_of, stratified_sample
 from scgpt_ray.index.description import MARKERS
-from scgpt_ray.mapping.placement import Placement, is_far, placement
+from scgpt_ray.mapping.placement import Placement, placement
 from scgpt_ray.mapping.prediction import UNKNOWN
 from scgpt_ray.pipelines.atlas_counts import AtlasCounts, shared_tokens, why_not
-from scgpt_ray.pipelines.map_defaults import sample_column
+from scgpt_ray.pipelines.overview import Overview
 from scgpt_ray.pipelines.prediction_table import texts
-from scgpt_ray.pipelines.query_parts import DISTANCE, QueryParts
+from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.records import Fitness, LabelFitness
 from scgpt_ray.schema import JOINID, Int64Array
@@ -44,7 +43,6 @@ class Evidence:
         columns: Label columns that are transferred.
         trained: Why its figures are optimistic; None if they are not, as far as is known.
         placement: Of the query among the distances of the reference; None where nothing can be compared.
-        far_Q: Cells that are farther than the reference's own, bool [query cells].
         vocabulary: Why true labels can hardly be compared with those of the reference; None if they can, or without.
         markers: Label column -> its labels that cells were given, or why their markers were not looked at.
     """
@@ -53,7 +51,6 @@ class Evidence:
     columns: Sequence[str]
     trained: str | None
     placement: Placement | None
-    far_Q: npt.NDArray[np.bool_]
     vocabulary: str | None
     markers: Mapping[str, list[MarkedLabel] | str]
 
@@ -65,10 +62,6 @@ class Evidence:
     def lacking(self, column: str) -> list[MarkedLabel]:
         """Labels of a column whose cells lack its markers."""
         return [marked for marked in self.marked(column) if marked.is_absent]
-
-    def flagged(self, column: str, labels_Q: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
-        """Cells that are far from the reference, or whose label has no support by markers, bool [query cells]."""
-        return self.far_Q | np.isin(labels_Q, [marked.label for marked in self.lacking(column)])
 
     def expected(self) -> dict[str, str]:
         """Label column -> what to expect of its labels."""
@@ -119,7 +112,7 @@ def gather(
     fitness: Fitness,
     columns: Sequence[str],
     parts: QueryParts,
-    overview: pa.Table,
+    overview: Overview,
     k: int,
     trained: str | None,
     vocabulary: str | None,
@@ -131,41 +124,36 @@ def gather(
         fitness: Of the index.
         columns: Label columns.
         parts: The query and its predictions.
-        overview: Of all query cells.
+        overview: Of both.
         k: Neighbours that voted.
         trained: As `training_overlap` says.
         vocabulary: As `vocabulary_gap` says of true labels.
     """
-    distance_Q = overview[DISTANCE].to_numpy().astype(np.float64)
-    sample = sample_column(parts.manifest.obs_columns)
-    sample_Q = None if sample is None else np.array(parts.cells([sample])[sample].cast(pa.string()).to_pylist(), object)
-    far_Q = is_far(fitness.distances, k, distance_Q)
     return Evidence(
         fitness,
         columns,
         trained,
-        placement(fitness.distances, k, distance_Q, sample_Q),
-        np.zeros(len(distance_Q), bool) if far_Q is None else far_Q,
+        placement(fitness.distances, k, overview.far_by_sample()),
         vocabulary,
-        _markers(reference, fitness, parts, overview.select(columns)),
+        _markers(reference, fitness, parts, overview),
     )
 
 
 def _markers(
-    reference: Reference, fitness: Fitness, parts: QueryParts, labels: pa.Table
+    reference: Reference, fitness: Fitness, parts: QueryParts, overview: Overview
 ) -> dict[str, list[MarkedLabel] | str]:
     """The markers of all label columns, in one sample of the cells that have a label in any of them."""
-    columns = labels.column_names
+    columns = list(overview.labels)
     try:
         markers = pq.read_table(io.BytesIO(reference.folder.read(MARKERS)))
     except pa.ArrowInvalid as error:
         return dict.fromkeys(columns, f"{reference.folder.where(MARKERS)} is damaged ({error})")
-    rows = _sampled(labels)
+    chosen = _sampled(overview.sample.select(columns))
     try:
         atlas = AtlasCounts.at(parts.embedded.uri, whole=True)
         tokens_G = shared_tokens([atlas])
-        joinids = parts.cells([JOINID])[JOINID].to_numpy()[rows]
-        blocks = list(atlas.counts(joinids, tokens_G)) if len(rows) else []
+        joinids = parts.rows(overview.rows[chosen], [JOINID])[JOINID].to_numpy()
+        blocks = list(atlas.counts(joinids, tokens_G)) if len(chosen) else []
     except (InputError, OSError) as error:
         return dict.fromkeys(columns, why_not(error))
     logs_NG = log1p_cp10k(sparse.vstack([sparse.csr_matrix((0, len(tokens_G))), *blocks], format="csr"))
@@ -176,7 +164,7 @@ def _markers(
         of_column = markers.filter(pc.equal(markers["column"], column)).to_pylist()
         if not of_column:
             return f"the index has no markers of {column}: no counts of the reference were read when it was built"
-        labels_N = texts(labels[column].take(pa.array(rows)))
+        labels_N = texts(overview.sample[column].take(pa.array(chosen)))
         named = labels_N != UNKNOWN
         if not named.any():
             return f"no query cell has a {column}"
@@ -186,7 +174,7 @@ def _markers(
 
 
 def _sampled(labels: pa.Table) -> Int64Array:
-    """Rows of query cells that have a label in any column, stratified by the combination of their labels."""
+    """Rows of cells that have a label in any column, stratified by the combination of their labels."""
     codes = [column.combine_chunks().indices.to_numpy() for column in labels.columns]
     is_named = [pc.not_equal(column, UNKNOWN).to_numpy() for column in labels.columns]
     named = np.flatnonzero(np.any(is_named, axis=0))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MOST_CELLS = 200_000
+"""Cells of which embeddings and predictions fit into memory: 0.6 GB with 512 dimensions and 50 neighbours."""
+
 
 def labelled_query(
     mapped: MappingResult, settings: MapSettings, source: Source, index: IndexDescription, drawn: Drawn | str
@@ -32,17 +35,19 @@ def labelled_query(
     Returns:
         The cells; or why there are none: they may not fit into memory, or some cannot be read.
     """
-    cells = mapped.parts.cells([JOINID])[JOINID].to_numpy()
+    if mapped.n_cells > _MOST_CELLS:
+        return _too_large(source)
+    every = np.arange(mapped.n_cells)
+    cells = mapped.parts.rows(every, [JOINID])[JOINID].to_numpy()
     try:
         adata = source.whole(cells)
     except DamagedError as error:
         logger.warning("no %s: %s; the labels are in %s", QUERY_H5AD, error, PREDICTIONS)
         return "some cells cannot be read"
     if adata is None:
-        logger.warning("%s is too large for %s: the labels are in %s", source.uri, QUERY_H5AD, PREDICTIONS)
-        return "the query is too large"
+        return _too_large(source)
     manifest = mapped.parts.manifest
-    vectors = dense_vectors(mapped.parts.cells([EMBEDDING])[EMBEDDING])
+    vectors = dense_vectors(mapped.parts.rows(every, [EMBEDDING])[EMBEDDING])
     provenance = {"model": manifest.fingerprint.model, "checkpoint": settings.checkpoint, "layer": source.layer}
     add_embeddings(adata, vectors, {**provenance, "coverage": {"fraction": manifest.coverage["fraction"]}})
     add_predictions(adata, mapped.predictions, list(mapped.labels), index_provenance(settings, index))
@@ -51,3 +56,8 @@ def labelled_query(
         coordinates_N2[drawn.rows] = drawn.coordinates_N2[: len(drawn.rows)]
         adata.obsm["X_umap_scGPT" if "X_umap" in adata.obsm else "X_umap"] = coordinates_N2
     return adata
+
+
+def _too_large(source: Source) -> str:
+    logger.warning("%s is too large for %s: the labels are in %s", source.uri, QUERY_H5AD, PREDICTIONS)
+    return "the query is too large"

@@ -27,7 +27,8 @@ from scgpt_ray.pipelines.labelled_cells import require_free
 from scgpt_ray.pipelines.map_defaults import require_fitness, with_defaults
 from scgpt_ray.pipelines.map_report import write_mapping
 from scgpt_ray.pipelines.mapping_result import MappingResult
-from scgpt_ray.pipelines.prediction_table import output_name, overview_columns, texts
+from scgpt_ray.pipelines.overview import Overview
+from scgpt_ray.pipelines.prediction_table import output_name, texts
 from scgpt_ray.pipelines.query_parts import PREDICTIONS, QueryParts
 from scgpt_ray.pipelines.query_votes import QueryVotes
 from scgpt_ray.pipelines.reference import Reference
@@ -92,14 +93,15 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
         votes = QueryVotes(settings, reference, rules, cells, calibrated)
         parts = QueryParts(embedded, manifest, output.folder(PREDICTIONS), votes.request())
         unknown_terms = votes.commit(parts, executor)
-        drawn_again = second_draw(job, parts, executor)
-        overview = parts.overview(overview_columns(rules.columns, calibrated))
+        overview = Overview.of(parts, rules.columns, calibrated, fitness.distances, settings.k)
+        drawn_again = second_draw(job, parts, overview, executor)
         positions = query_positions(settings, reference, rules, cells, calibrated, parts, overview)
         promises = _promises(job.checkpoint, reference, calibrated, positions)
         column = rules.columns[0]
         truth = baseline = vocabulary = None
         if settings.truth_column is not None:
-            queries = parts.cells(list(dict.fromkeys((JOINID, settings.truth_column, *settings.exclude_same))))
+            own = dict.fromkeys((JOINID, settings.truth_column, *settings.exclude_same))
+            queries = parts.rows(overview.rows, list(own))
             truth = translated(texts(queries[settings.truth_column]), truth_map)
             share, vocabulary = vocabulary_gap(truth, cells[column])
             if share:
@@ -115,7 +117,6 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
             settings,
             parts,
             overview,
-            rules.columns,
             calibrated,
             promises,
             cells,

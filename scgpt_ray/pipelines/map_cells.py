@@ -40,6 +40,7 @@ class Drawn:
 
     Attributes:
         rows: int64 [q], rows of the drawn query cells.
+        places: int64 [q], likewise, in the sample of the overview.
         queries: EMBEDDINGS of them, q rows.
         predictions: Their predictions, q rows.
         reference: Labels of the drawn reference cells, m rows.
@@ -48,6 +49,7 @@ class Drawn:
     """
 
     rows: Int64Array
+    places: Int64Array
     queries: pa.Table
     predictions: pa.Table
     reference: pa.Table
@@ -60,11 +62,13 @@ def drawn_cells(mapped: MappingResult, reference: Reference) -> Drawn | str:
 
     Reference cells are drawn only if the index is local: shards on an object store would have to be copied whole.
     """
-    labels = texts(mapped.overview[mapped.column])
-    present = np.flatnonzero(mapped.overview[N_GENES].to_numpy() > 0)
+    overview = mapped.overview
+    labels = texts(overview.sample[mapped.column])
+    present = np.flatnonzero(overview.sample[N_GENES].to_numpy() > 0)
     if not len(present):
         return "No cells are drawn: no query cell has an embedding."
-    rows = present[stratified_sample(strata_of(labels[present].astype(str)), DRAWN_QUERY, seed=_SEED)]
+    places = present[stratified_sample(strata_of(labels[present].astype(str)), DRAWN_QUERY, seed=_SEED)]
+    rows = overview.rows[places]
     queries = mapped.parts.rows(rows)
     _, vectors_ND = vectors_of(queries)
     n_reference = DRAWN_REFERENCE if reference.folder.is_local else 0
@@ -78,10 +82,10 @@ def drawn_cells(mapped: MappingResult, reference: Reference) -> Drawn | str:
     except InputError as error:
         logger.warning("no cells in the report: %s; %s", error.found, error.remedy)
         return f"No cells are drawn: {error.found}; expected {error.expected}; {error.remedy}."
-    shown = labels[rows].tolist()
+    shown = labels[places].tolist()
     front_N2, behind_N2 = np.split(coordinates_N2, [len(rows)])
     figure = umap_scatter(front_N2, shown, f"Predicted {mapped.column}", behind_N2)
-    return Drawn(rows, queries, mapped.parts.predicted_rows(rows), behind, coordinates_N2, figure)
+    return Drawn(rows, places, queries, mapped.parts.predicted_rows(rows), behind, coordinates_N2, figure)
 
 
 def query_view(drawn: Drawn, mapped: MappingResult, settings: MapSettings) -> Scatter:
@@ -92,7 +96,7 @@ def query_view(drawn: Drawn, mapped: MappingResult, settings: MapSettings) -> Sc
     ]
     values: dict[str, Any] = {}
     if evaluation is not None:
-        truth = np.asarray(evaluation.truth, object)[drawn.rows]
+        truth = np.asarray(evaluation.truth, object)[drawn.places]
         columns.append(_column(drawn, f"true {column}", truth, column))
         values["right or wrong"] = outcomes(truth, voted(predictions, column))
     values |= confidences(predictions, column)

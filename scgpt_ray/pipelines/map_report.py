@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import MapSettings
@@ -27,8 +26,8 @@ from scgpt_ray.pipelines.labelled_query import labelled_query
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.map_findings import findings
 from scgpt_ray.pipelines.mapping_result import CALIBRATION, METRICS, QUERY_H5AD, REPORT, UMAP, MappingResult
-from scgpt_ray.pipelines.prediction_table import PROBABILITY, SHARE, confidences, texts, voted
-from scgpt_ray.pipelines.query_parts import DISTANCE
+from scgpt_ray.pipelines.overview import DISTANCE
+from scgpt_ray.pipelines.prediction_table import PROBABILITY, SHARE, confidences, voted
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.progress import Stage
 from scgpt_ray.records import Manifest
@@ -68,7 +67,7 @@ def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Refer
         facts,
         query_view(drawn, mapped, settings) if isinstance(drawn, Drawn) else drawn,
         manifest.coverage | {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty},
-        [*_pictures(mapped), _genes(mapped.overview), *recall_pictures(reference.folder, reference.index)],
+        [*_pictures(mapped), _genes(mapped), *recall_pictures(reference.folder, reference.index)],
         mapped.evaluation,
         mapped.calibrations,
         mapped.promises,
@@ -103,6 +102,8 @@ def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, m
         "label columns": ", ".join(mapped.labels),
         "written": written(),
     }
+    if mapped.overview.is_sample:
+        facts["pictures, scores and markers"] = f"of a sample of {len(mapped.overview.rows):,} query cells"
     if mapped.evaluation is not None:
         facts[BASELINE] = mapped.baseline_text()
     targets = {"target error": settings.target_error, "allowed false rejection": settings.false_rejection}
@@ -117,13 +118,13 @@ def _facts(mapped: MappingResult, settings: MapSettings, reference: Reference, m
 def _pictures(mapped: MappingResult) -> list[Picture]:
     """Static pictures of the first label column."""
     column, evaluation = mapped.column, mapped.evaluation
-    meaning, confidence = list(confidences(mapped.overview, column).items())[-1]
+    meaning, confidence = list(confidences(mapped.overview.sample, column).items())[-1]
     if evaluation is None:
-        cells = {"query cells": np.arange(mapped.n_cells)}
-        counts = label_counts(texts(mapped.overview[column]).tolist(), f"Predicted {column}")
+        cells = {"query cells": np.arange(len(confidence))}
+        counts = label_counts(mapped.labels[column], f"Predicted {column}")
         first, last = Picture(counts, f"Cells per predicted {column}."), []
     else:
-        outcome_N = outcomes(evaluation.truth, voted(mapped.overview, column))
+        outcome_N = outcomes(evaluation.truth, voted(mapped.overview.sample, column))
         cells = {name: np.flatnonzero(outcome_N == name) for name in OUTCOMES if name in outcome_N}
         scores, kept = evaluation.scores, None
         if scores.accuracy_accepted is not None and scores.n_accepted < scores.n:
@@ -145,7 +146,7 @@ def _pictures(mapped: MappingResult) -> list[Picture]:
 
 
 def _distances(mapped: MappingResult, cells: dict[str, Int64Array]) -> list[Picture]:
-    distance = mapped.overview[DISTANCE].to_numpy()
+    distance = mapped.overview.sample[DISTANCE].to_numpy()
     found = ~np.isnan(distance)
     groups = {name: distance[rows[found[rows]]] for name, rows in cells.items() if found[rows].any()}
     if not groups:
@@ -154,10 +155,10 @@ def _distances(mapped: MappingResult, cells: dict[str, Int64Array]) -> list[Pict
     return [Picture(figure, "Cosine distance (1 - cosine similarity) of each cell to the farthest of its neighbours.")]
 
 
-def _genes(cells: pa.Table) -> Picture:
-    n_genes = cells[N_GENES].to_numpy()
+def _genes(mapped: MappingResult) -> Picture:
+    n_genes = mapped.overview.sample[N_GENES].to_numpy()
     figure = histogram({"query cells": n_genes}, "Genes per cell", "genes of the vocabulary with counts")
-    empty = int((n_genes == 0).sum())
+    empty = mapped.overview.n_genes[0]
     return Picture(figure, f"Genes of the vocabulary with counts, per query cell; {empty:,} cells have none.")
 
 

@@ -1,6 +1,6 @@
 """The result of `map`: labels of all query cells, and their evaluation if true labels are known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,8 @@ from scgpt_ray.mapping.promise import Promise
 from scgpt_ray.mapping.votes import CellCounts
 from scgpt_ray.pipelines.baseline import Baseline
 from scgpt_ray.pipelines.evidence import Evidence
-from scgpt_ray.pipelines.prediction_table import confidences, texts, voted
+from scgpt_ray.pipelines.overview import Overview
+from scgpt_ray.pipelines.prediction_table import confidences, voted
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.pipelines.second_draw import SecondDraw
 from scgpt_ray.records import Quarantine
@@ -29,7 +30,6 @@ CALIBRATION, UMAP = "calibration.json", "umap.png"
 QUARANTINE = f"embeddings/{Quarantine.file}"
 
 _LABELS_SHOWN = 6
-_CERTAIN = 0.5  # confidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +39,8 @@ class MappingResult:
     Attributes:
         output: Folder of the files.
         parts: Query and predictions.
-        overview: One row per query cell: what `overview_columns` names, and `DISTANCE`.
-        labels: Label column -> label -> cells, most first; the first column is the one that is evaluated.
-        unknown: Label column -> reason for `Unknown` -> cells, likewise.
-        evaluation: Agreement with the truth in the first column, where a truth column is named.
+        overview: Of both; the first label column is the one that is evaluated.
+        evaluation: Agreement of its sample with the truth in the first column, where a truth column is named.
         baseline: What it is compared with, or why with nothing; None where nothing is evaluated.
         calibrations: Label column -> its calibration, where there is one.
         evidence: What speaks for or against the labels.
@@ -53,9 +51,7 @@ class MappingResult:
 
     output: Folder
     parts: QueryParts
-    overview: pa.Table
-    labels: dict[str, dict[str, int]]
-    unknown: dict[str, dict[str, int]]
+    overview: Overview
     evaluation: LabelEvaluation | None
     baseline: Baseline | str | None
     calibrations: Mapping[str, Calibration]
@@ -69,8 +65,7 @@ class MappingResult:
         cls,
         settings: MapSettings,
         parts: QueryParts,
-        overview: pa.Table,
-        columns: Sequence[str],
+        overview: Overview,
         calibrations: Mapping[str, Calibration],
         promises: Mapping[str, Promise],
         reference_cells: CellCounts,
@@ -85,13 +80,12 @@ class MappingResult:
         Args:
             settings: Settings of the mapping.
             parts: Query and its committed predictions.
-            overview: Of all query cells.
-            columns: Label columns.
+            overview: Of both.
             calibrations: Those that were applied.
             promises: What they promise.
             reference_cells: Cells by label of the first column.
             evidence: What speaks for or against the labels.
-            truth: True label of each query cell in the first column, or None.
+            truth: True label of each cell of the sample in the first column, or None.
             baseline: What to compare with on the same truth, or why there is nothing.
             unknown_terms: As the attribute.
             drawn_again: As the attribute.
@@ -102,13 +96,11 @@ class MappingResult:
         evaluation = None
         if truth is not None:
             others = {BASELINE: (baseline.labels, baseline.share)} if isinstance(baseline, Baseline) else {}
-            evaluation = _evaluated(overview, columns[0], truth, reference_cells, others)
+            evaluation = _evaluated(overview, truth, reference_cells, others)
         return cls(
             Folder.at(settings.output),
             parts,
             overview,
-            {column: _counts(overview[column]) for column in columns},
-            {column: _counts(overview[f"{column}_unknown"].drop_null()) for column in columns},
             evaluation,
             baseline,
             calibrations,
@@ -124,6 +116,16 @@ class MappingResult:
         return self.parts.whole()
 
     @property
+    def labels(self) -> dict[str, dict[str, int]]:
+        """Label column -> label -> cells, most first."""
+        return self.overview.labels
+
+    @property
+    def unknown(self) -> dict[str, dict[str, int]]:
+        """Label column -> reason for `Unknown` -> cells, most first."""
+        return self.overview.unknown
+
+    @property
     def column(self) -> str:
         """The first label column."""
         return next(iter(self.labels))
@@ -136,7 +138,7 @@ class MappingResult:
     @property
     def n_cells(self) -> int:
         """Number of query cells."""
-        return int(self.overview.num_rows)
+        return self.overview.n_cells
 
     @property
     def n_quarantined(self) -> int:
@@ -150,9 +152,10 @@ class MappingResult:
 
     @property
     def n_flagged(self) -> int:
-        """Number of query cells with a label in the first column that is flagged: see `Evidence.flagged`."""
-        labels = texts(self.overview[self.column])
-        return int((self.evidence.flagged(self.column, labels) & (labels != UNKNOWN)).sum())
+        """Number of query cells with a label in the first column that are far, or whose label lacks its markers."""
+        cells = self.overview.labelled(self.column)
+        lacking = cells.index.isin([marked.label for marked in self.evidence.lacking(self.column)])
+        return int(cells["far"].where(~lacking, cells["cells"]).sum())
 
     def sentence(self) -> str:
         """Cells, labels, and how many of them are uncertain or flagged."""
@@ -165,8 +168,7 @@ class MappingResult:
     @property
     def n_uncertain(self) -> int:
         """Number of query cells with a label in the first column that is more likely wrong than right, as they say."""
-        confidence = list(confidences(self.overview, self.column).values())[-1]
-        return int(((confidence < _CERTAIN) & (texts(self.overview[self.column]) != UNKNOWN)).sum())
+        return int(self.overview.labelled(self.column)["uncertain"].sum())
 
     def text(self) -> str:
         """Summary for the terminal."""
@@ -220,6 +222,7 @@ class MappingResult:
             for column, found in self.calibrations.items()
         }
         return self.to_dict() | evaluated | {
+            "sample": len(self.overview.rows),
             "labels": self.labels,
             "unknown": self.unknown,
             "calibration": calibration,
@@ -247,17 +250,12 @@ class MappingResult:
 
 
 def _evaluated(
-    predictions: pa.Table,
-    column: str,
+    overview: Overview,
     truth: Labels,
     reference_cells: CellCounts,
     others: Mapping[str, Labelling],
 ) -> LabelEvaluation:
-    rejected = predictions[f"{column}_unknown"].is_valid().to_numpy()
-    said, sure = voted(predictions, column), confidences(predictions, column)
+    column, cells = next(iter(overview.labels)), overview.sample
+    rejected = cells[f"{column}_unknown"].is_valid().to_numpy()
+    said, sure = voted(cells, column), confidences(cells, column)
     return evaluate(truth, said, sure, rejected, reference_cells[column], others)
-
-
-def _counts(labels: pa.ChunkedArray) -> dict[str, int]:
-    counted = sorted(labels.value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
-    return {entry["values"]: entry["counts"] for entry in counted}

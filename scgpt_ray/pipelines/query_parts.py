@@ -6,9 +6,9 @@ request and of the embeddings, so that a later run of the same request keeps it.
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,11 @@ from scgpt_ray.identity import digest_of
 from scgpt_ray.parts.footer import read_all, read_stamp, stamped
 from scgpt_ray.parts.parts import PARTS, part_name, part_number, read_checked, read_part
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import N_GENES, SCORE, Int64Array, ragged
+from scgpt_ray.schema import Int64Array
 from scgpt_ray.storage import Folder
 
 PREDICTIONS = "predictions.parquet"
 """Folder of the predictions; pandas, pyarrow and duckdb read it as one table."""
-
-DISTANCE = "distance"
-"""Column of `QueryParts.overview`: cosine distance to the farthest of the neighbours; null without neighbours."""
 
 _FOOTER = b"scgpt_ray.predictions"
 _REMEDY = "remove the file, and run map again"
@@ -125,25 +122,11 @@ class QueryParts:
 
     def whole(self) -> pa.Table:
         """All predictions, in memory."""
-        return _joined([self.predicted(name) for name in self.names])
+        return joined([self.predicted(name) for name in self.names])
 
-    def overview(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns of all predictions, texts as dictionaries, with `N_GENES` and `DISTANCE` (float32)."""
-        tables = []
-        for name in self.names:
-            labels = self.predicted(name, [*columns, SCORE])
-            few = {column: _encoded(labels[column]) for column in columns}
-            n_genes = self.embeddings(name, [N_GENES])[N_GENES]
-            tables.append(pa.table(few | {N_GENES: n_genes, DISTANCE: _farthest(labels[SCORE])}))
-        return _joined(tables)
-
-    def cells(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns of all query cells, texts as dictionaries."""
-        return _joined([self.embeddings(name, list(columns)) for name in self.names])
-
-    def rows(self, rows: Int64Array) -> pa.Table:
+    def rows(self, rows: Int64Array, columns: list[str] | None = None) -> pa.Table:
         """EMBEDDINGS of some cells, in the order of `rows`."""
-        return self._rows(rows, self.embeddings)
+        return self._rows(rows, partial(self.embeddings, columns=columns))
 
     def predicted_rows(self, rows: Int64Array) -> pa.Table:
         """Predictions of some cells, in the order of `rows`."""
@@ -160,21 +143,9 @@ class QueryParts:
             for number, (name, mine, start) in enumerate(zip(self.names, cut, starts, strict=True))
             if len(mine) or number == 0
         ]
-        return _joined(tables).take(pa.array(np.argsort(order, kind="stable")))
+        return joined(tables).take(pa.array(np.argsort(order, kind="stable")))
 
 
-def _joined(tables: list[pa.Table]) -> pa.Table:
+def joined(tables: list[pa.Table]) -> pa.Table:
+    """Tables one after the other, with one dictionary for each column of texts."""
     return pa.concat_tables(table.unify_dictionaries() for table in tables).unify_dictionaries()
-
-
-def _encoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return values.dictionary_encode() if pa.types.is_string(values.type) else values
-
-
-def _farthest(scores: pa.ChunkedArray) -> pa.Array:
-    """Cosine distance to the last neighbour of each cell, float32; null for a cell without neighbours."""
-    offsets, score_V = ragged(scores)
-    found = np.diff(offsets) > 0
-    distance = np.zeros(len(found), np.float32)
-    distance[found] = 1 - score_V[offsets[1:][found] - 1].astype(np.float64)
-    return pa.array(distance, mask=~found)

@@ -16,6 +16,7 @@ from scgpt_ray.parts.parts import read_rows, vectors_of
 from scgpt_ray.pipelines.embed_request import EmbedJob
 from scgpt_ray.pipelines.embed_run import embed_stages
 from scgpt_ray.pipelines.executor import Executor, Failure
+from scgpt_ray.pipelines.overview import Overview
 from scgpt_ray.pipelines.query_parts import QueryParts
 from scgpt_ray.records.record import Count, Record
 from scgpt_ray.schema import EMBEDDING, JOINID, N_GENES
@@ -74,7 +75,7 @@ class CompareDraws:
         return {**figures, "cosines": np.einsum("sd,sd->s", first_SD, second_SD, dtype=np.float64).tolist()}
 
 
-def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondDraw:
+def second_draw(job: EmbedJob, parts: QueryParts, overview: Overview, executor: Executor) -> SecondDraw:
     """Embed up to 100 cells that were cut once more, with the seeds that follow those of the first embedding.
 
     What is found is kept with the embeddings, and not computed again while they are the same.
@@ -82,15 +83,17 @@ def second_draw(job: EmbedJob, parts: QueryParts, executor: Executor) -> SecondD
     Args:
         job: The request that embedded the query.
         parts: The embedded query.
+        overview: Of it; the cells are drawn from its sample.
         executor: Embeds the cells.
     """
     digest = digest_of([job.fingerprint.digest, parts.manifest.digests])
     kept = SecondDraw.read(parts.embedded)
     if kept is not None and kept.embeddings == digest:
         return kept
-    n_genes_Q = parts.cells([N_GENES])[N_GENES].to_numpy()
-    cut = np.flatnonzero(n_genes_Q >= job.fingerprint.most_tokens)
-    found = SecondDraw(embeddings=digest, n_cells=len(n_genes_Q), n_cut=len(cut))
+    most = job.fingerprint.most_tokens
+    n_cut = sum(cells for n_genes, cells in overview.n_genes.items() if n_genes >= most)
+    cut = overview.rows[overview.sample[N_GENES].to_numpy() >= most]
+    found = SecondDraw(embeddings=digest, n_cells=overview.n_cells, n_cut=n_cut)
     if not len(cut):
         return found
     rows_S = np.sort(np.random.default_rng(_SEED).choice(cut, min(_CELLS, len(cut)), replace=False))

@@ -98,23 +98,23 @@ def coverage_accuracy(curves: Mapping[str, SelectiveAccuracy], threshold: tuple[
 
 
 @styled
-def label_counts(labels: Sequence[str], counted: str) -> Figure:
+def label_counts(cells: Mapping[str, int], counted: str) -> Figure:
     """Cells per label, the most frequent on top.
 
     Args:
-        labels: One per cell.
+        cells: Label -> cells.
         counted: What is counted, such as `Predicted cell_type`.
     """
-    counts = _most_frequent(labels)
+    counts, total = _most_frequent(cells), sum(cells.values())
     figure, axes = _axes(5.2, 1.1 + 0.3 * len(counts))
     bars = axes.barh(range(len(counts)), list(counts.values()), height=0.72)
     axes.set_yticks(range(len(counts)), [shortened(name) for name in counts])
     axes.invert_yaxis()
-    axes.bar_label(bars, [f"{n:,}  ({n / len(labels):.1%})" for n in counts.values()], padding=4, color=FAINT)
+    axes.bar_label(bars, [f"{n:,}  ({n / total:.1%})" for n in counts.values()], padding=4, color=FAINT)
     axes.set_xlim(0, max(counts.values()) * 1.25)
     axes.set_xlabel("cells")
     axes.grid(visible=False, axis="y")
-    axes.set_title(f"{counted}, {len(labels):,} cells, {len(set(labels)):,} labels")
+    axes.set_title(f"{counted}, {total:,} cells, {len(cells):,} labels")
     return figure
 
 
@@ -251,7 +251,7 @@ def _largest(groups: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[An
 def _coloured(labels: Sequence[str]) -> Iterator[tuple[str, str, npt.NDArray[np.intp]]]:
     """Name, colour and cells of each label, the most frequent first; those beyond MAX_LABELS are `other`."""
     values, known = np.asarray(labels, object), set(labels)
-    shown = _most_frequent(labels)
+    shown = _most_frequent(Counter(labels))
     for name, colour in colours_of(shown).items():
         if name in known:
             yield name, colour, np.flatnonzero(values == name)
@@ -266,9 +266,9 @@ def _central(coordinates_N2: npt.NDArray[np.floating]) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _most_frequent(labels: Sequence[str]) -> dict[str, int]:
+def _most_frequent(cells: Mapping[str, int]) -> dict[str, int]:
     """Cells per label in falling order, ties by name; beyond MAX_LABELS the rest is summed as `other`."""
-    ranked = Counter(sorted(labels)).most_common()
+    ranked = sorted(cells.items(), key=lambda entry: (-entry[1], entry[0]))
     if len(ranked) <= MAX_LABELS:
         return dict(ranked)
     kept, rest = ranked[: MAX_LABELS - 1], ranked[MAX_LABELS - 1 :]
