@@ -144,6 +144,14 @@ def test_other_errors_are_told_in_one_line(local_ray):
     assert str(caught.value) == "a worker failed: ZeroDivisionError: by zero"
 
 
+@pytest.mark.parametrize("full", [ray.exceptions.OutOfDiskError("full"), ray.exceptions.ObjectStoreFullError("full")])
+@pytest.mark.parametrize("is_met_by_worker", [False, True])
+def test_what_ray_has_no_room_for_comes_with_a_remedy(full, is_met_by_worker):
+    said = r"^Ray's object store is full, and so is the disk that it spills to; free some space .* again to resume$"
+    with pytest.raises(WorkerError, match=said), cluster._plain_errors():
+        raise ray.exceptions.RayTaskError("read", "a traceback", full) if is_met_by_worker else full
+
+
 @pytest.mark.ray
 def test_errors_of_ray_are_told_in_one_line(local_ray):
     @ray.remote(num_cpus=0.1, max_retries=0)

@@ -146,6 +146,8 @@ def _plain_errors() -> Iterator[None]:
         cause = _innermost(error)
         if isinstance(cause, ScgptRayError | OSError):
             raise cause from None
+        if isinstance(cause, ray.exceptions.RayError):
+            raise failed(cause) from error
         raise WorkerError(f"a worker failed: {type(cause).__name__}: {' '.join(str(cause).split())}") from error
     except ray.exceptions.RayError as error:
         raise failed(error) from error
@@ -153,7 +155,13 @@ def _plain_errors() -> Iterator[None]:
 
 def failed(error: Exception) -> WorkerError:
     """The error to raise for an error of Ray itself."""
-    return WorkerError(f"Ray failed: {' '.join(str(error).split())}; run the same command again to resume")
+    reason = f"Ray failed: {' '.join(str(error).split())}"
+    if isinstance(error, ray.exceptions.OutOfDiskError | ray.exceptions.ObjectStoreFullError):
+        reason = (
+            "Ray's object store is full, and so is the disk that it spills to; free some space in Ray's temporary "
+            "folder (RAY_TMPDIR), or give the object store more memory"
+        )
+    return WorkerError(f"{reason}; run the same command again to resume")
 
 
 def _innermost(error: BaseException) -> BaseException:

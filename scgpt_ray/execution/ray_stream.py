@@ -87,6 +87,8 @@ def _quiet_data() -> None:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S  # ends a run that hangs
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
+    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)  # log tracebacks of what they raise
 
 
 class _Actor:
