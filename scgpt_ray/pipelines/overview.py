@@ -8,6 +8,7 @@ Shapes: S cells of the sample.
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,10 @@ class Overview:
         names, by_sample = overview_columns(columns, calibrated), sample_column(parts.manifest.obs_columns)
         counts: dict[str, Counter[str]] = {name: Counter() for name in names}
         n_genes: Counter[int] = Counter()
-        groups, tables, rows, start = [], [], [], 0
+        groups: list[pa.Table] = []
+        tables: list[pa.Table] = []
+        rows: list[Int64Array] = []
+        start = 0
         for part, drawn in zip(parts.names, sample_rows(list(parts.manifest.parts.values())), strict=True):
             own = parts.embeddings(part, [N_GENES, *([by_sample] if by_sample else [])])
             cells = _cells(parts.predicted(part, [*names, SCORE]), names).append_column(N_GENES, own[N_GENES])
@@ -153,7 +157,7 @@ def _farthest(scores: pa.ChunkedArray) -> pa.Array:
     return pa.array(distance, mask=~found)
 
 
-def _counted(values: pa.ChunkedArray) -> dict[str, int]:
+def _counted(values: pa.ChunkedArray) -> dict[Any, int]:
     return {entry["values"]: entry["counts"] for entry in values.value_counts().to_pylist()}
 
 
