@@ -79,7 +79,8 @@ class Overview:
         n_genes: Counter[int] = Counter()
         groups: dict[str, list[pa.Table]] = {column: [] for column in columns}
         tables: list[pa.Table] = []
-        rows, start = [], 0
+        rows: list[Int64Array] = []
+        start = 0
         for part, drawn in zip(parts.names, sample_rows(list(parts.manifest.parts.values())), strict=True):
             own = parts.embeddings(part, [N_GENES, *([by_sample] if by_sample else [])])
             cells = _cells(parts.predicted(part, [*names, SCORE]), names).append_column(N_GENES, own[N_GENES])
