@@ -160,9 +160,9 @@ def audit(verb, output):
 
 
 def files(folder):
-    """Content of the files below a folder, without MLflow's, and what it did not take in time."""
+    """Content of the files below a folder, without MLflow's, what it did not take in time, and Ray Train's by time."""
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    others = ("mlflow", "mlartifacts", "tracking.jsonl")
+    others = ("mlflow", "mlartifacts", "tracking.jsonl", "training/ray/")
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(others)}
 
 
