@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,6 +123,32 @@ class Run:
                 logger.warning("%s is not logged to MLflow: %s", self.output.where(name), error)
                 return
             self.client.log_artifact(self.run_id, str(file))
+
+
+class Machine:
+    """The load of this machine, under the names that MLflow's page has for it."""
+
+    def __init__(self) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with suppress(ImportError, RuntimeError):  # without nvidia-ml-py, or a GPU
+            self._monitors.append(GPUMonitor())
+        self._n = -1
+        self.load()  # that of the CPUs is measured since the last time
+
+    def load(self) -> Event:
+        """Metrics: use of CPUs, memory, disk, network and GPUs."""
+        self._n += 1
+        values: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        return Event("metrics", int(time.time() * 1000), {"values": values, "step": self._n})
 
 
 def _artifact_location(uri: str) -> str | None:

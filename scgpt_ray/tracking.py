@@ -2,8 +2,9 @@
 
 A request into an output folder is one run, however often it is resumed: the tag `request` finds it again.
 
-A separate thread makes all calls to MLflow. A store that does not answer costs at most five seconds, at the end; events
-that could not be sent are written as JSON lines to `tracking.jsonl` in the output folder.
+A separate thread makes all calls to MLflow, and logs the load of this machine every ten seconds. A store that does not
+answer costs at most five seconds, at the end; events that could not be sent are written as JSON lines to
+`tracking.jsonl` in the output folder.
 """
 
 import json
@@ -24,7 +25,7 @@ from typing import Any
 from scgpt_ray import __version__
 from scgpt_ray.errors import interruption, redacted
 from scgpt_ray.identity import digest_of
-from scgpt_ray.mlflow_run import SQLITE, STORE, Event, Run
+from scgpt_ray.mlflow_run import SQLITE, STORE, Event, Machine, Run
 from scgpt_ray.progress import Stage
 from scgpt_ray.storage import Folder
 
@@ -204,9 +205,13 @@ class Tracker:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat the URL; the error is logged below
         run, ended = Run(self.output, self.uri, self._is_open, self._is_over), False
+        machine, next_load = Machine(), time.monotonic() + _INTERVAL_S
         while not (self._is_over.is_set() or (ended and self._pending.empty())):
-            event = self._sending = self._pending.get()
-            ended = ended or event.kind == "end"
+            try:
+                event = self._pending.get(timeout=max(0.0, next_load - time.monotonic()))
+            except queue.Empty:
+                event, next_load = machine.load(), time.monotonic() + _INTERVAL_S
+            self._sending, ended = event, ended or event.kind == "end"
             try:
                 run.send(event)
             except (MlflowException, SQLAlchemyError, OSError) as error:

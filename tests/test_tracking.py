@@ -142,6 +142,26 @@ def test_progress_is_thinned(tmp_path, no_server):
     assert len(client.get_metric_history(run.info.run_id, "cells")) == 1
 
 
+def test_the_load_of_the_machine_is_logged(tmp_path, no_server, monkeypatch):
+    monkeypatch.setattr(tracking, "_INTERVAL_S", 0.05)
+    sent = threading.Semaphore(0)
+
+    def send(run, event, really=mlflow_run.Run.send):
+        really(run, event)
+        sent.release()
+
+    monkeypatch.setattr(mlflow_run.Run, "send", send)
+    with Tracker("embed", Folder.at(tmp_path / "out"), {}):
+        for _ in ("start", "params", "load", "load"):
+            sent.acquire()
+    client, (run,) = runs(f"sqlite:///{tmp_path}/mlflow.db")
+    names = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_available_megabytes"}
+    assert {f"system/{name}" for name in names} <= run.data.metrics.keys()
+    history = client.get_metric_history(run.info.run_id, "system/system_memory_usage_megabytes")
+    assert [each.step for each in history][:2] == [1, 2]
+    assert all(each.value > 100 for each in history)
+
+
 def test_no_password_is_printed_or_written(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9?token=hunter2")
     with Tracker("embed", Folder.at(tmp_path), {"cells": 5}):

@@ -14,7 +14,7 @@ from scgpt_ray.pipelines.pretrain_request import TrainingJob
 CURVE, LOSSES, REPORT = "curve.png", "losses.parquet", "report.html"
 
 _MEANINGS = {
-    "loss": "Loss: the weighted sum of the objectives.",
+    "loss": "Loss: the weighted sum of the objectives, of each training step on its own cells and of validations.",
     "value": "Squared error, in bins, of values predicted from the genes' own tokens.",
     "cell": "Squared error, in bins, of values predicted from the embedding of the cell.",
     "prompt": "Squared error, in bins, of values that the second pass predicts from the embedding of the cell.",
@@ -37,12 +37,11 @@ def write_training_report(job: TrainingJob, metrics: Mapping[str, Any], losses: 
     names = [name for name in validations[0] if name != "step"]
     with job.output.staged(LOSSES) as path:
         pq.write_table(pa.table({"step": range(1, len(losses) + 1), "loss": losses}), path, compression="zstd")
-    training = Picture(
-        loss_curve(losses, validations),
-        "Loss of every step on its own training cells, which training hides and drops at random; of validation cells.",
-    )
     pictures = [
-        Picture(training_curve(validations, [name], chosen), f"{_MEANINGS[name]} Ring: the checkpoint.")
+        Picture(
+            loss_curve(losses, validations, chosen) if name == "loss" else training_curve(validations, [name], chosen),
+            f"{_MEANINGS[name]} Ring: the checkpoint.",
+        )
         for name in names
     ]
     job.output.write(CURVE, png(training_curve(validations, names, chosen)))
@@ -51,7 +50,6 @@ def write_training_report(job: TrainingJob, metrics: Mapping[str, Any], losses: 
         title=f"Training on {', '.join(place.rstrip('/').rpartition('/')[2] for place in job.settings.atlas)}",
         metrics=metrics,
         names=names,
-        training=training,
         pictures=pictures,
         facts=_facts(job, metrics),
     )

@@ -66,14 +66,15 @@ def training_curve(validations: Sequence[Mapping[str, float]], names: Sequence[s
 
 
 @styled
-def loss_curve(losses: Sequence[float], validations: Sequence[Mapping[str, float]]) -> Figure:
+def loss_curve(losses: Sequence[float], validations: Sequence[Mapping[str, float]], chosen: int) -> Figure:
     """The training loss of every step, with the loss of validations.
 
     Args:
         losses: Of every step, from the first.
         validations: One mapping per saved checkpoint, with `step` and `loss`.
+        chosen: The step of the checkpoint, marked by a ring.
     """
-    figure = Figure(figsize=(8.4, 3.2))
+    figure = Figure(figsize=(5.2, 2.8))
     axes = figure.subplots()
     bounds = np.linspace(0, len(losses), min(len(losses), _MOST_POINTS) + 1).astype(np.int64)
     values, starts, sizes = np.asarray(losses), bounds[:-1], np.diff(bounds)
@@ -81,8 +82,9 @@ def loss_curve(losses: Sequence[float], validations: Sequence[Mapping[str, float
     low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
     axes.fill_between(middle, low, high, color=CATEGORICAL[0], alpha=0.25, linewidth=0)
     axes.plot(middle, np.add.reduceat(values, starts) / sizes, color=CATEGORICAL[0], linewidth=1, label="training")
-    seen = [[each[name] for each in validations] for name in ("step", "loss")]
-    axes.plot(*seen, color=CATEGORICAL[1], marker="o", markersize=3, label="validation")
+    steps, seen = ([each[name] for each in validations] for name in ("step", "loss"))
+    axes.plot(steps, seen, color=CATEGORICAL[1], marker="o", markersize=3, label="validation", zorder=2.5)
+    axes.scatter(chosen, seen[steps.index(chosen)], s=70, facecolors="none", edgecolors=INK, zorder=3)
     axes.set(title="loss", xlabel="step")
     axes.legend()
     return figure
