@@ -5,8 +5,8 @@ from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
-from scgpt_ray.network.checkpoint_files import CheckpointFiles, CheckpointName
-from scgpt_ray.network.components import COMPONENTS_FILE, read_components
+from scgpt_ray.network.checkpoint_files import COMPONENTS_FILE, CheckpointFiles, CheckpointName
+from scgpt_ray.network.components import read_components
 from scgpt_ray.tokenizer.rules import TokenRules
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
 
