@@ -111,8 +111,7 @@ class Components:
         values_BH[row, place] = np.log1p(count * (COUNTS_PER_CELL / sum_B[row]))
         projected_BC = (values_BH - self.mean_H) @ self.components_CH.T
         norm_B1 = np.linalg.norm(projected_BC, axis=1, keepdims=True)
-        vectors_BC: Float32Matrix = (projected_BC / np.maximum(norm_B1, np.finfo(np.float64).tiny)).astype(np.float32)
-        return vectors_BC
+        return np.asarray(projected_BC / np.maximum(norm_B1, np.finfo(np.float64).tiny), np.float32)
 
     @cached_property
     def _place_V(self) -> npt.NDArray[np.int32]:
