@@ -85,5 +85,5 @@ def test_methods_in_a_table():
     assert (plain["majority class"]["accuracy"], plain["majority class"]["area"]) == (0.5, 0.5)
     lines = evaluation.comparison().splitlines()
     assert lines[0].split() == ["method", "accuracy", "macro-F1", "acc@90%", "acc@80%", "acc@50%", "area"]
-    assert lines[1].split() == ["scGPT", "+", "kNN", "0.750", "0.733", "0.750", "0.750", "1.000", "0.938"]
+    assert lines[1].split() == ["embeddings", "+", "kNN", "0.750", "0.733", "0.750", "0.750", "1.000", "0.938"]
     assert len({len(line) for line in lines}) == 1, "columns line up"

@@ -365,7 +365,7 @@ def test_pca_and_knn_of_the_same_cells_stand_beside(mapped, reference, files):
     all_said, all_share = zip(*(answers.get(name, ("Unknown", 0.0)) for name in names), strict=True)
     expected = evaluate(truth, all_said, {"share": np.array(all_share)}, np.zeros(len(truth), bool), Counter(labels))
     metrics = json.loads((reference / "mapped" / "metrics.json").read_bytes())
-    assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
+    assert list(metrics["comparison"]) == ["embeddings + kNN", BASELINE, "majority class"]
     assert metrics["comparison"][BASELINE] == expected.to_dict()["comparison"][METHOD]
     assert metrics["baseline"] == {"n_reference": 199, "n_allowed": 199, "n_genes": 59}
     assert f"{BASELINE}: on 199 reference cells, 59 shared genes" in mapped.text()
@@ -481,7 +481,7 @@ def test_why_there_is_no_baseline_is_said(beside, mapped, reference, files, chec
     reason = f"{reference / 'reference'}: {files[0]} is not as it was embedded ({changed})"
     metrics = json.loads((reference / "changed" / "metrics.json").read_bytes())
     assert metrics["baseline"] == {"left_out": reason}
-    assert list(metrics["comparison"]) == ["scGPT + kNN", "majority class"]
+    assert list(metrics["comparison"]) == ["embeddings + kNN", "majority class"]
     assert f"{BASELINE}: left out, {reason}" in found.text()
     assert reason in (reference / "changed" / "report.html").read_text()
     assert f"without {BASELINE}: {reason}" in caplog.text
@@ -706,7 +706,7 @@ def test_accuracy_is_that_of_the_vote_and_rejection_is_told_apart(calibrated, re
             if label != "Unknown"]  # fmt: skip
     assert metrics["rejection"]["accepted"] == pytest.approx(len(kept) / 60)
     assert metrics["accuracy_accepted"] == metrics["rejection"]["accuracy_accepted"] == pytest.approx(np.mean(kept))
-    assert list(metrics["comparison"]) == ["scGPT + kNN", BASELINE, "majority class"]
+    assert list(metrics["comparison"]) == ["embeddings + kNN", BASELINE, "majority class"]
     assert metrics["selective_accuracy"]["accuracy_at"]["1"] == metrics["scores"]["accuracy"]
     page = (reference / "calibrated" / "report.html").read_text()
     assert page.count("<svg xmlns:xlink") == 11, "markers and a reliability diagram for each calibrated column"

@@ -228,7 +228,7 @@ def test_mapping(network, tmp_path, name):
         *("--experiment", name, "--checkpoint", network, "--output", tmp_path / "out"),
         *("--reference", tmp_path / "train.h5ad", "--query", tmp_path / "test.h5ad"),
     )
-    assert result["methods"].keys() == {"scGPT + kNN", "PCA + kNN", "majority class"}
+    assert result["methods"].keys() == {"embeddings + kNN", "PCA + kNN", "majority class"}
     assert result["methods"]["PCA + kNN"]["accuracy"] > 0.9
     published = {"lung_kim": (0.9694, 0.9515), "covid": (0.8668, 0.4835), "ms": None}[name]
     found = result["published"] and (result["published"]["accuracy"], result["published"]["macro_f1"])

@@ -62,11 +62,11 @@ def test_reference_mapping(some_cells, folder):
         *("--query", some_cells("pbmc3k", COARSE, **{COARSE: TYPES})),
         *("--label-column", COARSE, "--output", str(folder / "mapping")),
     )
-    mine, majority = result["methods"]["scGPT + kNN"], result["methods"]["majority class"]
+    mine, majority = result["methods"]["embeddings + kNN"], result["methods"]["majority class"]
     assert result["n"] == N_CELLS
     assert mine["accuracy"] > majority["accuracy"] + 0.25
     assert mine["macro_f1"] > 0.7
-    assert lines[1].startswith("scGPT + kNN ")
+    assert lines[1].startswith("embeddings + kNN ")
     assert result["published"] is None
     assert json.loads((folder / "mapping" / "mapped" / "metrics.json").read_bytes())["scores"]["n"] == N_CELLS
     assert (folder / "mapping" / "mapped" / "report.html").is_file()

@@ -64,10 +64,10 @@ def dataset_card(
         manifest: Of the embeddings.
         provenance: Of the embeddings.
         schema: Columns of the files.
-        title: Default: scGPT embeddings of the atlas.
+        title: Default: embeddings of the atlas.
         license: An identifier of the hub, such as cc-by-4.0, or any other text.
     """
-    title = title or f"scGPT embeddings of {provenance.atlas}"
+    title = title or f"{provenance.encoder} embeddings of {provenance.atlas}"
     columns = {f"`{column.name}`": f"{column.type}, {_MEANS.get(column.name, 'obs column')}" for column in schema}
     head = {
         "pretty_name": title,

@@ -50,17 +50,21 @@ class Provenance:
         name = public_name(str(cells["uri"]))
         return f"census:{cells['release']}/{PurePosixPath(name).name}" if cells.get("release") else name
 
+    @property
+    def encoder(self) -> str:
+        """Kind of network, or PCA."""
+        return "PCA" if self.fingerprint.model.get("encoder") == "pca" else "scGPT"
+
     def facts(self) -> dict[str, str]:
         """Names and texts, for a table or list."""
         model, cells = self.fingerprint.model, self.fingerprint.cells
-        encoder = "PCA" if model.get("encoder") == "pca" else "scGPT"
         selected = [f"`{cells['obs_filter']}`"] if cells.get("obs_filter") else ["all cells"]
         if cells.get("unique"):
             selected.append("without duplicates (`is_primary_data`)")
         facts = {
             "Atlas": f"`{self.atlas}`{_version(cells)}",
             "Cells": ", ".join(selected),
-            "Checkpoint": f"{encoder} `{self.checkpoint}`, SHA-256 of the weights `{model['weights']}`",
+            "Checkpoint": f"{self.encoder} `{self.checkpoint}`, SHA-256 of the weights `{model['weights']}`",
             "Precision": str(model.get("precision", NOT_STATED)),
             "Gene coverage": NOT_STATED
             if self.coverage is None

@@ -75,7 +75,7 @@ def embedding_info(manifest: Manifest, provenance: Provenance) -> dict[str, Any]
     return {
         "id": f"scgpt-ray-{digest[:12]}",
         "embedding_name": "scgpt",
-        "title": f"scGPT embeddings of {provenance.atlas}"[:_MOST_TITLE],
+        "title": f"{provenance.encoder} embeddings of {provenance.atlas}"[:_MOST_TITLE],
         "description": f"Zero-shot cell embeddings of scGPT, unit vectors. {facts}"[:_MOST_DESCRIPTION],
         "primary_contact": dict.fromkeys(("name", "email", "affiliation"), NOT_STATED),
         "additional_contacts": [],

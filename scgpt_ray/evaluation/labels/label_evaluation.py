@@ -17,7 +17,7 @@ from scgpt_ray.evaluation.labels.selective_accuracy import SHARES, SelectiveAccu
 from scgpt_ray.mapping.calibrator import Reliability, reliability
 from scgpt_ray.mapping.votes import CountOfValue
 
-METHOD = "scGPT + kNN"
+METHOD = "embeddings + kNN"
 
 
 @dataclass(frozen=True, eq=False)
