@@ -19,6 +19,7 @@ from scgpt_ray.cli import DONE, main
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.execution.ray_executor import RayExecutor
 from scgpt_ray.execution.serial import SerialExecutor
+from scgpt_ray.mlflow_run import make_store
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines.partition_steps import EmbedPartition, gene_tokens
 from scgpt_ray.pipelines.reference import Reference
@@ -216,6 +217,7 @@ def test_a_driver_that_is_asked_to_stop(blood_file, checkpoint, executor, number
     cells_per_partition = {"serial": 1, "ray": 4}[executor]  # enough partitions for the signal to come among them
     command += ["--cells-per-partition", str(cells_per_partition), "--executor", executor]
     output = tmp_path / "out"
+    make_store(f"sqlite:///{tmp_path}/mlflow.db")  # else MLflow may begin its run after the last partition
     driver = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
