@@ -25,7 +25,7 @@ from scgpt_ray.evaluation.report.plots import (
     shortened,
     umap_scatter,
 )
-from scgpt_ray.evaluation.report.run_plots import genes_per_cell, training_curve
+from scgpt_ray.evaluation.report.run_plots import genes_per_cell, loss_curve, training_curve
 from scgpt_ray.evaluation.umap import umap_coordinates
 from scgpt_ray.index.recall import Point
 from scgpt_ray.index.searcher import SearchParams
@@ -144,6 +144,18 @@ def test_a_panel_for_each_objective():
     figure = training_curve(TRAINED, OBJECTIVES, 20)
     assert [panel.get_title("left") for panel in figure.axes] == ["loss", "cell", "label"]
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[10, 0.5], [20, 0.25]]
+
+
+@pytest.mark.parametrize(("n", "points"), [(3, 3), (1203, 500)])
+def test_no_step_is_missing_from_a_loss_curve(n, points):
+    losses = np.arange(n, dtype=np.float64)
+    axes = loss_curve(losses, TRAINED, 20).axes[0]
+    x, mean = axes.lines[0].get_xydata().T
+    assert len(x) == points
+    assert x == pytest.approx(mean + 1), "steps count from 1, and step n has a loss of n - 1"
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (0, n - 1)
+    assert axes.lines[1].get_xydata().tolist() == [[10, 0.5], [20, 0.25]]
 
 
 @pytest.mark.slow
