@@ -182,3 +182,14 @@ def test_without_umap_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ConfigError, match=r"pip install 'scgpt-ray\[eval\]'"):
         umap_coordinates(np.ones((20, 4), np.float32), seed=0)
+
+
+@pytest.mark.parametrize(("cells", "points"), [(1, 1), (1000, 1000), (5000, 1000)])
+def test_a_curve_of_many_cells_is_drawn_by_some(cells, points):
+    curve = selective_accuracy(np.linspace(1, 0, cells), np.arange(cells) % 3 > 0)
+    x, y = coverage_accuracy({"scGPT": curve}).axes[0].lines[0].get_data()
+    assert len(x) == points
+    places = np.rint(x * cells).astype(int) - 1
+    assert (places[0], places[-1]) == (0, cells - 1) if cells > 1 else places.tolist() == [0]
+    assert len(set(places.tolist())) == points
+    assert np.array_equal(y, curve.accuracy[places])

@@ -18,6 +18,8 @@ from scgpt_ray.index.recall import Point
 from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.mapping.calibrator import Reliability
 
+_MOST_POINTS = 1000
+"""Points of a curve: one of 200,000 takes 500 MB as an SVG picture is made of it."""
 MAX_LABELS = 20
 """Labels in a picture; rarer ones are drawn together as `other`."""
 
@@ -88,7 +90,8 @@ def coverage_accuracy(curves: Mapping[str, SelectiveAccuracy], threshold: tuple[
     """
     figure, axes = _axes(*_SIDE_BY_SIDE)
     for name, curve in curves.items():
-        axes.plot(curve.share, curve.accuracy, linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
+        drawn = np.linspace(0, len(curve.share) - 1, min(len(curve.share), _MOST_POINTS)).round().astype(int)
+        axes.plot(curve.share[drawn], curve.accuracy[drawn], linewidth=1.8, label=f"{name} (area {curve.area:.3f})")
     if threshold is not None:
         axes.scatter(*threshold, s=46, c=INK, zorder=3, label=f"kept: {threshold[0]:.0%}, {threshold[1]:.3f} right")
     axes.set(xlabel="share of the cells that keep a label, most confident first", ylabel="accuracy of these cells")
