@@ -155,6 +155,14 @@ def test_cells_that_cannot_be_fitted_are_refused(blood, tmp_path, capsys, change
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
+def test_values_that_are_not_counts_are_not_projected(blood, run, tmp_path, capsys):
+    anndata.AnnData(blood.X.log1p(), blood.obs, blood.var).write_h5ad(tmp_path / "cells.h5ad")
+    words = embedding(tmp_path / "cells.h5ad", tmp_path / "run", checkpoint=str(run / "checkpoint"))
+    assert main(words) == BAD_INPUT
+    assert "expected whole numbers" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_run_is_finished_byte_by_byte(blood_file, run, tmp_path):
     words = [sys.executable, "-m", "scgpt_ray", *embedding(blood_file, tmp_path / "run")]

@@ -112,7 +112,8 @@ def check(
     if done is None:
         require_device(settings)
         output.require_writable()
-    selection = inspect(settings, source, genes) if began is None else None
+    is_raw = isinstance(checkpoint, Components)
+    selection = inspect(settings, source, genes, is_raw=is_raw) if began is None else None
     genes = variable_only(settings, source, genes)
     if settings.precision == "auto":
         precision = precision_of(settings, preferred, count_gpus)
@@ -213,18 +214,32 @@ def precision_of(compute: DeviceSettings, preferred: str | None, count_gpus: Cal
     return preferred if is_native(preferred, device) else "float32"
 
 
-def inspect(settings: CellSettings, source: Cells, genes: GeneMap) -> tuple[Int64Array, Coverage]:
+def inspect(
+    settings: CellSettings, source: Cells, genes: GeneMap, *, is_raw: bool = False
+) -> tuple[Int64Array, Coverage]:
     """Select the cells and check their counts.
+
+    Args:
+        settings: The request.
+        source: The cells.
+        genes: Their tokens.
+        is_raw: Whether the counts must be whole numbers: components are fitted to raw counts.
 
     Returns:
         Joinids of the selected cells, sorted, and the gene coverage report.
 
     Raises:
         AtlasError: If nothing is selected, or the counts are not counts.
+        InputError: If they are not whole numbers and must be.
         GeneCoverageError: If too few of them belong to genes of the vocabulary.
     """
     joinids = source.joinids()
-    report = coverage(genes, *source.totals(joinids))
+    totals, n_measured = source.totals(joinids)
+    if is_raw:
+        from scgpt_ray.evaluation.components import require_whole  # on need: it brings scikit-learn
+
+        require_whole(totals)  # sums of values that are not whole are not either
+    report = coverage(genes, totals, n_measured)
     for line in report.summary().splitlines():
         logger.info(line)
     report.require(settings.min_coverage, source.uri)
