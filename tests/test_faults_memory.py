@@ -8,18 +8,23 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import cache
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
 
-from scgpt_ray.cli import DONE, main
+from scgpt_ray.cli import DONE, FAILED, main
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-STORE, NOTE = 80 * 2**20, 2**19
+STORE, NOTE, NOTES = 80 * 2**20, 2**19, ("--obs-columns", "note")
 """Bytes of the object store, about the least that Ray allows, and of a text that each cell carries along."""
+
+
+MOUNT = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount $MOUNT && exec "$@"', "sh")
+may_mount = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
 
 
 def driver(*words):
@@ -31,18 +36,27 @@ def driver(*words):
         include_dashboard=False,
         num_cpus=len(os.sched_getaffinity(0)),  # as many threads as the serial run
         object_store_memory=STORE,
+        _memory=2**32,  # whatever the machine has
         log_to_driver=False,
         logging_level=logging.WARNING,
+        object_spilling_directory=os.environ.get("SPILL"),
     )
     sys.exit(main([*words, "--executor", "ray"]))
 
 
-def on_ray(words):
-    """Exit code of a command in a process."""
-    environment = os.environ | {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, __file__, *words], env=environment, stderr=subprocess.PIPE, check=False)
-    assert b"Traceback" not in done.stderr, done.stderr
-    return done.returncode
+def start(words, **environment):
+    """A command in a process, in which MOUNT is mounted."""
+    environment = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", **environment}
+    mount = MOUNT if "MOUNT" in environment else ()
+    command = [*mount, sys.executable, __file__, *words]
+    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+
+
+def end(process):
+    """(exit code, what it says last) of a process."""
+    _, log = process.communicate()
+    assert "Traceback" not in log, log
+    return process.returncode, log.splitlines()[-1]
 
 
 @pytest.fixture
@@ -75,16 +89,44 @@ def large(blood, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(large, checkpoint, tmp_path_factory):
+    """Parts of the large atlas by one process: whole(cells per partition)."""
+
+    @cache
+    def make(n):
+        output = tmp_path_factory.mktemp("whole") / "out"
+        assert main([*embed(large, checkpoint, output, n, *NOTES), "--executor", "serial"]) == DONE
+        return parts(output)
+
+    return make
+
+
 @pytest.mark.parametrize("n", [40, 200])
-def test_partitions_that_do_not_fit_into_the_object_store(large, checkpoint, tmp_path, n):
+def test_partitions_that_do_not_fit_into_the_object_store(large, checkpoint, whole, tmp_path, n):
     """Together, or alone."""
-    words = [embed(large, checkpoint, tmp_path / name, n, "--obs-columns", "note") for name in ("out", "whole")]
-    assert on_ray(words[0]) == DONE
-    assert main([*words[1], "--executor", "serial"]) == DONE
-    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+    assert end(start(embed(large, checkpoint, tmp_path / "out", n, *NOTES)))[0] == DONE
+    assert parts(tmp_path / "out") == whole(n)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
+@may_mount
+def test_a_partition_for_which_the_disk_has_no_room_either(large, checkpoint, whole, session, tmp_path):
+    """It has 100 MB, the object store 80, and the folder to which Ray spills 5."""
+    words, spill = embed(large, checkpoint, tmp_path / "out", 200, *NOTES), session / "spill"
+    spill.mkdir()
+    mount = f"-t tmpfs -o size=5m tmpfs {spill}"
+    code, said = end(start(words, MOUNT=mount, SPILL=str(spill), RAY_TMPDIR=str(session)))
+    assert (code, said) == (
+        FAILED,
+        "scgpt-ray: Ray's object store is full, and so is the disk that it spills to; free some space in Ray's "
+        "temporary folder (RAY_TMPDIR), or give the object store more memory; run the same command again to resume",
+    )
+    assert not (tmp_path / "out" / "parts").exists()
+    assert main([*words, "--executor", "serial"]) == DONE
+    assert parts(tmp_path / "out") == whole(200)
+
+
+@may_mount
 def test_workers_that_the_monitor_of_memory_kills(blood_file, checkpoint, session, tmp_path):
     """The machine seems to run out of memory while cells are embedded, until Ray has killed a worker."""
     output, meminfo, stderr = tmp_path / "out", session / "meminfo", tmp_path / "stderr"
