@@ -19,7 +19,7 @@ from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.mapping.calibrator import Reliability
 
 _MOST_POINTS = 1000
-"""Points of a curve: one of 200,000 takes 500 MB as an SVG picture is made of it."""
+"""Points of a curve; more cannot be seen, and each is text in the report."""
 MAX_LABELS = 20
 """Labels in a picture; rarer ones are drawn together as `other`."""
 
