@@ -213,13 +213,13 @@ def test_a_step_without_any_term_leaves_the_weights():
             ours = Learner(ScGPT(ARCHITECTURE, dropout=0.0), SCHEDULE, Weights(), None)
         before = weights_of(ours)
         told = ours.learn(batches(0, of=one_gene, draws=Draws(5, 12, (0.25,), seed=0)))
-        assert told == {"gradient_norm": 0.0, "learning_rate": SCHEDULE.rate(0)}
+        assert told == {"loss": 0.0, "gradient_norm": 0.0, "learning_rate": SCHEDULE.rate(0)}
         assert_near(weights_of(ours), before, 0)
 
 
 def test_a_worker_without_cells_takes_part():
     told = learner().learn([])
-    assert told == {"gradient_norm": 0.0, "learning_rate": SCHEDULE.rate(0)}
+    assert told == {"loss": 0.0, "gradient_norm": 0.0, "learning_rate": SCHEDULE.rate(0)}
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run():

@@ -170,7 +170,7 @@ class Learner:
     def _loss(self, means: Mapping[str, float]) -> float:
         """The weighted sum of the objectives without the domain, which is adversarial."""
         per_unit: dict[str, float] = dict(zip(OBJECTIVES[:-1], self.weights.per_unit().tolist(), strict=False))
-        return sum(per_unit[name] * means[name] for name in per_unit if name in means)
+        return sum((per_unit[name] * means[name] for name in per_unit if name in means), 0.0)
 
     def _factors(self, n_terms: Tensor) -> Tensor:
         return (self.weights.per_unit() / n_terms.clamp(min=1)).to(self.device)
