@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         handlers=[LogHandler(sys.stderr)], level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
-    for noisy in ("faiss", "httpx2", "jax", "matplotlib", "numba"):
+    for noisy in ("anndata", "faiss", "httpx2", "jax", "matplotlib", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     began, settings, notices = time.monotonic(), None, Notices()
     try:

@@ -1,6 +1,5 @@
 """A run of embed at work: partitions through the stages, and around the cells that fail."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -162,7 +161,8 @@ class EmbedRun:
 
     def _note_actor(self, described: Mapping[str, Any]) -> None:
         if not self.actors:
-            logger.info("%d actors of %s", self.workers.size, json.dumps(described))
+            facts = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in described.items())
+            logger.info("actors: %d; %s", self.workers.size, facts)
             self.tracker.log_params({"actors": self.workers.size, "actor": described})
         note_actor(self.actors, described)
 
