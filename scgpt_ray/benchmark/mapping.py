@@ -38,8 +38,19 @@ from scgpt_ray.storage import Folder
 _POLL_S = 0.05
 
 
-def vote(place: Path, query: int, output: Path, executor: ExecutorChoice, k: int) -> dict[str, float]:
-    """Make the predictions of the query in a folder, and the report next to it; time and memory of this process."""
+def vote(
+    place: Path, query: int, output: Path, executor: ExecutorChoice, k: int, *, reported: bool
+) -> dict[str, float]:
+    """Make the predictions of the query in a folder, and the report next to it; time and memory of this process.
+
+    Args:
+        place: Folder of all files.
+        query: Number of query cells.
+        output: Folder of the predictions.
+        executor: Of search and vote.
+        k: Neighbours.
+        reported: Whether a report is written; without one, nothing is returned.
+    """
     settings = MapSettings.of({
         "query": "-", "checkpoint": "-", "output": f"{output}-report", "index": str(place / "index"), "k": k,
         "label_columns": [LABELS[0]], "obs_columns": [LABELS[1]],
@@ -55,6 +66,8 @@ def vote(place: Path, query: int, output: Path, executor: ExecutorChoice, k: int
         assert manifest is not None, "it was written before"
         parts = QueryParts(embedded, manifest, Folder.at(output), votes.request())
         votes.commit(parts, opened)
+        if not reported:
+            return {}
         seconds, busy = time.perf_counter() - started, time.process_time() - busy
         after, voting, started = private_bytes(), private.most, time.perf_counter()
         fitness = require_fitness(reference)
@@ -116,7 +129,7 @@ def _killed(options: argparse.Namespace, whole: Path) -> int:
                 time.sleep(_POLL_S)
             assert process.poll() is None, "it is killed at work"
             process.kill()
-    _run(options, output)
+    _run(options, output, "--without-report")
     return unlike(whole, output)
 
 
@@ -143,9 +156,9 @@ def _command(options: argparse.Namespace, output: Path) -> list[str]:
     return [sys.executable, "-m", "scgpt_ray.benchmark.mapping", *arguments]
 
 
-def _run(options: argparse.Namespace, output: Path) -> str:
+def _run(options: argparse.Namespace, output: Path, *more: str) -> str:
     """Run a driver to its end; the last line that it prints."""
-    done = subprocess.run(_command(options, output), check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([*_command(options, output), *more], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.splitlines()[-1]
 
 
@@ -163,12 +176,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--executor", choices=("serial", "ray"), default="serial", help="of search and vote")
     parser.add_argument("--kills", type=int, default=0, help="how often the driver is killed")
     parser.add_argument("--vote", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--without-report", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     chosen = parse(sys.argv[1:])
     if chosen.vote:
-        sys.stdout.write(json.dumps(vote(chosen.place, chosen.query, chosen.vote, chosen.executor, chosen.k)) + "\n")
+        found = vote(
+            chosen.place, chosen.query, chosen.vote, chosen.executor, chosen.k, reported=not chosen.without_report
+        )
+        sys.stdout.write(json.dumps(found) + "\n")
     else:
         sys.stdout.write(f"{measure(chosen).text()}\n")
