@@ -134,9 +134,12 @@ class Machine:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        self._monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        with suppress(ImportError, RuntimeError):  # without nvidia-ml-py, or a GPU
-            self._monitors.append(GPUMonitor())
+        self._monitors = []
+        for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+            # What a machine does not have costs its own figures only: no GPU or nvidia-ml-py, no interface (psutil then
+            # gives None for its counters), no readable /proc.
+            with suppress(ImportError, RuntimeError, AttributeError, OSError):
+                self._monitors.append(monitor())
         self._n = -1
         self.load()  # that of the CPUs is measured since the last time
 
@@ -145,7 +148,8 @@ class Machine:
         self._n += 1
         values: dict[str, float] = {}
         for monitor in self._monitors:
-            monitor.collect_metrics()
+            with suppress(OSError):
+                monitor.collect_metrics()
             values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
         return Event("metrics", int(time.time() * 1000), {"values": values, "step": self._n})

@@ -9,6 +9,7 @@ import threading
 import time
 
 import mlflow
+import psutil
 import pytest
 
 from scgpt_ray import mlflow_run, tracking
@@ -160,6 +161,14 @@ def test_the_load_of_the_machine_is_logged(tmp_path, no_server, monkeypatch):
     history = client.get_metric_history(run.info.run_id, "system/system_memory_usage_megabytes")
     assert [each.step for each in history][:2] == [1, 2]
     assert all(each.value > 100 for each in history)
+
+
+def test_a_machine_without_network_has_a_load(monkeypatch):
+    """psutil has no counters there; MLflow's own class ends in an AttributeError."""
+    monkeypatch.setattr(psutil, "net_io_counters", lambda: None)
+    values = mlflow_run.Machine().load().payload["values"]
+    assert "system/cpu_utilization_percentage" in values
+    assert not any("network" in name for name in values)
 
 
 def test_no_password_is_printed_or_written(tmp_path, monkeypatch, caplog):
