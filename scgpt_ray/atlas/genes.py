@@ -138,7 +138,7 @@ def harmonize(
                 continue
             raise AtlasError(
                 f"{where}: var has no column {column}",
-                expected=f"one of index, {', '.join(present)}",
+                expected=f"one of {', '.join(('index', *present))}",
                 remedy="name them with --gene-columns",
             )
         for row, value in enumerate(_texts(var.index if column == "index" else var[column])):
