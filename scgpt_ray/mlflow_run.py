@@ -47,8 +47,15 @@ class Run:
     A run that is over before it has begun is not begun: nothing would end it.
     """
 
-    def __init__(self, output: Folder, uri: str, is_open: threading.Event, is_over: threading.Event) -> None:
-        self.output, self.uri, self.is_open, self.is_over = output, uri, is_open, is_over
+    def __init__(
+        self,
+        output: Folder,
+        uri: str,
+        is_open: threading.Event,
+        is_over: threading.Event,
+        parent_id: "Callable[[], str]",
+    ) -> None:
+        self.output, self.uri, self.is_open, self.is_over, self.parent_id = output, uri, is_open, is_over, parent_id
         self.client: Any = None
         self.run_id = ""
         self.logged: set[str] = set()
@@ -78,9 +85,10 @@ class Run:
             experiment_id = self.client.create_experiment(EXPERIMENT, location, _KIND)
         else:
             experiment_id = experiment.experiment_id
+        nested = {"mlflow.parentRunId": parent_id} if (parent_id := self.parent_id()) else {}
         if self.is_over.is_set():
             return
-        name, tags = event.payload["name"], {**_source_tags(), **event.payload["tags"]}
+        name, tags = event.payload["name"], {**_source_tags(), **nested, **event.payload["tags"]}
         earlier = self.client.search_runs([experiment_id], f"tags.request = '{tags['request']}'", max_results=1)
         if not earlier:
             self.run_id = self.client.create_run(experiment_id, event.time_ms, tags, name).info.run_id

@@ -1,6 +1,7 @@
 """MLflow tracking that can neither fail nor block the work that it tracks.
 
-A request into an output folder is one run, however often it is resumed: the tag `request` finds it again.
+A request into an output folder is one run, however often it is resumed: the tag `request` finds it again. Runs of verbs
+that another verb calls are nested in that verb's run.
 
 A separate thread makes all calls to MLflow, and logs the load of this machine every ten seconds. A store that does not
 answer costs at most five seconds, at the end; events that could not be sent are written as JSON lines to
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +40,10 @@ _OPEN_S, _HURRY_S, _ANSWER_S = 30.0, 5.0, 5.0
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_. /-]")
 _DIGEST = 36
 """Longest digest in MLflow."""
+
+
+_around: ContextVar["Tracker | None"] = ContextVar("_around", default=None)
+"""The tracker whose block is open."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,9 @@ class Tracker:
         self._sending: Event | None = None
         self._is_open, self._is_over, self._is_done = threading.Event(), threading.Event(), threading.Event()
         self._last_metrics = 0.0
+        self._run_id, self._has_begun = "", threading.Event()
+        around = _around.get()
+        self._parent = around if around is not None and around.uri == self.uri else None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         names = [verb, *(each.name for each in inputs), *([stem(network)] if network else [])]
         known = {"request": digest_of([verb, output.uri, request]), "verb": verb, **tags}
@@ -110,12 +119,14 @@ class Tracker:
 
     def __enter__(self) -> "Tracker":
         self._thread.start()
+        self._before = _around.set(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run as finished, failed or killed (Ctrl-C, SIGTERM); waits for MLflow for a limited time."""
+        _around.reset(self._before)
         ended = "FINISHED" if error is None else "KILLED" if interruption(error) else "FAILED"
         waiting = self._take_back() if ended == "KILLED" else []
         self._put("end", status=ended)
@@ -180,8 +191,15 @@ class Tracker:
         try:
             self._send_all()
         finally:
-            self._is_open.set()
-            self._is_done.set()
+            for event in (self._is_open, self._has_begun, self._is_done):
+                event.set()
+
+    def _parent_id(self) -> str:
+        """The id of the run in which this one is nested; empty without, or if it has not begun in time."""
+        if self._parent is None:
+            return ""
+        self._parent._has_begun.wait(_OPEN_S)
+        return self._parent._run_id
 
     def _send_all(self) -> None:
         """Send events in order, and those that follow the end; after the first failure, only collect them."""
@@ -204,7 +222,7 @@ class Tracker:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat the URL; the error is logged below
-        run, ended = Run(self.output, self.uri, self._is_open, self._is_over), False
+        run, ended = Run(self.output, self.uri, self._is_open, self._is_over, self._parent_id), False
         machine, next_load = Machine(), time.monotonic() + _INTERVAL_S
         while not (self._is_over.is_set() or (ended and self._pending.empty())):
             try:
@@ -214,6 +232,9 @@ class Tracker:
             self._sending, ended = event, ended or event.kind == "end"
             try:
                 run.send(event)
+                if event.kind == "start":
+                    self._run_id = run.run_id
+                    self._has_begun.set()
             except (MlflowException, SQLAlchemyError, OSError) as error:
                 reason = redacted(" ".join(str(error).split()))[:200]
                 logger.warning("MLflow at %s: %s; events go to %s", redacted(self.uri), reason, SPOOL)
@@ -223,6 +244,7 @@ class Tracker:
                 return
 
     def _collect(self) -> None:
+        self._has_begun.set()
         while True:
             event = self._pending.get()
             self._unsent.append(event)
@@ -249,6 +271,11 @@ def versions() -> dict[str, str]:
 
 def _store_at(place: str | None) -> str | None:
     return place if place is None or "://" in place else f"{SQLITE}{Path(place).absolute()}/{STORE}"
+
+
+def shared_store(output: Folder, tracking: str | None) -> str | None:
+    """The `tracking` of runs into folders of one output: one store in it, unless another is named."""
+    return tracking or (output.uri if output.is_local and "MLFLOW_TRACKING_URI" not in os.environ else None)
 
 
 def _default_store(output: Folder) -> str | None:

@@ -320,6 +320,44 @@ def test_a_resumed_request_is_one_run(tmp_path, no_server):
     assert len(runs(f"sqlite:///{tmp_path}/mlflow.db")[1]) == 2
 
 
+def test_runs_within_a_run_are_nested_in_it(tmp_path, no_server):
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    with Tracker("nightly", Folder.at(tmp_path / "all"), {}, tracking=store):
+        for name in ("one", "two"):
+            with Tracker(name, Folder.at(tmp_path / "all" / name), {}, tracking=store):
+                pass
+        with Tracker("elsewhere", Folder.at(tmp_path / "all" / "three"), {}, tracking=str(tmp_path / "other")):
+            pass
+    with Tracker("after", Folder.at(tmp_path / "after"), {}, tracking=store):
+        pass
+    _, found = runs(store)
+    ids = {run.info.run_name: run.info.run_id for run in found}
+    parents = {run.info.run_name: run.data.tags.get("mlflow.parentRunId") for run in found}
+    assert parents == {"nightly": None, "one": ids["nightly"], "two": ids["nightly"], "after": None}
+    (apart,) = runs(f"sqlite:///{tmp_path}/other/mlflow.db")[1]
+    assert "mlflow.parentRunId" not in apart.data.tags
+
+
+def test_a_run_does_not_wait_for_one_around_it_that_cannot_begin(tmp_path, no_server, monkeypatch):
+    """The store fails for the outer run alone."""
+    store, fails = f"sqlite:///{tmp_path}/mlflow.db", iter([True])
+
+    def make(uri):
+        if next(fails, False):
+            raise OSError("no space")
+        make_store(uri)
+
+    monkeypatch.setattr(mlflow_run, "make_store", make)
+    began = time.monotonic()
+    with Tracker("nightly", Folder.at(tmp_path / "all"), {}, tracking=store) as around:
+        around._has_begun.wait()
+        with Tracker("one", Folder.at(tmp_path / "all" / "one"), {}, tracking=store):
+            pass
+    (run,) = runs(store)[1]
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert time.monotonic() - began < tracking._OPEN_S
+
+
 def test_a_run_says_what_it_is_about(tmp_path, no_server, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
     read = Input("atlas", "s3://bucket/blood-2025.h5ad", {"snapshot": 7}, 560)

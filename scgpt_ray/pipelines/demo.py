@@ -1,7 +1,6 @@
 """All steps on real cells in two minutes: atlas -> embeddings -> index -> labels -> picture."""
 
 import logging
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from scgpt_ray.pipelines.index import build_index
 from scgpt_ray.pipelines.map import map_query
 from scgpt_ray.progress import Stage
 from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker, shared_store
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +103,25 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
         output.path.mkdir(parents=True, exist_ok=True)
         with Stage("write the atlas"):
             write_soma(atlas, cells)
-    # One store for all runs, unless another is named.
-    tracking = settings.tracking or (None if "MLFLOW_TRACKING_URI" in os.environ else output.uri)
+    tracking = shared_store(output, settings.tracking)
     common: dict[str, Any] = {"cells_per_partition": _CELLS_PER_PARTITION, "tracking": tracking}
+    asked = settings.model_dump(mode="json")
+    with Tracker(settings.verb, output, {"config": asked}, request=asked, tracking=tracking) as tracker:
+        scores = _map(settings, output, str(atlas), common, engine)
+        untrained = _untrained(settings, output, str(atlas), list(cells.var_names), common, engine)
+        _draw_umap(output)
+        result = Demo(output, scores, untrained, _baseline(cells))
+        tracker.log_metrics({name: value for name, value in result.to_dict().items() if isinstance(value, float)})
+        tracker.log_artifact(UMAP)
+    return result
+
+
+def _map(settings: DemoSettings, output: Folder, atlas: str, common: dict[str, Any], engine: Engine) -> LabelScores:
+    """Embed the reference, index it, and map the query onto it."""
     with Stage("reference"):
         embed(
             EmbedSettings(
-                atlas=str(atlas),
+                atlas=atlas,
                 checkpoint=settings.checkpoint,
                 output=output.where("reference"),
                 obs_filter=f"{SPLIT} == 'reference'",
@@ -120,12 +132,15 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
         )
     with Stage("index"):
         build_index(
-            IndexSettings(embeddings=output.where("reference"), output=output.where("index"), tracking=tracking), engine
+            IndexSettings(
+                embeddings=output.where("reference"), output=output.where("index"), tracking=common["tracking"]
+            ),
+            engine,
         )
     with Stage("map"):
         mapped = map_query(
             MapSettings(
-                query=str(atlas),
+                query=atlas,
                 index=output.where("index"),
                 checkpoint=settings.checkpoint,
                 output=output.where("mapped"),
@@ -136,21 +151,26 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
             ),
             engine,
         )
-    with Stage("untrained network"):
-        weights = _untrained(output, list(cells.var_names), settings.checkpoint)
-        embed(
-            EmbedSettings(
-                atlas=str(atlas),
-                checkpoint=weights,
-                output=output.where("untrained/embeddings"),
-                obs_columns=(LABEL, SPLIT),
-                **common,
-            ),
-            engine,
-        )
     assert mapped.scores is not None, "the demo gives a truth column"
-    _draw_umap(output)
-    return Demo(output, mapped.scores, _scores(output.folder("untrained/embeddings")), _baseline(cells))
+    return mapped.scores
+
+
+@Stage("untrained network")
+def _untrained(
+    settings: DemoSettings, output: Folder, atlas: str, genes: list[str], common: dict[str, Any], engine: Engine
+) -> LabelScores:
+    """Scores of a network of the same size with random weights."""
+    size = read_checkpoint(settings.checkpoint).architecture
+    weights = output.path / "untrained" / "checkpoint"
+    sizes = {name: getattr(size, name) for name in ("embsize", "nheads", "d_hid", "nlayers")}
+    random_checkpoint(weights, genes, seed=_SEED, **sizes)
+    embeddings = output.folder("untrained/embeddings")
+    columns = (LABEL, SPLIT)
+    embed(
+        EmbedSettings(atlas=atlas, checkpoint=str(weights), output=embeddings.uri, obs_columns=columns, **common),
+        engine,
+    )
+    return _scores(embeddings)
 
 
 @Stage("draw a UMAP")
@@ -161,15 +181,6 @@ def _draw_umap(output: Folder) -> None:
     labels = [label for table in tables for label in table[LABEL].to_pylist()]
     coordinates = umap_coordinates(vectors, seed=_SEED)
     output.write(UMAP, png(umap_scatter(coordinates, labels, "Blood cells in the embedding")))
-
-
-def _untrained(output: Folder, genes: list[str], checkpoint: str) -> str:
-    """Make a network of the same size with random weights; returns its place."""
-    size = read_checkpoint(checkpoint).architecture
-    weights = output.path / "untrained" / "checkpoint"
-    sizes = {name: getattr(size, name) for name in ("embsize", "nheads", "d_hid", "nlayers")}
-    random_checkpoint(weights, genes, seed=_SEED, **sizes)
-    return str(weights)
 
 
 def _scores(embeddings: Folder) -> LabelScores:

@@ -21,6 +21,7 @@ from scgpt_ray.pipelines.prune import prune
 from scgpt_ray.pipelines.refresh import GATE, Refreshed, refresh
 from scgpt_ray.records import GateReport, IndexDescription, Manifest, Plan
 from scgpt_ray.storage import Folder
+from scgpt_ray.tracking import Tracker, shared_store
 
 INDEX = "index"
 """Folder of the index in the output."""
@@ -68,12 +69,22 @@ def nightly(settings: NightlySettings, engine: Engine) -> Night:
     if index and runs[-1:] == [current]:
         prune(PruneSettings(folder=place.uri, storage=settings.storage))  # what the night before has replaced
     run = _run(settings, output, runs, current)
-    with hold(run, settings.verb):  # so that `status` of the run says who writes
+    asked = settings.model_dump(mode="json")
+    tracker = Tracker(
+        settings.verb,
+        output,
+        {"config": asked},
+        request=[asked, run.uri],
+        network=settings.checkpoint,
+        tracking=shared_store(output, settings.tracking),
+    )
+    with hold(run, settings.verb), tracker:  # held so that `status` of the run says who writes
         done = (
             _refresh(settings, output.folder(current), run, place, engine)
             if current
             else _begin(settings, output, run, place, engine)
         )
+        tracker.log_metrics({name: value for name, value in done.to_dict().items() if isinstance(value, int | float)})
     is_new = isinstance(done, Manifest) or done.index is not None
     _forget(output, run.uri.rpartition("/")[2] if is_new else current, settings.keep)
     return Night(run.uri if is_new else output.where(current), place.uri, done)
