@@ -91,7 +91,7 @@ class Mapping:
     """The same with types that the reference lacks, whose labels are always wrong."""
     kept: float | None = None
     """Share of query cells that are accepted."""
-    before: float | None = None
+    unbounded: float | None = None
     """Observed error with a threshold fitted to pooled cells, without bound."""
 
 
@@ -182,23 +182,23 @@ def mappings(
     left_out_Q = np.resize(np.array(sorted(set(group_N)), object), len(queries_QD))
     compared = votes_without(vectors_ND, reference.label_N, group_N, queries_QD, left_out_Q)
     for target in TARGETS:
-        before = error_of(wrong_Q, accepted_before(sample, mapped, target) & known_Q)
+        unbounded = error_of(wrong_Q, accepted_without_bound(sample, mapped, target) & known_Q)
         try:
             calibration = calibrate(sample, Targets(target), alone)
         except InputError as error:
             reason = f"{REFUSED}: {error.expected.partition(': ')[2]}"
-            yield Mapping(*about, embedding, target, reason, n_groups, before=before)
+            yield Mapping(*about, embedding, target, reason, n_groups, unbounded=unbounded)
             continue
         promise = Promise.of(calibration, calibration.shift(compared.names, compared.tally), None)
         accepted_Q = np.array(calibration.evaluate(mapped.names, mapped.tally)[1], object) == ""
         yield Mapping(
             *about, embedding, target, WITHDRAWN if promise.withdrawn else PROMISED, n_groups,
             calibration.held_out.error_accepted, error_of(wrong_Q, accepted_Q & known_Q), error_of(wrong_Q, accepted_Q),
-            float(accepted_Q.mean()), before,
+            float(accepted_Q.mean()), unbounded,
         )  # fmt: skip
 
 
-def accepted_before(sample: Sample, mapped: LabelVotes, target: float) -> npt.NDArray[np.bool_]:
+def accepted_without_bound(sample: Sample, mapped: LabelVotes, target: float) -> npt.NDArray[np.bool_]:
     """Query cells above the threshold that accepts most pooled calibration cells with the target error among them."""
     calibrator = fit_calibrator(sample.tally, sample.right)
     probability_N = calibrator.probability(sample.tally)
@@ -258,19 +258,19 @@ def entry(one: Mapping) -> str:
 def sums(found: Sequence[Mapping]) -> str:
     """A row for each embedding, target and outcome of the mappings that were calibrated by three groups or more."""
     head = ("embedding", "target", "outcome", "mappings", "observed: mean", "largest", "above target", "kept",
-            "before: mean", "above target")  # fmt: skip
+            "no bound: mean", "above target")  # fmt: skip
     rows = []
     for embedding, target, outcome in itertools.product((DEMO, COMPONENTS), TARGETS, (PROMISED, WITHDRAWN, REFUSED)):
         some = [one for one in found if (one.embedding, one.target) == (embedding, target)
                 and one.outcome.startswith(outcome)]  # fmt: skip
         observed = [one.observed for one in some if one.observed is not None]
-        before = [one.before for one in some if one.before is not None]
+        unbounded = [one.unbounded for one in some if one.unbounded is not None]
         kept = [one.kept for one in some if one.kept is not None]
         rows.append((
             embedding, shown(target), outcome, str(len(some)), shown(float(np.mean(observed)) if observed else None),
             shown(max(observed, default=None)), f"{sum(error > target for error in observed)}" if observed else "",
-            shown(float(np.mean(kept)) if kept else None), shown(float(np.mean(before)) if before else None),
-            f"{sum(error > target for error in before)}",
+            shown(float(np.mean(kept)) if kept else None), shown(float(np.mean(unbounded)) if unbounded else None),
+            f"{sum(error > target for error in unbounded)}",
         ))  # fmt: skip
     return table([head, *rows])
 
