@@ -1,5 +1,6 @@
 """Pictures: the same bytes for the same content, and what is drawn in them."""
 
+import base64
 import re
 import sys
 from collections import Counter
@@ -95,6 +96,16 @@ def test_pictures_of_one_page_share_no_ids():
 def test_names_are_texts_of_the_picture_and_escaped():
     svg = Picture(draw("counts"), "caption").svg()
     assert "costs $5 &amp; &lt;more&gt;</text>" in svg
+
+
+def test_a_confusion_has_a_pixel_per_cell_of_the_matrix():
+    """Drawn at the resolution of the picture, one of 100 labels would take 0.5 GB."""
+    figure = draw("confusion")
+    n_rows, n_columns = figure.axes[0].images[0].get_array().shape
+    svg = Picture(figure, "caption").svg()
+    (content,) = re.findall(r'"data:image/png;base64,\n([^"]+)"', svg)
+    assert size(base64.b64decode(content)) == (n_columns, n_rows)
+    assert "image-rendering:pixelated" in svg, "a browser would blur it"
 
 
 def test_pyplot_stays_untouched():
