@@ -174,7 +174,7 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
         }
     )
     mapping = InMemoryMapping.of(settings, SerialExecutor())
-    require_free(mapping.columns, adata.obs.columns, NAME, own_columns(adata))
+    require_free(mapping.columns, adata.obs.columns, NAME, own_columns(adata.uns.get(UNS, {})))
     groups = _obs_columns(adata, exclude_same)
     if is_embedded:
         mapping.require_model(_model(adata))

@@ -96,7 +96,7 @@ def run(words, scratch):
     import scgpt_ray.cli
 
     os.setsid()
-    sys.modules["umap"] = None  # as if it were not installed: it takes 20 s to compile
+    sys.modules["umap"] = None  # as if it were not installed: it takes 8 s to compile
     tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
     with (scratch / "log").open("a") as log:
         os.dup2(log.fileno(), 1)

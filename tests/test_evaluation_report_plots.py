@@ -1,11 +1,13 @@
 """Pictures: the same bytes for the same content, and what is drawn in them."""
 
+import base64
 import re
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.metrics.pairwise import cosine_distances
 
 from scgpt_ray.errors import ConfigError, InputError
 from scgpt_ray.evaluation.labels.metrics import score_labels
@@ -96,6 +98,16 @@ def test_names_are_texts_of_the_picture_and_escaped():
     assert "costs $5 &amp; &lt;more&gt;</text>" in svg
 
 
+def test_a_confusion_has_a_pixel_per_cell_of_the_matrix():
+    """Drawn at the resolution of the picture, one of 100 labels would take 0.5 GB."""
+    figure = draw("confusion")
+    n_rows, n_columns = figure.axes[0].images[0].get_array().shape
+    svg = Picture(figure, "caption").svg()
+    (content,) = re.findall(r'"data:image/png;base64,\n([^"]+)"', svg)
+    assert size(base64.b64decode(content)) == (n_columns, n_rows)
+    assert "image-rendering:pixelated" in svg, "a browser would blur it"
+
+
 def test_pyplot_stays_untouched():
     draw("counts")
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
@@ -169,7 +181,30 @@ def test_umap_is_repeatable_and_keeps_groups_apart():
     np.testing.assert_array_equal(first, umap_coordinates(vectors, seed=1))
     group = centres[:, 0] == 1
     gap = np.linalg.norm(first[group].mean(axis=0) - first[~group].mean(axis=0))
-    assert gap > 2 * max(first[group].std(), first[~group].std())
+    assert gap > 2 * max(first[group].std(axis=0).max(), first[~group].std(axis=0).max())
+
+
+@pytest.mark.slow
+def test_neighbours_of_a_umap_are_exact_and_need_no_search_of_its_own(monkeypatch):
+    umap = pytest.importorskip("umap", reason="needs umap-learn")
+    fitted = []
+
+    class Kept(umap.UMAP):
+        def fit(self, *arguments, **options):
+            fitted.append(self)
+            return super().fit(*arguments, **options)
+
+    monkeypatch.setattr(umap, "UMAP", Kept)
+    vectors = np.random.default_rng(0).standard_normal((300, 12)).astype(np.float32)
+    vectors[100:120] = 4 * vectors[7]  # more cells of one direction than neighbours
+    umap_coordinates(vectors, seed=0)
+    (layout,) = fitted
+    assert layout._knn_indices is layout.precomputed_knn[0], "the given neighbours were used"
+    assert layout._knn_indices[:, 0].tolist() == list(range(300)), "each cell is its own first neighbour"
+    assert not layout._knn_dists[:, 0].any()
+    assert layout._knn_indices[119, 1:].tolist() == [7, *range(100, 113)], "ties by position"
+    expected = np.sort(cosine_distances(vectors.astype(np.float64)), axis=1)[:, :15]
+    np.testing.assert_allclose(layout._knn_dists, expected, atol=1e-6)
 
 
 def test_too_few_cells_for_a_umap():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.sample import select_cells, strata_of, stratified_sample
+from scgpt_ray.evaluation.sample import numbered, select_cells, strata_of, stratified_sample
 
 
 @given(
@@ -56,7 +56,7 @@ def columns():
     keys[[2, 3]] = None
     present = np.ones(40, bool)
     present[4] = False
-    return present, labels, keys
+    return present, numbered(labels)[0], numbered(keys)[0]
 
 
 def test_what_is_missing_is_left_out_and_counted():
@@ -80,7 +80,7 @@ def test_a_sample_says_so():
     assert (told["n_evaluated"], told["is_sample"], told["seed"]) == (20, True, 3)
     _, labels, keys = columns()
     kept = {(labels[row], keys[row]) for row in selection.rows}
-    assert kept == {("T", "d1"), ("B", "d1"), ("T", "d2"), ("B", "d2")}
+    assert kept == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 def test_without_labels_none_is_missing():
@@ -94,4 +94,4 @@ def test_too_few_are_refused():
     with pytest.raises(
         InputError, match="0 of 40 cells have an embedding, a label and a batch key; expected at least 16"
     ):
-        select_cells(present, np.full(40, "unknown", object), keys, max_cells=100, seed=0)
+        select_cells(present, numbered(["unknown"] * 40)[0], keys, max_cells=100, seed=0)

@@ -178,7 +178,7 @@ def test_the_local_ray_has_cpus(local_ray):
 
 
 def test_print_stays_pythons(local_ray):
-    """Ray Data would replace it, and numba cannot compile the replacement (UMAP of more than 4,096 cells)."""
+    """Ray Data would replace it, and numba cannot compile the replacement (scanpy.pp.neighbors of over 4,096 cells)."""
     with connected():
         tqdm_ray.instance()
         assert isinstance(builtins.print, types.BuiltinFunctionType)

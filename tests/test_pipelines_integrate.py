@@ -17,6 +17,7 @@ from scgpt_ray.cli import BAD_INPUT, DONE, main
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError, ConfigError, InputError, ReferenceSetError
 from scgpt_ray.evaluation.components import N_COMPONENTS, log1p_cp10k
+from scgpt_ray.evaluation.sample import numbered
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.embedding_sets import compared_cells, short_names
@@ -332,20 +333,27 @@ def test_folders_of_other_cells_are_refused(make_embeddings, tmp_path):
         compared_cells((str(tmp_path / "a"), str(tmp_path / "b")), [])
     with pytest.raises(ReferenceSetError, match="and n_genes differs"):
         compared_cells((str(tmp_path / "a"), str(tmp_path / "c")), [])
+    make_embeddings(tmp_path / "d", cells_per_part=5)
+    assert list(compared_cells((str(tmp_path / "a"), str(tmp_path / "d")), []).sets) == ["a", "d"], "in other parts"
 
 
 def test_only_the_evaluated_cells_are_read_whole(make_embeddings, tmp_path):
     folder = make_embeddings(tmp_path / "a")
     cells = compared_cells((str(tmp_path / "a"),), ["kind", "age"])
-    assert cells.columns.column_names == ["soma_joinid", "n_genes", "obs_id", "kind", "age"]
+    assert cells.column_names == ["soma_joinid", "n_genes", "obs_id", "kind", "age"]
     assert cells.present.tolist() == [number != 3 for number in range(20)]
     rows = np.array([0, 2, 7, 8, 19])
     everything = read_embeddings(folder)["embedding"].to_pylist()
     np.testing.assert_array_equal(
         next(iter(cells.sets.values()))(rows), np.array([everything[row] for row in rows], np.float32)
     )
-    assert cells.values("kind", rows) == ["B", None, "T", None, "T"]
-    assert cells.values("age")[:3] == [0, 1, 2]
+    table = cells.table(rows)
+    assert table.column_names == cells.column_names
+    assert table["kind"].to_pylist() == ["B", None, "T", None, "T"]
+    assert table["age"].to_pylist() == rows.tolist()
+    every = read_embeddings(folder)
+    for column in ("kind", "age"):
+        assert cells.numbered(column).tolist() == numbered(every[column].to_pylist())[0].tolist()
 
 
 def test_names_are_as_short_as_can_be():

@@ -317,6 +317,16 @@ def test_the_query_stays_as_it_is(mapped, reference, files, checkpoint, make_som
     scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "full", **some))
     assert not (reference / "full" / "query.h5ad").exists()
     assert "full.h5ad is too large for query.h5ad: the labels are in predictions.parquet" in caplog.text
+    every = {"query": str(reference / "full.h5ad")}
+    scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "copied", **every))
+    cells = anndata.read_h5ad(reference / "copied" / "query.h5ad")
+    assert cells.obs_names.tolist() == query.obs_names.tolist(), "a whole file is copied"
+    assert (cells.layers["logs"] != query.layers["logs"]).nnz == 0
+    assert {*cells.obsm} == {"X_umap", "X_scGPT"}
+    assert cells.uns["note"] == "mine"
+    monkeypatch.setattr(h5ad, "_COPIED_BYTES", 1000)
+    scgpt_ray.map_query(executor="serial", **options(reference, checkpoint, "copied", **every))
+    assert not (reference / "copied" / "query.h5ad").exists(), "that of before would mislead"
     query.obs["predicted_donor"] = "mine"
     query.write_h5ad(reference / "taken.h5ad")
     with pytest.raises(ConfigError, match=r"taken.h5ad: obs has a column predicted_donor; .*rename it"):

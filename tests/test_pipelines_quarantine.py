@@ -126,7 +126,7 @@ def test_a_damaged_chunk_costs_its_cells(gzipped, checkpoint, tmp_path, capsys, 
 @pytest.mark.slow
 def test_a_query_with_damaged_cells(gzipped, blood_file, checkpoint, tmp_path, capsys, monkeypatch):
     """map maps the rest, says so, and ends with exit code 3."""
-    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed: it takes 20 s to compile
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed: it takes 8 s to compile
     atlas, lost, break_it = gzipped
     scgpt_ray.embed(**options(blood_file, checkpoint, tmp_path / "reference", obs_columns=["cell_type"]))
     scgpt_ray.build_index(embeddings=str(tmp_path / "reference"), output=str(tmp_path / "index"), executor="serial")

@@ -1,9 +1,11 @@
 """Cells of .h5ad files."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 import anndata
@@ -29,6 +31,11 @@ from scgpt_ray.storage import Folder
 
 _WHOLE_BYTES = 2**29
 """Largest file that is read whole: 512 MiB, about 1.5 GiB in memory."""
+
+_COPIED_BYTES = 2**34
+"""Largest file that is copied, with memory that does not grow with it; a disk may lack the place for more."""
+
+_COPIED_AT_ONCE = 2**24
 
 _ENCODINGS = ("array", "csr_matrix", "csc_matrix")
 
@@ -173,18 +180,28 @@ class H5adSource:
         with self._opened() as file:
             return [str(name) for name in file["obs"].attrs["column-order"]]
 
-    def whole(self, joinids: Int64Array) -> anndata.AnnData | None:
-        """All that the file has of some cells; None for a file of more than `_WHOLE_BYTES`.
+    def can_save(self, joinids: Int64Array) -> bool:
+        """Whether `save` writes these rows: part of a file passes through memory, and a copy takes place on a disk."""
+        return self.n_bytes <= (_COPIED_BYTES if self._are_all(joinids) else _WHOLE_BYTES)
+
+    def save(self, joinids: Int64Array, path: Path) -> None:
+        """Write an .h5ad file with all that this one has of some cells.
 
         Args:
             joinids: Sorted row numbers.
+            path: File to write.
         """
-        if self.n_bytes > _WHOLE_BYTES:
-            return None
+        folder, name = Folder.of_file(self.uri)
         with self._opened():  # the file is unchanged
-            folder, name = Folder.of_file(self.uri)
-            adata = anndata.read_h5ad(folder.path / name if folder.is_local else folder.open(name))
-        return adata if len(joinids) == adata.n_obs else adata[joinids].copy()
+            if self._are_all(joinids):
+                with folder.open(name) as stored, path.open("wb") as copy:
+                    shutil.copyfileobj(stored, copy, _COPIED_AT_ONCE)
+                return
+            cells = anndata.read_h5ad(folder.path / name if folder.is_local else folder.open(name))[joinids]
+        cells.write_h5ad(path)
+
+    def _are_all(self, joinids: Int64Array) -> bool:
+        return len(joinids) == len(_obs(self)[0])
 
     def _matrix(self, file: h5py.File) -> Matrix:
         node = _node(file, self.layer, self.uri)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,6 @@ from scgpt_ray.errors import AtlasError, DamagedError
 from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.patience import patiently
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -233,17 +231,21 @@ class SomaSource:
             own_name = cell_name_column(experiment.obs)
         return [name for name in self.obs_schema().names if name != own_name]
 
+    def can_save(self, joinids: Int64Array) -> bool:
+        """Whether `save` writes these cells."""
+        return len(joinids) <= _WHOLE_CELLS
+
     @_patient
-    def whole(self, joinids: Int64Array) -> "AnnData | None":
-        """obs, var and the layer, as X, of some cells; None for more than `_WHOLE_CELLS`.
+    def save(self, joinids: Int64Array, path: Path) -> None:
+        """Write an .h5ad file with obs, var and the layer, as X, of some cells.
 
         Args:
             joinids: Sorted joinids.
+            path: File to write.
         """
-        if len(joinids) > _WHOLE_CELLS:
-            return None
         with self._opened() as experiment, self._plain_errors():
-            return read_whole(experiment, self.measurement, self.layer, joinids)
+            cells = read_whole(experiment, self.measurement, self.layer, joinids)
+        cells.write_h5ad(path)
 
     @_patient
     def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,9 +21,6 @@ from scgpt_ray.errors import AtlasError, ConfigError
 from scgpt_ray.object_store import current
 from scgpt_ray.schema import DATASET_ID, OBSERVATION, Int64Array
 from scgpt_ray.storage import Folder
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 CENSUS = "census:"
 _CENSUS_NAME = re.compile(r"census:(?P<release>[\w.-]+)(/(?P<organism>\w+))?")
@@ -84,10 +81,14 @@ class Source(Cells, Protocol):
     def all_obs_columns(self) -> list[str]:
         """Names of all columns of obs, except that of cell names."""
 
-    def whole(self, joinids: Int64Array) -> "AnnData | None":
-        """Cells with all that the atlas has of them, in memory; None for more than memory is sure to hold.
+    def can_save(self, joinids: Int64Array) -> bool:
+        """Whether `save` writes these cells: not if they might not fit into memory, or twice onto a disk."""
 
-        All of an .h5ad file; obs, var and the layer of the counts as X for SOMA.
+    def save(self, joinids: Int64Array, path: Path) -> None:
+        """Write an .h5ad file of cells, by sorted joinids, with all that the atlas has of them.
+
+        That is all of an .h5ad file, which is copied if all cells are asked for; obs, var and the layer of the counts
+        as X for SOMA.
         """
 
     def bytes_read(self, partitions: Sequence[Int64Array]) -> int:

@@ -1,5 +1,6 @@
 """The cells to evaluate: those with a label, a batch key and an embedding, or a stratified sample of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from scgpt_ray.errors import InputError
-from scgpt_ray.evaluation.labels.metrics import Labels, has_truth
+from scgpt_ray.evaluation.labels.metrics import has_truth
 from scgpt_ray.schema import Int64Array
 
 MIN_CELLS = 16
@@ -71,10 +72,20 @@ class Selection:
         return counts | {"n_eligible": self.n_eligible, "n_evaluated": self.n_evaluated, "is_sample": self.is_sample}
 
 
+def numbered(values: Sequence[Any]) -> tuple[Int64Array, npt.NDArray[np.object_]]:
+    """Place of each value among the sorted texts, int64 [n], -1 for a missing one; and the texts.
+
+    Null, empty, `unknown` and `nan` are missing.
+    """
+    texts = np.array([str(value) for value in values], object)
+    texts[~has_truth(np.asarray(values, object))] = None
+    return pd.factorize(texts, sort=True)
+
+
 def select_cells(
     present: npt.NDArray[np.bool_],
-    labels: Labels | None,
-    batch_keys: Labels,
+    label_N: npt.NDArray[np.integer] | None,
+    key_N: npt.NDArray[np.integer],
     *,
     max_cells: int,
     seed: int,
@@ -83,16 +94,16 @@ def select_cells(
 
     Args:
         present: bool [n], cells that have an embedding.
-        labels: Label of each cell, [n]; null, empty, `unknown` and `nan` are missing. None without labels.
-        batch_keys: Batch key of each cell, [n]; missing in the same cases.
+        label_N: Label of each cell, [n], as `numbered` gives them; None without labels.
+        key_N: Batch key of each cell, [n], likewise.
         max_cells: Size of the sample, stratified by label and batch key, that is drawn if there are more cells.
         seed: Seed of the sample.
 
     Raises:
         InputError: If fewer than MIN_CELLS remain.
     """
-    labelled = np.ones(len(present), bool) if labels is None else has_truth(labels)
-    keyed = has_truth(batch_keys)
+    labelled = np.ones(len(present), bool) if label_N is None else label_N >= 0
+    keyed = key_N >= 0
     eligible = np.flatnonzero(present & labelled & keyed)
     if len(eligible) < MIN_CELLS:
         raise InputError(
@@ -100,9 +111,7 @@ def select_cells(
             expected=f"at least {MIN_CELLS}",
             remedy="name other columns with --label-column and --batch-column",
         )
-    columns = [
-        np.asarray(column, object)[eligible].astype(str) for column in (labels, batch_keys) if column is not None
-    ]
+    columns = [code_N[eligible] for code_N in (label_N, key_N) if code_N is not None]
     rows = eligible[stratified_sample(strata_of(*columns), max_cells, seed=seed)]
     return Selection(
         rows=rows.astype(np.int64),

@@ -36,7 +36,7 @@ def connected() -> Iterator[None]:
     Raises:
         WorkerError: If Ray does not start, or the cluster does not answer.
     """
-    # Keep Ray Data from patching `print`, which numba could then not compile (UMAP would fail).
+    # Keep Ray Data from patching `print`, which numba could then not compile (scanpy.pp.neighbors would fail).
     os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     if ray.is_initialized():
         with _plain_errors():

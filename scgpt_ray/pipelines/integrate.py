@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from scgpt_ray.atlas.source import Source
 from scgpt_ray.config import IntegrateSettings, TrackingSettings
@@ -57,13 +58,18 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
         [column for column in needed if column],
         () if settings.replicate_column else REPLICATE_COLUMNS,
     )
-    selection, labels, factors = _selected(settings, cells)
+    selection = _selected(settings, cells)
+    evaluated = cells.table(selection.rows)
+    labels = [_NO_LABEL] * len(evaluated)
+    if settings.label_column:
+        labels = [str(value) for value in evaluated[settings.label_column].to_pylist()]
+    batch_keys = [str(value) for value in evaluated[settings.batch_column].to_pylist()]
+    factors = _factors(settings, evaluated, batch_keys)
     embeddings = {name: read(selection.rows) for name, read in cells.sets.items()}
     output.require_writable()
-    batch_keys = [str(value) for value in cells.values(settings.batch_column, selection.rows)]
-    replicates = _replicates(settings, cells, selection)
-    conditions = _conditions(settings, cells, selection)
-    stored, counts = _counts(settings, cells, selection)
+    replicates = _replicates(settings, evaluated)
+    conditions = _conditions(settings, evaluated)
+    stored, counts = _counts(settings, cells.folder, evaluated)
     asked = settings.model_dump(mode="json", exclude={*TrackingSettings.model_fields})
     tracker = Tracker(
         "integrate",
@@ -110,8 +116,7 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
             baseline=_described(settings) if BASELINE in embeddings else None,
         )
         strata = strata_of(np.array(labels), np.array(batch_keys))
-        shown = [column for column in cells.columns.column_names if column != JOINID]
-        values = {column: cells.values(column, selection.rows) for column in shown}
+        values = {column: evaluated[column].to_pylist() for column in cells.column_names if column != JOINID}
         write_integration(integrated, settings, embeddings, values, strata)
         tracker.log_metrics(_logged(integration))
         for name in (METRICS, UMAP, UMAP_BATCH, REPORT):
@@ -119,43 +124,43 @@ def integrate(settings: IntegrateSettings) -> IntegrationResult:
     return integrated
 
 
-def _selected(settings: IntegrateSettings, cells: ComparedCells) -> tuple[Selection, list[str], list[Factor]]:
-    """The cells to evaluate, their labels, and the factors; the batch column is the first factor."""
-    labels = cells.values(settings.label_column) if settings.label_column else None
-    selection = select_cells(
+def _selected(settings: IntegrateSettings, cells: ComparedCells) -> Selection:
+    """The cells to evaluate; of all cells, only labels and batch keys are read."""
+    return select_cells(
         cells.present,
-        labels,
-        cells.values(settings.batch_column),
+        cells.numbered(settings.label_column) if settings.label_column else None,
+        cells.numbered(settings.batch_column),
         max_cells=settings.max_cells,
         seed=settings.seed,
     )
-    rows = selection.rows
-    batch_keys = [str(value) for value in cells.values(settings.batch_column, rows)]
+
+
+def _factors(settings: IntegrateSettings, evaluated: pa.Table, batch_keys: list[str]) -> list[Factor]:
+    """The factors; the batch column is the first."""
     factors = [Factor.of(settings.batch_column, batch_keys)]
-    factors += [Factor.of(column, cells.values(column, rows)) for column in settings.factor_columns]
+    factors += [Factor.of(column, evaluated[column].to_pylist()) for column in settings.factor_columns]
     factors += [
-        replace(Factor.of(column, cells.values(column, rows)), is_condition=True)
+        replace(Factor.of(column, evaluated[column].to_pylist()), is_condition=True)
         for column in settings.condition_columns
     ]
-    of_rows = [_NO_LABEL] * len(rows) if labels is None else [str(labels[row]) for row in rows]
-    return selection, of_rows, factors
+    return factors
 
 
-def _conditions(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> list[str] | None:
+def _conditions(settings: IntegrateSettings, evaluated: pa.Table) -> list[str] | None:
     """The combination of conditions of each evaluated cell; None without conditions."""
     if not settings.condition_columns:
         return None
-    values = [cells.values(column, selection.rows) for column in settings.condition_columns]
+    values = [evaluated[column].to_pylist() for column in settings.condition_columns]
     return [" / ".join(map(str, each)) for each in zip(*values, strict=True)]
 
 
-def _replicates(settings: IntegrateSettings, cells: ComparedCells, selection: Selection) -> Replicates | None:
+def _replicates(settings: IntegrateSettings, evaluated: pa.Table) -> Replicates | None:
     """Replicates of the evaluated cells: by the named column, or by the first usual one with at least two of them."""
     if settings.replicate_column:
-        return Replicates.of(settings.replicate_column, cells.values(settings.replicate_column, selection.rows))
+        return Replicates.of(settings.replicate_column, evaluated[settings.replicate_column].to_pylist())
     for column in REPLICATE_COLUMNS:
-        if column in cells.columns.column_names:
-            replicates = Replicates.of(column, cells.values(column, selection.rows))
+        if column in evaluated.column_names:
+            replicates = Replicates.of(column, evaluated[column].to_pylist())
             if replicates.n > 1:
                 logger.info("replicates: the %d values of %s (--replicate-column)", replicates.n, column)
                 return replicates
@@ -167,24 +172,22 @@ def _replicates(settings: IntegrateSettings, cells: ComparedCells, selection: Se
 
 
 @Stage("read raw counts")
-def _counts(
-    settings: IntegrateSettings, cells: ComparedCells, selection: Selection
-) -> tuple[Counts | str, Counts | str]:
+def _counts(settings: IntegrateSettings, embedded: Folder, evaluated: pa.Table) -> tuple[Counts | str, Counts | str]:
     """Values of the embedded layer and raw counts of the evaluated cells, or the reason why there are none.
 
     Raises:
         InputError: If an atlas or layer that the settings name does not exist.
     """
-    plan = Plan.read(cells.folder)
+    plan = Plan.read(embedded)
     source = named_atlas(settings.counts, plan) if settings.counts else embedded_atlas(plan)
     if isinstance(source, str):
         if settings.counts_layer or settings.baseline_values == "stored":
             raise InputError(source, expected="the atlas that was embedded", remedy="name it with --counts")
         return _without(source), source
-    stored = _read(source, cells, selection)
+    stored = _read(source, evaluated)
     counts = stored
     if settings.counts_layer:
-        counts = _read(named_atlas(source.uri, plan, settings.counts_layer), cells, selection)
+        counts = _read(named_atlas(source.uri, plan, settings.counts_layer), evaluated)
     try:
         require_counts(counts.counts_NG)
     except InputError as error:
@@ -194,9 +197,9 @@ def _counts(
     return stored, counts
 
 
-def _read(source: Source, cells: ComparedCells, selection: Selection) -> Counts:
-    names = cells.values(OBS_ID, selection.rows) if OBS_ID in cells.columns.column_names else None
-    return read_counts(source, cells.columns[JOINID].to_numpy()[selection.rows], names)
+def _read(source: Source, evaluated: pa.Table) -> Counts:
+    names = evaluated[OBS_ID].to_pylist() if OBS_ID in evaluated.column_names else None
+    return read_counts(source, evaluated[JOINID].to_numpy(), names)
 
 
 def _without(reason: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pyarrow as pa
 
 from scgpt_ray import __version__
@@ -52,15 +53,40 @@ def require_free(columns: Sequence[str], present: Collection[str], where: str, o
         )
 
 
-def own_columns(adata: "AnnData") -> list[str]:
-    """Columns of obs that an earlier mapping added."""
-    return [str(name) for name in adata.uns.get(UNS, {}).get(_COLUMNS, ())]
+def own_columns(noted: Mapping[str, Any]) -> list[str]:
+    """Columns of obs that an earlier mapping added, by the entry `UNS` of uns."""
+    return [str(name) for name in noted.get(_COLUMNS, ())]
 
 
 def add_embeddings(adata: "AnnData", vectors_ND: Float32Matrix, provenance: Mapping[str, Any]) -> None:
     """Set obsm["X_scGPT"], and what is known of it in uns["scgpt_ray"]."""
     adata.obsm[OBSM_KEY] = vectors_ND
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), "version": __version__, **provenance}
+
+
+def predicted_columns(predicted: pa.Table, columns: Sequence[str]) -> dict[str, pd.Series]:
+    """Columns of obs of predictions.
+
+    Args:
+        predicted: Result of `predictions_of`, or some of its columns.
+        columns: Label columns.
+    """
+    values = {}
+    for name in chosen_columns(predicted.column_names, columns):
+        is_text = pa.types.is_string(predicted[name].type)
+        values[f"{PREFIX}{name}"] = (predicted[name].dictionary_encode() if is_text else predicted[name]).to_pandas()
+    return values
+
+
+def chosen_columns(present: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Those columns of predictions that become columns of obs."""
+    possible = {*obs_names(columns)}
+    return [name for name in present if f"{PREFIX}{name}" in possible]
+
+
+def mapping_note(index: Mapping[str, Any], added: Collection[str]) -> dict[str, Any]:
+    """What uns["scgpt_ray"] gets by a mapping: what is known of the index, and the columns of obs."""
+    return {"version": __version__, "index": dict(index), _COLUMNS: [*added]}
 
 
 def add_predictions(adata: "AnnData", predicted: pa.Table, columns: Sequence[str], index: Mapping[str, Any]) -> None:
@@ -72,16 +98,13 @@ def add_predictions(adata: "AnnData", predicted: pa.Table, columns: Sequence[str
         columns: Label columns.
         index: What is known of the index, for uns.
     """
-    if own := [name for name in own_columns(adata) if name in adata.obs]:
+    noted = adata.uns.get(UNS, {})
+    if own := [name for name in own_columns(noted) if name in adata.obs]:
         adata.obs = adata.obs.drop(columns=own)
-    possible = {*obs_names(columns)}
-    chosen = [name for name in predicted.column_names if f"{PREFIX}{name}" in possible]
-    for name in chosen:
-        is_text = pa.types.is_string(predicted[name].type)
-        values = predicted[name].dictionary_encode() if is_text else predicted[name]
-        adata.obs[f"{PREFIX}{name}"] = values.to_pandas().set_axis(adata.obs_names)
-    added = [f"{PREFIX}{name}" for name in chosen]
-    adata.uns[UNS] = {**adata.uns.get(UNS, {}), "version": __version__, "index": dict(index), _COLUMNS: added}
+    added = predicted_columns(predicted, columns)
+    for name, values in added.items():
+        adata.obs[name] = values.set_axis(adata.obs_names)
+    adata.uns[UNS] = {**noted, **mapping_note(index, added)}
 
 
 def index_provenance(settings: MapSettings, index: IndexDescription) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from scgpt_ray.evaluation.report.plots import (
 )
 from scgpt_ray.evaluation.report.reports import map_report
 from scgpt_ray.pipelines.index_report import recall_pictures
-from scgpt_ray.pipelines.labelled_query import labelled_query
+from scgpt_ray.pipelines.labelled_query import write_labelled_query
 from scgpt_ray.pipelines.map_cells import Drawn, drawn_cells, query_view
 from scgpt_ray.pipelines.map_findings import findings
 from scgpt_ray.pipelines.mapping_result import CALIBRATION, METRICS, QUERY_H5AD, REPORT, UMAP, MappingResult
@@ -48,13 +48,10 @@ def write_mapping(mapped: MappingResult, settings: MapSettings, reference: Refer
     elif output.has(CALIBRATION):
         output.remove(CALIBRATION)  # of an earlier mapping into this folder
     drawn = drawn_cells(mapped, reference)
-    query = labelled_query(mapped, settings, source, reference.index, drawn)
+    left_out = write_labelled_query(mapped, settings, source, reference.index, drawn)
     facts = _facts(mapped, settings, reference, manifest)
-    if not isinstance(query, str):
-        with output.staged(QUERY_H5AD) as path:
-            query.write_h5ad(path)
-    else:
-        facts[QUERY_H5AD] = f"left out: {query}"
+    if left_out:
+        facts[QUERY_H5AD] = f"left out: {left_out}"
         if output.has(QUERY_H5AD):
             output.remove(QUERY_H5AD)
     if isinstance(drawn, Drawn):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy import sparse
 
 from scgpt_ray.errors import InputError
@@ -20,6 +19,7 @@ from scgpt_ray.evaluation.factors.expression import ExpressionShift, expression_
 from scgpt_ray.evaluation.factors.probe import Probe, Purity, neighbour_purity, probe_levels
 from scgpt_ray.evaluation.factors.variance import VarianceShares, explained_variance
 from scgpt_ray.evaluation.labels.metrics import has_truth
+from scgpt_ray.evaluation.sample import numbered
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 MAX_LEVELS = 500
@@ -77,15 +77,8 @@ class Factor:
                 expected=f"2 to {MAX_LEVELS} values",
                 remedy="omit that column, or name one that groups the cells",
             )
-        level_N, levels = _numbered(values)
+        level_N, levels = numbered(values)
         return cls(name, tuple(levels.tolist()), level_N, None)
-
-
-def _numbered(values: Sequence[Any]) -> tuple[Int64Array, npt.NDArray[np.object_]]:
-    """Place of each value among the sorted texts, int64 [n], -1 for a missing one; and the texts."""
-    texts = np.array([str(value) for value in values], object)
-    texts[~has_truth(np.asarray(values, object))] = None
-    return pd.factorize(texts, sort=True)
 
 
 def _numeric(name: str, known: npt.NDArray[np.bool_], numbers: npt.NDArray[np.float64]) -> Factor:
@@ -120,7 +113,7 @@ class Replicates:
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> "Replicates":
         """Number the values, one per cell; null, empty, `unknown` and `nan` are missing."""
-        return cls(name, _numbered(values)[0])
+        return cls(name, numbered(values)[0])
 
 
 @dataclass(frozen=True)

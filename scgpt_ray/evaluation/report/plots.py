@@ -41,7 +41,8 @@ def confusion_heatmap(scores: LabelScores) -> Figure:
     is_crowded = n_columns > _NO_NUMBERS
     inches = 0.24 if is_crowded else 0.36 if n_columns > _MANY_COLUMNS else 0.5
     figure, axes = _axes(3.6 + inches * n_columns, 2.2 + inches * n_rows)
-    image = axes.imshow(share, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
+    # The page draws a pixel per cell of the matrix as a square; otherwise 100 labels take 0.5 GB for a large image.
+    image = axes.imshow(share, cmap=SHARES, vmin=0, vmax=1, aspect="auto", interpolation="none")
     names = [shortened(label) for label in scores.predicted_labels]
     axes.set_xticks(range(n_columns), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n_rows), [f"{shortened(score.label)}  ({score.support:,})" for score in scores.per_label])
