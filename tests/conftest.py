@@ -123,6 +123,7 @@ def _private_home(tmp_path_factory):
     patch.setenv("RAY_AUTH_MODE", "disabled")
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     patch.setenv("RAY_ADDRESS", "local")  # not a Ray that somebody has started on this machine
+    patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "30000")  # as `connected` has it, also for others
     yield
     patch.undo()
 

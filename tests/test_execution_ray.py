@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -19,12 +18,12 @@ from scgpt_ray.cli import DONE, main
 from scgpt_ray.errors import AtlasError
 from scgpt_ray.execution.ray_executor import RayExecutor
 from scgpt_ray.execution.serial import SerialExecutor
-from scgpt_ray.mlflow_run import make_store
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.pipelines.partition_steps import EmbedPartition, gene_tokens
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
+from tests.forked import Forked
 
 pytestmark = pytest.mark.ray
 
@@ -77,7 +76,8 @@ def test_shards_are_the_same_to_the_byte(runs):
     }
 
 
-def test_labels_are_the_same(runs, options, checkpoint):
+def test_labels_are_the_same(runs, options, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed: it compiles for long
     query = {"query": options["atlas"], "checkpoint": str(checkpoint), "index": str(runs / "serial" / "index")}
     for executor in ("serial", "ray"):
         scgpt_ray.map_query(executor=executor, output=str(runs / executor / "mapped"), k=5, **query)
@@ -106,7 +106,7 @@ def test_a_worker_that_outlives_a_run_takes_the_next_ones_genes(local_ray, execu
     expected = {}
     for column in ("feature_name", "other"):
         output = tmp_path / column
-        scgpt_ray.embed(output=str(output), gene_columns=[column], **options)
+        scgpt_ray.embed(output=str(output), gene_columns=[column], **options | {"executor": "serial"})
         expected[column] = files(output / "parts")
     assert expected["feature_name"] != expected["other"]
     for column in ("feature_name", "other", "feature_name"):
@@ -169,29 +169,26 @@ def test_an_error_in_a_worker_is_raised_plainly(local_ray, blood, checkpoint, ma
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("executor", ["serial", "ray"])
-def test_a_killed_driver_resumes_to_the_same_bytes(
-    undisturbed, local_ray, blood_file, checkpoint, executor, tmp_path, capsys
-):
-    """kill -9 of the driver alone after its first part; the same command at once gives the undisturbed run's parts.
+def test_a_killed_driver_resumes_to_the_same_bytes(undisturbed, blood_file, checkpoint, executor, tmp_path, capsys):
+    """kill -9 of the driver alone after its first part; one process at once gives the undisturbed run's parts.
 
-    Ray's processes below the driver end by themselves, on a machine with nothing else to do within 63 s.
+    Ray's processes below the driver end by themselves, on a machine with nothing else to do within 63 s. That the same
+    command on Ray finishes its work is in test_s3_verbs.py.
     """
     expected = files(undisturbed / "serial" / "embeddings" / "parts")
-    command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
+    command = ["embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
     command += ["--output", str(tmp_path / "out"), "--obs-columns", "cell_type", "donor"]
-    command += ["--cells-per-partition", "50", "--executor", executor]
+    command += ["--cells-per-partition", "50", "--executor"]
     parts = tmp_path / "out" / "parts"
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not (parts.is_dir() and list(parts.glob("part-*"))):
-        assert driver.poll() is None, "the driver ended before it could be killed"
-        time.sleep(0.001)
+    driver = Forked([*command, executor], tmp_path)
+    driver.until(lambda: parts.is_dir() and list(parts.glob("part-*")), 0.001)
     driver.send_signal(signal.SIGSTOP)  # it goes no further while its processes are listed
     below = psutil.Process(driver.pid).children(recursive=True)
     assert any("raylet" in process.name() for process in below) == (executor == "ray")
     driver.kill()
     driver.wait()
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert main(command[3:]) == DONE
+    assert main([*command, "serial"]) == DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
     assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == expected
     _, alive = psutil.wait_procs(below, timeout=63)
@@ -212,29 +209,19 @@ def tracked(output):
 @pytest.mark.parametrize("executor", ["serial", "ray"])
 def test_a_driver_that_is_asked_to_stop(blood_file, checkpoint, executor, number, code, tmp_path, capsys):
     """It says in one line what to do, leaves no process behind, and the same command finishes the parts."""
-    command = [sys.executable, "-m", "scgpt_ray", "embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
+    command = ["embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
     command += ["--output", str(tmp_path / "out"), "--obs-columns", "cell_type", "donor"]
-    cells_per_partition = {"serial": 1, "ray": 4}[executor]  # enough partitions for the signal to come among them
-    command += ["--cells-per-partition", str(cells_per_partition), "--executor", executor]
+    cells_per_partition = {"serial": 2, "ray": 4}[executor]  # enough partitions for the signal to come among them
+    command += ["--cells-per-partition", str(cells_per_partition), "--executor"]
     output = tmp_path / "out"
-    make_store(f"sqlite:///{tmp_path}/mlflow.db")  # else MLflow may begin its run after the last partition
-    driver = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in jobs of a shell script
-    )
-    while not (list(output.glob("parts/part-*")) and tracked(output)):
-        assert driver.poll() is None, "the driver ended before it could be stopped"
-        time.sleep(0.01)
+    driver = Forked([*command, executor], tmp_path)
+    driver.until(lambda: list(output.glob("parts/part-*")) and tracked(output))
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(number)
     asked = time.monotonic()
     printed, log = driver.communicate()
     seconds = time.monotonic() - asked
-    assert (driver.returncode, printed) == (code, ""), log
+    assert (driver.poll(), printed) == (code, ""), log
     assert seconds < 10, log  # five of them are for MLflow
     assert "Traceback" not in log
     assert log.splitlines()[-1] == "scgpt-ray: interrupted; what is committed stays, and the same command resumes"
@@ -243,7 +230,7 @@ def test_a_driver_that_is_asked_to_stop(blood_file, checkpoint, executor, number
     _, alive = psutil.wait_procs(below, timeout=10)  # without a shutdown it is up to 63
     assert not alive
     assert tracked(output) == ["KILLED"], log
-    assert main([*command[3:-1], "serial"]) == DONE  # in this process, which need not start workers
+    assert main([*command, "serial"]) == DONE  # in this process, which need not start workers
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
     assert json.loads((output / "result.json").read_text())["status"] == "done"
     assert len(list(output.glob("parts/part-*"))) == 260 // cells_per_partition

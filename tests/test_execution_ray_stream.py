@@ -1,11 +1,18 @@
 """A table goes through a row of Ray Data as it was, with its partition and figures."""
 
+import sys
+from itertools import islice
+
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from scgpt_ray.atlas.plan import Partition, cut
-from scgpt_ray.execution.ray_stream import PartitionSource, as_row, from_row
+from scgpt_ray.execution.attempts import Attempts
+from scgpt_ray.execution.cluster import connected
+from scgpt_ray.execution.ray_stream import PartitionSource, as_row, from_row, stream
+from scgpt_ray.pipelines.executor import Stages
 from scgpt_ray.schema import EMBEDDING, JOINID, matrix_array, ragged, ragged_array
 
 CELLS = pa.table({
@@ -63,3 +70,27 @@ def test_one_read_task_a_partition(local_ray):
     tasks = source.get_read_tasks(1)
     assert [task.metadata.num_rows for task in tasks] == [1] * len(partitions)
     assert source.estimate_inmemory_data_size() == sum(task.metadata.size_bytes for task in tasks)
+
+
+def ids_of(partition):
+    return pa.table({JOINID: [partition.number]})
+
+
+def receipt(table, partition, figures):
+    return {"number": partition.number}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("taken", [1, 3])
+def test_no_actor_outlives_its_stream(local_ray, monkeypatch, taken):
+    """Whether all that it yields is taken or not."""
+    started, start = [], Attempts.start
+    monkeypatch.setattr(Attempts, "start", lambda most: started.append(start(most)) or started[-1])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+    with connected():
+        receipts = stream(cut(np.arange(10), 4), Stages(ids_of, None, (), receipt), None)
+        assert len([*islice(receipts, taken)]) == taken
+        receipts.close()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(started[0].retries.remote(), timeout=30)

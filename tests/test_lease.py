@@ -18,6 +18,7 @@ from scgpt_ray.ending import interruptible
 from scgpt_ray.errors import OutputError
 from scgpt_ray.lease import EXPIRES_S, Lease, hold
 from scgpt_ray.storage import Folder
+from tests.forked import Forked
 
 HOLDER = """
 import sys, time
@@ -232,10 +233,8 @@ def test_two_commands_into_one_folder(blood_file, checkpoint, tmp_path, capsys, 
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
     assert "taking over from embed" in caplog.text
     assert not (output / Lease.file).exists()
-    interrupted = subprocess.Popen(command(blood_file, checkpoint, tmp_path / "other"), stderr=subprocess.DEVNULL)
-    while not (tmp_path / "other" / "plan.json").exists():
-        assert interrupted.poll() is None
-        time.sleep(0.01)
+    interrupted = Forked(command(blood_file, checkpoint, tmp_path / "other")[3:], tmp_path)
+    interrupted.until((tmp_path / "other" / "plan.json").exists)
     interrupted.send_signal(signal.SIGTERM)
     assert interrupted.wait(30) == 143
     assert not (tmp_path / "other" / Lease.file).exists()

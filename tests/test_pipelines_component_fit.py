@@ -1,11 +1,6 @@
 """Principal components: fitted as scikit-learn does, and taken through every verb as a network is."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import anndata
 import numpy as np
@@ -21,6 +16,7 @@ from scgpt_ray.pipelines import map_report
 from scgpt_ray.records import IndexDescription, Manifest, Plan
 from scgpt_ray.schema import EMBEDDING, dense_vectors
 from scgpt_ray.storage import Folder
+from tests.forked import Forked
 
 SERIAL = ("--executor", "serial")
 N = 6
@@ -165,13 +161,11 @@ def test_values_that_are_not_counts_are_not_projected(blood, run, tmp_path, caps
 
 @pytest.mark.slow
 def test_a_killed_run_is_finished_byte_by_byte(blood_file, run, tmp_path):
-    words = [sys.executable, "-m", "scgpt_ray", *embedding(blood_file, tmp_path / "run")]
-    with subprocess.Popen(words, stdout=-1, stderr=-1) as process:
-        while not any((tmp_path / "run").glob("parts/part-*.parquet")):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    assert main(words[3:]) == DONE
+    words = embedding(blood_file, tmp_path / "run")
+    with Forked(words, tmp_path) as process:
+        process.until(lambda: any((tmp_path / "run").glob("parts/part-*.parquet")))
+        process.kill()
+    assert main(words) == DONE
     assert content(tmp_path / "run") == content(run)
 
 

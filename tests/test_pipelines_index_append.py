@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +17,7 @@ from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import JOINID
+from tests.forked import Forked
 
 FACTORY = "PCAR8,IVF4,PQ4x4fsr"
 
@@ -42,14 +40,11 @@ def test_a_killed_build_keeps_its_template_and_shards(make_embeddings, tmp_path)
     settings = {"embeddings": run.uri, "factory": FACTORY, "shards": 30}
     scgpt_ray.build_index(executor="serial", output=str(tmp_path / "whole"), **settings)
     output = tmp_path / "killed"
-    command = [sys.executable, "-m", "scgpt_ray", "index", "--embeddings", run.uri, "--output", str(output)]
+    command = ["index", "--embeddings", run.uri, "--output", str(output)]
     command += ["--factory", FACTORY, "--shards", "30", "--executor", "serial"]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    while not list(output.glob("shard-*.json")):
-        assert driver.poll() is None, "the build ended before it could be killed"
-        time.sleep(0.001)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.communicate()
+    with Forked(command, tmp_path) as driver:
+        driver.until(lambda: list(output.glob("shard-*.json")), 0.001)
+        os.killpg(driver.pid, signal.SIGKILL)
     assert not (output / "index.json").exists()
     kept = {path.name for path in output.glob("shard-*.json")}
     assert 0 < len(kept) < 30

@@ -20,7 +20,7 @@ from scgpt_ray.config import CellSettings
 from scgpt_ray.evaluation.components import hvg_pca
 from scgpt_ray.evaluation.factors.effects import Factor, FactorEffect, Replicates, explain_factors
 from scgpt_ray.pipelines.raw_counts import read_counts
-from scgpt_ray.schema import Int64Array
+from scgpt_ray.schema import Float32Matrix, Int64Array
 
 Cells = npt.NDArray[np.bool_]
 Random = np.random.Generator
@@ -82,13 +82,17 @@ def splits(donor_N: Int64Array, n_donors: int, repeats: int, *, is_between: bool
 
 
 def effect_of(
-    counts_NG: sparse.csr_matrix, changed_N: Cells, labels: npt.NDArray[np.str_], donors: npt.NDArray[np.str_]
+    counts_NG: sparse.csr_matrix,
+    components_ND: Float32Matrix,
+    changed_N: Cells,
+    labels: npt.NDArray[np.str_],
+    donors: npt.NDArray[np.str_],
 ) -> FactorEffect:
     """The effect that `integrate` finds of a factor of two levels, with principal components as the embedding."""
     genes_G = np.array([f"gene {number}" for number in range(counts_NG.shape[1])], object)
     return explain_factors(
         [Factor.of("planted", np.where(changed_N, "changed", "other").tolist())],
-        {"components": hvg_pca(counts_NG, seed=0)},
+        {"components": components_ND},
         labels.tolist(),
         counts_NG=counts_NG,
         genes_G=genes_G,
@@ -115,7 +119,8 @@ def table(
             for changed_N in splits(rank_N, n, repeats, is_between=is_between):
                 counts = plant(counts_NG[of_donors], changed_N, np.random.default_rng(len(found)))
                 kept = np.asarray(counts.sum(axis=1)).ravel() > 0
-                found.append(effect_of(counts[kept], changed_N[kept], labels[of_donors][kept], donors[of_donors][kept]))
+                counts, (labels_K, donors_K) = counts[kept], (each[of_donors][kept] for each in (labels, donors))
+                found.append(effect_of(counts, hvg_pca(counts, seed=0), changed_N[kept], labels_K, donors_K))
             design = f"{n // 2} against {n // 2} donors" if is_between else f"within {n} donors"
             yield _row(design, planted, found)
 

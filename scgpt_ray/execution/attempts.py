@@ -66,7 +66,7 @@ class Attempts:
 
     @classmethod
     def start(cls, most: int) -> Any:
-        """Start the actor; it ends with the last reference to it."""
+        """Start the actor. Ray does not count the references in what it pickles: `ray.kill` ends it."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
         return ray.remote(cls).options(**options).remote(most)

@@ -43,6 +43,9 @@ def connected() -> Iterator[None]:
             yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Readers take parts of a CPU. Of processes beyond one a CPU, Ray ends those that are idle for a second, and starts
+    # others when the next partitions are read; each takes seconds to import libraries.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "30000")
     # Silence a spurious core-worker error logged for every actor pool (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster_address()

@@ -77,6 +77,8 @@ def stream(todo: tuple[Partition, ...], stages: Stages, pool: Pool | None) -> It
                 yield {**json.loads(row[_RECEIPT]), RETRIES: ray.get(attempts.retries.remote())}
     except ExecutionTimeoutError as error:
         raise failed(error) from error
+    finally:
+        ray.kill(attempts)
 
 
 def _quiet_data() -> None:

@@ -15,7 +15,6 @@ from scgpt_ray.network.checkpoint import Architecture, read_checkpoint
 from scgpt_ray.network.checkpoint_files import CheckpointName
 from scgpt_ray.training.attention import fits_varlen
 from scgpt_ray.training.dataset import Cells
-from scgpt_ray.training.label_metrics import label_metrics
 from scgpt_ray.training.learner import Learner, Schedule
 from scgpt_ray.training.network import ScGPT
 from scgpt_ray.training.objective import UNLABELLED, Weights
@@ -110,6 +109,8 @@ def _validate(training: Training, learner: Learner, context: TrainContext, devic
     means, loss = learner.evaluate(batches)
     validation = {"step": learner.step, "loss": loss, **means}
     if training.cells.labels:
+        from scgpt_ray.training.label_metrics import label_metrics  # scikit-learn takes two seconds
+
         # As `embed` sees cells: nothing is hidden, and a longer cell is cut.
         shown = {"min_length": None, "mask_ratios": (), "objective": "masked"}
         whole = replace(training, settings=training.settings.model_copy(update=shown))
