@@ -71,7 +71,8 @@ def find_assigned(
     selector = None if allowed is None else _faiss.IDSelectorBitmap(allowed)
     try:
         if assigned.lists_QP is None:
-            found_QW, ids_QW = inner.search(assigned.queries_QE, width, params=_faiss.SearchParameters(sel=selector))
+            parameters = None if selector is None else _faiss.SearchParameters(sel=selector)
+            found_QW, ids_QW = inner.search(assigned.queries_QE, width, params=parameters)
         else:
             found_QW, ids_QW = _search_lists(inner, assigned, width, selector)
     except RuntimeError as error:

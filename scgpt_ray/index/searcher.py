@@ -181,8 +181,8 @@ class Searcher:
 
     def _by_shard(self, places_N: Int64Array) -> Iterator[tuple[Shard, Int64Array | slice, Int64Array]]:
         """Yield shards that hold some of the places, where these are among the places, and their rows."""
-        if len(self._held) == 1:
-            yield self._held[0], slice(None), places_N
+        if len(self._held) <= 1:
+            yield from ((shard, slice(None), places_N) for shard in self._held)
             return
         shard_N = (places_N >> self._bits).astype(np.uint16)
         order = np.argsort(shard_N, kind="stable")  # linear for numbers of two bytes
