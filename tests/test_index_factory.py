@@ -23,10 +23,10 @@ from scgpt_ray.index.factory import (
         (200_001, None, 0.95, "PCAR80,IVF2048,PQ40x4fsr"),
         (1_000_000, None, 0.98, "PCAR80,IVF4096_HNSW32,PQ40x4fsr"),
         (1_000_000, None, 0.99, "PCAR96,IVF4096_HNSW32,PQ48x4fsr"),
-        (5_000_000, None, 0.95, "PCAR80,IVF8192_HNSW32,PQ40x4fsr"),
+        (5_000_000, None, 0.95, "PCAR80,IVF4096_HNSW32,PQ40x4fsr"),
         (200_000, 200_000_000, 0.95, "PCAR80,IVF2048,PQ40x4fsr"),
         (1_000_000, 29_000_000, 0.99, "PCAR64,IVF4096_HNSW32,PQ32x4fsr"),
-        (100_000_000, 2_000_000_000, 0.95, "PCAR32,IVF32768_HNSW32,PQ16x4fsr"),
+        (100_000_000, 2_000_000_000, 0.95, "PCAR32,IVF16384_HNSW32,PQ16x4fsr"),
     ],
 )
 def test_the_most_faithful_index_that_is_called_for_and_fits_is_chosen(n, budget, target, expected):
@@ -44,6 +44,11 @@ def test_shards_and_lists_grow_so_that_a_cell_takes_no_more_memory(n, shards, li
     if n > 200_000:
         assert f",IVF{lists}_HNSW32," in factory
         assert index_bytes(factory, n, 512, shards) <= 32 * n
+
+
+@pytest.mark.parametrize("n", [250_000, 1_000_000, 30_000_000])
+def test_the_lists_do_not_depend_on_the_shards(n):
+    assert len({choose_factory(n, 512, None, shards) for shards in (1, 4, 50)}) == 1
 
 
 def test_narrow_vectors_are_not_widened():
@@ -72,10 +77,12 @@ def test_no_budget_is_met_by_a_lie():
         choose_factory(1_000_000, 512, 1_000)
 
 
-def test_every_shard_has_its_own_centroids():
+def test_every_shard_has_its_own_centroids_unless_lists_are_merged():
     one, ten = (index_bytes("IVF4096,SQ8", 1_000_000, 512, n_shards) for n_shards in (1, 10))
     assert one == 1_000_000 * 520 + 4096 * 2048
     assert ten - one == 9 * 4096 * 2048
+    one, ten = (index_bytes("PCAR80,IVF4096_HNSW32,PQ40x4fsr", 10**6, 512, n_shards) for n_shards in (1, 10))
+    assert one == ten == 10**6 * 28 + 4096 * (4 * 80 + 256 + 16 * 20)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ EXAM = RecallSample(
 )
 def test_the_cheapest_effort_that_meets_the_target(recall_of, nlist, target, chosen):
     asked = []
-    cost = cost_model("PCAR16,IVF64,PQ8x4fsr", 64, 100_000, 1, 64)
+    cost = cost_model("PCAR16,IVF64,PQ8x4fsr", 64, 100_000, 64)
     point, curve = choose_params(EXAM, search_with(recall_of, asked), nlist, cost, target)
     assert (point.nprobe, point.rerank) == chosen
     assert [(entry.nprobe, entry.rerank) for entry in curve] == asked
@@ -80,7 +80,7 @@ def test_the_nearest_among_ten_and_the_ten_among_ten():
 
 
 def test_what_an_effort_costs():
-    cost = cost_model("PCAR80,IVF1024,PQ40x4fsr", 512, 1_000_000, 2, 1024)
+    cost = cost_model("PCAR80,IVF1024,PQ40x4fsr", 512, 1_000_000, 1024)
     assert cost(SearchParams(512, 0)) == 500_000 * 28
-    assert cost(SearchParams(1, 40)) - cost(SearchParams(1, 0)) == 4 * 2 * 40 * 1024
+    assert cost(SearchParams(1, 40)) - cost(SearchParams(1, 0)) == 4 * 40 * 1024
     assert cost(SearchParams(9999, 0)) == cost(SearchParams(1024, 0))

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgpt_ray.errors import ConfigError
+from scgpt_ray.index.assigned import _transformed
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.search import (
     NONE,
     _nearest,
-    _transformed,
     candidates,
     exact_search,
     in_threads,

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scgpt_ray.index.searcher import SearchParams, Shard
+from scgpt_ray.index.opened_shard import Shard
+from scgpt_ray.index.searcher import SearchParams
 from scgpt_ray.index.shard import HALF
 from scgpt_ray.records import ShardDescription
 from scgpt_ray.storage import Folder

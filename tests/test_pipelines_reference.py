@@ -9,6 +9,7 @@ import pytest
 import scgpt_ray
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.execution.serial import SerialExecutor
+from scgpt_ray.index import rounds
 from scgpt_ray.index.neighbor_filter import NeighborFilter
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.searcher import SearchParams
@@ -78,8 +79,12 @@ def test_the_exact_twins(reference, run):
     assert_found(reference.exact(QUERIES, 10), expected, reference.index.factory == "Flat")
 
 
+@pytest.mark.parametrize("exact_rows", [20_000, 150, 0])
 @pytest.mark.parametrize("actors", [1, 2])
-def test_actors_answer_to_the_bit_what_this_process_answers(reference, actors):
+def test_actors_answer_to_the_bit_what_this_process_answers(reference, actors, exact_rows, monkeypatch):
+    """150: for some queries, few enough cells are left."""
+    monkeypatch.setattr(rounds, "EXACT_ROWS", exact_rows)
+    monkeypatch.setattr(rounds, "_CODES_PER_VECTOR", 10**6)
     cluster = Reference(reference.folder, reference.index, SerialExecutor(), actors)
     own = pa.table({"kind": ["B", "T", None, "NK"] * 10})
     for allowed in (None, NeighborFilter.among("age > 20", own, 40)):
@@ -87,6 +92,19 @@ def test_actors_answer_to_the_bit_what_this_process_answers(reference, actors):
             cluster.neighbors(QUERIES, 10, allowed), reference.neighbors(QUERIES, 10, allowed), strict=True
         ):
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.ray
+def test_actors_on_ray_answer_what_this_process_answers(local_ray, reference):
+    from scgpt_ray.execution.ray_executor import RayExecutor
+
+    cluster = Reference(reference.folder, reference.index, RayExecutor(), 2)
+    own = pa.table({"kind": ["B", "T", None, "NK"] * 10})
+    for allowed in (None, NeighborFilter.among("age > 20", own, 40)):
+        for params in (None, SearchParams(1, 20)):
+            expected = reference.neighbors(QUERIES, 10, allowed, params)
+            for found, alone in zip(cluster.neighbors(QUERIES, 10, allowed, params), expected, strict=True):
+                np.testing.assert_array_equal(found, alone)
 
 
 def test_no_list_is_short_while_there_are_neighbours(reference):

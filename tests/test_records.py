@@ -138,7 +138,7 @@ def rows(place, **changes):
         (Manifest, altered(MANIFEST, parts={"part-00000.parquet": 0}), "parts.part-00000.parquet: "),
         (Manifest, altered(MANIFEST, digests=["a"]), "Value error, 2 parts, but 1 digests"),
         (Manifest, altered(MANIFEST, dimension=0), "dimension: "),
-        (IndexDescription, altered(INDEX, format=2), "format: "),
+        (IndexDescription, altered(INDEX, format=5), "format: "),
         (IndexDescription, altered(INDEX, d="512"), "d: Input should be a valid integer"),
         (IndexDescription, altered(INDEX, nprobe=1.5), "nprobe: "),
         (IndexDescription, altered(INDEX, nprobe=0), "nprobe: "),

@@ -1,8 +1,9 @@
-"""Settings of glibc's malloc for readers: freed memory stays in the process and is reused for the next block.
+"""glibc's malloc: whether freed memory stays in the process.
 
-Reading a block of a SOMA experiment allocates hundreds of MiB of buffers. By default glibc returns them to the system
-when they are freed, and gets them back page by page for the next block: a fifth of the CPU time of a reader. Keeping
-them does not raise the peak memory, but the process holds it until it ends.
+In readers it does, and is reused for the next block. Reading a block of a SOMA experiment allocates hundreds of MiB of
+buffers. By default glibc returns them to the system when they are freed, and gets them back page by page for the next
+block: a fifth of the CPU time of a reader. Keeping them does not raise the peak memory, but the process holds it until
+it ends.
 """
 
 import ctypes
@@ -27,3 +28,10 @@ def keep_freed_memory() -> bool:
     # A second arena, for TileDB's thread, would be unmapped as soon as it is empty, whatever the threshold.
     mallopt(_ARENA_MAX, 1)
     return True
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system, where the C library can (glibc); by itself it keeps small pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -178,7 +178,7 @@ class _Trial:
         searcher = Searcher(self.folder, self.shards)
         evaluated_QD = self.queries_QD[:_EVALUATED]
         recall_sample = RecallSample(np.full(len(evaluated_QD), -2), evaluated_QD, *self.truth.neighbors)
-        cost = cost_model(factory, d, self.n, n_shards, nlist)
+        cost = cost_model(factory, d, self.n, nlist)
         chosen, _ = choose_params(recall_sample, searcher.search, nlist, cost, TARGET_RECALL)
         named = {**setting, "factory": factory, "shards": n_shards, "nprobe": chosen.nprobe, "rerank": chosen.rerank}
         yield from self._built("", named, [shard.name for shard in self.shards])

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.identity import differences
+from scgpt_ray.index.opened_shard import Shard, drawn_rows
 from scgpt_ray.index.recall import without_self
-from scgpt_ray.index.searcher import CHOSEN_K, Searcher, SearchParams, Shard, drawn_rows
+from scgpt_ray.index.searcher import CHOSEN_K, Searcher, SearchParams
 from scgpt_ray.index.shard import HALF
 from scgpt_ray.parts.audit import Problem
 from scgpt_ray.parts.parts import PARTS, read_part, vectors_of

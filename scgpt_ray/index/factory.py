@@ -56,7 +56,7 @@ _SMALL_SHARD, _SMALL_SHARDS, _LARGE_SHARD = 2_000_000, 4, 10_000_000
 def default_shards(n: int) -> int:
     """Default number of shards: one per 2,000,000 vectors up to four shards, then one per 10,000,000.
 
-    Shards are built in parallel, but each has a copy of the centroids in memory and adds candidates to re-rank.
+    Shards are built in parallel, but each has a copy of the centroids and takes time to open.
     """
     return max(1, min(_SMALL_SHARDS, -(-n // _SMALL_SHARD)), -(-n // _LARGE_SHARD))
 
@@ -72,13 +72,13 @@ def choose_factory(
         n: Number of vectors in the whole index.
         d: Width.
         memory_budget: Bytes that the opened index may take, all shards together; None for no limit.
-        n_shards: Number of shards; each has a copy of the centroids.
+        n_shards: Number of shards.
         target_recall: Target recall@10 after re-ranking.
 
     Raises:
         ConfigError: If no candidate fits.
     """
-    candidates = _candidates(n, d, n_shards, target_recall)
+    candidates = _candidates(n, d, target_recall)
     sizes = [index_bytes(factory, n, d, n_shards) for factory in candidates]
     for factory, size in zip(candidates, sizes, strict=True):
         if memory_budget is None or size <= memory_budget:
@@ -90,8 +90,8 @@ def choose_factory(
     )
 
 
-def _candidates(n: int, d: int, n_shards: int, target_recall: float) -> list[str]:
-    nlist = _nlist(-(-n // n_shards))
+def _candidates(n: int, d: int, target_recall: float) -> list[str]:
+    nlist = _nlist(-(-n // default_shards(n)))
     lists = f"IVF{nlist}" + (f"_HNSW{_GRAPH_LINKS}" if nlist >= _GRAPH_FROM else "")
     tried = _WIDTHS if target_recall > _ACCURATE_ABOVE else _WIDTHS[_DEFAULT_WIDTH:]
     widths = dict.fromkeys(min(width, max(2, d - d % 2)) for width in tried)
@@ -100,7 +100,10 @@ def _candidates(n: int, d: int, n_shards: int, target_recall: float) -> list[str
 
 
 def _nlist(n: int) -> int:
-    """Number of lists of a shard of n rows: a power of two near 4 sqrt(n), small enough to be trained on n rows."""
+    """Number of lists for n rows: a power of two near 4 sqrt(n), small enough to be trained on n rows.
+
+    It follows the rows of a shard of the default size, because the work of training grows with the square of the lists.
+    """
     trainable = max(1, n // MIN_ROWS_PER_LIST)
     return int(min(2 ** round(math.log2(4 * math.sqrt(max(n, 1)))), 2 ** math.floor(math.log2(trainable))))
 
@@ -112,7 +115,10 @@ def with_lists(factory: str, n: int) -> str:
 
 
 def index_bytes(factory: str, n: int, d: int, n_shards: int = 1) -> int:
-    """Bytes of an opened index: codes and ids, and per shard the centroids, their graph and the padding of blocks."""
+    """Bytes of an opened index: codes and ids, the centroids with their graph, and the padding of blocks.
+
+    Centroids and padding count once where lists are merged when they are opened (`merged_lists`), else for each shard.
+    """
     per_vector = bytes_per_vector(factory, d)
     index = empty_index(factory, d)  # keeps the memory of `lists` alive
     lists = inverted_lists(index)
@@ -121,7 +127,8 @@ def index_bytes(factory: str, n: int, d: int, n_shards: int = 1) -> int:
     per_list = 4 * lists.d + (2 * 4 * _GRAPH_LINKS if "_HNSW" in factory else 0)
     if "fs" in factory:
         per_list += _BLOCK // 2 * (per_vector - _ID_BYTES)
-    return n * per_vector + n_shards * int(lists.nlist) * per_list
+    copies = 1 if isinstance(lists, faiss.IndexIVFPQFastScan) else n_shards
+    return n * per_vector + copies * int(lists.nlist) * per_list
 
 
 def bytes_per_vector(factory: str, d: int) -> int:

@@ -49,8 +49,8 @@ class Point:
     """Search parameters with their recall and cost.
 
     Attributes:
-        nprobe: Inverted lists searched per shard.
-        rerank: Candidates re-ranked per shard.
+        nprobe: Inverted lists searched.
+        rerank: Candidates re-ranked.
         recall_1_at_10: Fraction of the nearest neighbours that are among the ten found (1-recall@10).
         recall_at_10: Fraction of the ten nearest neighbours that are among the ten found (10-recall@10).
         cost: Bytes read per query; bytes read at random count four times.
@@ -174,13 +174,13 @@ def _is_flat(curve: Sequence[Point]) -> bool:
     return len(highest) > doublings and highest[-1] - highest[-1 - doublings] < _PLATEAU
 
 
-def cost_model(factory: str, d: int, n_cells: int, n_shards: int, nlist: int) -> Callable[[SearchParams], int]:
+def cost_model(factory: str, d: int, n_cells: int, nlist: int) -> Callable[[SearchParams], int]:
     """The cost of search parameters: bytes read per query, those read at random times four."""
     code_bytes = bytes_per_vector(factory, d)
 
     def cost(params: SearchParams) -> int:
         scanned = n_cells * min(params.nprobe, nlist) // nlist * code_bytes
-        return scanned + _RANDOM_READ * n_shards * params.rerank * 2 * d
+        return scanned + _RANDOM_READ * params.rerank * 2 * d
 
     return cost
 

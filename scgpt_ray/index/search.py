@@ -13,15 +13,14 @@ Shapes: Q queries, K neighbours, D width, N vectors.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from typing import Any, TypeAlias, TypeVar
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.errors import ConfigError
-from scgpt_ray.index.factory import behind_transforms, inverted_lists, reason
+from scgpt_ray.index.assigned import assign, find_assigned
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 NONE = -1
@@ -33,7 +32,9 @@ Neighbors: TypeAlias = tuple[Int64Array, Float32Matrix]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 """bool [n], one value per row of a shard."""
 
-_faiss: Any = faiss  # the stubs lack search parameters
+IdsOf: TypeAlias = Callable[[Int64Array], Int64Array]
+"""Function from places of cells, of any shape, to their ids; -1 to -1."""
+
 _Find: TypeAlias = Callable[[Float32Matrix, int], Neighbors]
 _Vectors: TypeAlias = Callable[[Int64Array], Float32Matrix]
 _T = TypeVar("_T")
@@ -41,6 +42,7 @@ _T = TypeVar("_T")
 _TIED_CELLS = 2**24  # ids in memory while ties are resolved: 200 MB
 _BLOCK_FLOATS = 2**22  # float32 values in memory per thread: 16 MB
 _SPARE = 6  # extra neighbours requested, so that most ties are resolved by the first search
+_SORTED = 16  # extra candidates sorted, so that most ties are resolved at once
 _ROUNDING = np.float32(4e-6)  # over twice the difference between ways to sum one score (1.5e-6 at d 512)
 
 
@@ -104,58 +106,16 @@ def candidates(
 
 def _find_in(index: faiss.Index, nprobe: int, allowed_N: Mask | None) -> _Find:
     """A function that searches an index with faiss; scores are cosines, exact or estimated from codes."""
-    inner, lists = behind_transforms(index), inverted_lists(index)
-    # The closure keeps the selector alive: faiss holds no reference to it.
-    selector = None if allowed_N is None else _faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
-    if lists is None:
-        parameters = _faiss.SearchParameters(sel=selector)
-    else:
-        parameters = _faiss.SearchParametersIVF(sel=selector, nprobe=min(nprobe, lists.nlist))
+    allowed = None if allowed_N is None else np.packbits(allowed_N, bitorder="little")
 
     def find(queries_QD: Float32Matrix, width: int) -> Neighbors:
         assert queries_QD.shape[1] == index.d, (queries_QD.shape, index.d)
-        try:
-            with nullcontext() if lists is None else _one_by_one():
-                found_QW, rows_QW = inner.search(_transformed(index, queries_QD), width, params=parameters)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"this index cannot be searched with a filter: {reason(error)}",
-                expected="an index that supports filters, such as Flat or IVF",
-                remedy="build the index with --factory auto, or leave the filter out",
-            ) from None
+        rows_QW, scores_QW = find_assigned(index, assign(index, queries_QD, nprobe), width, allowed)
         if isinstance(index, faiss.IndexFlat):
             return rows_QW, scores_of(queries_QD, rows_QW, index.reconstruct_batch)
-        is_cosine = index.metric_type == faiss.METRIC_INNER_PRODUCT
-        return rows_QW, found_QW if is_cosine else 1 - found_QW / np.float32(2)
+        return rows_QW, scores_QW
 
     return find
-
-
-def _transformed(index: faiss.Index, queries_QD: Float32Matrix) -> Float32Matrix:
-    """Apply the vector transforms of an index to each query separately."""
-    while isinstance(index, faiss.IndexPreTransform):
-        chain: Any = index.chain  # a C++ vector; the stub is wrong
-        for step in map(_faiss.downcast_VectorTransform, map(chain.at, range(chain.size()))):
-            if isinstance(step, faiss.LinearTransform):
-                matrix_ED = faiss.vector_to_array(step.A).reshape(step.d_out, step.d_in)
-                # The sums of einsum, unlike those of a matrix product, do not depend on the number of rows.
-                queries_QD = np.einsum("qd,ed->qe", queries_QD, matrix_ED)
-                queries_QD += faiss.vector_to_array(step.b) if step.have_bias else 0
-            else:
-                queries_QD = step.apply(queries_QD)
-        index = faiss.downcast_index(index.index)
-    return queries_QD
-
-
-@contextmanager
-def _one_by_one() -> Iterator[None]:
-    """Make faiss compare queries with centroids one by one, without a matrix product."""
-    limit = _faiss.cvar.distance_compute_blas_threshold  # number of queries from which faiss uses BLAS
-    _faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
-    try:
-        yield
-    finally:
-        _faiss.cvar.distance_compute_blas_threshold = limit
 
 
 def exact_search(blocks: Iterable[tuple[Int64Array, Float32Matrix]], queries_QD: Float32Matrix, k: int) -> Neighbors:
@@ -218,6 +178,39 @@ def merge(results: Sequence[Neighbors], k: int) -> Neighbors:
         absent_ids, absent_scores = no_neighbors(len(ids_QM), missing)
         return np.hstack([ids_QM, absent_ids]), np.hstack([scores_QM, absent_scores])
     return np.ascontiguousarray(ids_QM[:, :k]), np.ascontiguousarray(scores_QM[:, :k])
+
+
+def best(results: Sequence[Neighbors], k: int, ids_of: IdsOf) -> Neighbors:
+    """`merge` of results that name cells by something else than their ids: only the best are sorted.
+
+    Args:
+        results: Pairs of places [Q, any] and scores [Q, any]; a place of -1 is ignored, whatever its score.
+        k: Number of neighbours.
+        ids_of: Ids of places, or other numbers in their order.
+
+    Returns:
+        places int64 [Q, k] and scores float32 [Q, k], by falling score and id, filled up with -1 and -inf.
+    """
+    places_QM = np.concatenate([places for places, _ in results], axis=1)
+    scores_QM = np.concatenate([scores for _, scores in results], axis=1)
+    scores_QM[places_QM == NONE] = -np.inf
+    n = k + _SORTED
+    if places_QM.shape[1] <= n:
+        return _first(places_QM, scores_QM, k, ids_of)
+    best_Qn = np.argpartition(-scores_QM, n - 1, axis=1)[:, :n]
+    kept_Qn = np.take_along_axis(scores_QM, best_Qn, axis=1)
+    places_QK, scores_QK = _first(np.take_along_axis(places_QM, best_Qn, axis=1), kept_Qn, k, ids_of)
+    tied = np.flatnonzero((scores_QK[:, -1] == kept_Qn.min(axis=1)) & (places_QK[:, -1] != NONE))
+    places_QK[tied], scores_QK[tied] = _first(places_QM[tied], scores_QM[tied], k, ids_of)
+    return places_QK, scores_QK
+
+
+def _first(places_QM: Int64Array, scores_QM: Float32Matrix, k: int, ids_of: IdsOf) -> Neighbors:
+    """The first k by score and id."""
+    order_QK = np.lexsort((ids_of(places_QM), -scores_QM), axis=1)[:, :k]
+    places_QK, scores_QK = (np.take_along_axis(values, order_QK, axis=1) for values in (places_QM, scores_QM))
+    absent_places, absent_scores = no_neighbors(len(order_QK), k - order_QK.shape[1])
+    return np.hstack([places_QK, absent_places]), np.hstack([scores_QK, absent_scores])
 
 
 def _nearest(find: _Find, queries_QD: Float32Matrix, k: int, width: int, n: int) -> Neighbors:

@@ -1,47 +1,43 @@
 """Search in opened shards, in two steps.
 
-First the codes, which are in memory, give candidates of each shard, as many per neighbour as the target recall of the
-index takes (`SearchParams.n_candidates`). Then candidates are re-ranked by their vectors in half precision, which are
-read from a memory map: 2 d bytes of disk per candidate, and no memory that the system cannot reclaim. A shard on an
-object store is copied to a local temporary folder when it is opened: a query reads some hundred vectors at random, too
-many for a request each.
+First the codes, which are in memory, give candidates, as many per neighbour as the target recall of the index takes
+(`SearchParams.n_candidates`): the best of all shards together. Then candidates are re-ranked by their vectors in half
+precision, which are read from a memory map: 2 d bytes of disk per candidate, and no memory that the system cannot
+reclaim. A shard on an object store is copied to a local temporary folder when it is opened: a query reads some hundred
+vectors at random, too many for a request each.
 
-A score depends on the query and the neighbour only, and the candidates of a shard on the query and the shard only, so
-it does not matter which process has which shards open.
+Cells are compared exactly where a filter leaves few of them, and in an exact index.
+
+Several processes that have different shards open are asked in rounds (`rounds.nearest`). Both scores of a neighbour
+depend on the query and the neighbour only, and what is decided is decided for all shards together. So it does not
+matter which process has which shards open, or how cells are divided into shards of a template.
+
+Shapes: Q queries, K neighbours, D width, R candidates, G groups of queries with the same filter.
 """
 
 import io
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scgpt_ray.errors import ReferenceSetError
+from scgpt_ray.index.assigned import Bitmap
+from scgpt_ray.index.codes import Codes
 from scgpt_ray.index.description import CENTRE
 from scgpt_ray.index.label_columns import of_rows, read_labels
-from scgpt_ray.index.neighbor_filter import NeighborFilter, masked
-from scgpt_ray.index.removal import removed_ids
-from scgpt_ray.index.search import (
-    NONE,
-    Mask,
-    Neighbors,
-    candidates,
-    exact_search,
-    merge,
-    no_neighbors,
-    scores_of,
-    search,
-)
-from scgpt_ray.index.shard import HALF, open_array, open_faiss
+from scgpt_ray.index.neighbor_filter import NeighborFilter
+from scgpt_ray.index.opened_shard import Shard, decoded, open_codes
+from scgpt_ray.index.rounds import Candidates, Reach, nearest
+from scgpt_ray.index.search import NONE, Mask, Neighbors, best, merge, no_neighbors, scores_of
 from scgpt_ray.records import ShardDescription
 from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
 from scgpt_ray.storage import Folder
@@ -50,12 +46,7 @@ from scgpt_ray.temporary_folder import temporary_folder
 CHOSEN_K = 10
 """Number of neighbours at which search parameters are chosen."""
 
-EXACT_ROWS = 20_000
-"""If a filter leaves at most this many cells of a shard, they are searched exactly."""
-
 _PER_NEIGHBOR = (2, 10)  # fewest and most candidates per neighbour that `rerank` stands for
-_SPARE = 16  # extra candidates sorted, so that most ties are resolved at once
-_EXACT_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -63,8 +54,8 @@ class SearchParams:
     """Parameters of an approximate search.
 
     Attributes:
-        nprobe: Inverted lists searched per shard.
-        rerank: Candidates re-ranked per shard for ten neighbours; ignored by an exact index.
+        nprobe: Inverted lists searched.
+        rerank: Candidates re-ranked for ten neighbours, of all shards together; ignored by an exact index.
     """
 
     nprobe: int
@@ -76,144 +67,20 @@ class SearchParams:
         return max(self.rerank, math.ceil(k * min(max(self.rerank / CHOSEN_K, fewest), most)))
 
 
-@dataclass(frozen=True)
-class Shard:
-    """An opened shard.
-
-    Attributes:
-        description: Names of its files.
-        index: The faiss index, whose ids are rows.
-        ids_N: int64 [n], soma_joinid of each row; memory-mapped.
-        vectors_ND: float16 [n, d], vectors minus the centre; memory-mapped; None if the index is exact.
-        centre_D: float32 [d].
-        left_N: bool [n], rows that are part of the index; None if all are.
-    """
-
-    folder: Folder
-    description: ShardDescription
-    index: faiss.Index
-    ids_N: Int64Array
-    vectors_ND: npt.NDArray[np.float16] | None
-    centre_D: Float32Matrix
-    left_N: Mask | None = None
-
-    @classmethod
-    def open(cls, folder: Folder, description: ShardDescription, centre_D: Float32Matrix, cache: Path) -> "Shard":
-        """Open the files of a shard.
-
-        Raises:
-            ReferenceSetError: If one is missing, incomplete, or has another number of rows than the description says.
-        """
-        try:
-            index = open_faiss(folder.fetch(description.name, cache))
-            rows = (description.n_cells,)
-            ids_N = open_array(folder.fetch(description.ids, cache), np.int64, rows)
-            vectors_ND = None
-            if description.vectors is not None:
-                vectors_ND = open_array(folder.fetch(description.vectors, cache), HALF, (*rows, index.d))
-        except FileNotFoundError as error:
-            raise ReferenceSetError(
-                f"{error.filename or error} is missing", expected="every file of the index", remedy="build it again"
-            ) from None
-        left_N = None if description.removed is None else ~np.isin(ids_N, removed_ids(folder, description))
-        return cls(folder, description, index, ids_N, vectors_ND, centre_D, left_N)
-
-    @property
-    def rows(self) -> Int64Array:
-        """Rows that are part of the index, int64, ascending."""
-        return np.arange(len(self.ids_N)) if self.left_N is None else np.flatnonzero(self.left_N)
-
-    def rows_of(self, ids: Int64Array) -> Int64Array:
-        """Rows of those of some cells that the shard holds and that are part of the index, int64 [some]."""
-        if not len(self.ids_N):
-            return np.empty(0, np.int64)
-        row_of = np.minimum(np.searchsorted(self.ids_N, ids), len(self.ids_N) - 1)
-        rows: Int64Array = row_of[self.ids_N[row_of] == ids]
-        return rows if self.left_N is None else rows[self.left_N[rows]]
-
-    def labels(self, columns: Sequence[str]) -> pa.Table:
-        """Read label columns, one row per row of the shard."""
-        with self.folder.open(self.description.labels) as stream:
-            return pq.read_table(stream, columns=list(columns))
-
-    def vectors(self, rows: Int64Array) -> Float32Matrix:
-        """Vectors of some rows, float32 [some, d]; rounded to half precision unless the index is exact."""
-        if self.vectors_ND is None:
-            return np.asarray(self.index.reconstruct_batch(rows), np.float32)
-        return self._differences(rows) + self.centre_D
-
-    def _differences(self, rows: Int64Array) -> Float32Matrix:
-        """Vectors of some rows minus the centre; the decoder of faiss gives what numpy's cast does in less time."""
-        assert self.vectors_ND is not None, "an exact index has no differences"
-        codes_ND = np.asarray(self.vectors_ND).view(np.uint8).take(rows, axis=0)
-        decoder = faiss.ScalarQuantizer(self.vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16)
-        return np.asarray(decoder.decode(codes_ND), np.float32)
-
-    def search(self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed_N: Mask | None) -> Neighbors:
-        """The k nearest: ids int64 [Q, k] and scores float32 [Q, k]."""
-        if self.left_N is not None:
-            allowed_N = self.left_N if allowed_N is None else allowed_N & self.left_N
-        if not len(self.ids_N) or (allowed_N is not None and not allowed_N.any()):
-            return no_neighbors(len(queries_QD), k)
-        if self.vectors_ND is None:
-            rows_QK, scores_QK = search(self.index, queries_QD, k, params.nprobe, allowed_N)
-            return self._named(rows_QK), scores_QK
-        if allowed_N is not None and (n_allowed := int(allowed_N.sum())) <= EXACT_ROWS:
-            return self.exact(queries_QD, k, np.flatnonzero(allowed_N))
-        # The cells that pass a filter are spread over more lists.
-        share = 1.0 if allowed_N is None else n_allowed / len(allowed_N)
-        nprobe = int(np.ceil(params.nprobe / share))
-        rows_QR = candidates(self.index, queries_QD, params.n_candidates(k), nprobe, allowed_N)
-        rows_QK, scores_QK = self._ranked(queries_QD, rows_QR, k)
-        return self._named(rows_QK), scores_QK
-
-    def exact(self, queries_QD: Float32Matrix, k: int, rows: Int64Array | None = None) -> Neighbors:
-        """Exact search among some rows; all that are part of the index if None."""
-        rows = self.rows if rows is None else rows
-        blocks = (rows[start : start + _EXACT_BLOCK] for start in range(0, len(rows), _EXACT_BLOCK))
-        return exact_search(((self.ids_N[block], self.vectors(block)) for block in blocks), queries_QD, k)
-
-    def _ranked(self, queries_QD: Float32Matrix, rows_QR: Int64Array, k: int) -> Neighbors:
-        """Re-rank candidates by their vectors and keep the k best."""
-        scores_QR = scores_of(queries_QD, rows_QR, self._differences)
-        scores_QR += np.einsum("qd,d->q", queries_QD, self.centre_D)[:, None]
-        return _best(rows_QR, scores_QR, k)
-
-    def _named(self, rows_QK: Int64Array) -> Int64Array:
-        return np.where(rows_QK == NONE, NONE, np.asarray(self.ids_N)[np.maximum(rows_QK, 0)])
-
-
-def _best(rows_QR: Int64Array, scores_QR: Float32Matrix, k: int) -> Neighbors:
-    """`merge` of one result with many candidates: only the best are sorted."""
-    n = k + _SPARE
-    if rows_QR.shape[1] <= n:
-        return merge([(rows_QR, scores_QR)], k)
-    best_Qn = np.argpartition(-scores_QR, n - 1, axis=1)[:, :n]
-    kept_Qn = np.take_along_axis(scores_QR, best_Qn, axis=1)
-    rows_QK, scores_QK = merge([(np.take_along_axis(rows_QR, best_Qn, axis=1), kept_Qn)], k)
-    tied = np.flatnonzero(scores_QK[:, -1] == kept_Qn.min(axis=1))
-    rows_QK[tied], scores_QK[tied] = merge([(rows_QR[tied], scores_QR[tied])], k)
-    return rows_QK, scores_QK
-
-
-def drawn_rows(shards: Sequence[ShardDescription], n: int, seed: int) -> list[Int64Array]:
-    """Draw n cells of all shards uniformly, all if there are fewer: ascending places in `Shard.rows`, int64 [some]."""
-    ends = np.cumsum([shard.n_left for shard in shards])
-    drawn = np.sort(np.random.default_rng(seed).choice(ends[-1], min(n, ends[-1]), replace=False))
-    cut = np.split(drawn, np.searchsorted(drawn, ends)[:-1])
-    return [rows - (end - shard.n_left) for rows, end, shard in zip(cut, ends, shards, strict=True)]
-
-
 class Searcher:
     """Search in some shards of an index, which are opened by the first search."""
 
     def __init__(self, folder: Folder, shards: Sequence[ShardDescription]) -> None:
         self._folder, self._descriptions = folder, shards
         self._read: dict[tuple[str, str], pa.Array] = {}
+        most = max((shard.n_cells for shard in shards), default=0)
+        self._bits = max(3, (max(1, most) - 1).bit_length())  # rows of a shard; a bitmap has whole bytes for each
 
     @cached_property
     def _cache(self) -> Path:
-        """A temporary folder, deleted with this object."""
+        """A local folder with the files; a temporary one is deleted with this object."""
+        if self._folder.is_local:
+            return self._folder.path
         opened = ExitStack()
         weakref.finalize(self, opened.close)
         return opened.enter_context(temporary_folder())
@@ -222,24 +89,133 @@ class Searcher:
     def shards(self) -> list[Shard]:
         """The opened shards."""
         centre_D = np.load(io.BytesIO(self._folder.read(CENTRE)), allow_pickle=False)
-        cache = self._folder.path if self._folder.is_local else self._cache
-        return [Shard.open(self._folder, description, centre_D, cache) for description in self._descriptions]
+        return [Shard.open(self._folder, description, centre_D, self._cache) for description in self._descriptions]
+
+    @cached_property
+    def _held(self) -> list[Shard]:
+        """Those that hold cells. A cell has a place: that of its shard in this list times 2^bits, plus its row."""
+        return [shard for shard in self.shards if shard.description.n_cells]
+
+    @cached_property
+    def _codes(self) -> Codes:
+        opened = (open_codes(self._folder, shard.description, self._cache) for shard in self._held)
+        return Codes(opened, self._bits)
 
     def search(
         self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None = None
     ) -> Neighbors:
         """The k nearest neighbours over all shards: ids int64 [Q, k], -1 for none, and scores float32 [Q, k]."""
-        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-        return merge([self._search(shard, queries_QD, k, params, allowed) for shard in self.shards], k)
 
-    def _search(
-        self, shard: Shard, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
-    ) -> Neighbors:
-        labels = None if allowed is None else self._labels(shard, allowed.needs(self._schema))
+        def ask(method: str, asked: Any, *arguments: Any, own: Sequence[Any] | None = None) -> list[Any]:
+            return [getattr(self, method)(asked, *arguments, *(own or ()))]
+
+        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+        if self._descriptions[0].vectors is None:
+            return self.among(queries_QD, k, allowed)
+        return nearest(ask, queries_QD, k, params.nprobe, params.n_candidates(k), allowed, alone=True)
+
+    def among(self, queries_QD: Float32Matrix, k: int, allowed: NeighborFilter | None) -> Neighbors:
+        """Exact search among the cells that each query may find."""
         ids_QK, scores_QK = no_neighbors(len(queries_QD), k)
-        for rows, mask_N in masked(allowed, len(queries_QD), labels):
-            ids_QK[rows], scores_QK[rows] = shard.search(queries_QD[rows], k, params, mask_N)
+        for rows, masks in self._groups(len(queries_QD), allowed):
+            found = [shard.among(queries_QD[rows], k, mask) for shard, mask in zip(self._held, masks, strict=True)]
+            if found:
+                ids_QK[rows], scores_QK[rows] = merge(found, k)
         return ids_QK, scores_QK
+
+    def reach(self, allowed: NeighborFilter) -> Reach:
+        """How many cells a filter leaves."""
+        cells_G = np.zeros(len(allowed.groups), np.int64)
+        for rows, masks in self._groups(len(allowed.group_Q), allowed):
+            left = [shard.left(mask) for shard, mask in zip(self._held, masks, strict=True)]
+            cells_G[allowed.group_Q[rows[0]]] = sum(int(mask.sum()) for mask in left if mask is not None)
+        return Reach(cells_G, sum(shard.n_left for shard in self._descriptions), self._codes.n_lists)
+
+    def candidates(
+        self, queries_QD: Float32Matrix, nprobe_G: Int64Array, n: int, allowed: NeighborFilter | None, named: bool
+    ) -> Candidates:
+        """The n cells with the nearest codes; `nprobe_G` lists are searched for the queries of a group."""
+        places_QR, scores_QR = no_neighbors(len(queries_QD), n)
+        for rows, masks in self._groups(len(queries_QD), allowed):
+            group = 0 if allowed is None else allowed.group_Q[rows[0]]
+            bitmap = self._left if allowed is None else self._bitmap(masks)
+            found = self._codes.nearest(queries_QD[rows], n, int(nprobe_G[group]), self._in_order, bitmap)
+            places_QR[rows], scores_QR[rows] = found
+        return Candidates(places_QR, self._ids_of(places_QR) if named else None, scores_QR)
+
+    def ranked(self, queries_QD: Float32Matrix, k: int, places_QR: Int64Array) -> Neighbors:
+        """Re-rank candidates by their vectors, and keep the k best."""
+        if not self._held:
+            return no_neighbors(len(queries_QD), k)
+        scores_QR = scores_of(queries_QD, places_QR, self._differences)
+        scores_QR += np.einsum("qd,d->q", queries_QD, self._held[0].centre_D)[:, None]
+        places_QK, scores_QK = best([(places_QR, scores_QR)], k, self._in_order)
+        return self._ids_of(places_QK), scores_QK
+
+    def _groups(
+        self, n_queries: int, allowed: NeighborFilter | None
+    ) -> Iterator[tuple[Int64Array, Sequence[Mask | None]]]:
+        """Yield rows of queries that may find the same cells, int64 [some], and which of each shard."""
+        if allowed is None:
+            yield np.arange(n_queries), [None] * len(self._held)
+            return
+        columns = allowed.needs(self._schema)
+        for found in zip(*(allowed.masks(self._labels(shard, columns)) for shard in self._held), strict=True):
+            yield found[0][0], [mask for _, mask in found]
+
+    @cached_property
+    def _left(self) -> Bitmap | None:
+        """The places of cells that are part of the index; None for all."""
+        return self._bitmap([None] * len(self._held))
+
+    def _bitmap(self, masks: Sequence[Mask | None]) -> Bitmap | None:
+        """The places of those of some cells that are part of the index; None for all."""
+        left = [shard.left(mask) for shard, mask in zip(self._held, masks, strict=True)]
+        if all(mask is None for mask in left):
+            return None
+        bitmap = np.zeros((len(left), 1 << self._bits >> 3), np.uint8)
+        for bits_B, shard, mask in zip(bitmap, self._held, left, strict=True):
+            packed = np.packbits(np.ones(len(shard.ids_N), np.bool_) if mask is None else mask, bitorder="little")
+            bits_B[: len(packed)] = packed
+        return bitmap.ravel()
+
+    def _by_shard(self, places_N: Int64Array) -> Iterator[tuple[Shard, Int64Array | slice, Int64Array]]:
+        """Yield shards that hold some of the places, where these are among the places, and their rows."""
+        if len(self._held) <= 1:
+            yield from ((shard, slice(None), places_N) for shard in self._held)
+            return
+        shard_N = (places_N >> self._bits).astype(np.uint16)
+        order = np.argsort(shard_N, kind="stable")  # linear for numbers of two bytes
+        ends = np.searchsorted(shard_N, np.arange(1, len(self._held), dtype=np.uint16), sorter=order)
+        for shard, where in zip(self._held, np.split(order, ends), strict=True):
+            if len(where):
+                yield shard, where, places_N[where] & ((1 << self._bits) - 1)
+
+    def _in_order(self, places: Int64Array) -> Int64Array:
+        """Numbers of places that are in the order of their soma_joinids."""
+        return places if self._is_in_order else self._ids_of(places)
+
+    @cached_property
+    def _is_in_order(self) -> bool:
+        """Whether each shard has larger soma_joinids than those before it, as it is built."""
+        return all(before.ids_N[-1] < shard.ids_N[0] for before, shard in pairwise(self._held))
+
+    def _ids_of(self, places: Int64Array) -> Int64Array:
+        """soma_joinids of places of any shape; -1 of -1."""
+        ids = np.full(places.shape, NONE, np.int64)
+        is_cell = places != NONE
+        of_cells = ids[is_cell]
+        for shard, where, rows in self._by_shard(places[is_cell]):
+            of_cells[where] = shard.ids_N[rows]
+        ids[is_cell] = of_cells
+        return ids
+
+    def _differences(self, places_N: Int64Array) -> Float32Matrix:
+        """Vectors minus the centre, float32 [N, D]."""
+        halves = np.empty((len(places_N), 2 * len(self._held[0].centre_D)), np.uint8)
+        for shard, where, rows in self._by_shard(places_N):
+            halves[where] = shard.halves(rows)
+        return decoded(halves)
 
     def labels(self, ids: Int64Array, columns: Sequence[str]) -> pa.Table:
         """soma_joinid and label columns of those of some cells that are in these shards; int64 [n], each once."""

@@ -237,7 +237,7 @@ def finish(
     target = described.request["target_recall"]
     recall_sample = recall_sample or _recall_sample(reference, executor, source, manifest)
     nlist = n_lists(empty_index(described.factory, described.d))
-    cost = cost_model(described.factory, described.d, described.n_cells, len(described.shards), nlist)
+    cost = cost_model(described.factory, described.d, described.n_cells, nlist)
 
     def search(queries_QD: Any, k: int, params: Any) -> Any:
         return reference.neighbors(queries_QD, k, params=params)

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 
 from scgpt_ray.errors import ConfigError, ReferenceSetError
 from scgpt_ray.index.description import require_index
-from scgpt_ray.index.factory import empty_index, n_lists
+from scgpt_ray.index.factory import EXACT, empty_index, n_lists
 from scgpt_ray.index.neighbor_filter import NeighborFilter, condition_of
+from scgpt_ray.index.opened_shard import Shard, drawn_rows
 from scgpt_ray.index.removal import left_of
+from scgpt_ray.index.rounds import nearest
 from scgpt_ray.index.search import NONE, Neighbors, exact_search, merge, no_neighbors, set_threads
-from scgpt_ray.index.searcher import Searcher, SearchParams, Shard, drawn_rows
+from scgpt_ray.index.searcher import Searcher, SearchParams
 from scgpt_ray.index.shard import require_files
 from scgpt_ray.parts.parts import read_vectors
 from scgpt_ray.pipelines.executor import Executor
@@ -169,14 +171,22 @@ class Reference:
     def _ask(
         self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
     ) -> Neighbors:
-        return merge(self._answers("search", queries_QD, k, params, allowed), k)
+        if isinstance(self._searchers, Searcher):
+            return self._searchers.search(queries_QD, k, params, allowed)
+        if self.index.factory == EXACT:
+            return merge(self._answers("among", queries_QD, k, allowed), k)
+        n_candidates = params.n_candidates(k)
+        return nearest(self._answers, queries_QD, k, params.nprobe, n_candidates, allowed, alone=False)
 
-    def _answers(self, method: str, asked: Any, *arguments: Any) -> list[Any]:
-        """What a method of the searchers says to a large array, which is sent once."""
+    def _answers(self, method: str, asked: Any, *arguments: Any, own: Sequence[Any] | None = None) -> list[Any]:
+        """What a method of the searchers says to a large array, which is sent once, and to what is theirs alone."""
         if isinstance(self._searchers, Searcher):
             return [getattr(self._searchers, method)(asked, *arguments)]
         shared = self._executor.share(asked)
-        answers = [searcher(method, shared, *arguments) for searcher in self._searchers]
+        last = [()] * len(self._searchers) if own is None else [(each,) for each in own]
+        answers = [
+            searcher(method, shared, *arguments, *each) for searcher, each in zip(self._searchers, last, strict=True)
+        ]
         return [wait() for wait in answers]
 
     @cached_property
@@ -252,20 +262,12 @@ class Reference:
         return np.concatenate(ids), np.concatenate(vectors), labels
 
 
-class _Group:
+class _Group(Searcher):
     """An actor that holds some shards open; its state is in files, so that it can be restarted."""
 
     def __init__(self, folder: Folder, shards: tuple[ShardDescription, ...], threads: int) -> None:
         set_threads(threads)
-        self._searcher = Searcher(folder, shards)
-
-    def search(
-        self, queries_QD: Float32Matrix, k: int, params: SearchParams, allowed: NeighborFilter | None
-    ) -> Neighbors:
-        return self._searcher.search(queries_QD, k, params, allowed)
-
-    def labels(self, ids: Int64Array, columns: Sequence[str]) -> pa.Table:
-        return self._searcher.labels(ids, columns)
+        super().__init__(folder, shards)
 
 
 def _search_exactly(folder: Folder, shard: ShardDescription, queries_QD: Float32Matrix, k: int) -> Neighbors:

@@ -72,9 +72,9 @@ class IndexDescription(Record):
     """All that a search needs to know, and what was measured when the index was built."""
 
     file = "index.json"
-    remedy = "build the index again with this version of scgpt-ray"
+    remedy = "build the index again with this version of scgpt-ray; without its index.json, shards are kept"
 
-    format: Literal[5] = 5
+    format: Literal[6] = 6
     metric: Literal["cosine"] = "cosine"
     request: dict[str, Any]
     """What was asked for, with defaults filled in; equal requests give equal indexes."""
@@ -87,7 +87,7 @@ class IndexDescription(Record):
     nprobe: Size
     """Inverted lists to look into for the recall below."""
     rerank: Count
-    """Candidates of a shard that are ranked again by their vectors, for ten neighbours; 0 for none."""
+    """Candidates, of all shards together, that are ranked again by their vectors for ten neighbours; 0 for none."""
     recall_at_10: Fraction
     """Part of the true ten nearest neighbours found, measured on a sample."""
     recall_queries: Count
