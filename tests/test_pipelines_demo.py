@@ -5,6 +5,7 @@ import json
 import pytest
 
 from scgpt_ray.cli import DONE, main
+from tests.tracked_runs import nested_runs
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,7 @@ def test_the_whole_chain_on_real_cells(demo_run):
     for place in places:
         assert (folder / place).exists()
         assert any(str(folder / place.split("/")[0]) in line for line in lines)
+    assert nested_runs(folder / "mlflow.db", "demo") == ["embed", "embed", "index", "map"]
 
 
 def test_a_second_time_finds_everything_done(demo_run, capsys):

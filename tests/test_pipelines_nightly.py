@@ -10,6 +10,7 @@ from scgpt_ray.pipelines import nightly as nightly_module
 from scgpt_ray.records import GateReport, IndexDescription
 from scgpt_ray.storage import Folder
 from tests.test_pipelines_quarantine import damage
+from tests.tracked_runs import nested_runs
 
 
 @pytest.fixture
@@ -55,6 +56,8 @@ def test_nights(world, tmp_path):
     assert night(keep=1)["carried"] == 150
     assert (runs(tmp_path), holds(tmp_path)) == (["run-00003"], ("run-00003", 158))
     assert scgpt_ray.validate(index=str(tmp_path / "out" / "index")) == []
+    verbs = ["embed", "index", "index", "index", "refresh", "refresh"]
+    assert nested_runs(tmp_path / "out" / "mlflow.db", "nightly") == verbs
     with pytest.raises(OutputError, match=r"run-00003 was made with other options: --max-length 64, there 1200; "):
         night(max_length=64)
 

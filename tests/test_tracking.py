@@ -8,7 +8,6 @@ import sqlite3
 import threading
 import time
 
-import mlflow
 import psutil
 import pytest
 
@@ -18,17 +17,12 @@ from scgpt_ray.identity import digest_of
 from scgpt_ray.mlflow_run import EXPERIMENT, make_store
 from scgpt_ray.storage import Folder
 from scgpt_ray.tracking import SPOOL, Input, Tracker, versions
+from tests.tracked_runs import runs
 
 
 @pytest.fixture
 def no_server(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-def runs(uri):
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    return client, client.search_runs([experiment.experiment_id])
 
 
 def test_a_run_lands_next_to_the_output_folder(tmp_path, no_server):
