@@ -182,7 +182,7 @@ class H5adSource:
 
     def can_save(self, joinids: Int64Array) -> bool:
         """Whether `save` writes these rows: part of a file passes through memory, and a copy takes place on a disk."""
-        return self.n_bytes <= (_COPIED_BYTES if self._are_all(joinids) else _WHOLE_BYTES)
+        return self.n_bytes <= _COPIED_BYTES and (self.n_bytes <= _WHOLE_BYTES or self._are_all(joinids))
 
     def save(self, joinids: Int64Array, path: Path) -> None:
         """Write an .h5ad file with all that this one has of some cells.
