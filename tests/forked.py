@@ -4,6 +4,7 @@ That `python -m scgpt_ray` is the same program, tests of `test_cli.py`, `test_ba
 """
 
 import atexit
+import contextlib
 import multiprocessing.forkserver
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -70,6 +72,20 @@ class Forked:
         """What it printed on stdout and stderr."""
         self.wait()
         return self.out.read_text(), self.err.read_text()
+
+
+def still_alive(processes, seconds):
+    """Which of them have not ended after a time; one that has may wait long for the process that adopted it."""
+    deadline = time.monotonic() + seconds
+    while (there := [one for one in processes if _is_alive(one)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return there
+
+
+def _is_alive(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @cache

@@ -12,6 +12,7 @@ import yaml
 from scgpt_ray import __version__
 from scgpt_ray.cli import DONE, FAILED, main
 from scgpt_ray.config.settings import option_name
+from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.verbs import VERBS
 
 
@@ -72,6 +73,8 @@ def test_each_verb_that_works_has_a_recipe(request):
 @pytest.mark.parametrize("verb", [name for name in VERBS if name not in ("demo", "submit")])
 def test_the_examples_of_help_run_in_the_folder_of_a_demo(verb, demo_folder, monkeypatch, capsys):
     monkeypatch.chdir(demo_folder)
+    monkeypatch.setattr(plan_probe, "_SECONDS", 0.2)
+    monkeypatch.setattr(plan_probe, "start_s", lambda *_, **__: 5.0)  # test_pipelines_plan.py measures it
     for example in VERBS[verb].settings_class().examples:
         assert main(shlex.split(example)[1:]) == DONE, capsys.readouterr().err
 

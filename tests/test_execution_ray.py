@@ -23,7 +23,7 @@ from scgpt_ray.pipelines.partition_steps import EmbedPartition, gene_tokens
 from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.schema import EMBEDDING
 from scgpt_ray.storage import Folder
-from tests.forked import Forked
+from tests.forked import Forked, still_alive
 
 pytestmark = pytest.mark.ray
 
@@ -191,8 +191,7 @@ def test_a_killed_driver_resumes_to_the_same_bytes(undisturbed, blood_file, chec
     assert main([*command, "serial"]) == DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
     assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == expected
-    _, alive = psutil.wait_procs(below, timeout=63)
-    assert not alive
+    assert not still_alive(below, 63)
 
 
 def tracked(output):
@@ -227,8 +226,7 @@ def test_a_driver_that_is_asked_to_stop(blood_file, checkpoint, executor, number
     assert log.splitlines()[-1] == "scgpt-ray: interrupted; what is committed stays, and the same command resumes"
     result = json.loads((output / "result.json").read_text())
     assert (result["status"], result["exit_code"]) == ("interrupted", code)
-    _, alive = psutil.wait_procs(below, timeout=10)  # without a shutdown it is up to 63
-    assert not alive
+    assert not still_alive(below, 10)  # without a shutdown it is up to 63
     assert tracked(output) == ["KILLED"], log
     assert main([*command, "serial"]) == DONE  # in this process, which need not start workers
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260

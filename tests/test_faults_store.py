@@ -2,8 +2,6 @@
 
 import contextlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -12,6 +10,7 @@ import pytest
 from scgpt_ray.cli import DONE, TERMINATED, main
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.storage import Folder
+from tests.forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -70,19 +69,16 @@ def test_bursts_of_503(embed, s3, proxy, caplog, tmp_path):
     assert alike[0].equals(alike[1])
 
 
-def test_a_run_that_waits_is_stopped(embed, s3, proxy):
+def test_a_run_that_waits_is_stopped(embed, s3, proxy, tmp_path):
     """Neither the record of its end nor the lease is waited for: SIGTERM ends it within 30 s, 10 on an idle machine."""
-    command = [sys.executable, "-m", "scgpt_ray", *embed, f"{s3}/out", "--cells-per-partition", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not Folder.at(f"{s3}/out/parts").names():
-            assert process.poll() is None
-            time.sleep(0.1)
+    with Forked([*embed, f"{s3}/out", "--cells-per-partition", "2"], tmp_path) as process:
+        process.until(Folder.at(f"{s3}/out/parts").names, 0.1)
         proxy.trouble("503 ")
-        said = [next(line for line in process.stderr if "waiting" in line)]
+        process.until(lambda: "waiting" in process.err.read_text())
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
-        said += process.stderr
         assert process.wait() == TERMINATED
     assert time.monotonic() - asked < 30
+    said = process.err.read_text().splitlines()
     assert "Traceback" not in "".join(said)
     assert [line for line in said if line.startswith("scgpt-ray:")][-1].startswith("scgpt-ray: interrupted")

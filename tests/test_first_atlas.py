@@ -32,6 +32,7 @@ from scgpt_ray.parts.checksums import SUMS
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.storage import Folder
 from tests.conftest import new_bucket
+from tests.forked import Forked
 from tests.test_atlas_census import BUCKET, MIRRORS, described
 from tests.test_atlas_embedding_soma import get_embedding
 
@@ -42,17 +43,6 @@ HIDDEN = ("AWS_ENDPOINT_URL", "AWS_REGION")
 """What the tests reach the store by, and commands do not: they have options."""
 BLOOD = "tissue_general == 'blood'"
 COMMAND = ("embed", "--atlas", "census:stable", "--checkpoint", "whole-human", "--obs-filter", BLOOD, "--output")
-
-# The command line with other sums of whole-human, which is not at hand.
-PROGRAM = """
-import json, os, sys
-from dataclasses import replace
-from scgpt_ray.cli import main
-from scgpt_ray.network.published import PUBLISHED, Known
-files = {name: Known(digest) for name, digest in json.loads(os.environ["WHOLE_HUMAN"]).items()}
-PUBLISHED["whole-human"] = replace(PUBLISHED["whole-human"], files=files)
-sys.exit(main())
-"""
 
 
 def synthetic_cells(names, n_cells, n_genes=1500):
@@ -145,8 +135,7 @@ class World:
 
     def process(self, *words):
         """Start a process of the command line, with the options that lead to the loopback store."""
-        line = [sys.executable, "-c", PROGRAM, *words, *self.storage]
-        return subprocess.Popen(line, env=self.environment, stdout=-1, stderr=-1, text=True)
+        return Forked([*words, *self.storage], self.folder, self.environment, ("tests.own_sums", "main"))
 
     def command(self, *words, **variables):
         """Run a command in this process as a process would; returns the exit code."""
@@ -168,9 +157,9 @@ class World:
 
     def done(self, *words):
         """Run a process that succeeds; returns its result and its log."""
-        with self.process(*words) as process:
-            out, err = process.communicate()
-        assert process.returncode == DONE, err
+        process = self.process(*words)
+        out, err = process.communicate()
+        assert process.poll() == DONE, err
         return json.loads(out.splitlines()[-1]), err
 
 
@@ -192,11 +181,10 @@ def world(s3, s3_server, shared, tmp_path, request):
 def kill(world, words, parts, *, after):
     """Kill a command at a random moment after it has committed more parts than that; returns their number."""
     with world.process(*words) as process:
-        while len(parts.names()) <= after and process.poll() is None:
-            time.sleep(0.1)
+        process.until(lambda: len(parts.names()) > after, 0.1)
         time.sleep(random.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, process.err.read_text()
     return len(parts.names())
 
 

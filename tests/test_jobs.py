@@ -129,6 +129,7 @@ def test_a_recipe(submit, blood_file, checkpoint, tmp_path):
     assert scgpt_ray.status(folder=str(output)).state == "finished"
     while (done := submit(recipe)[0]).returncode == BAD_INPUT:  # Ray sees the end of a job a little later
         assert time.monotonic() < deadline, done.stderr
+        time.sleep(1)
     values = json.loads(done.stdout.splitlines()[-1])
     assert (done.returncode, values["state"], values["job"]) == (DONE, "SUCCEEDED", f"{first['job']}-try2")
     assert "nothing to do" in done.stderr, "the log of the job"

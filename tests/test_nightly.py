@@ -1,11 +1,6 @@
 """The nights of a platform team on S3, with real cells: full, nothing new, killed, refreshed, found, validated."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import anndata
@@ -19,6 +14,7 @@ from scgpt_ray.cli import DONE, main
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.records import ChangeCounts, Changes, IndexDescription
 from scgpt_ray.storage import Folder
+from tests.forked import Forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -61,13 +57,11 @@ class Atlas:
             self._sent.add(file)
 
 
-def kill(words, run):
+def kill(words, run, place):
     """Start a command, and kill it when it has committed a part."""
-    with subprocess.Popen([sys.executable, "-m", "scgpt_ray", *words], stdout=-1, stderr=-1) as process:
-        while not run.folder("parts").names():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        os.kill(process.pid, signal.SIGKILL)
+    with Forked(words, place) as process:
+        process.until(run.folder("parts").names, 0.1)
+        process.kill()
 
 
 def test_nights(shared, s3, make_soma, tmp_path, capsys):
@@ -92,7 +86,7 @@ def test_nights(shared, s3, make_soma, tmp_path, capsys):
     atlas.change(changed)
     atlas.publish()
     run, index = Folder.at(f"{s3}/nights/run-00002"), Folder.at(f"{s3}/nights/index")
-    kill(words, run)
+    kill(words, run, tmp_path)
     assert scgpt_ray.status(folder=run.uri).state == "killed"
     assert IndexDescription.read(index).embeddings.endswith("run-00001"), "readers find the earlier night"
     found = night()

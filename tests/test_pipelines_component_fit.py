@@ -171,9 +171,13 @@ def test_a_killed_run_is_finished_byte_by_byte(blood_file, run, tmp_path):
 
 @pytest.mark.slow
 def test_pbmc3k_has_the_components_of_scikit_learn(shared, tmp_path):
-    place = shared / "data" / "pbmc3k.h5ad"
-    scgpt_ray.embed(atlas=str(place), checkpoint="pca", output=str(tmp_path / "run"), executor="serial")
-    cells, components = anndata.read_h5ad(place), read_encoder(tmp_path / "run" / "checkpoint")
+    """A third of its cells."""
+    cells = anndata.read_h5ad(shared / "data" / "pbmc3k.h5ad")[::3].copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    scgpt_ray.embed(
+        atlas=str(tmp_path / "cells.h5ad"), checkpoint="pca", output=str(tmp_path / "run"), executor="serial"
+    )
+    components = read_encoder(tmp_path / "run" / "checkpoint")
     assert components.components_CH.shape == (50, 2000)
     names = cells.var.get("feature_name", cells.var_names)
     vectors = dense_vectors(read_embeddings(Folder.at(tmp_path / "run"))[EMBEDDING])

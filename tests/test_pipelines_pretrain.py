@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from scgpt_ray.network.embedder import Embedder
 from scgpt_ray.pipelines.pretrain import on_gpus, pretrain
 from scgpt_ray.tokenizer.vocabulary import SPECIALS
 from scgpt_ray.training.state import STATE
+from tests.forked import Forked, still_alive
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -196,34 +195,23 @@ def test_a_killed_driver_resumes_to_the_same_losses(train, blood_file, tmp_path,
     """kill -9 of the program after the first saving; the same command then does what is left."""
     folder, options = tmp_path / "out", GENERATIVE | {"steps": 40}
     other, whole = train("whole", **options)
-    command = [
-        sys.executable,
-        "-m",
-        "scgpt_ray",
-        "pretrain",
-        "--atlas",
-        str(blood_file),
-        "--output",
-        str(folder),
-        "--executor",
-        "serial",
-    ]
+    command = ["pretrain", "--atlas", str(blood_file), "--output", str(folder), "--executor", "serial"]
     for name, value in options.items():
         command += ["--" + name.replace("_", "-"), str(value)]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    assert wait_for(lambda: has_saved(folder) or driver.poll() is not None)
+    driver = Forked(command, tmp_path)
+    driver.until(lambda: has_saved(folder))
     below = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
     for process in below:
         if process.is_running():
             process.kill()
-    psutil.wait_procs(below, timeout=60)
+    still_alive(below, 60)
     assert not (folder / "metrics.json").exists()
     parts = {path: path.stat().st_mtime_ns for path in Path(folder / "tokens").rglob("part-*")}
     caplog.clear()
     caplog.set_level("INFO")
-    assert main(command[3:]) == DONE
+    assert main(command) == DONE
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["verb"], told["steps"]) == ("pretrain", 40)
     assert "step 10:" not in caplog.text  # it was there

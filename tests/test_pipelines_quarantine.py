@@ -368,7 +368,7 @@ def test_a_cell_that_kills_its_worker(by_value, blood_file, checkpoint, tmp_path
     assert reads.count(f"{guilty.first} {guilty.last}") == 3
     assert sum(reads.count(f"{p.first} {p.last}") for p in plan.partitions if p != guilty) == len(plan.partitions) - 1
     Path(deadly["healed"]).touch()
-    assert embedded_from(Deadly, settings, **deadly).n_quarantined == 0
+    assert embedded_from(Deadly, EmbedSettings.of(request | {"executor": "serial"}), **deadly).n_quarantined == 0
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 

@@ -71,15 +71,15 @@ def vectors(output):
 
 @pytest.mark.ray
 def test_a_vector_depends_on_the_cell_alone(local_ray, reference, pbmc3k, network, tmp_path):
-    """Two actors, cells shuffled, genes permuted, cut into two files, another partition size."""
+    """Cells shuffled, genes permuted, cut into two files, another partition size; two actors, and one process."""
     random = np.random.default_rng(3)
     cells = anndata.read_h5ad(pbmc3k)
     shuffled = cells[random.permutation(cells.n_obs)][:, random.permutation(cells.n_vars)]
     found = {}
-    for name, piece in (("a", shuffled[:250]), ("b", shuffled[250:])):
+    for name, executor, piece in (("a", "ray", shuffled[:250]), ("b", "serial", shuffled[250:])):
         piece.write_h5ad(tmp_path / f"{name}.h5ad")
         scgpt_ray.embed(
-            executor="ray",
+            executor=executor,
             atlas=str(tmp_path / f"{name}.h5ad"),
             checkpoint=network,
             output=str(tmp_path / name),

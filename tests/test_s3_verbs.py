@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import anndata
 import numpy as np
@@ -15,6 +11,7 @@ import pytest
 from scgpt_ray.cli import BAD_INPUT, DONE, main
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.storage import Folder
+from tests.forked import Forked
 
 EMBED = ("embed", "--max-length", "16", "--cells-per-partition", "64", "--obs-columns", "cell_type", "donor")
 SERIAL = ("--executor", "serial")
@@ -148,23 +145,17 @@ def test_all_verbs(s3, inputs, tmp_path, capsys):
         "--output", f"{s3}/again", *SERIAL)  # fmt: skip
 
 
-def command(*words):
-    return [sys.executable, "-m", "scgpt_ray", *map(str, words)]
-
-
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_killed_run_on_ray_is_resumed(s3, inputs):
+def test_a_killed_run_on_ray_is_resumed(s3, inputs, tmp_path):
     """Its workers have another endpoint in the environment than the one that is named."""
     url = os.environ["AWS_ENDPOINT_URL"]
     variables = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
-    words = command(*embed(s3, "atlas", f"{s3}/out"), "--executor", "ray", "--storage", f"endpoint={url}")
-    parts = Folder.at(f"{s3}/out/parts")
-    with subprocess.Popen(words, env=variables, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while not parts.names() and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+    words = [*embed(s3, "atlas", f"{s3}/out"), "--executor", "ray", "--storage", f"endpoint={url}"]
+    with Forked(words, tmp_path, variables) as process:
+        process.until(Folder.at(f"{s3}/out/parts").names, 0.5)
+        process.kill()
     assert not Folder.at(f"{s3}/out").has("manifest.json")
-    subprocess.run(words, env=variables, check=True, capture_output=True)
+    assert Forked(words, tmp_path, variables).wait() == DONE
     run(*embed(inputs, "atlas", f"{s3}/local"), *SERIAL)
     assert same(f"{s3}/out", f"{s3}/local")

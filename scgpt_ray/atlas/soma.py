@@ -5,11 +5,10 @@ time, and every scattered cell a whole tile), with buffers small enough for glib
 process; a counting sort orders the entries (see `ragged`). Scale by processes, not by threads.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
@@ -21,24 +20,17 @@ import pyarrow as pa
 import tiledbsoma as soma
 
 from scgpt_ray.atlas.genes import VAR_JOINID
-from scgpt_ray.atlas.obs_filter import Combination, Comparison, Condition, parse
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.atlas.prefetch import in_order
 from scgpt_ray.atlas.ragged import Part, add_readable, add_totals, gather
 from scgpt_ray.atlas.soma_experiment import cell_name_column, gene_name_column, open_experiment, read_whole
 from scgpt_ray.atlas.soma_matrix import bytes_read, find_matrix, find_measurement, read_parts, sample
-from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, plain_columns, refuse_missing
+from scgpt_ray.atlas.soma_selection import Selection
+from scgpt_ray.atlas.table import cells_block, not_counts, obs_blocks, refuse_missing
 from scgpt_ray.errors import AtlasError, DamagedError
 from scgpt_ray.object_store import ObjectStore, current
 from scgpt_ray.patience import patiently
 from scgpt_ray.schema import JOINID, OBS_ID, Int64Array
-
-logger = logging.getLogger(__name__)
-
-PRIMARY = "is_primary_data"
-"""Column of CELLxGENE: of the copies of a cell in several data sets, it is true of one."""
-
-_UNIQUE = Comparison(PRIMARY, "==", (True,))
 
 _WHOLE_CELLS = 50_000
 """Most cells that are read whole: about 1 GiB with 2,500 genes per cell."""
@@ -86,7 +78,7 @@ class SomaSource:
         """
         with self._opened() as experiment:
             self._matrix(experiment)
-            self._condition(experiment)
+            self._selection.condition(experiment.obs)
             present = experiment.obs.keys()
             named = [OBS_ID] if cell_name_column(experiment.obs) else []
             refuse_missing(self.obs_columns, [*named, *present], self.uri)
@@ -141,7 +133,7 @@ class SomaSource:
         """
         self.check()
         with self._opened() as experiment:
-            found = np.sort(self._selected(experiment))
+            found = np.sort(self._selection.joinids(experiment.obs))
         if not len(found):
             raise AtlasError(
                 f"{self.uri}: obs filter {self.obs_filter!r} selects no cell"
@@ -249,53 +241,12 @@ class SomaSource:
 
     @_patient
     def _obs(self, experiment: Any, joinids: slice, obs_columns: tuple[str, ...]) -> pa.Table:
-        own_name = cell_name_column(experiment.obs)
-        carried = [name for name in obs_columns if name != OBS_ID]
-        columns = list(dict.fromkeys([JOINID, *([own_name] if own_name else []), *carried]))
         with self._plain_errors():
-            table = pa.concat_tables(self._rows(experiment, columns, (joinids,)))
-        renamed = {
-            JOINID: JOINID,
-            **({OBS_ID: own_name} if own_name else {}),
-            **{name: name for name in carried},
-        }
-        named = pa.table({name: table[column] for name, column in renamed.items()})
-        return plain_columns(named).sort_by(JOINID)
+            return self._selection.table(experiment.obs, joinids, obs_columns)
 
-    def _selected(self, experiment: Any) -> Int64Array:
-        """Joinids of the selected cells; says how many are left out as duplicates.
-
-        Raises:
-            AtlasError: If all are.
-        """
-        asked = replace(self, unique=False)._rows(experiment, [JOINID, *([PRIMARY] if self.unique else [])])
-        table = pa.concat_tables(asked)
-        if self.unique:
-            n_asked, table = len(table), table.filter(_UNIQUE.mask(table))
-            if n_asked and not len(table):
-                raise AtlasError(
-                    f"{self.uri}: none of the {n_asked} cells has {PRIMARY} == True",
-                    expected="at least one unique cell",
-                    remedy="give --include-duplicates to take all",
-                )
-            logger.info(
-                "%s: %d of %d cells are unique (%s); --include-duplicates takes all",
-                self.uri, len(table), n_asked, PRIMARY,
-            )  # fmt: skip
-        return np.asarray(table[JOINID].to_numpy(), np.int64)
-
-    def _condition(self, experiment: Any) -> Condition | None:
-        asked = parse(self.obs_filter, experiment.obs.schema, self.uri) if self.obs_filter else None
-        if not self.unique:
-            return asked
-        return Combination("and", (asked, _UNIQUE)) if asked else _UNIQUE
-
-    def _rows(self, experiment: Any, columns: list[str], coords: tuple[slice, ...] = ()) -> Iterator[pa.Table]:
-        """Columns of obs of the selected cells, as many tables as TileDB splits them into, at least one."""
-        condition = self._condition(experiment)
-        others = sorted(condition.columns().difference(columns)) if condition else []
-        for table in experiment.obs.read(coords, column_names=[*columns, *others]):
-            yield (table.filter(condition.mask(table)) if condition else table).select(columns)
+    @property
+    def _selection(self) -> Selection:
+        return Selection(self.uri, self.obs_filter, self.unique)
 
     def _measurement(self, experiment: Any) -> Any:
         return find_measurement(experiment, self.measurement, self.uri)

@@ -165,8 +165,9 @@ def _soma(
     uri: str, settings: CellSettings, earlier: Mapping[str, Any], identifiers: bool, release: Release | None = None
 ) -> Source:
     # Imported here: tiledbsoma takes a second to import, and .h5ad files do not need it.
-    from scgpt_ray.atlas.soma import PRIMARY, SomaSource
+    from scgpt_ray.atlas.soma import SomaSource
     from scgpt_ray.atlas.soma_experiment import open_experiment
+    from scgpt_ray.atlas.soma_selection import PRIMARY
     from scgpt_ray.atlas.soma_snapshot import last_write
 
     # Consolidation may have replaced the files of a snapshot that this process opened before.
