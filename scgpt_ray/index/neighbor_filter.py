@@ -71,14 +71,22 @@ class NeighborFilter:
         """
         condition = condition_of(self.condition, labels.schema)
         met_N = np.ones(labels.num_rows, np.bool_) if condition is None else condition.mask(labels)
-        texts = {name: labels[name].cast(pa.string()).combine_chunks().dictionary_encode() for name in self.columns}
+        texts = {name: _encoded(labels[name]) for name in self.columns}
         for group in np.unique(self.group_Q):
             mask_N = met_N.copy()
             for name, value in zip(self.columns, self.groups[group], strict=True):
                 place = texts[name].dictionary.index(value)  # -1, which no cell has, if null or absent
-                is_other = pc.not_equal(texts[name].indices, place).fill_null(True)
+                codes = texts[name].indices
+                is_other = pc.not_equal(codes, pa.scalar(place.as_py(), codes.type)).fill_null(True)
                 mask_N &= is_other.to_numpy(zero_copy_only=False)
             yield np.flatnonzero(self.group_Q == group), mask_N
+
+
+def _encoded(values: pa.ChunkedArray) -> pa.DictionaryArray:
+    """Values as places in a dictionary of texts; a column of `label_columns.read_labels` is not copied."""
+    if pa.types.is_dictionary(values.type) and pa.types.is_string(values.type.value_type):
+        return values.unify_dictionaries().combine_chunks()
+    return values.cast(pa.string()).combine_chunks().dictionary_encode()
 
 
 def condition_of(text: str | None, schema: pa.Schema) -> Condition | None:

@@ -201,7 +201,7 @@ def speed(queries_QD: Float32Matrix, search: Search, params: SearchParams) -> di
 
 
 def bytes_per_cell(output: Folder, index: IndexDescription) -> dict[str, float]:
-    """Memory of the opened index and disk space, in bytes per cell."""
+    """Memory of the opened index, at most (merged lists take a little less), and disk space, in bytes per cell."""
     names = [TEMPLATE, *(name for shard in index.shards for name in shard.files)]
     disk = sum(output.size(name) or 0 for name in names)
     memory = sum(output.size(shard.name) or 0 for shard in index.shards)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _MOST_GONE = 0.2
 """Share of the rows of an index, which take disk, memory and time of a search, that may be of cells that are gone."""
 _MOST_ADDED = 16
-"""Shards that an index may have beyond those of one built anew; each takes files, and time to be opened."""
+"""Shards that an index may have beyond those of one built anew; each has files, and takes time to open."""
 
 
 def require_earlier(index: IndexDescription, place: str, earlier: Folder, *known: Fingerprint) -> None:

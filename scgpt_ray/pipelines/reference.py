@@ -1,7 +1,7 @@
 """A reference: an index that is searched in this process, or on a cluster by actors that hold shards.
 
-Both search the same blocks of queries with `index.searcher` and merge by score and id, so that results are the same.
-Exact search compares queries with the embeddings themselves, in one task per group of parts.
+Both search the same blocks of queries with `index.searcher`; actors are asked in rounds (`index.rounds`), so that
+results are the same. Exact search compares queries with the embeddings themselves, in one task per group of parts.
 """
 
 from collections import Counter
