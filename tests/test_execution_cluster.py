@@ -265,6 +265,22 @@ def test_the_command_line_ends_where_no_cluster_answers(closed_port, blood_file,
     assert "no Ray cluster answers" in done.stderr.splitlines()[-1]
 
 
+def test_a_local_ray_keeps_idle_readers(monkeypatch):
+    """For more than Ray's second, unless the environment says otherwise."""
+    name, found = "RAY_idle_worker_killing_time_threshold_ms", []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the session's Ray goes on
+    monkeypatch.setattr(cluster, "_start", lambda _address: found.append(os.environ[name]))
+    for named in (None, "7"):
+        if named:
+            monkeypatch.setenv(name, named)
+        else:
+            monkeypatch.delenv(name)
+        with connected():
+            pass
+    assert found == ["30000", "7"]
+
+
 SLOW = "The current node timed out\nduring startup."
 
 
