@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import redirect_stdout
 from typing import Any, NoReturn
 
 from scgpt_ray import __version__
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = _load(name, options)
             notices.start(name, settings)
             logger.info("scgpt-ray %s: %s", __version__, name)  # the libraries of a verb take seconds to import
-            with Stage(name):
+            # Ray prints messages of the raylet to stdout, which is for the result.
+            with Stage(name), redirect_stdout(sys.stderr):
                 result = VERBS[name].run(settings)
     except InputError as error:
         return _end(None, notices, began, BAD_INPUT, status="refused", reason=str(error))

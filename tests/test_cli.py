@@ -13,7 +13,7 @@ from scgpt_ray import __version__
 from scgpt_ray.cli import DONE, FAILED, main
 from scgpt_ray.config.settings import option_name
 from scgpt_ray.pipelines import plan_probe
-from scgpt_ray.verbs import VERBS
+from scgpt_ray.verbs import VERBS, Verb
 
 
 def shown(capsys, *arguments):
@@ -51,6 +51,22 @@ def test_what_a_run_prints_and_ends_with(is_whole, make_embeddings, tmp_path, ca
     values = json.loads(result)
     assert (values["verb"], values["ok"]) == ("validate", is_whole)
     assert lines == ([*values["problems"], values["remedy"]] if values["problems"] else ["no problems found"])
+
+
+def test_what_libraries_print_is_not_part_of_the_result(make_embeddings, tmp_path, capsys, monkeypatch):
+    """Ray prints messages of the raylet to stdout."""
+    make_embeddings(tmp_path)
+    run = Verb.run
+
+    def chatty(verb, settings):
+        print("(raylet) a task is tried again")  # noqa: T201
+        return run(verb, settings)
+
+    monkeypatch.setattr(Verb, "run", chatty)
+    assert main(["validate", "--embeddings", str(tmp_path)]) == DONE
+    found = capsys.readouterr()
+    assert "raylet" not in found.out
+    assert "(raylet) a task is tried again" in found.err
 
 
 def test_the_output_in_the_result_is_absolute(make_embeddings, tmp_path, capsys, monkeypatch):
