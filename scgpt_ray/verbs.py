@@ -73,6 +73,7 @@ class Verb:
         note("import libraries")
         module, _, name = self.home.partition(":")
         function = getattr(import_module(f"scgpt_ray.{module}"), name)
+        note("")
         result: Result
         with using(store_of(settings)):
             _require_reachable(settings)

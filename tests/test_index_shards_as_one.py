@@ -1,5 +1,7 @@
 """Cells divided into shards, and shards among processes, are searched as one shard with all cells."""
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -251,3 +253,23 @@ def test_vectors_of_shards_that_interleave_are_told_apart(tmp_path):
     expected = np.concatenate([VECTORS[[8, 9]], VECTORS[[1401, 0]]])
     found = searcher._differences(places[places != NONE]) + centre_of(VECTORS)
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_few_vectors_are_read_without_those_around_them(tmp_path):
+    """The system is told so for one query, and no longer for many."""
+    folder = Folder.at(tmp_path)
+    searcher = Searcher(folder, write(folder, MERGED[0], [np.arange(N // 2), np.arange(N // 2, N)]))
+
+    def told():
+        names = {str(tmp_path / shard.description.vectors) for shard in searcher.shards}
+        flags, inside = [], False
+        for words in map(str.split, Path("/proc/self/smaps").read_text().splitlines()):
+            inside = words[-1] in names if "-" in words[0] else inside
+            if inside and words[0] == "VmFlags:":
+                flags.append("rr" in words)
+        assert len(flags) == len(names) == 2
+        return set(flags)
+
+    for n_queries, few in ((1, True), (2, False), (1, True)):  # ten candidates each, of 1,500 cells
+        searcher.search(QUERIES[:n_queries], 1, SearchParams(3, 10))
+        assert told() == {few}

@@ -4,6 +4,8 @@ The vectors are never all in memory: they are generated block by block and added
 half precision. The true neighbours are found in the same pass; upstream's index is filled from the stored vectors.
 """
 
+import gc
+import os
 import shutil
 import tempfile
 import time
@@ -185,6 +187,19 @@ class _Trial:
         yield Figure("index", "peak memory", peak_bytes() / 1e9, "GB", named)
         yield Figure("index", "private memory after building", private_bytes() / 1e9, "GB", named)
         yield from self._searched(named, searcher.search, chosen.params)
+        del searcher
+        yield from self._cold(named, chosen.params)
+
+    def _cold(self, setting: Setting, params: SearchParams) -> Iterator[Figure]:
+        """Search when the system holds nothing of the files of the index in memory."""
+        for what, k, queries_QD in (
+            ("opening and one query, k 10", CHOSEN_K, self.queries_QD[:1]),
+            (f"opening and {len(self.queries_QD):,} queries, k {_K}", _K, self.queries_QD),
+        ):
+            forget(self.folder.path)
+            started = time.perf_counter()
+            _search_all(Searcher(self.folder, self.shards).search, queries_QD, k, params)
+            yield Figure("index", f"files not cached: {what}", time.perf_counter() - started, "s", setting)
 
     def _build(self, factory: str, n_shards: int) -> None:
         """Train, and fill the shards from one stream; generating and searching its blocks is not counted."""
@@ -263,13 +278,26 @@ class _Trial:
             recall = recall_at(found_QK, self.truth.neighbors[0][:, :k])
             yield Figure("index", f"{prefix}recall@{k}", recall, "", setting)
         started = time.perf_counter()
-        for start in range(0, len(self.queries_QD), 2048):
-            search(self.queries_QD[start : start + 2048], _K, params)
+        _search_all(search, self.queries_QD, _K, params)
         seconds = time.perf_counter() - started
         yield Figure("index", f"{prefix}{len(self.queries_QD):,} queries, k {_K}", seconds, "s", setting)
         single = speed(evaluated, search, params)
         yield Figure("index", f"{prefix}one query, k 10, median", single["p50_ms"], "ms", setting)
         yield Figure("index", f"{prefix}one query, k 10, 99th percentile", single["p99_ms"], "ms", setting)
+
+
+def _search_all(search: Search, queries_QD: Float32Matrix, k: int, params: SearchParams) -> None:
+    for start in range(0, len(queries_QD), 2048):
+        search(queries_QD[start : start + 2048], k, params)
+
+
+def forget(place: Path) -> None:
+    """Have the system drop what it caches of the files in a folder that no process has mapped."""
+    gc.collect()
+    for path in place.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _numbered(blocks: Iterable[Float32Matrix], first: int = 0) -> Iterator[tuple[Int64Array, Float32Matrix]]:

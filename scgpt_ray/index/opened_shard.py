@@ -1,5 +1,6 @@
 """An opened shard: the ids, vectors and labels of its rows. Its codes are searched with those of others (`codes`)."""
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,12 @@ class Shard:
         """The bytes of vectors minus the centre in half precision, uint8 [some, 2 d]."""
         assert self.vectors_ND is not None, "an exact index has no differences"
         return np.asarray(self.vectors_ND).view(np.uint8).take(rows, axis=0)
+
+    def expect(self, *, few: bool) -> None:
+        """Tell the system whether few vectors will be read: then it does not read more than them from the disk."""
+        file: object = None if self.vectors_ND is None else self.vectors_ND.base
+        if isinstance(file, mmap.mmap):
+            file.madvise(mmap.MADV_RANDOM if few else mmap.MADV_NORMAL)
 
     def left(self, allowed_N: Mask | None) -> Mask | None:
         """Those of some rows that are part of the index; None for all."""

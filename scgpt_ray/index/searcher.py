@@ -67,6 +67,14 @@ class SearchParams:
         return max(self.rerank, math.ceil(k * min(max(self.rerank / CHOSEN_K, fewest), most)))
 
 
+_FEW = 0.01
+"""Share of the vectors from which on the system may read ahead.
+
+Of 2,000,000 vectors of width 512 on a disk that reads ahead by 8 MB, not cached, one query (k 50, 500 candidates) took
+1.0 s with reading ahead and 0.06 s without, 100 queries 1.8 and 2.9 s, 2,000 queries 2.8 and 23.5 s.
+"""
+
+
 class Searcher:
     """Search in some shards of an index, which are opened by the first search."""
 
@@ -147,6 +155,9 @@ class Searcher:
         """Re-rank candidates by their vectors, and keep the k best."""
         if not self._held:
             return no_neighbors(len(queries_QD), k)
+        n_cells = sum(shard.description.n_cells for shard in self._held)
+        for shard in self._held:
+            shard.expect(few=places_QR.size < _FEW * n_cells)
         scores_QR = scores_of(queries_QD, places_QR, self._differences)
         scores_QR += np.einsum("qd,d->q", queries_QD, self._held[0].centre_D)[:, None]
         places_QK, scores_QK = best([(places_QR, scores_QR)], k, self._in_order)
