@@ -73,7 +73,7 @@ def test_index(capsys, monkeypatch):
     found = figures(capsys, "--stage", "index", "--cells", "4000", "--against", "naive")
     assert found["recall@10", ""] >= 0.98 > found["upstream: recall@10", ""]
     assert found["building a million", "s"] > found["adding a million", "s"] > 0
-    assert found["files not cached: opening and 4,000 queries, k 50", "s"] > found["one query, k 10, median", "ms"] / 1e3
+    assert found["files not cached: opening and 4,000 queries, k 50", "s"] > found["4,000 queries, k 50", "s"] / 2
     assert found["base: local intrinsic dimension", ""] > found["grown: local intrinsic dimension", ""] > 5
 
 
