@@ -195,6 +195,7 @@ with connected():
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_client_without_the_token_of_a_local_ray_is_refused(tmp_path):
     """Ray listens on all interfaces; a local one, as a command starts it by default, answers its token only."""

@@ -166,14 +166,23 @@ def test_an_error_in_a_worker_is_raised_plainly(local_ray, blood, checkpoint, ma
         scgpt_ray.embed(executor="ray", atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"))
 
 
+@pytest.fixture(scope="module")
+def orphans():
+    """Ray's processes below killed drivers: they end by themselves while other tests run, within 63 s if left alone."""
+    processes = []
+    yield processes
+    assert not still_alive(processes, 63)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("executor", ["serial", "ray"])
-def test_a_killed_driver_resumes_to_the_same_bytes(undisturbed, blood_file, checkpoint, executor, tmp_path, capsys):
+def test_a_killed_driver_resumes_to_the_same_bytes(
+    undisturbed, blood_file, checkpoint, executor, tmp_path, capsys, orphans
+):
     """kill -9 of the driver alone after its first part; one process at once gives the undisturbed run's parts.
 
-    Ray's processes below the driver end by themselves, on a machine with nothing else to do within 63 s. That the same
-    command on Ray finishes its work is in test_s3_verbs.py.
+    That the same command on Ray finishes its work is in test_s3_verbs.py.
     """
     expected = files(undisturbed / "serial" / "embeddings" / "parts")
     command = ["embed", "--atlas", str(blood_file), "--checkpoint", str(checkpoint)]
@@ -185,13 +194,13 @@ def test_a_killed_driver_resumes_to_the_same_bytes(undisturbed, blood_file, chec
     driver.send_signal(signal.SIGSTOP)  # it goes no further while its processes are listed
     below = psutil.Process(driver.pid).children(recursive=True)
     assert any("raylet" in process.name() for process in below) == (executor == "ray")
+    orphans.extend(below)
     driver.kill()
     driver.wait()
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert main([*command, "serial"]) == DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_cells"] == 260
     assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == expected
-    assert not still_alive(below, 63)
 
 
 def tracked(output):
