@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -264,9 +264,14 @@ class Tracker:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the main packages, by name."""
-    packages = ("ray", "torch", "pyarrow", "numpy", "tiledbsoma")
-    return {"scgpt-ray": __version__, **{package: version(package) for package in packages}}
+    """Versions of the main packages, by name; small work can do without Ray."""
+    found = {"scgpt-ray": __version__}
+    for package in ("ray", "torch", "pyarrow", "numpy", "tiledbsoma"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def _store_at(place: str | None) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scgpt_ray.atlas import plan
 from scgpt_ray.atlas.plan import Partition, cut, digest_joinids
 from scgpt_ray.errors import WorkerError
 
@@ -48,10 +49,21 @@ def test_huge_gaps():
     assert [(part.first, part.n_cells) for part in cut(joinids, 4, tile=4)] == [(0, 3)]
 
 
-def test_joinids_must_be_sorted_and_unique():
-    for wrong in (ids(2, 1), ids(1, 1)):
+@pytest.mark.parametrize("block", [1, 2, plan._BLOCK])
+def test_joinids_must_be_sorted_and_unique(block, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK", block)
+    for wrong in (ids(2, 1), ids(1, 1), ids(1, 2, 3, 3)):
         with pytest.raises(AssertionError):
             cut(wrong, 2)
+
+
+@given(joinids=st.sets(st.integers(0, 300)), size=st.integers(1, 60), tile=st.integers(1, 40), block=st.integers(1, 90))
+def test_blocks_do_not_matter(joinids, size, tile, block):
+    joinids = np.array(sorted(joinids), np.int64)
+    expected = cut(joinids, size, tile=tile)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_BLOCK", block)
+        assert cut(joinids, size, tile=tile) == expected
 
 
 @given(
