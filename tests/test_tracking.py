@@ -35,7 +35,7 @@ def test_a_run_lands_next_to_the_output_folder(tmp_path, no_server):
     assert run.info.run_name == "embed"
     assert run.info.status == "FINISHED"
     told = {f"versions.{package}": number for package, number in versions().items()}
-    assert told["versions.ray"] == importlib.metadata.version("ray")
+    assert told["versions.torch"] == importlib.metadata.version("torch")
     assert run.data.params == {"config.seed": "3", "config.nested.a": "b", **told}
     assert run.data.metrics == {"cells_per_s": 12.5}
     assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["manifest.json"]
