@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import sqlite3
+import sys
 import threading
 import time
 
@@ -23,6 +24,13 @@ from tests.tracked_runs import runs
 @pytest.fixture
 def no_server(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    """Small work can do without Ray."""
+    found = sys.path, versions()
+    monkeypatch.setattr(sys, "path", [])
+    assert versions() == {name: "not installed" for name in found[1]} | {"scgpt-ray": found[1]["scgpt-ray"]}
 
 
 def test_a_run_lands_next_to_the_output_folder(tmp_path, no_server):

@@ -9,6 +9,7 @@ from scgpt_ray.errors import WorkerError
 from scgpt_ray.schema import Int64Array
 
 _BLOCK = 2**20
+"""Joinids compared at a time."""
 
 
 def digest_joinids(joinids: Int64Array) -> str:
