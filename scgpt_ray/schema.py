@@ -35,6 +35,9 @@ SCORE = "score"
 CONTENT = "content_digest"
 """Digest of the genes and bin ranges of a cell, uint64; cells that share it have the same tokens and embedding."""
 
+COUNTERS = ("tokens_per_microbatch", "cells_overflowed")
+"""Keys of the description of an actor (`Embedder.describe`) whose values change during a run."""
+
 CLS_BIN = 0
 """Bin code of <cls>, which begins each sequence of tokens of a cell; those of genes are larger."""
 

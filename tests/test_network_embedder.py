@@ -17,9 +17,9 @@ from scgpt_ray.network import elementwise as elementwise_module
 from scgpt_ray.network.attention import Attention, cellwise_attention
 from scgpt_ray.network.checkpoint import random_checkpoint, read_checkpoint
 from scgpt_ray.network.elementwise import PLAIN, Elementwise
-from scgpt_ray.network.embedder import COUNTERS, WARM_UP_TOKENS, Embedder, default_budget, microbatch_end, set_threads
+from scgpt_ray.network.embedder import WARM_UP_TOKENS, Embedder, default_budget, microbatch_end, set_threads
 from scgpt_ray.network.encoder import Encoder
-from scgpt_ray.schema import matrix
+from scgpt_ray.schema import COUNTERS, matrix
 from scgpt_ray.tokenizer.rules import TokenRules, tokenize
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -27,6 +27,9 @@ from scgpt_ray.storage import Folder
 VECTORS = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
 
 
+ACTOR = {"device": "cpu", "cells_overflowed": 3}
+
+
 def embeddings(absent=(False, False, False), **columns):
     return pa.table({
         JOINID: pa.array([4, 7, 9]),
@@ -39,7 +42,7 @@ def embeddings(absent=(False, False, False), **columns):
 def written(folder, table, number=0):
     partition = cut(table[JOINID].to_numpy(), 100)[0]
     object.__setattr__(partition, "number", number)
-    part, n_bytes = write_part(folder, table, partition, fingerprint="f", n_tokens=15, n_cut=2)
+    part, n_bytes = write_part(folder, table, partition, fingerprint="f", n_tokens=15, n_cut=2, actor=ACTOR)
     assert n_bytes == len(folder.read(part.name))
     return part
 
@@ -113,7 +116,7 @@ def test_a_footer_says_what_the_part_is(tmp_path):
     part = written(folder, embeddings((True, False, False)), 3)
     assert read_footer(folder, part.name) == part
     counted = {"n_cells": 3, "n_empty": 1, "n_tokens": 15, "n_cut": 2, "dimension": 2}
-    assert part == Part("f", 3, part.joinids, **counted, n_genes=part.n_genes, data=part.data)
+    assert part == Part("f", 3, part.joinids, **counted, n_genes=part.n_genes, data=part.data, actor={"device": "cpu"})
     assert {bound: cells for bound, cells in zip(GENE_BINS, part.n_genes, strict=True) if cells} == {0: 1, 5: 2}
     assert committed(folder) == {3: part}
 

@@ -12,14 +12,14 @@ from scgpt_ray.atlas.plan import cut
 from scgpt_ray.config import EmbedSettings
 from scgpt_ray.errors import CompletenessError, OutputError, ReferenceSetError
 from scgpt_ray.network.checkpoint import read_checkpoint
-from scgpt_ray.network.embedder import COUNTERS, Embedder, set_threads
+from scgpt_ray.network.embedder import Embedder, set_threads
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.manifest import committed_parts
 from scgpt_ray.pipelines.embed import finish
 from scgpt_ray.pipelines.embed_request import check
 from scgpt_ray.pipelines.embed_run import note_actor
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import EMBEDDING, OBS_ID
+from scgpt_ray.schema import COUNTERS, EMBEDDING, OBS_ID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import tokenize
 
@@ -51,6 +51,18 @@ def embedded(blood_file, checkpoint, tmp_path_factory):
         cells_per_partition=50,
     )
     return output, manifest
+
+
+def test_a_run_that_finds_all_parts_says_what_made_them(blood_file, checkpoint, tmp_path):
+    """As after a kill between the last part and the manifest."""
+    request = {"executor": "serial", "atlas": str(blood_file), "checkpoint": str(checkpoint), "output": str(tmp_path)}
+    scgpt_ray.embed(**request)
+    manifest = tmp_path / "manifest.json"
+    expected = manifest.read_bytes()
+    assert json.loads(expected)["actors"][0]["device"] == "cpu"
+    manifest.unlink()
+    scgpt_ray.embed(**request)
+    assert manifest.read_bytes() == expected
 
 
 def test_what_is_left(embedded, checkpoint):

@@ -30,7 +30,7 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     """Small work can do without Ray."""
     found = sys.path, versions()
     monkeypatch.setattr(sys, "path", [])
-    assert versions() == {name: "not installed" for name in found[1]} | {"scgpt-ray": found[1]["scgpt-ray"]}
+    assert versions() == dict.fromkeys(found[1], "not installed") | {"scgpt-ray": found[1]["scgpt-ray"]}
 
 
 def test_a_run_lands_next_to_the_output_folder(tmp_path, no_server):

@@ -53,10 +53,6 @@ def gpus_of_machine() -> int:
     return torch.cuda.device_count()
 
 
-COUNTERS = ("tokens_per_microbatch", "cells_overflowed")
-"""Keys of `Embedder.describe` whose values change during a run."""
-
-
 class Embedder:
     """A network on a device. It computes microbatches of whole cells, as many as fit into a budget of tokens.
 

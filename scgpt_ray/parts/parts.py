@@ -11,8 +11,10 @@ In the file `embedding` is `list<float>`, since pyarrow 25 writes nulls of a fix
 import hashlib
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,17 @@ from scgpt_ray.errors import CompletenessError, ReferenceSetError
 from scgpt_ray.parts.footer import read_all, read_stamp
 from scgpt_ray.progress import note
 from scgpt_ray.records import Manifest
-from scgpt_ray.schema import CONTENT, EMBEDDING, JOINID, N_GENES, Float32Matrix, Int64Array, matrix, obs_columns
+from scgpt_ray.schema import (
+    CONTENT,
+    COUNTERS,
+    EMBEDDING,
+    JOINID,
+    N_GENES,
+    Float32Matrix,
+    Int64Array,
+    matrix,
+    obs_columns,
+)
 from scgpt_ray.storage import Folder
 
 PARTS = "parts"
@@ -49,6 +61,7 @@ class Part:
         n_genes: Cells in each of `GENE_BINS`, by their genes of the vocabulary with counts.
         dimension: Width of the embedding.
         data: SHA-256 of the bytes of the file before its footer.
+        actor: What the actor computed with, see `Embedder.describe`, without COUNTERS; empty if nobody said.
     """
 
     fingerprint: str
@@ -61,6 +74,7 @@ class Part:
     n_genes: tuple[int, ...]
     dimension: int
     data: str
+    actor: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_genes", tuple(self.n_genes))  # JSON has lists
@@ -82,7 +96,14 @@ def part_number(name: str) -> int:
 
 
 def write_part(
-    parts: Folder, table: pa.Table, partition: Partition, *, fingerprint: str, n_tokens: int, n_cut: int = 0
+    parts: Folder,
+    table: pa.Table,
+    partition: Partition,
+    *,
+    fingerprint: str,
+    n_tokens: int,
+    n_cut: int = 0,
+    actor: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Part, int]:
     """Commit one partition.
 
@@ -93,6 +114,7 @@ def write_part(
         fingerprint: Digest of the run's fingerprint.
         n_tokens: Number of tokens embedded.
         n_cut: Cells with more genes than fit into their tokens.
+        actor: Description of the actor.
 
     Returns:
         The footer, and the size of the file in bytes.
@@ -118,6 +140,7 @@ def write_part(
         n_genes=tuple(np.histogram(table[N_GENES].to_numpy(), [*GENE_BINS, np.inf])[0].tolist()),
         dimension=table[EMBEDDING].type.list_size,
         data="",
+        actor={name: value for name, value in actor.items() if name not in COUNTERS},
     )
     content, part = _file(_encoded(table), part, obs_columns(table))
     parts.write(part.name, content)
@@ -146,11 +169,11 @@ def _encoded(table: pa.Table) -> pa.Table:
     """Dictionary-encode the carried text columns, and cast the embedding to what pyarrow can read back."""
     place = table.schema.get_field_index(EMBEDDING)
     table = table.set_column(place, EMBEDDING, table[EMBEDDING].cast(_STORED))
-    for position, field in enumerate(table.schema):
-        if field.name in obs_columns(table) and (
-            pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    for position, column in enumerate(table.schema):
+        if column.name in obs_columns(table) and (
+            pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         ):
-            table = table.set_column(position, field.name, table[field.name].dictionary_encode())
+            table = table.set_column(position, column.name, table[column.name].dictionary_encode())
     return table
 
 

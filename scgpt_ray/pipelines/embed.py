@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,7 +98,7 @@ def run(job: EmbedJob, executor: Executor, tracker: Tracker) -> Manifest:
     before, started = sum(part.n_cells for part in work.parts.values()), time.monotonic()
     quarantine, left = work.finish_plan()
     speed = Speed(sum(part.n_cells for part in work.parts.values()) - before, time.monotonic() - started)
-    manifest = finish(plan, work.parts, job, work.actors, quarantine, left, speed)
+    manifest = finish(plan, work.parts, job, quarantine, left, speed)
     counts = {"n_cells": manifest.n_cells, "n_empty": manifest.n_empty, "n_quarantined": manifest.n_quarantined}
     tracker.log_metrics({**counts, "coverage": manifest.coverage["fraction"]}, step=len(work.parts))
     return manifest
@@ -132,7 +131,6 @@ def finish(
     plan: Plan,
     parts: Mapping[int, Part],
     job: EmbedJob,
-    actors: Sequence[dict[str, Any]] = (),
     quarantine: Quarantine = NO_CELLS,
     left: Mapping[int, Remainder | None] = MappingProxyType({}),
     speed: Speed | None = None,
@@ -145,7 +143,6 @@ def finish(
         plan: The plan.
         parts: Partition -> part that a worker committed.
         job: The request.
-        actors: Descriptions of the actors of this run.
         quarantine: Cells that could not be embedded, as quarantine.json lists them.
         left: What is committed of their partitions; see `remainders`.
         speed: Of this run.
@@ -168,7 +165,7 @@ def finish(
         digests=[part.data for part in ordered],
         coverage=plan.coverage,
         versions=versions(),
-        actors=list(actors),
+        actors=[dict(facts) for facts in dict.fromkeys(tuple(part.actor.items()) for part in ordered) if facts],
     )
     if not quarantine.cells and job.output.has(Quarantine.file):
         job.output.remove(Quarantine.file)

@@ -82,5 +82,6 @@ def _facts(job: EmbedJob, manifest: Manifest, speed: Speed | None) -> dict[str, 
         "parts": len(manifest.parts),
         "columns carried along": ", ".join(manifest.obs_columns) or "none",
         "fingerprint": manifest.fingerprint.digest,
-        "last run": f"{written()}{last}{' on ' + ', '.join(devices) if devices else ''}",
+        "devices": ", ".join(devices) or "not known",
+        "last run": f"{written()}{last}",
     }

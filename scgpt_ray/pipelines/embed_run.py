@@ -29,7 +29,7 @@ from scgpt_ray.pipelines.quarantine import (
 )
 from scgpt_ray.pipelines.shared_checkpoint import CHECKPOINT, share
 from scgpt_ray.records import Manifest, Plan, Quarantine
-from scgpt_ray.schema import Int64Array
+from scgpt_ray.schema import COUNTERS, Int64Array
 from scgpt_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def note_actor(actors: list[dict[str, Any]], described: Mapping[str, Any]) -> No
         actors: Distinct descriptions, without the values that change during a run.
         described: Result of `Embedder.describe` of an actor.
     """
-    from scgpt_ray.network.embedder import COUNTERS, report_refused  # on need, as in `embed_request`
+    from scgpt_ray.network.embedder import report_refused  # on need, as in `embed_request`
 
     actor = {name: value for name, value in described.items() if name not in COUNTERS}
     if actor not in actors:

@@ -217,8 +217,8 @@ class CommitPartition:
     def __call__(self, embeddings: pa.Table, partition: Partition, figures: dict[str, Any]) -> dict[str, Any]:
         """Write the part; the receipt is the figures, `part`, and `n_bytes` of its file."""
         parts = self.output.folder(PARTS)
-        counts = {name: figures[name] for name in ("n_tokens", "n_cut")}
-        part, n_bytes = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, **counts)
+        told = {name: figures[name] for name in ("n_tokens", "n_cut", "actor")}
+        part, n_bytes = write_part(parts, embeddings, partition, fingerprint=self.fingerprint, **told)
         return {**figures, "part": asdict(part), "n_bytes": n_bytes}
 
 

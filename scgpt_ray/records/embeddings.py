@@ -133,7 +133,7 @@ class Manifest(Record):
     versions: dict[str, str]
     """Package -> version of the run that finished it."""
     actors: list[dict[str, Any]] = Field(default_factory=list)
-    """What the actors of that run computed with, each different description once; see `Embedder.describe`."""
+    """What the actors computed with, of all runs, each different description once; see `Embedder.describe`."""
 
     @model_validator(mode="after")
     def _parts_hold_the_cells(self) -> Self:
