@@ -61,7 +61,7 @@ class Part:
         n_genes: Cells in each of `GENE_BINS`, by their genes of the vocabulary with counts.
         dimension: Width of the embedding.
         data: SHA-256 of the bytes of the file before its footer.
-        actor: What the actor computed with, see `Embedder.describe`, without COUNTERS; empty if nobody said.
+        actor: What the actor computed with, see `Embedder.describe`, without COUNTERS; empty if not known.
     """
 
     fingerprint: str
