@@ -71,7 +71,7 @@ class StandIn:
         vectors = np.full((len(tokens), WIDTH), WIDTH**-0.5, np.float32)
         embeddings = tokens.select([JOINID, N_GENES]).append_column(EMBEDDING, matrix_array(vectors))
         call = {"began_s": began, "ended_s": time.time(), "private_bytes": private_bytes()}
-        return embeddings, {"n_tokens": 0, "n_cut": 0, **call}
+        return embeddings, {"n_tokens": 0, "n_cut": 0, "actor": {"device": "none"}, **call}
 
 
 @dataclass(frozen=True)
