@@ -1,6 +1,7 @@
 """A table goes through a row of Ray Data as it was, with its partition and figures."""
 
 import sys
+import time
 from itertools import islice
 
 import numpy as np
@@ -93,4 +94,6 @@ def test_no_actor_outlives_its_stream(local_ray, monkeypatch, taken):
         receipts.close()
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(started[0].retries.remote(), timeout=30)
+        for _ in range(300):  # Ray kills without waiting
+            ray.get(started[0].retries.remote(), timeout=30)
+            time.sleep(0.1)
