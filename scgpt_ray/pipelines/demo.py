@@ -9,7 +9,8 @@ import numpy as np
 from scgpt_ray.atlas.soma_file import write_soma
 from scgpt_ray.config import DemoSettings, EmbedSettings, IndexSettings, MapSettings
 from scgpt_ray.errors import OutputError
-from scgpt_ray.evaluation.labels.baseline import nearest_labels, pca_knn
+from scgpt_ray.evaluation.labels.baseline import BASELINE, nearest_labels
+from scgpt_ray.evaluation.labels.label_evaluation import METHOD
 from scgpt_ray.evaluation.labels.metrics import LabelScores, score_labels
 from scgpt_ray.evaluation.report.picture import png
 from scgpt_ray.evaluation.report.plots import umap_scatter
@@ -42,7 +43,7 @@ class Demo:
         output: Folder of all files.
         scores: Scores of the mapping.
         untrained: Scores of an untrained network of the same size, on the same split.
-        baseline: Scores of PCA and nearest neighbours, on the same split.
+        baseline: Scores of PCA + kNN, on the same split.
     """
 
     output: Folder
@@ -52,7 +53,7 @@ class Demo:
 
     def text(self) -> str:
         """The scores as a table, and the places of the files."""
-        evaluated = {"scGPT": self.scores, "scGPT, untrained": self.untrained, "PCA + kNN": self.baseline}
+        evaluated = {"scGPT": self.scores, "scGPT, untrained": self.untrained, BASELINE: self.baseline}
         rows: list[tuple[str, float, float | None]] = [
             (name, scores.accuracy, scores.macro_f1) for name, scores in evaluated.items()
         ]
@@ -110,14 +111,16 @@ def demo(settings: DemoSettings, engine: Engine) -> Demo:
         scores = _map(settings, output, str(atlas), common, engine)
         untrained = _untrained(settings, output, str(atlas), list(cells.var_names), common, engine)
         _draw_umap(output)
-        result = Demo(output, scores, untrained, _baseline(cells))
+        result = Demo(output, scores[METHOD], untrained, scores[BASELINE])
         tracker.log_metrics({name: value for name, value in result.to_dict().items() if isinstance(value, float)})
         tracker.log_artifact(UMAP)
     return result
 
 
-def _map(settings: DemoSettings, output: Folder, atlas: str, common: dict[str, Any], engine: Engine) -> LabelScores:
-    """Embed the reference, index it, and map the query onto it."""
+def _map(
+    settings: DemoSettings, output: Folder, atlas: str, common: dict[str, Any], engine: Engine
+) -> dict[str, LabelScores]:
+    """Embed the reference, index it, and map the query onto it; scores of the mapping and its baselines by name."""
     with Stage("reference"):
         embed(
             EmbedSettings(
@@ -146,13 +149,14 @@ def _map(settings: DemoSettings, output: Folder, atlas: str, common: dict[str, A
                 output=output.where("mapped"),
                 obs_filter=f"{SPLIT} == 'query'",
                 truth_column=LABEL,
+                baseline_values="stored",  # which are no counts
                 k=_K,
                 **common,
             ),
             engine,
         )
-    assert mapped.scores is not None, "the demo gives a truth column"
-    return mapped.scores
+    assert mapped.evaluation is not None, "the demo gives a truth column"
+    return {method.name: method.scores for method in mapped.evaluation.methods}
 
 
 @Stage("untrained network")
@@ -190,13 +194,4 @@ def _scores(embeddings: Folder) -> LabelScores:
     labels, split = (np.array(table[column].to_pylist(), object) for column in (LABEL, SPLIT))
     is_query = split == "query"
     predicted, share = nearest_labels(vectors[~is_query], labels[~is_query], vectors[is_query], _K)
-    return score_labels(labels[is_query], predicted, share, set(labels[~is_query]))
-
-
-@Stage("PCA + kNN")
-def _baseline(cells: Any) -> LabelScores:
-    """Scores of PCA and nearest neighbours on the same split."""
-    is_query = (cells.obs[SPLIT] == "query").to_numpy()
-    labels = cells.obs[LABEL].to_numpy(object)
-    predicted, share = pca_knn(cells.X[~is_query], labels[~is_query], cells.X[is_query], k=_K, seed=_SEED)
     return score_labels(labels[is_query], predicted, share, set(labels[~is_query]))
