@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from scgpt_ray import __version__
-from scgpt_ray.cli import DONE, FAILED, main
+from scgpt_ray.cli import DONE, FAILED, SPINS, main
 from scgpt_ray.config.settings import option_name
 from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.verbs import VERBS, Verb
@@ -93,6 +93,19 @@ def test_the_examples_of_help_run_in_the_folder_of_a_demo(verb, demo_folder, mon
     monkeypatch.setattr(plan_probe, "start_s", lambda *_, **__: 5.0)  # test_pipelines_plan.py measures it
     for example in VERBS[verb].settings_class().examples:
         assert main(shlex.split(example)[1:]) == DONE, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_idle_threads_sleep_soon_unless_the_user_decides(given, spins, monkeypatch, capsys):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # what is set is not kept
+    main(["no-such-verb"])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_the_module_is_the_program():
