@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SMALL, LARGE, WIDTH = 20_000, 200_000, 256
+TINY, SMALL, LARGE, WIDTH = 2_000, 20_000, 200_000, 256
 BYTES = 4 * WIDTH * LARGE
 """Of the embeddings; labels, which are read shard by shard, took 22 MB more of Arrow's memory for the large one."""
 FACTORIES = ("Flat", "PCAR16,IVF64,PQ8x4fsr")
@@ -101,8 +101,9 @@ with engine.open(0) as executor:
             output = f"{place}/index-{number}-{turn}"
             grown = {"build": growth(lambda: build(size, factory, output)), "search": growth(lambda: search(output))}
             found[f"{factory} {turn}"] = grown
+    build("tiny", "Flat", f"{place}/reference")
     for turn, size in enumerate(("small", "small", "large")):
-        found[f"map {turn}"] = growth(lambda: map_onto(f"{place}/index-0-0", size))
+        found[f"map {turn}"] = growth(lambda: map_onto(f"{place}/reference", size))
 found["whole"] = growth(lambda: read_embeddings(Folder.at(f"{place}/large")))
 print(json.dumps(found))
 """
@@ -114,7 +115,7 @@ print(json.dumps(found))
 def test_the_driver_does_not_grow_with_the_embeddings(local_ray, make_embeddings, tmp_path):
     import ray
 
-    for name, n_cells in (("small", SMALL), ("large", LARGE)):
+    for name, n_cells in (("tiny", TINY), ("small", SMALL), ("large", LARGE)):
         make_embeddings(tmp_path / name, n_cells=n_cells, cells_per_part=2048, dimension=WIDTH)
     driver = subprocess.run(
         [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(FACTORIES), str(WIDTH)],
