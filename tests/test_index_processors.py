@@ -1,7 +1,7 @@
 """Every type of x86-64 processor makes index files that are a function of sample and seed.
 
 OpenBLAS reads which of its kernels to take when it is loaded, so the tests run again in a process for each type that
-this machine can play. Its own type is what the tests run with anyway.
+this machine can play, with as many threads of OpenBLAS as it takes by itself.
 """
 
 import os
@@ -32,10 +32,11 @@ def test_an_index_is_a_function_of_sample_and_seed(processor):
     if not can_play(processor):
         pytest.skip(f"this machine cannot run the kernels of {processor}")
     here = Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, processor, *TESTS],
         cwd=here,
-        env={**os.environ, "OPENBLAS_CORETYPE": processor, "PYTHONPATH": str(here.parent)},
+        env={**environment, "OPENBLAS_CORETYPE": processor, "PYTHONPATH": str(here.parent)},
         capture_output=True,
         text=True,
         check=False,
