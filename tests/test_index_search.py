@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgpt_ray.errors import ConfigError
-from scgpt_ray.index.assigned import _transformed
+from scgpt_ray.index.assigned import FEW, _transformed
 from scgpt_ray.index.recall import recall_at
 from scgpt_ray.index.search import (
     NONE,
@@ -184,6 +184,30 @@ def test_what_a_product_rounds_does_not_hide_a_neighbour(rounding):
 
     found, _ = _nearest(find, np.zeros((2, 1), np.float32), 5, 6, 300)
     assert found.tolist() == [np.argsort(-scores)[:5].tolist()] * 2
+
+
+def test_few_queries_of_an_exact_index_are_compared_one_by_one_and_many_by_a_product(monkeypatch):
+    """With one answer; faiss' own choice, a global variable, is in force again afterwards."""
+    vectors, queries = cells(2000, d=64), cells(40, d=64, seed=1)
+    seen, default = [], faiss.cvar.distance_compute_blas_threshold
+
+    def watched(call):
+        def noted(*arguments, **options):
+            seen.append(faiss.cvar.distance_compute_blas_threshold)
+            return call(*arguments, **options)
+
+        return noted
+
+    monkeypatch.setattr(faiss.IndexFlat, "search", watched(faiss.IndexFlat.search))
+    monkeypatch.setattr(faiss, "knn", watched(faiss.knn))
+    [(index, _)] = shards_of(np.arange(2000), vectors, [slice(None)])
+    ways = [lambda some: search(index, some, 5, 1), lambda some: exact_search([(np.arange(2000), vectors)], some, 5)]
+    answers = [pair for way in ways for pair in (way(queries[:FEW]), way(queries))]
+    for ids, scores in answers:
+        np.testing.assert_array_equal(ids, answers[-1][0][: len(ids)])
+        np.testing.assert_array_equal(scores, answers[-1][1][: len(ids)])
+    assert [threshold > 0 for threshold in seen] == [True, False] * 2
+    assert faiss.cvar.distance_compute_blas_threshold == default
 
 
 def test_lists_that_tie_are_chosen_as_if_a_query_were_alone():
