@@ -55,11 +55,12 @@ def ray_job():
 def validator(shared, kind):
     """Validates a resource of KubeRay."""
     with gzip.open(shared / "data" / "kuberay-1.7.0" / f"ray.io_{kind}.yaml.gz") as stream:
-        crd = yaml.load(stream, yaml.CSafeLoader)  # 1.4 MB, for which the loader in Python takes five seconds
+        crd = yaml.load(stream, yaml.CSafeLoader)  # 1.4 MB; the loader in Python takes five seconds
     (schema,) = (version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"] if version["name"] == "v1")
     for name in ("apiVersion", "kind", "metadata"):
         schema["properties"].pop(name, None)
-    return lambda found: jsonschema.validate({"spec": found["spec"]}, strict(schema))
+    valid = jsonschema.Draft202012Validator(strict(schema))  # `jsonschema.validate` would check the schema as well
+    return lambda found: valid.validate({"spec": found["spec"]})
 
 
 @pytest.fixture(scope="module")
