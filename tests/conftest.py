@@ -1,5 +1,6 @@
 """Fixtures that every test file may use."""
 
+import gc
 import os
 import threading
 import urllib.request
@@ -17,6 +18,12 @@ settings.load_profile("steady")
 os.environ["TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE"] = "0"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish():
+    """The libraries, two million objects, are there until the end: no search for garbage need pass through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,6 @@ def held(parts):
     found = overview_of(watched)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    gc.unfreeze()
     return len(found.sample), max(watched.held) - watched.held[0], peak
 
 
