@@ -185,6 +185,16 @@ def test_umap_is_repeatable_and_keeps_groups_apart():
 
 
 @pytest.mark.slow
+def test_what_numba_compiles_for_a_umap_is_kept_for_the_next_process():
+    """It takes five seconds, most of what a small one takes."""
+    layouts = pytest.importorskip("umap.layouts", reason="needs umap-learn")
+    umap_coordinates(np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32), seed=0)
+    compiled = layouts._nb_optimize_layout_euclidean_single_epoch.stats
+    assert compiled.cache_path
+    assert compiled.cache_hits or compiled.cache_misses
+
+
+@pytest.mark.slow
 def test_neighbours_of_a_umap_are_exact_and_need_no_search_of_its_own(monkeypatch):
     umap = pytest.importorskip("umap", reason="needs umap-learn")
     fitted = []

@@ -1,6 +1,8 @@
 """UMAP coordinates of embeddings, for pictures."""
 
 import warnings
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,7 @@ def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.
     with optional("UMAP", "umap-learn"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # about TensorFlow, which is not needed here
         import umap  # slow to import
+    _keep_compiled(umap.umap_, umap.layouts, umap.utils)
     n = len(vectors_ND)
     if n < MIN_CELLS:
         raise InputError(f"{n} cells for a UMAP", expected=f"at least {MIN_CELLS}", remedy="use more cells")
@@ -45,6 +48,20 @@ def umap_coordinates(vectors_ND: Float32Matrix, *, seed: int) -> npt.NDArray[np.
         # Without a search index other cells cannot be placed later, which is not needed here.
         warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]", category=UserWarning)
         return np.asarray(layout.fit_transform(vectors_ND), np.float32)
+
+
+@cache
+def _keep_compiled(*modules: ModuleType) -> None:
+    """Have numba keep on disk what it compiles of these modules: without, it takes five seconds in each process.
+
+    As with our own functions, next to their files or, where those cannot be written, in the user's cache.
+    """
+    from numba.core.dispatcher import Dispatcher
+
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Dispatcher):
+                value.enable_caching()
 
 
 def _neighbors(vectors_ND: Float32Matrix) -> tuple[Int64Array, npt.NDArray[np.float32]]:
