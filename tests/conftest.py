@@ -20,10 +20,13 @@ os.environ["TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE"] = "0"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+gc.disable()  # while tests are collected, which is while libraries are imported
+
+
 def pytest_collection_finish():
-    """The libraries, two million objects, are there until the end: no search for garbage need pass through them."""
-    gc.collect()
+    """The libraries, two million objects, stay until the end: no search for garbage need pass through them."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What the process imports from which those of `forked.py` are forked; MLflow's empty store is made once, too."""
 
+import gc
 from importlib import import_module
 
 from scgpt_ray.mlflow_run import _empty_store
@@ -17,6 +18,9 @@ LIBRARIES = (
     ),
     *("anndata", "mlflow", "ray.dag", "sklearn.neighbors"),
 )
+gc.disable()
 for library in LIBRARIES:
     import_module(library)
 _empty_store()
+gc.freeze()
+gc.enable()
