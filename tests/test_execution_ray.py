@@ -166,7 +166,7 @@ def test_an_error_in_a_worker_is_raised_plainly(local_ray, blood, checkpoint, ma
         scgpt_ray.embed(executor="ray", atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def orphans():
     """Ray's processes below killed drivers: they end by themselves while other tests run, within 63 s if left alone."""
     processes = []
