@@ -4,11 +4,10 @@ A verb is a function of its settings; what it returns describes itself, as a `Re
 here and imported when they are needed, so that `--help` waits for neither pydantic nor the libraries of a verb.
 """
 
-import gc
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from textwrap import fill
@@ -73,8 +72,7 @@ class Verb:
 
         note("import libraries")
         module, _, name = self.home.partition(":")
-        with _without_garbage():
-            function = getattr(import_module(f"scgpt_ray.{module}"), name)
+        function = getattr(import_module(f"scgpt_ray.{module}"), name)
         note("")
         result: Result
         with using(store_of(settings)):
@@ -104,18 +102,6 @@ class Verb:
                     remedy="give --output another folder",
                 )
         return hold(output, settings.verb, wait=getattr(settings, "wait", False))
-
-
-@contextmanager
-def _without_garbage() -> Iterator[None]:
-    """Look for no garbage meanwhile: imports leave none, and looking took 14 % of their time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def store_of(settings: "Settings") -> "ObjectStore":

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from scgpt_ray.cli import NEW_OBJECTS
+
 # Machines are shared and noisy, and a red run should be red again: no time limit per example, the same examples.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -19,7 +21,7 @@ os.environ["TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE"] = "0"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-
+gc.set_threshold(NEW_OBJECTS)  # as the command line does, which many tests call
 gc.disable()  # while tests are collected, which is while libraries are imported
 
 

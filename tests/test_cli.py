@@ -1,16 +1,18 @@
 """The command line: what it prints, its exit codes, and that bad input is refused before anything happens."""
 
+import gc
 import json
 import os
 import shlex
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import yaml
 
 from scgpt_ray import __version__
-from scgpt_ray.cli import DONE, FAILED, SPINS, main
+from scgpt_ray.cli import DONE, FAILED, NEW_OBJECTS, SPINS, main
 from scgpt_ray.config.settings import option_name
 from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.verbs import VERBS, Verb
@@ -106,6 +108,13 @@ def test_idle_threads_sleep_soon_unless_the_user_decides(given, spins, monkeypat
     monkeypatch.setattr(os, "environ", os.environ.copy())  # what is set is not kept
     main(["no-such-verb"])
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_garbage_is_looked_for_less_often(capsys, request):
+    request.addfinalizer(partial(gc.set_threshold, *gc.get_threshold()))
+    gc.set_threshold(1, 2, 3)
+    main(["no-such-verb"])
+    assert gc.get_threshold() == (NEW_OBJECTS, 2, 3)
 
 
 def test_the_module_is_the_program():

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scgpt_ray.cli import NEW_OBJECTS
 from scgpt_ray.config import IndexSettings, MapSettings
 from scgpt_ray.execution.engine import LocalOrRay
 from scgpt_ray.pipelines import query_votes
@@ -92,6 +93,7 @@ def map_onto(output, size):
     Overview.of(parts, rules.columns, {}, NeighborDistances("donor", (0.1,), (0.2,)), 1)
 
 
+gc.set_threshold(NEW_OBJECTS)
 found = {}
 engine = LocalOrRay("ray")
 with engine.open(0) as executor:

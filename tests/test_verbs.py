@@ -1,6 +1,5 @@
 """The table of verbs, and the functions of the package that come from it."""
 
-import gc
 import inspect
 import pickle
 from importlib import import_module
@@ -9,7 +8,7 @@ from typing import Literal
 import pytest
 
 import scgpt_ray
-from scgpt_ray import config, verbs
+from scgpt_ray import config
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.verbs import VERBS
 
@@ -71,26 +70,6 @@ def test_a_call_checks_its_options():
     ):
         with pytest.raises(ConfigError, match=message):
             scgpt_ray.validate(**options)
-
-
-@pytest.mark.parametrize("is_enabled", [True, False])
-def test_no_garbage_is_looked_for_while_libraries_are_imported(is_enabled, make_embeddings, tmp_path, monkeypatch):
-    seen = []
-
-    def noted(name):
-        seen.append(gc.isenabled())
-        return import_module(name)
-
-    make_embeddings(tmp_path)
-    monkeypatch.setattr(verbs, "import_module", noted)
-    was_enabled = gc.isenabled()
-    (gc.enable if is_enabled else gc.disable)()
-    try:
-        VERBS["validate"].run(config.ValidateSettings(embeddings=str(tmp_path)))
-        assert gc.isenabled() == is_enabled
-    finally:
-        (gc.enable if was_enabled else gc.disable)()
-    assert seen == [False]
 
 
 def test_a_call_runs_the_verb(make_embeddings, tmp_path):
