@@ -1,5 +1,6 @@
 """Fixtures that every test file may use."""
 
+import atexit
 import gc
 import os
 import threading
@@ -29,6 +30,7 @@ def pytest_collection_finish():
     """The libraries, two million objects, stay until the end: no search for garbage need pass through them."""
     gc.freeze()
     gc.enable()
+    atexit.register(gc.unfreeze)  # else nanobind, under Triton, reports at the end what is left of it
 
 
 @pytest.fixture(scope="session")
