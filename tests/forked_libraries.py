@@ -18,7 +18,7 @@ LIBRARIES = (
     ),
     *("anndata", "mlflow", "ray.dag", "sklearn.neighbors"),
 )
-gc.disable()
+gc.disable()  # and frozen below, as in conftest.py
 for library in LIBRARIES:
     import_module(library)
 _empty_store()

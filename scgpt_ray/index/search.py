@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from scgpt_ray.index.assigned import FEW, assign, compared, find_assigned
+from scgpt_ray.index.assigned import are_many, assign, compared, find_assigned
 from scgpt_ray.schema import Float32Matrix, Int64Array
 
 NONE = -1
@@ -239,7 +239,7 @@ def _ordered(ids_QM: Int64Array, scores_QM: Float32Matrix) -> Neighbors:
 
 def _find_among(ids_N: Int64Array, vectors_ND: Float32Matrix) -> _Find:
     def find(queries_QD: Float32Matrix, width: int) -> Neighbors:
-        with compared(by_product=len(queries_QD) > FEW):
+        with compared(by_product=are_many(queries_QD)):
             _, rows_QW = faiss.knn(queries_QD, vectors_ND, width, metric=faiss.METRIC_INNER_PRODUCT)
         return ids_N[rows_QW], scores_of(queries_QD, rows_QW, vectors_ND.__getitem__)
 
