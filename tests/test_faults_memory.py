@@ -1,5 +1,6 @@
 """Ray short of memory: partitions larger than its object store, and workers that its monitor kills."""
 
+import ctypes
 import itertools
 import logging
 import os
@@ -7,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from scgpt_ray.cli import DONE, FAILED, main
+from tests.forked import Forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -24,14 +25,23 @@ STORE, NOTE, NOTES = 80 * 2**20, 2**19, ("--obs-columns", "note")
 """Bytes of the object store, about the least that Ray allows, and of a text that each cell carries along."""
 
 
-MOUNT = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount $MOUNT && exec "$@"', "sh")
-may_mount = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root may mount")
+may_mount = pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root may mount")
 
 
-def driver(*words):
+def mount(*words):
+    """Mount something that only this process and those below it see."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x20000) == 0, os.strerror(ctypes.get_errno())  # CLONE_NEWNS of <linux/sched.h>
+    for each in (["--make-rprivate", "/"], words):
+        subprocess.run(["mount", *each], check=True)
+
+
+def driver(words):
     """Commands, with "and" between them, on a small Ray in this process."""
     import ray
 
+    if "MOUNT" in os.environ:
+        mount(*os.environ["MOUNT"].split())
     ray.init(
         address="local",
         include_dashboard=False,
@@ -43,22 +53,20 @@ def driver(*words):
         object_spilling_directory=os.environ.get("SPILL"),
     )
     commands = [[*group] for is_and, group in itertools.groupby(words, "and".__eq__) if not is_and]
-    sys.exit(max(main([*command, "--executor", "ray"]) for command in commands))
+    return max(main([*command, "--executor", "ray"]) for command in commands)
 
 
-def start(words, **environment):
-    """A command in a process, in which MOUNT is mounted."""
+def start(words, place, **environment):
+    """The driver in a process."""
     environment = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", **environment}
-    mount = MOUNT if "MOUNT" in environment else ()
-    command = [*mount, sys.executable, __file__, *words]
-    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+    return Forked(words, place, os.environ | environment, function=(__name__, "driver"))
 
 
 def end(process):
     """(exit code, what it says last) of a process."""
     _, log = process.communicate()
     assert "Traceback" not in log, log
-    return process.returncode, log.splitlines()[-1]
+    return process.poll(), log.splitlines()[-1]
 
 
 @pytest.fixture
@@ -107,7 +115,7 @@ def whole(large, checkpoint, tmp_path_factory):
 def test_partitions_that_do_not_fit_into_the_object_store(large, checkpoint, whole, tmp_path):
     """Together, or alone."""
     together, alone = (embed(large, checkpoint, tmp_path / str(n), n, *NOTES) for n in (40, 200))
-    assert end(start([*together, "and", *alone]))[0] == DONE
+    assert end(start([*together, "and", *alone], tmp_path))[0] == DONE
     assert parts(tmp_path / "40") == whole(40)
     assert parts(tmp_path / "200") == whole(200)
 
@@ -117,8 +125,9 @@ def test_a_partition_for_which_the_disk_has_no_room_either(large, checkpoint, wh
     """It has 100 MB, the object store 80, and the folder to which Ray spills 5."""
     words, spill = embed(large, checkpoint, tmp_path / "out", 200, *NOTES), session / "spill"
     spill.mkdir()
-    mount = f"-t tmpfs -o size=5m tmpfs {spill}"
-    code, said = end(start(words, MOUNT=mount, SPILL=str(spill), RAY_TMPDIR=str(session)))
+    code, said = end(
+        start(words, tmp_path, MOUNT=f"-t tmpfs -o size=5m tmpfs {spill}", SPILL=str(spill), RAY_TMPDIR=str(session))
+    )
     assert (code, said) == (
         FAILED,
         "scgpt-ray: Ray's object store is full, and so is the disk that it spills to; free some space in Ray's "
@@ -132,33 +141,20 @@ def test_a_partition_for_which_the_disk_has_no_room_either(large, checkpoint, wh
 @may_mount
 def test_workers_that_the_monitor_of_memory_kills(blood_file, checkpoint, session, tmp_path):
     """The machine seems to run out of memory while cells are embedded, until Ray has killed a worker."""
-    output, meminfo, stderr = tmp_path / "out", session / "meminfo", tmp_path / "stderr"
+    output, meminfo = tmp_path / "out", session / "meminfo"
     words = [embed(blood_file, checkpoint, tmp_path / name, 4) for name in ("out", "whole")]
     known = re.sub(r"(?<=MemTotal:).*", f"{2**23:>16} kB", Path("/proc/meminfo").read_text())
     enough, little = (re.sub(r"(?<=MemAvailable:).*", f"{n:>16} kB", known) for n in (2**22, 2**10))
     meminfo.write_text(enough)
-    mount = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount --bind $0 /proc/meminfo; exec "$@"']
-    environment = os.environ | {"RAY_TMPDIR": str(session), "RAY_BACKEND_LOG_LEVEL": "info"}
-    command = [*mount, str(meminfo), sys.executable, __file__, *words[0]]
-    with stderr.open("w") as log, subprocess.Popen(command, env=environment, stderr=log) as process:
-        try:
-            wait_for(process, lambda: list(output.glob("parts/part-*")))
-            overwrite(meminfo, little)
-            wait_for(process, lambda: has_killed(session))
-            overwrite(meminfo, enough)
-            assert process.wait() == DONE
-        finally:
-            process.terminate()
-    assert "Traceback" not in stderr.read_text()
+    environment = {"RAY_TMPDIR": str(session), "RAY_BACKEND_LOG_LEVEL": "info"}
+    with start(words[0], tmp_path, MOUNT=f"--bind {meminfo} /proc/meminfo", **environment) as process:
+        process.until(lambda: list(output.glob("parts/part-*")), 0.05)
+        overwrite(meminfo, little)
+        process.until(lambda: has_killed(session), 0.05)
+        overwrite(meminfo, enough)
+        assert end(process)[0] == DONE
     assert main([*words[1], "--executor", "serial"]) == DONE
     assert parts(output) == parts(tmp_path / "whole")
-
-
-def wait_for(process, is_there):
-    """Wait until something is there, while a process runs."""
-    while not is_there():
-        assert process.poll() is None, "the process ended before"
-        time.sleep(0.05)
 
 
 def overwrite(path, text):
@@ -171,7 +167,3 @@ def has_killed(session):
     """Whether the raylet has killed a worker because memory was short."""
     logs = session.glob("ray/session_2*/logs/raylet.out")
     return any(re.search(r"Ray killed \d+ worker", log.read_text(errors="replace")) for log in logs)
-
-
-if __name__ == "__main__":
-    driver(*sys.argv[1:])

@@ -55,7 +55,7 @@ def growth(work):
 
     def watch():
         nonlocal peak
-        while not done.wait(0.005):
+        while not done.wait(0.02):
             peak = max(peak, held())
 
     watcher = threading.Thread(target=watch)

@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+import signal
 
 import anndata
 import numpy as np
+import psutil
 import pytest
 
 from scgpt_ray.cli import BAD_INPUT, DONE, main
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.storage import Folder
-from tests.forked import Forked
+from tests.forked import Forked, still_alive
 
 EMBED = ("embed", "--max-length", "16", "--cells-per-partition", "64", "--obs-columns", "cell_type", "donor")
 SERIAL = ("--executor", "serial")
@@ -145,15 +147,27 @@ def test_all_verbs(s3, inputs, tmp_path, capsys):
         "--output", f"{s3}/again", *SERIAL)  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def orphans():
+    """Ray's processes below killed drivers: they end by themselves while other tests run, within 63 s if left alone."""
+    processes = []
+    yield processes
+    assert not still_alive(processes, 63)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_killed_run_on_ray_is_resumed(s3, inputs, tmp_path):
-    """Its workers have another endpoint in the environment than the one that is named."""
+def test_a_killed_driver_on_ray_is_resumed(s3, inputs, tmp_path, orphans):
+    """kill -9 of the driver alone; its workers have another endpoint in the environment than the one that is named."""
     url = os.environ["AWS_ENDPOINT_URL"]
     variables = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     words = [*embed(s3, "atlas", f"{s3}/out"), "--executor", "ray", "--storage", f"endpoint={url}"]
     with Forked(words, tmp_path, variables) as process:
         process.until(Folder.at(f"{s3}/out/parts").names, 0.5)
+        process.send_signal(signal.SIGSTOP)  # it goes no further while its processes are listed
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in each.name() for each in below)
+        orphans.extend(below)
         process.kill()
     assert not Folder.at(f"{s3}/out").has("manifest.json")
     assert Forked(words, tmp_path, variables).wait() == DONE

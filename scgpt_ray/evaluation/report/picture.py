@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from scgpt_ray.evaluation.report.palette import CATEGORICAL
@@ -66,7 +68,7 @@ class Picture:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         # Ids must differ between the pictures of a page: a hidden one would hide what refers to it in another.
         with rc_context(_STYLE | {"svg.fonttype": "none", "svg.hashsalt": self.caption}):
-            self.figure.savefig(content, format="svg", dpi=_DOTS_PER_INCH, transparent=True, metadata=nothing)
+            _save(FigureCanvasSVG(self.figure), content, format="svg", transparent=True, metadata=nothing)
         svg = content.getvalue()
         svg = svg[svg.index("<svg") :]
         for colour, own in _IN_PAGE.items():
@@ -78,5 +80,17 @@ class Picture:
 def png(figure: Figure) -> bytes:
     """A figure on white as a PNG file, the same bytes for the same content."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    _save(FigureCanvasAgg(figure), content, format="png", metadata={"Software": None})
     return content.getvalue()
+
+
+def _save(canvas: FigureCanvasSVG | FigureCanvasAgg, content: io.IOBase, **options: Any) -> None:
+    """Save a figure that is laid out before: `savefig` draws it once more for that, and takes a third longer."""
+    figure = canvas.figure
+    engine, figure.dpi = figure.get_layout_engine(), _DOTS_PER_INCH
+    assert engine is not None, "of the style"
+    engine.execute(figure)
+    with rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
+        figure.savefig(content, dpi=_DOTS_PER_INCH, **options)
+    figure.set_layout_engine(engine)
