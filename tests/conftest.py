@@ -38,7 +38,7 @@ LOCAL_RAY = contextlib.ExitStack()
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on the local Ray first, which takes 7 % of a core while it waits; then those that leave processes behind."""
+    """Tests on the local Ray, which takes 7 % of a core while it waits, then those that leave processes behind."""
     items.sort(key=lambda item: ("local_ray" not in item.fixturenames, "orphans" not in item.fixturenames))
 
 

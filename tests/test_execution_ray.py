@@ -1,6 +1,7 @@
 """Ray against its slow twin: the same verbs by both executors, killed workers and drivers, files that change."""
 
 import contextlib
+import gc
 import json
 import signal
 import sqlite3
@@ -131,6 +132,16 @@ def test_a_gene_table_that_changed_is_made_again(options, tmp_path):
     assert ((output / "genes.parquet").read_bytes(), part.read_bytes()) == (genes, before)
 
 
+def actors():
+    """Processes with a network; only below this process: another run on the machine may have some too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def test_a_dead_worker_costs_only_its_partition(runs, options, tmp_path):
     """The actor process is killed once it has begun; Ray starts another and nothing is lost or doubled."""
     killed = []
@@ -138,13 +149,10 @@ def test_a_dead_worker_costs_only_its_partition(runs, options, tmp_path):
     def kill_an_actor(limit_s=60):
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline and not killed:
-            # Only below this process: another run on the machine may have actors too.
-            for process in psutil.Process().children(recursive=True):
+            for process in actors()[:1]:
                 with contextlib.suppress(psutil.Error):
-                    if "MapWorker" in " ".join(process.cmdline()):
-                        process.send_signal(signal.SIGKILL)
-                        killed.append(process.pid)
-                        break
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
             time.sleep(0.005)
 
     thread = threading.Thread(target=kill_an_actor)
@@ -157,13 +165,18 @@ def test_a_dead_worker_costs_only_its_partition(runs, options, tmp_path):
 
 
 def test_an_error_in_a_worker_is_raised_plainly(local_ray, blood, checkpoint, make_soma, tmp_path):
-    """A SOMA atlas is only sampled by the driver; a reader meets what the sample missed."""
+    """A SOMA atlas is only sampled by the driver; a reader meets what the sample missed. The actors end soon after."""
     many = anndata.concat([blood] * 12, index_unique="-")
     many.var = blood.var
     many.X.data[many.X.indptr[3001]] = -2
     atlas = make_soma(many, tmp_path / "atlas")
-    with pytest.raises(AtlasError, match=r"soma_joinid 3001 has -2 for gene .*; expected finite counts"):
-        scgpt_ray.embed(executor="ray", atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"))
+    gc.disable()  # which would end them as well, some time
+    try:
+        with pytest.raises(AtlasError, match=r"soma_joinid 3001 has -2 for gene .*; expected finite counts"):
+            scgpt_ray.embed(executor="ray", atlas=atlas, checkpoint=str(checkpoint), output=str(tmp_path / "out"))
+        assert not still_alive(actors(), 20)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.execution.attempts import Attempts, attempt
 from scgpt_ray.execution.cluster import failed
-from scgpt_ray.execution.draining import leave_draining_node
+from scgpt_ray.execution.departure import leave_in_time
 from scgpt_ray.pipelines.executor import RETRIES, Failure, Pool, Stages
 from scgpt_ray.progress import note
 
@@ -99,7 +99,7 @@ class _Actor:
     def __init__(self, kind: Callable[..., Any], arguments: tuple[Any, ...], attempts: Any) -> None:
         self._compute, self._attempts = kind(*arguments), attempts
         self._free = threading.Semaphore(_CALLS)
-        threading.Thread(target=leave_draining_node, args=(self._free, _CALLS), daemon=True).start()
+        threading.Thread(target=leave_in_time, args=(self._free, _CALLS, attempts), daemon=True).start()
 
     def __call__(self, row: pa.Table) -> pa.Table:
         if _FAILURE in row.column_names:
