@@ -16,7 +16,7 @@ LIBRARIES = (
         "scgpt_ray.training.loop",
         "scgpt_ray.evaluation.report.plots",
     ),
-    *("anndata", "mlflow", "ray.dag", "sklearn.neighbors"),
+    *("anndata", "mlflow", "ray.dag", "sklearn.neighbors", "torch._dynamo"),  # the last by torch's optimisers
 )
 gc.disable()  # and frozen below, as in conftest.py
 for library in LIBRARIES:

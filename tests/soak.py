@@ -246,7 +246,7 @@ def prepared(place, verbs, executors):
     context = multiprocessing.get_context("forkserver")
     pipelines = ["embed", "index", "map", "pretrain", "refresh", "validate"]
     more = ["scgpt_ray.execution.ray_executor", "ray.dag"] if "ray" in executors else []
-    more += ["scgpt_ray.training.loop", "mlflow", "anndata", "sklearn.neighbors"]
+    more += ["scgpt_ray.training.loop", "torch._dynamo", "mlflow", "anndata", "sklearn.neighbors"]
     more += ["scgpt_ray.atlas.h5ad", "scgpt_ray.execution.engine", "scgpt_ray.evaluation.report.plots"]
     context.set_forkserver_preload(
         ["soak", *(f"scgpt_ray.pipelines.{name}" for name in pipelines), *more, "scgpt_ray.cli"]
