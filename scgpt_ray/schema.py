@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 """Joinids, counts of cells and faiss ids."""
@@ -50,6 +51,13 @@ OBSERVATION = "observation_joinid"
 
 NO_LABEL = frozenset({"", "unknown", "nan", "none"})
 """Texts of a label column, in lower case, that say that a cell's label is not known; so does null."""
+
+
+def known_texts(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Labels as text, null where they are not known (`NO_LABEL`)."""
+    texts = values.cast(pa.string())
+    unknown = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(texts)), value_set=pa.array(sorted(NO_LABEL)))
+    return pc.if_else(unknown, pa.scalar(None, pa.string()), texts)
 
 
 def ragged(column: pa.Array | pa.ChunkedArray) -> tuple[Int64Array, npt.NDArray[np.generic]]:

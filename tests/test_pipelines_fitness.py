@@ -138,7 +138,7 @@ def fitness(accuracy, majority, baseline=None):
         (0.60, 0.38, 0.95, "unfit", "does not tell these labels apart"),
         (0.70, 0.38, 0.95, "behind", "PCA + kNN tells these labels apart better"),
         (0.90, 0.38, 0.96, "behind", "PCA + kNN tells these labels apart better"),
-        (0.90, 0.38, 0.92, "fit", "no baseline is better"),
+        (0.90, 0.38, 0.92, "fit", "no baseline is clearly better"),
         (0.90, 0.38, None, "fit", "better than the most frequent label"),
     ],
 )

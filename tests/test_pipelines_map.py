@@ -962,3 +962,30 @@ def test_of_a_large_query_the_report_shows_a_sample(mapped, reference, checkpoin
     assert cells.obs["predicted_cell_type"].tolist() == mapped.predictions["cell_type"].to_pylist()
     has_place = ~np.isnan(cells.obsm["X_umap"][:, 0])
     assert np.flatnonzero(has_place).tolist() == [row for row in rows if cells.obs_names[row] != "cell-077"]
+
+
+def test_reference_cells_whose_label_says_unknown_are_as_those_without(blood, checkpoint, tmp_path, monkeypatch):
+    """Those whose text is one of `NO_LABEL` neither vote, nor are they a label in the examination or a baseline."""
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed: it compiles for long
+    cells, hidden = blood.copy(), np.arange(260) % 5 < 2
+    kinds = cells.obs["cell_type"].to_numpy(object)
+    cells.obs["none"] = np.where(hidden, None, kinds)
+    cells.obs["named"] = np.where(hidden, np.resize(np.array(["unknown", "nan", "", " None "], object), 260), kinds)
+    for name, rows in (("reference", slice(200)), ("query", slice(200, None))):
+        cells[rows].copy().write_h5ad(tmp_path / f"{name}.h5ad")
+    serial = {"executor": "serial", "checkpoint": str(checkpoint)}
+    reference, index = str(tmp_path / "reference"), str(tmp_path / "index")
+    scgpt_ray.embed(atlas=f"{reference}.h5ad", output=reference, obs_columns=["none", "named", "donor"], **serial)
+    scgpt_ray.build_index(executor="serial", embeddings=reference, output=index, label_columns=["none", "named"])
+    examined = json.loads((tmp_path / "index" / "fitness.json").read_bytes())["columns"]
+    assert examined["named"] == examined["none"]
+    found = {}
+    for column in ("none", "named"):
+        output = tmp_path / f"mapped-{column}"
+        options = {"query": str(tmp_path / "query.h5ad"), "index": index, "output": str(output), "k": K}
+        scgpt_ray.map_query(**options, **serial, label_columns=[column], truth_column="cell_type")
+        metrics = json.loads((output / "metrics.json").read_bytes())
+        labels = pq.read_table(output / "predictions.parquet")[column].to_pylist()
+        found[column] = labels, metrics["scores"], metrics["comparison"], metrics["baseline"]
+    assert found["named"] == found["none"]
+    assert set(found["none"][0]) == {"B", "T", "NK"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgpt_ray.schema import matrix, matrix_array, obs_columns, ragged, ragged_array
+from scgpt_ray.schema import known_texts, matrix, matrix_array, obs_columns, ragged, ragged_array
 
 LISTS = st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=5), max_size=8)
 
@@ -60,3 +60,21 @@ def test_matrix_array_marks_absent_rows():
 def test_obs_columns_are_all_but_ours():
     table = pa.table({"soma_joinid": [1], "obs_id": ["a"], "cell_type": ["B"], "n_genes": [3]})
     assert obs_columns(table) == ["obs_id", "cell_type"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (["B", None, "", "Unknown", " none ", "nan", "T cell"], pa.string(), ["B"] + [None] * 5 + ["T cell"]),
+        ([1, None, 0], pa.int32(), ["1", None, "0"]),
+        ([True, None, False], pa.bool_(), ["true", None, "false"]),
+        ([1.5, float("nan"), None], pa.float64(), ["1.5", None, None]),
+        ([None, None], pa.null(), [None, None]),
+        (["a", None], pa.dictionary(pa.int8(), pa.string()), ["a", None]),
+        (["a", "", "b", "a"], pa.large_string(), ["a", None, "b", "a"]),
+        ([], pa.string(), []),
+    ],
+)
+def test_labels_that_are_known(values, kind, expected):
+    column = pa.chunked_array([pa.array(values, kind)])
+    assert known_texts(column).to_pylist() == expected

@@ -18,7 +18,8 @@ class VoteSettings(Settings):
 
     label_columns: Texts = ()
     """Label columns to transfer. Default: all of the index that have labels, but no numbers and no identifiers such as
-    donor_id, dataset_id or barcode."""
+    donor_id, dataset_id or barcode. Reference cells whose label is null, empty, `unknown`, `nan` or `none` do not
+    vote."""
     truth_column: Text | None = None
     """obs column of the query with the true labels of the first label column: adds accuracy and macro-F1, and PCA + kNN
     as a baseline if both atlases are unchanged on disks of this machine. Default: none."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from scgpt_ray.mapping.label_table import encoded
+from scgpt_ray.schema import known_texts
 
 MARKERS_PER_LABEL = 5
 
@@ -103,7 +104,7 @@ def find_markers(
 
     Args:
         logs_NG: [N, G] CSR, log1p of counts scaled to 10,000.
-        labels: Label of each cell, [N]; null if missing.
+        labels: Label of each cell, [N]; null or `unknown` if missing.
         column: Name of the label column.
         tokens_G: Token of each gene.
         names_G: Name of each gene.
@@ -111,7 +112,7 @@ def find_markers(
     Returns:
         A table of `SCHEMA`.
     """
-    names, code_N = encoded(labels.cast(pa.string()))
+    names, code_N = encoded(known_texts(labels))
     detected_LG, expression_LG, cells_L = _means(logs_NG, code_N, len(names))
     seen_L = cells_L >= _LEAST_CELLS
     rows: list[dict[str, Any]] = []

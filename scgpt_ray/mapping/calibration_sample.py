@@ -14,7 +14,7 @@ import pyarrow as pa
 from scgpt_ray.errors import ReferenceSetError
 from scgpt_ray.mapping.label_table import NO_CODE, Codes, encoded
 from scgpt_ray.mapping.votes import LabelVotes, VoteTally, named
-from scgpt_ray.schema import Int64Array
+from scgpt_ray.schema import Int64Array, known_texts
 
 LEAST_GROUPS = 3
 """Fewest groups to calibrate with. With two donors of kang_ctrl_12k, 35 % of the others were above a target of 5 %, and
@@ -138,7 +138,7 @@ def calibration_sample(
     Raises:
         ReferenceSetError: If fewer than three groups have such a cell.
     """
-    own, (group_names, group_N) = truth.cast(pa.string()), encoded(group.cast(pa.string()))
+    own, (group_names, group_N) = known_texts(truth), encoded(known_texts(group))
     usable_N = votes.tally.has_votes & own.is_valid().to_numpy() & (group_N != NO_CODE)
     _require_groups(int(usable_N.sum()), len(np.unique(group_N[usable_N])))
     sample = Sample(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scgpt_ray.errors import ReferenceSetError
-from scgpt_ray.schema import JOINID, Int64Array
+from scgpt_ray.schema import JOINID, Int64Array, known_texts
 
 Codes: TypeAlias = npt.NDArray[np.int32]
 """Labels or groups as numbers; -1 for none."""
@@ -87,7 +87,7 @@ def encoded(texts: pa.ChunkedArray) -> tuple[list[str], Codes]:
 
 
 def label_texts(labels: pa.Table, column: str) -> pa.ChunkedArray:
-    """A label column as text.
+    """A label column as text, null where it is not known.
 
     Raises:
         ReferenceSetError: If it is absent.
@@ -99,7 +99,7 @@ def label_texts(labels: pa.Table, column: str) -> pa.ChunkedArray:
             expected=f"one of: {kept}",
             remedy="name one of these, or build the index with --label-columns",
         )
-    return labels[column].cast(pa.string())
+    return known_texts(labels[column])
 
 
 def broken(found: str) -> ReferenceSetError:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.parts.footer import read_all, read_stamp, stamped
 from scgpt_ray.parts.parts import part_name
-from scgpt_ray.schema import BIN, NO_LABEL, ragged
+from scgpt_ray.schema import BIN, known_texts, ragged
 from scgpt_ray.storage import Folder
 
 _FOOTER = b"scgpt_ray.tokens"
@@ -98,15 +98,8 @@ def tally(table: pa.Table, column: str | None) -> dict[str, int]:
     """Number of cells per value of a column; cells of unknown value are not counted."""
     if column is None:
         return {}
-    counted = pc.value_counts(known(table[column]).drop_null())
+    counted = pc.value_counts(known_texts(table[column]).drop_null())
     return {entry["values"].as_py(): entry["counts"].as_py() for entry in counted}
-
-
-def known(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values as text, null for unknown ones (see `NO_LABEL`)."""
-    texts = values.cast(pa.string())
-    unknown = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(texts)), value_set=pa.array(sorted(NO_LABEL)))
-    return pc.if_else(unknown, pa.scalar(None, pa.string()), texts)
 
 
 def read_tokens(folder: Folder, part: TokenPart, *, validation: bool, columns: Sequence[str] | None = None) -> pa.Table:

@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scgpt_ray.errors import ConfigError
 from scgpt_ray.evaluation.drift.checks import Tally
@@ -25,9 +24,9 @@ from scgpt_ray.schema import (
     EMBEDDING,
     JOINID,
     N_GENES,
-    NO_LABEL,
     Float32Matrix,
     Int64Array,
+    known_texts,
     matrix,
 )
 from scgpt_ray.storage import Folder
@@ -151,9 +150,7 @@ class Listed:
 
 def _text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Texts as a dictionary; labels that say nothing become the empty text."""
-    texts = column.cast(pa.string()).fill_null(_UNKNOWN)
-    says_nothing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(sorted(NO_LABEL)))
-    return pc.if_else(says_nothing, _UNKNOWN, texts).dictionary_encode()
+    return known_texts(column).fill_null(_UNKNOWN).dictionary_encode()
 
 
 def label_column_of(asked: str | None, earlier: Sequence[str], later: Sequence[str]) -> str | None:

@@ -16,11 +16,10 @@ from scgpt_ray.errors import ConfigError
 from scgpt_ray.identity import digest_of, require_same_run
 from scgpt_ray.network.checkpoint import Architecture, Checkpoint, read_checkpoint
 from scgpt_ray.network.checkpoint_files import CheckpointFiles
-from scgpt_ray.parts.token_file import known
 from scgpt_ray.pipelines.embed_request import harmonize_genes, inspect
 from scgpt_ray.progress import Stage
 from scgpt_ray.records import PretrainRequest
-from scgpt_ray.schema import RESERVED
+from scgpt_ray.schema import RESERVED, known_texts
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import RULES_VERSION, TokenRules
 from scgpt_ray.tokenizer.vocabulary import Vocabulary
@@ -245,7 +244,7 @@ def _split(settings: PretrainSettings, sources: Sequence[Source]) -> Split:
     """
     groups: tuple[str, ...] = ()
     if settings.validate_by is not None and sources:
-        values = [known(source.column(settings.validate_by)) for source in sources]
+        values = [known_texts(source.column(settings.validate_by)) for source in sources]
         names = {name for of_atlas in values for name in of_atlas.unique().to_pylist() if name is not None}
         two = 2
         if len(names) < two:

@@ -28,7 +28,7 @@ from scgpt_ray.parts.parts import read_vectors
 from scgpt_ray.pipelines.executor import Executor
 from scgpt_ray.pipelines.hub_index import cached_index, is_on_hub
 from scgpt_ray.records import IndexDescription, ShardDescription
-from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
+from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array, known_texts
 from scgpt_ray.storage import Folder
 
 _QUERIES_AT_ONCE = 2048
@@ -218,7 +218,7 @@ class Reference:
         return pa.concat_tables(self._answers("labels", ids[ids != NONE], columns))
 
     def cell_counts(self, column: str, condition: str | None = None) -> dict[str | None, int]:
-        """Number of cells per value of a label column: text of the value, or None for null -> cells.
+        """Number of cells per value of a label column: text of the value, or None where it is not known -> cells.
 
         Args:
             column: Label column.
@@ -294,7 +294,7 @@ def unit_vectors(shard: Shard, rows: Int64Array) -> Float32Matrix:
 def _count(
     folder: Folder, shard: ShardDescription, column: str, condition: str | None, most: int | None
 ) -> dict[str | None, int] | None:
-    counted = labels_that_meet(folder, shard, [column], condition)[column].cast(pa.string()).value_counts()
+    counted = known_texts(labels_that_meet(folder, shard, [column], condition)[column]).value_counts()
     if most is not None and len(counted) > most:
         return None
     return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}

@@ -12,7 +12,7 @@ from scgpt_ray.index.searcher import Searcher
 from scgpt_ray.mapping.label_table import encoded
 from scgpt_ray.pipelines.reference import Reference, labels_that_meet, unit_vectors
 from scgpt_ray.records import ShardDescription
-from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array
+from scgpt_ray.schema import JOINID, Float32Matrix, Int64Array, known_texts
 from scgpt_ray.storage import Folder
 
 CELLS = "scgpt_ray.cells"
@@ -42,7 +42,7 @@ def count_cells(reference: Reference, columns: Sequence[str], condition: str | N
 
 def _count(folder: Folder, shard: ShardDescription, columns: list[str], condition: str | None) -> pa.Table:
     cells = labels_that_meet(folder, shard, columns, condition)
-    texts = pa.table({column: cells[column].cast(pa.string()) for column in columns})
+    texts = pa.table({column: known_texts(cells[column]) for column in columns})
     return _total(texts.append_column(CELLS, pa.array(np.ones(len(texts), np.int64))), columns)
 
 
@@ -137,7 +137,7 @@ def _offer(
 
 def _lowest(cells: pa.Table, column: str, quotas: Mapping[str, int]) -> pa.Table:
     """The cells of each label with the lowest random numbers."""
-    names, code_N = encoded(cells[column].cast(pa.string()))
+    names, code_N = encoded(known_texts(cells[column]))
     # The last quota is that of cells without a label, whose code is -1.
     quota_L = np.array([*(quotas.get(name, 0) for name in names), 0], np.int64)
     order = np.lexsort((cells[_DRAW].to_numpy(), code_N))

@@ -70,7 +70,7 @@ class LabelFitness:
         said = {
             "unfit": "this checkpoint does not tell these labels apart",
             "behind": "PCA + kNN tells these labels apart better",
-            "fit": "no baseline is better" if self.baseline else "better than the most frequent label",
+            "fit": "no baseline is clearly better" if self.baseline else "better than the most frequent label",
         }
         others = f"always the most frequent label: {self.majority.accuracy:.2f}"
         if self.baseline:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scgpt_ray.parts.token_file import TokenPart, known, read_tokens
-from scgpt_ray.schema import BIN, GENE, Int64Array, ragged
+from scgpt_ray.parts.token_file import TokenPart, read_tokens
+from scgpt_ray.schema import BIN, GENE, Int64Array, known_texts, ragged
 from scgpt_ray.storage import Folder
 from scgpt_ray.training.objective import UNLABELLED
 from scgpt_ray.training.packing import CellTokens
@@ -164,5 +164,5 @@ def _file_order(sizes: tuple[int, ...], seed: int, epoch: int, window: int) -> t
 def _codes(tokens: pa.Table, column: str | None, values: tuple[str, ...]) -> npt.NDArray[np.int64]:
     if column is None:
         return np.full(tokens.num_rows, UNLABELLED)
-    codes = pc.index_in(known(tokens[column]), value_set=pa.array(values, pa.string()))
+    codes = pc.index_in(known_texts(tokens[column]), value_set=pa.array(values, pa.string()))
     return np.asarray(codes.fill_null(UNLABELLED).to_numpy(), np.int64)

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scgpt_ray.atlas.obs_filter import parse
-from scgpt_ray.parts.token_file import known
-from scgpt_ray.schema import CONTENT
+from scgpt_ray.schema import CONTENT, known_texts
 
 TRAINING, VALIDATION, NEITHER = 0, 1, -1
 """Sides of a split; a cell whose group is unknown is on neither."""
@@ -59,7 +58,7 @@ class Split:
         if self.condition is not None:
             return parse(self.condition, tokens.schema, where, "--validation-filter").mask(tokens).astype(np.int8)
         if self.column is not None:
-            group_N = known(tokens[self.column])
+            group_N = known_texts(tokens[self.column])
             is_chosen = pc.is_in(group_N, value_set=pa.array(self.groups, pa.string())).to_numpy()
             return np.where(pc.is_null(group_N).to_numpy(), NEITHER, is_chosen).astype(np.int8)
         draw_N = _mixed(tokens[CONTENT].to_numpy() ^ np.uint64(_key(str(self.seed))))

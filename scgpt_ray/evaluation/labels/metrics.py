@@ -107,7 +107,7 @@ class LabelScores:
         whole = dict.fromkeys(("cells", "Unknown"), "{:,.0f}".format)
         text = table.to_string(float_format="{:.3f}".format, formatters=whole, na_rep="")
         notes = [
-            f"accuracy {self.accuracy:.3f} (always the most frequent label: {self.majority_accuracy:.3f}), "
+            f"accuracy {self.accuracy:.3f} (the most frequent true label: {self.majority_accuracy:.3f}), "
             f"macro-F1 over true or predicted labels {self.macro_f1:.3f}"
         ]
         if self.absent_labels:
