@@ -889,6 +889,7 @@ def test_a_query_without_known_truth_is_refused(mapped, reference, checkpoint):
     settings = options(reference, checkpoint, "blind", query=str(reference / "blind.h5ad"), truth_column="truth")
     with pytest.raises(InputError, match="none of 10 query cells has a true label"):
         scgpt_ray.map_query(executor="serial", **settings)
+    assert not (reference / "blind").exists(), "nothing was embedded"
 
 
 def test_the_index_of_the_tests_is_sound(mapped, reference):

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from scgpt_ray.config import CellSettings, ComputeSettings, EmbedSettings, MapSettings, TrackingSettings
 from scgpt_ray.config.map import AUTO
 from scgpt_ray.errors import ConfigError, ReferenceSetError
+from scgpt_ray.evaluation.labels.metrics import require_truth
 from scgpt_ray.identity import require_same_model
 from scgpt_ray.mapping.calibration import Calibration
 from scgpt_ray.mapping.ontology import CellOntology
@@ -69,6 +70,8 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
     request = embed_request(settings, reference.index, list(rules.columns))
     job = check(request, preferred=reference.index.fingerprint.model["precision"], count_gpus=engine.gpus)
     require_free(rules.columns, job.source.all_obs_columns(), settings.query)
+    if settings.truth_column is not None:
+        require_truth(texts(job.source.column(settings.truth_column)))
     warn_of_precision(job.settings.precision, reference.index)
     index = reference.index
     where = {*ComputeSettings.model_fields, *TrackingSettings.model_fields}
