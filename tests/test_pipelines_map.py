@@ -553,7 +553,10 @@ def test_only_neighbours_that_a_filter_allows_vote(mapped, reference, checkpoint
         lambda _, other: other["cell_type"] != "T" and other["donor"] == "d1",
     )
     assert_voted(predictions, neighbours, ["cell_type"])
-    assert "cell_type != &#39;T&#39;" in (reference / "filtered" / "report.html").read_text()
+    page = (reference / "filtered" / "report.html").read_text()
+    assert "cell_type != &#39;T&#39;" in page
+    metrics = json.loads((reference / "filtered" / "metrics.json").read_bytes())
+    assert metrics["evidence"]["placement"] is None, "distances were measured without the filter"
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from scgpt_ray.pipelines.reference import Reference
 from scgpt_ray.pipelines.second_draw import second_draw
 from scgpt_ray.pipelines.training_overlap import training_overlap
 from scgpt_ray.pipelines.truth import read_truth_map, translated, vocabulary_gap
-from scgpt_ray.records import Fitness, IndexDescription
+from scgpt_ray.records import Fitness, IndexDescription, NeighborDistances
 from scgpt_ray.schema import JOINID
 from scgpt_ray.storage import Folder
 from scgpt_ray.tokenizer.rules import TokenRules
@@ -62,6 +62,8 @@ def map_query(settings: MapSettings, engine: Engine) -> MappingResult:
     fitness = require_fitness(reference)
     lenient = settings.calibrate_by == AUTO and settings.target_error is settings.false_rejection is None
     settings = with_defaults(settings, reference.index, fitness)
+    if settings.neighbor_filter is not None:  # some of the cells are farther apart than all are
+        fitness = fitness.replace(distances=NeighborDistances(fitness.distances.held_out, (), ()))
     truth_map = read_truth_map(settings.truth_map)
     rules = prediction_rules(settings, reference.index)
     reference.require(settings.k, settings.exclude_same, settings.neighbor_filter)

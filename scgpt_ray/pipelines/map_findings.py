@@ -42,7 +42,7 @@ def _of_column(mapped: MappingResult, column: str, samples: list[str]) -> Column
                 cells,
                 cells / mapped.n_cells,
                 None if label == UNKNOWN else float(own["confidence"] / cells),
-                float(own["far"] / cells),
+                None if evidence.placement is None else float(own["far"] / cells),
                 marks.get(label, ""),
                 tuple(float(pairs.get((label, name), 0) / by_sample[name]) for name in samples),
             )

@@ -16,8 +16,8 @@ class LabelShare:
     """Of all query cells."""
     confidence: float | None
     """Mean over the cells; None for Unknown."""
-    far: float
-    """Share of the cells that are farther from reference cells than the reference's own."""
+    far: float | None
+    """Share of the cells that are farther from reference cells than the reference's own; None if not compared."""
     markers: str
     """Whether the cells express the markers of the label; empty if unknown."""
     by_sample: tuple[float, ...]
