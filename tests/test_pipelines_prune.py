@@ -40,7 +40,8 @@ def other(make_embeddings, tmp_path):
 
 def test_a_finished_run(make_embeddings, other, tmp_path, capsys):
     run = make_embeddings(tmp_path / "run")
-    (run.path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "parts/a.parquet"):
+        (run.path / name).write_text("mine")
     clean = tree(run.path)
     left = litter(run, other)
     full = tree(run.path)

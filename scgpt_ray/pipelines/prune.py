@@ -89,7 +89,7 @@ def _unnamed_by_plan(folder: Folder, plan: Plan) -> Iterator[str]:
     """Parts of other plans and torn ones; of a finished run also what only its workers needed."""
     manifest, parts = Manifest.read(folder), folder.folder(PARTS)
     for name in parts.names():
-        if not (name in manifest.parts if manifest else _is_of(plan, parts, name)):
+        if name.startswith("part-") and not (name in manifest.parts if manifest else _is_of(plan, parts, name)):
             yield f"{PARTS}/{name}"
     if manifest is not None:
         yield TABLE
