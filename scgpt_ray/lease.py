@@ -118,7 +118,9 @@ def hold(folder: Folder, verb: str, *, wait: bool = False) -> Iterator[None]:
         while not _take(folder, lease):
             _refuse(folder, wait=wait)
     except (OSError, pa.ArrowException) as error:
-        logger.info("no lease of %s: %s", folder.uri, error)
+        with suppress(OutputError):
+            folder.require_writable()
+            logger.info("no lease of %s: %s", folder.uri, error)
         yield
         return
     _sweep(folder)

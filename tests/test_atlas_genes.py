@@ -1,4 +1,5 @@
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -194,6 +195,13 @@ def test_too_little_coverage_says_what_to_do():
         "--min-cov",
     ):
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("columns", "shown"), [((), "(var has index)"), (("symbol",), "(var has index, symbol)")])
+def test_too_little_coverage_names_the_columns_of_var(columns, shown):
+    with pytest.raises(GeneCoverageError) as error:
+        replace(measured([10, 30, 20, 20, 20]), var_columns=columns).require(0.51, "atlas")
+    assert shown in str(error.value)
 
 
 def test_no_counts_at_all():

@@ -136,6 +136,12 @@ def old_anndata(_good, place):
     return place / "old.h5ad"
 
 
+def tenx(_good, place):
+    with h5py.File(place / "tenx.h5", "w") as made:
+        made["matrix/data"] = np.ones(1, np.int32)
+    return place / "tenx.h5"
+
+
 def copied(name, change):
     """A copy of a good folder that `change` alters."""
 
@@ -196,6 +202,7 @@ def wider(_good, place):
 
 NORM = "transformer_encoder.layers.1.norm1.weight"
 HDF5 = "check the file with anndata.read_h5ad"
+NEITHER = "neither a SOMA experiment nor an .h5ad file; expected "
 ATLAS = [
     ("/nowhere", "/nowhere: no such file or folder"),
     ("/nowhere.h5ad", "/nowhere.h5ad: no such file or folder"),
@@ -207,10 +214,15 @@ ATLAS = [
     (file(b"cell,gene,count\n" * 99), f"bad.h5ad: .*{HDF5}"),
     (file(gzip.compress), f"bad.h5ad: .*{HDF5}"),
     (folder("cells.h5ad"), "cells.h5ad: a folder; expected a SOMA experiment or an .h5ad file"),
-    (file(b"cell,gene,count\n", "cells.csv"), "cells.csv at snapshot .*a SOMA experiment"),
-    (file(lambda content: content, "cells.hdf5"), "cells.hdf5 at snapshot .*a SOMA experiment"),
-    (folder("empty"), "empty at snapshot .*a SOMA experiment"),
-    (folder("cells.zarr", ".zgroup", "X"), "cells.zarr at snapshot .*a SOMA experiment"),
+    (file(b"cell,gene,count\n", "cells.csv"), f"cells.csv: {NEITHER}.*AnnData.write_h5ad"),
+    (file(b"#!/bin/sh\n", "run.sh"), f"run.sh: {NEITHER}.*; check the path"),
+    (file(lambda content: content, "cells.hdf5"), f"cells.hdf5: {NEITHER}.*; rename it to cells.h5ad"),
+    (tenx, rf'tenx.h5: {NEITHER}.*; convert it: scanpy.read_10x_h5\(".*/tenx.h5"\).write_h5ad\("tenx.h5ad"\)'),
+    (folder("empty"), f"empty: {NEITHER}.*; check the path"),
+    (folder("cells.zarr", ".zgroup", "X"), rf"cells.zarr: {NEITHER}.*anndata.read_zarr\("),
+    (folder("tenx", "matrix.mtx.gz", "barcodes.tsv.gz"), rf'tenx: {NEITHER}.*scanpy.read_10x_mtx\(".*/tenx"\)'),
+    (file(b"", "matrix.mtx"), rf"matrix.mtx: {NEITHER}.*scanpy.read_10x_mtx\("),
+    ("run", f"run: {NEITHER}.*; name the atlas that was embedded, .* --embeddings"),
     (lambda good, _place: good / "atlas" / "ms", "not a SOMAExperiment"),
     (lambda good, _place: good / "atlas" / "obs", "a SOMA experiment"),
     (copied("atlas", without("obs")), "a SOMA experiment"),

@@ -1,5 +1,7 @@
 """One run at a time writes into a folder; what a dead one holds is taken over."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -191,10 +193,24 @@ def test_signs_of_life_and_a_lease_that_is_lost(tmp_path, monkeypatch, caplog):
     assert Lease.read(folder) == theirs, "it is not given back"
 
 
-def test_a_folder_that_cannot_be_written_is_the_verbs_to_report(tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/out"])
+def test_a_folder_that_cannot_be_written_is_the_verbs_to_report(tmp_path, caplog, name):
+    caplog.set_level("INFO")
     (tmp_path / "file").touch()
-    with hold(Folder.at(tmp_path / "file" / "out"), "embed"):
-        pass
+    with hold(Folder.at(tmp_path / name), "embed"):
+        assert not caplog.text
+
+
+def test_a_folder_that_can_be_written_but_not_locked(tmp_path, monkeypatch, caplog):
+    """As on some network file systems: the run goes on, and says that others may write, too."""
+    caplog.set_level("INFO")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with hold(Folder.at(tmp_path), "embed"):
+        assert f"no lease of {tmp_path}: [Errno {errno.ENOLCK}] No locks available" in caplog.text
 
 
 @pytest.mark.parametrize(("mark", "name"), [("index.json", "index"), ("request.json", "pretrain")])

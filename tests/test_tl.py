@@ -10,7 +10,7 @@ import pytest
 
 import scgpt_ray
 from scgpt_ray import tl
-from scgpt_ray.errors import ConfigError, GeneCoverageError, ReferenceSetError
+from scgpt_ray.errors import AtlasError, ConfigError, GeneCoverageError, ReferenceSetError
 from scgpt_ray.parts.export import read_embeddings
 from scgpt_ray.parts.parts import vectors_of
 from scgpt_ray.pipelines import map_report
@@ -119,6 +119,41 @@ def test_the_verbs_take_an_anndata(blood, checkpoint, place, tmp_path, caplog):
     np.testing.assert_array_equal(vectors_of(stored)[1], vectors_of(expected)[1])
     with pytest.raises(ConfigError, match="an AnnData as atlas; expected a path"):
         scgpt_ray.plan(atlas=blood, checkpoint=str(checkpoint))
+
+
+def mixed_obs(adata):
+    adata.obs["a note"] = ["x", 1, *[2.0] * (adata.n_obs - 2)]
+
+
+def mixed_var(adata):
+    adata.var["rank"] = ["x", *range(1, adata.n_vars)]
+
+
+def an_object(adata):
+    adata.uns["run"] = {"by": object()}
+
+
+def taken_name(adata):
+    adata.obs.index.name = "donor"
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (mixed_obs, r"^the AnnData: obs\['a note'\] cannot be stored as .h5ad: .*; change it, .* by .astype\(str\)"),
+        (mixed_var, r"^the AnnData: var\['rank'\] cannot be "),
+        (an_object, r"^the AnnData: uns\['run'\]\['by'\] cannot be "),
+        (taken_name, "^the AnnData: obs cannot be .*'donor'"),
+    ],
+)
+def test_an_anndata_that_no_file_holds(change, pattern, blood, checkpoint, tmp_path):
+    cells = blood[:FEW].copy()
+    change(cells)
+    with pytest.raises(AtlasError, match=pattern):
+        scgpt_ray.embed(atlas=cells, checkpoint=str(checkpoint), output=str(tmp_path / "e"), executor="serial")
+    assert not (tmp_path / "e").exists()
+    tl.embed(cells, checkpoint)
+    assert "X_scGPT" in cells.obsm, "in memory nothing is stored"
 
 
 def test_neighbours_of_the_same_donor_are_left_out(embedded, place):

@@ -1,6 +1,7 @@
 """AnnData objects in memory: reading .h5ad files, and their cells as a source."""
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse
 from anndata import AnnData
+from anndata._io.specs.registry import IORegistryError  # of a value it cannot write; it has no public name
 
 from scgpt_ray.atlas.layers import RAW, X, choose_layer, no_layer
 from scgpt_ray.atlas.matrix import DenseRows, Matrix, csr_rows
@@ -28,6 +30,9 @@ from scgpt_ray.storage import Folder
 
 NAME = "the AnnData"
 """What cells in memory are called in messages."""
+
+_UNWRITTEN = re.compile(r"writing key '(?P<key>.*)' of <class .*> to /?(?P<place>.*)")
+"""Note of anndata on errors."""
 
 
 def read_anndata(path: Path) -> AnnData:
@@ -51,17 +56,31 @@ def stored(adata: AnnData, folder: Folder) -> str:
         Path or URI of the file.
 
     Raises:
+        AtlasError: If it holds what an .h5ad file cannot, such as a column of both text and numbers.
         OSError: If it cannot be written.
     """
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / "cells.h5ad"
-        adata.write_h5ad(written, convert_strings_to_categoricals=False)
+        try:
+            adata.write_h5ad(written, convert_strings_to_categoricals=False)
+        except (TypeError, ValueError, IORegistryError) as error:
+            raise _unwritable(error) from error
         with written.open("rb") as stream:
             name = f"cells-{hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}.h5ad"
         if not folder.has(name):
             with folder.staged(name) as place:
                 shutil.copyfile(written, place)
     return folder.where(name)
+
+
+def _unwritable(error: Exception) -> AtlasError:
+    noted = _UNWRITTEN.search(" ".join(getattr(error, "__notes__", ())))
+    names = [name for name in (*noted["place"].split("/"), noted["key"]) if name] if noted else ["it"]
+    return AtlasError(
+        f"{NAME}: {names[0]}{''.join(f'[{name!r}]' for name in names[1:])} cannot be stored as .h5ad: {error}",
+        expected="what adata.write_h5ad accepts, such as columns of one type",
+        remedy="change it, such as a column of text and numbers by .astype(str), or leave it out",
+    )
 
 
 def write_ones(folder: Path, n: int, genes: list[str]) -> str:

@@ -275,8 +275,9 @@ class Coverage:
                 f"({self.genes_matched:,} of {self.genes_total:,} genes match){looks}",
                 expected=f"at least {minimum:.0%}",
                 remedy=self.remedy
-                or "name the column of gene symbols with --gene-columns (var has index, "
-                f"{', '.join(self.var_columns)}), translate gene ids with --gene-table, or lower --min-coverage",
+                or "name the column of gene symbols with --gene-columns (var has "
+                f"{', '.join(('index', *self.var_columns))}), translate gene ids with "
+                "--gene-table, or lower --min-coverage",
             )
 
 

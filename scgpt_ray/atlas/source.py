@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from scgpt_ray.atlas.census import Release, find_release
 from scgpt_ray.atlas.obs_filter import filter_columns
+from scgpt_ray.atlas.other_formats import may_be_soma, remedy
 from scgpt_ray.atlas.plan import Partition
 from scgpt_ray.config import CellSettings
 from scgpt_ray.errors import AtlasError, ConfigError
@@ -123,6 +124,12 @@ def locate(
         source = _h5ad(place.uri, settings)
         source.check()
         return source
+    if place.is_local and not may_be_soma(place.path):
+        raise AtlasError(
+            f"{place.uri}: neither a SOMA experiment nor an .h5ad file",
+            expected="one of them, or census:RELEASE",
+            remedy=remedy(place.path),
+        )
     return _soma(place.uri, settings, earlier or {}, identifiers)
 
 
