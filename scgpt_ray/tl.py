@@ -31,7 +31,7 @@ def embed(
     checkpoint: str | PathLike[str],
     *,
     layer: str | None = None,
-    gene_columns: Sequence[str] = _GENES,
+    gene_columns: str | Sequence[str] = _GENES,
     gene_table: str | None = None,
     min_coverage: float = 0.5,
     max_length: int = 1200,
@@ -75,7 +75,7 @@ def embed(
             "checkpoint": fspath(checkpoint),
             "output": NAME,
             "layer": layer,
-            "gene_columns": tuple(gene_columns),
+            "gene_columns": _listed(gene_columns),
             "gene_table": gene_table,
             "min_coverage": min_coverage,
             "max_length": max_length,
@@ -106,14 +106,14 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
     index: str | PathLike[str],
     checkpoint: str | PathLike[str] | None = None,
     *,
-    label_columns: Sequence[str] = (),
+    label_columns: str | Sequence[str] = (),
     k: int = 10,
     weighting: Literal["uniform", "distance"] = "uniform",
     balance_by: str | None = None,
-    exclude_same: Sequence[str] = (),
+    exclude_same: str | Sequence[str] = (),
     neighbor_filter: str | None = None,
     layer: str | None = None,
-    gene_columns: Sequence[str] = _GENES,
+    gene_columns: str | Sequence[str] = _GENES,
     gene_table: str | None = None,
     min_coverage: float = 0.5,
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -159,14 +159,14 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
             "index": fspath(index),
             "checkpoint": NAME if is_embedded else fspath(checkpoint) if checkpoint is not None else None,
             "output": NAME,
-            "label_columns": tuple(label_columns),
+            "label_columns": _listed(label_columns),
             "k": k,
             "weighting": weighting,
             "balance_by": balance_by,
-            "exclude_same": tuple(exclude_same),
+            "exclude_same": _listed(exclude_same),
             "neighbor_filter": neighbor_filter,
             "layer": layer,
-            "gene_columns": tuple(gene_columns),
+            "gene_columns": _listed(gene_columns),
             "gene_table": gene_table,
             "min_coverage": min_coverage,
             "precision": precision,
@@ -175,7 +175,7 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
     )
     mapping = InMemoryMapping.of(settings, SerialExecutor())
     require_free(mapping.columns, adata.obs.columns, NAME, own_columns(adata.uns.get(UNS, {})))
-    groups = _obs_columns(adata, exclude_same)
+    groups = _obs_columns(adata, settings.exclude_same)
     if is_embedded:
         mapping.require_model(_model(adata))
         queries = _embedded_before(adata)
@@ -184,6 +184,11 @@ def map(  # noqa: A001 - the name of the verb; a module is its namespace
     for name, values in groups.items():
         queries = queries.append_column(name, values)
     add_predictions(adata, mapping.predictions(queries), mapping.columns, mapping.provenance())
+
+
+def _listed(names: str | Sequence[str]) -> str | tuple[str, ...]:
+    """Names as the settings take them: also those of an array or an index of pandas."""
+    return names if isinstance(names, str) else tuple(names)
 
 
 def _obs_columns(adata: AnnData, names: Sequence[str]) -> dict[str, pa.Array]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from scgpt_ray import __version__
-from scgpt_ray.cli import DONE, FAILED, NEW_OBJECTS, SPINS, main
+from scgpt_ray.cli import BAD_INPUT, DONE, FAILED, NEW_OBJECTS, SPINS, main
 from scgpt_ray.config.settings import option_name
 from scgpt_ray.pipelines import plan_probe
 from scgpt_ray.verbs import VERBS, Verb
@@ -77,6 +77,17 @@ def test_the_output_in_the_result_is_absolute(make_embeddings, tmp_path, capsys,
     assert main(["export", "--embeddings", "run", "--output", "cells.h5ad"]) == DONE
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == {"verb": "export", "output": str(tmp_path / "cells.h5ad"), "n_cells": 20}
+
+
+def test_export_does_not_replace_a_file_of_the_user(make_embeddings, tmp_path, capsys):
+    make_embeddings(tmp_path / "run")
+    (tmp_path / "own.h5ad").write_bytes(b"my cells")
+    words = ["export", "--embeddings", str(tmp_path / "run"), "--output", str(tmp_path / "own.h5ad")]
+    assert main(words) == BAD_INPUT
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scgpt-ray:")]
+    assert "own.h5ad exists and is not an unchanged earlier export; expected a new file" in line
+    assert "; name another file, or delete this one" in line
+    assert (tmp_path / "own.h5ad").read_bytes() == b"my cells"
 
 
 def test_each_verb_that_works_has_a_recipe(request):

@@ -3,8 +3,10 @@
 import ast
 import shlex
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 import pytest
+from pydantic import TypeAdapter
 
 import scgpt_ray
 from scgpt_ray.cli import _read
@@ -64,6 +66,29 @@ def test_lists_and_words_are_read():
     assert settings.obs_columns == ("a", "b")
     assert settings.storage == {"region": "us-west-2", "profile": "b=c"}
     assert settings.seed == 3
+
+
+@pytest.mark.parametrize("make", [EmbedSettings.of, lambda options: EmbedSettings(**options)])
+def test_one_text_is_a_list_of_one(make):
+    settings = make({**NEEDED, "obs_columns": "cell_type", "gene_columns": "symbol"})
+    assert (settings.obs_columns, settings.gene_columns) == (("cell_type",), ("symbol",))
+
+
+@pytest.mark.parametrize("verb", [*VERBS])
+def test_each_list_of_texts_may_be_one_text(verb):
+    settings = VERBS[verb].settings_class()
+    for name, hint in get_type_hints(settings).items():
+        if hint == tuple[str, ...] and name in settings.model_fields:
+            info = settings.model_fields[name]
+            values = TypeAdapter(Annotated[info.annotation, *info.metadata])
+            assert values.validate_python("donor") == ("donor",), name
+
+
+def test_a_file_may_name_one_column(tmp_path):
+    (tmp_path / "embed.yaml").write_text("obs-columns: cell_type\n")
+    assert EmbedSettings.load(str(tmp_path / "embed.yaml"), NEEDED).obs_columns == ("cell_type",)
+    with pytest.raises(ConfigError, match="--obs-columns is ''; expected at least 1 character"):
+        EmbedSettings.of({**NEEDED, "obs_columns": ""})
 
 
 @pytest.mark.parametrize("verb", [*VERBS])

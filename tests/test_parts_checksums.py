@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from scgpt_ray.errors import OutputError
+from scgpt_ray.parts import checksums
 from scgpt_ray.parts.checksums import SUMS, line_of, new_folder
 from scgpt_ray.storage import Folder
 
@@ -30,7 +31,10 @@ def test_the_line_of_a_file(tmp_path):
 def test_sha256sum_verifies_every_file(scheme, tmp_path):
     output = Folder.at(f"{scheme}{tmp_path}/new/folder")
     if scheme:
-        (tmp_path / "new" / "folder" / "data").mkdir(parents=True)  # an object store needs no folders
+        # An object store needs no folders. What an interrupted upload left is no obstacle.
+        (tmp_path / "new" / "folder" / "data").mkdir(parents=True)
+        output.write(checksums._UNFINISHED, b"")
+        output.write("two words", b"older")
     with new_folder(output, last="data/") as place:
         fill(place)
     there = tmp_path / "new" / "folder"
@@ -47,6 +51,7 @@ def test_sums_are_uploaded_last(tmp_path, monkeypatch):
     staged = Folder.staged
     monkeypatch.setattr(Folder, "staged", lambda folder, name: written.append(name) or staged(folder, name))
     (tmp_path / "data").mkdir()
+    (tmp_path / checksums._UNFINISHED).touch()
     with new_folder(Folder.at(f"file://{tmp_path}"), last="data/") as place:
         fill(place)
     assert written == ["two words", "data/one", SUMS]
@@ -63,6 +68,32 @@ def test_a_folder_with_files_is_refused(tmp_path):
     (tmp_path / "other").write_bytes(b"")
     with pytest.raises(OutputError, match=r"holds files; expected a new folder"), new_folder(Folder.at(tmp_path)):
         pass
-    (tmp_path / "other").rename(tmp_path / SUMS)
-    with pytest.raises(OutputError, match=r"holds files"), new_folder(Folder.at(f"file://{tmp_path}")):
+    for name in ("folder/file", "file", SUMS):
+        there = tmp_path / name.replace("/", "-") / name
+        there.parent.mkdir(parents=True)
+        there.write_bytes(b"")
+        output = Folder.at(f"file://{tmp_path}/{name.replace('/', '-')}")
+        with pytest.raises(OutputError, match=r"holds files"), new_folder(output):
+            pass
+    output.write(checksums._UNFINISHED, b"")
+    with pytest.raises(OutputError, match=r"holds files"), new_folder(output):
         pass
+
+
+def test_an_interrupted_upload_is_repeated(tmp_path, monkeypatch):
+    output = Folder.at(f"file://{tmp_path}")
+    staged = Folder.staged
+
+    def stops(folder, name):
+        if name == SUMS:
+            raise OSError("away")
+        return staged(folder, name)
+
+    monkeypatch.setattr(Folder, "staged", stops)
+    with pytest.raises(OSError, match="away"), new_folder(output) as place:
+        (place / "one").write_bytes(b"1")
+    monkeypatch.undo()
+    with new_folder(output) as place:
+        (place / "one").write_bytes(b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SUMS, "one"]
+    assert verify(tmp_path) == 0

@@ -3,12 +3,15 @@
 import os
 import subprocess
 
+import anndata
+import h5py
 import numpy as np
 import pytest
 
 from scgpt_ray.atlas.anndata_file import read_anndata
 from scgpt_ray.atlas.embedding_h5ad import OBSM_KEY
 from scgpt_ray.errors import OutputError, ReferenceSetError
+from scgpt_ray.parts.checksums import line_of
 from scgpt_ray.parts.export import export_h5ad, read_embeddings
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING, JOINID
@@ -65,11 +68,55 @@ def test_scanpy_works_on_it(run, tmp_path):
     assert cells.obsp["connectivities"].shape == (18, 18)
 
 
-def test_a_file_that_is_there_is_replaced_whole(run, tmp_path):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_an_earlier_export_is_replaced(run, scheme, tmp_path):
     file = tmp_path / "cells.h5ad"
-    file.write_bytes(b"older")
+    export_h5ad(run, f"{scheme}{file}", half=True)
+    for _ in range(2):
+        export_h5ad(run, f"{scheme}{file}")
+        assert read_anndata(file).obsm[OBSM_KEY].dtype == np.float32
+
+
+def own_cells(run, file):
+    """With a checksum, as those that were downloaded have."""
+    anndata.AnnData(np.ones((2, 3), np.float32)).write_h5ad(file)
+    file.with_name("cells.h5ad.sha256").write_text(line_of(file, file.name))
+
+
+def text(run, file):
+    file.write_text("My cells.")
+    file.with_name("cells.h5ad.sha256").write_text(line_of(file, file.name))
+
+
+def annotated_by_anndata(run, file):
     export_h5ad(run, str(file))
-    assert read_anndata(file).n_obs == 20
+    cells = anndata.read_h5ad(file)
+    cells.obs["cluster"] = "1"
+    cells.write_h5ad(file)
+    file.with_name("cells.h5ad.sha256").write_text(line_of(file, file.name))
+
+
+def annotated_in_place(run, file):
+    export_h5ad(run, str(file))
+    with h5py.File(file, "r+") as opened:
+        opened["uns"]["clusters"] = [1, 2]
+
+
+def without_checksum(run, file):
+    export_h5ad(run, str(file))
+    file.with_name("cells.h5ad.sha256").unlink()
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("made", [own_cells, text, annotated_by_anndata, annotated_in_place, without_checksum])
+def test_no_other_file_is_replaced(run, made, scheme, tmp_path):
+    made(run, tmp_path / "cells.h5ad")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        OutputError, match=r"cells.h5ad exists and is not an unchanged earlier export; expected a new file"
+    ):
+        export_h5ad(run, f"{scheme}{tmp_path}/cells.h5ad")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_relative_path_is_one_of_the_working_directory(run, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from scgpt_ray.atlas.embedding_soma import INFO, as_bfloat16
 from scgpt_ray.errors import OutputError, ReferenceSetError
 from scgpt_ray.parts import publication
 from scgpt_ray.parts.checksums import SUMS
-from scgpt_ray.parts.export import read_embeddings
+from scgpt_ray.parts.export import export_h5ad, read_embeddings
 from scgpt_ray.parts.publication import export_dataset, export_soma
 from scgpt_ray.records import Manifest
 from scgpt_ray.schema import EMBEDDING
@@ -76,6 +76,28 @@ def test_an_object_store_has_the_same_files(export, run, bucket, tmp_path):
         export(run, output)
     if (tmp_path / "copy" / "__schema").exists():
         np.testing.assert_array_equal(dense(str(tmp_path / "copy"))[0][10:30], vectors_of(read_embeddings(run)))
+
+
+@pytest.mark.parametrize("export", [export_dataset, lambda run, output: export_soma(run, output, 40)])
+def test_files_in_an_object_store_are_kept(export, run, bucket, tmp_path):
+    output = Folder.at(f"{bucket}/{tmp_path.name}")
+    output.folder("data").write("own", b"cells")
+    with pytest.raises(OutputError, match=r"holds files"):
+        export(run, output)
+    assert (output.names(), output.subfolders(), output.folder("data").names()) == ([], ["data"], ["own"])
+
+
+def test_a_file_in_an_object_store_is_replaced_only_if_it_is_an_export(run, bucket, tmp_path):
+    folder = Folder.at(f"{bucket}/{tmp_path.name}")
+    for half in (True, False, False):
+        export_h5ad(run, folder.where("x.h5ad"), half=half)
+    (tmp_path / "copy").mkdir()
+    pafs.copy_files(folder.uri, str(tmp_path / "copy"))
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "x.h5ad.sha256"], cwd=tmp_path / "copy", check=True)
+    folder.write("x.h5ad", b"my cells")
+    with pytest.raises(OutputError, match=r"x.h5ad exists and is not an unchanged earlier export"):
+        export_h5ad(run, folder.where("x.h5ad"))
+    assert folder.read("x.h5ad") == b"my cells"
 
 
 @pytest.mark.parametrize("half", [False, True])

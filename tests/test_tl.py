@@ -106,6 +106,18 @@ def test_map_gives_the_labels_of_the_verb(blood, checkpoint, place, is_embedded,
     assert again.uns["scgpt_ray"]["index"]["k"] == 3
 
 
+def test_one_column_needs_no_list(blood, checkpoint, place):
+    one, many = blood[:FEW].copy(), blood[:FEW].copy()
+    tl.embed(one, checkpoint, gene_columns="feature_name")
+    tl.embed(many, checkpoint, gene_columns=np.array(["feature_name"]))
+    tl.map(one, place / "i", k=5, label_columns="cell_type", exclude_same="donor")
+    tl.map(many, place / "i", k=5, label_columns=blood.obs.columns[[0]], exclude_same=["donor"])
+    assert blood.obs.columns[0] == "cell_type"
+    assert [name for name in one.obs if name.endswith("_confidence")] == ["predicted_cell_type_confidence"]
+    assert one.obs.equals(many.obs)
+    np.testing.assert_array_equal(one.obsm["X_scGPT"], many.obsm["X_scGPT"])
+
+
 def test_the_verbs_take_an_anndata(blood, checkpoint, place, tmp_path, caplog):
     caplog.set_level("INFO")
     options = {"checkpoint": str(checkpoint), "output": str(tmp_path / "e"), "executor": "serial"}

@@ -7,7 +7,7 @@ The columns of obs are read twice: once to learn their categories, and once to w
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anndata
 import h5py
@@ -24,6 +24,9 @@ _MOST_CATEGORIES = 2**16
 """Distinct texts above which a column is stored as text: names of cells are no categories."""
 
 _TEXT = h5py.string_dtype()
+
+_MARK = "scgpt_ray"
+"""Attribute of the root; anndata ignores it, and leaves it out of what it writes."""
 
 Tables = Callable[[bool], Iterable[pa.Table]]
 """Reads EMBEDDINGS part by part: with vectors, or all columns but these."""
@@ -110,6 +113,7 @@ def write_embedding_h5ad(path: Path, tables: Tables, *, half: bool = False) -> i
     columns, n_cells = _learned(tables(False))
     anndata.AnnData().write_h5ad(path)
     with h5py.File(path, "r+") as file:
+        file.attrs[_MARK] = "export"
         del file["obs"]
         named = [name for name in columns if name != OBS_ID]
         order = np.array([*(name for name in named if name not in (JOINID, N_GENES)), JOINID, N_GENES], object)
@@ -130,6 +134,15 @@ def write_embedding_h5ad(path: Path, tables: Tables, *, half: bool = False) -> i
             start = rows.stop
         assert start == n_cells, f"{start} cells were written after {n_cells} were counted"
     return n_cells
+
+
+def is_embedding_h5ad(stream: BinaryIO) -> bool:
+    """Whether a file is one of `write_embedding_h5ad`, not what anndata made of it."""
+    try:
+        with h5py.File(stream, "r") as file:
+            return bool(file.attrs.get(_MARK) == "export")
+    except OSError:  # no HDF5, or half of it
+        return False
 
 
 def _learned(tables: Iterable[pa.Table]) -> tuple[dict[str, _Column], int]:

@@ -1,7 +1,8 @@
 """The options of each verb: one frozen settings class per verb.
 
 A class is at once the YAML schema, the command line and the arguments of the Python function of its verb; the text
-under a field is its `--help`. Options override the file, the file overrides the defaults, unknown keys are errors.
+under a field is its `--help`. Options override the file, the file overrides the defaults, unknown keys are errors. One
+text counts as a list of one.
 """
 
 from scgpt_ray.config.benchmark import BenchmarkSettings

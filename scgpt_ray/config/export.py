@@ -25,7 +25,7 @@ class ExportSettings(StorageSettings):
     """Output folder of a finished `embed`."""
     output: Text
     """File (h5ad) or new folder (soma, hf) to write; a path or s3:// URI, which needs the same space on the local disk.
-    Checksums are in FILE.sha256 or SHA256SUMS."""
+    Checksums are in FILE.sha256 or SHA256SUMS. Of what is there, only an unchanged export to h5ad is replaced."""
     to: Literal["h5ad", "soma", "hf"] = "h5ad"
     """Format. h5ad: obsm["X_scGPT"] and the obs columns that the embeddings carry; soma: an array that the Census
     package reads with get_embedding; hf: a data set for the Hugging Face Hub, Parquet files and a card."""

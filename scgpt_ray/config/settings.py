@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from scgpt_ray.errors import ConfigError, redacted
 
@@ -21,10 +21,16 @@ Size = Annotated[ByteSize, Field(gt=0)]
 """Bytes, or a number with a unit, such as 8GB (decimal)."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Arithmetic of the network."""
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 if TYPE_CHECKING:
     Texts: TypeAlias = Sequence[str]  # callers may pass any sequence; settings hold a tuple
 else:
-    Texts = tuple[Text, ...]
+    Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
 
 
 class Settings(BaseModel):

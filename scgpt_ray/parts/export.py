@@ -6,9 +6,9 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scgpt_ray.atlas.embedding_h5ad import write_embedding_h5ad
+from scgpt_ray.atlas.embedding_h5ad import is_embedding_h5ad, write_embedding_h5ad
 from scgpt_ray.errors import OutputError
-from scgpt_ray.parts.checksums import line_of
+from scgpt_ray.parts.checksums import line_of, line_of_stream
 from scgpt_ray.parts.manifest import require_manifest
 from scgpt_ray.parts.parts import PARTS, iterate_parts
 from scgpt_ray.schema import EMBEDDING, JOINID
@@ -35,7 +35,8 @@ def read_embeddings(folder: Folder) -> pa.Table:
 def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
     """Write an .h5ad file with obsm["X_scGPT"] and the carried obs columns, and its checksum to FILE.sha256.
 
-    One part is in memory at a time. For an object store the file is first written to the local disk.
+    One part is in memory at a time. For an object store the file is first written to the local disk. An earlier export
+    is replaced if its checksum is next to it and still right; any other file is refused.
 
     Args:
         folder: Output folder of `embed`.
@@ -47,7 +48,7 @@ def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
 
     Raises:
         ReferenceSetError: If the folder is not that of a finished run.
-        OutputError: If the file cannot be written.
+        OutputError: If the file cannot be written, or would replace one that is not an unchanged export.
     """
     names = list(require_manifest(folder).parts)
     place = Folder.at(str(PurePosixPath(file).parent) if "://" not in file else file.rpartition("/")[0])
@@ -55,6 +56,7 @@ def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
     name = PurePosixPath(file).name
     if place.is_local and (place.path / name).is_dir():
         raise OutputError(f"{file} is a folder", expected="the name of a file", remedy="name a file, such as x.h5ad")
+    _require_replaceable(place, name)
     parts = folder.folder(PARTS)
     with parts.open(names[0]) as stream:
         columns = [column for column in pq.read_schema(stream).names if column != EMBEDDING]
@@ -67,3 +69,22 @@ def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
         checksum = line_of(path, name)
     place.write(name + SUM_SUFFIX, checksum.encode())
     return n_cells
+
+
+def _require_replaceable(place: Folder, name: str) -> None:
+    if place.has(name) and not _is_unchanged_export(place, name):
+        raise OutputError(
+            f"{place.where(name)} exists and is not an unchanged earlier export",
+            expected="a new file, or an export with its checksum next to it",
+            remedy="name another file, or delete this one",
+        )
+
+
+def _is_unchanged_export(place: Folder, name: str) -> bool:
+    if not place.has(name + SUM_SUFFIX):
+        return False
+    with place.open(name) as stream:
+        if not is_embedding_h5ad(stream):
+            return False
+    with place.open(name) as stream:
+        return line_of_stream(stream, name).encode() == place.read(name + SUM_SUFFIX)
