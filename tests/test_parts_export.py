@@ -77,6 +77,27 @@ def test_an_earlier_export_is_replaced(run, scheme, tmp_path):
         assert read_anndata(file).obsm[OBSM_KEY].dtype == np.float32
 
 
+@pytest.mark.parametrize("end", ["remove", "write"])
+def test_what_an_interrupted_export_leaves_is_replaced(run, tmp_path, monkeypatch, end):
+    """Of an earlier checksum and the new file, or of this and the new checksum, only the first step was taken."""
+    file = tmp_path / "cells.h5ad"
+    export_h5ad(run, str(file), half=True)
+    remove = Folder.remove
+
+    def interrupted(folder, name, *_content):
+        if end == "remove":
+            remove(folder, name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Folder, end, interrupted)
+        export_h5ad(run, str(file))
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+    assert read_anndata(file).obsm[OBSM_KEY].dtype == (np.float16 if end == "remove" else np.float32)
+    export_h5ad(run, str(file))
+    subprocess.run(["sha256sum", "--check", "--strict", "cells.h5ad.sha256"], cwd=tmp_path, check=True)
+
+
 def own_cells(run, file):
     """With a checksum, as those that were downloaded have."""
     anndata.AnnData(np.ones((2, 3), np.float32)).write_h5ad(file)
@@ -102,13 +123,8 @@ def annotated_in_place(run, file):
         opened["uns"]["clusters"] = [1, 2]
 
 
-def without_checksum(run, file):
-    export_h5ad(run, str(file))
-    file.with_name("cells.h5ad.sha256").unlink()
-
-
 @pytest.mark.parametrize("scheme", ["", "file://"])
-@pytest.mark.parametrize("made", [own_cells, text, annotated_by_anndata, annotated_in_place, without_checksum])
+@pytest.mark.parametrize("made", [own_cells, text, annotated_by_anndata, annotated_in_place])
 def test_no_other_file_is_replaced(run, made, scheme, tmp_path):
     made(run, tmp_path / "cells.h5ad")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -36,7 +36,7 @@ def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
     """Write an .h5ad file with obsm["X_scGPT"] and the carried obs columns, and its checksum to FILE.sha256.
 
     One part is in memory at a time. For an object store the file is first written to the local disk. An earlier export
-    is replaced if its checksum is next to it and still right; any other file is refused.
+    is replaced, unless its checksum next to it is no longer right; any other file is refused.
 
     Args:
         folder: Output folder of `embed`.
@@ -67,6 +67,8 @@ def export_h5ad(folder: Folder, file: str, *, half: bool = False) -> int:
     with place.staged(name) as path:
         n_cells = write_embedding_h5ad(path, tables, half=half)
         checksum = line_of(path, name)
+        if place.has(name + SUM_SUFFIX):  # of the export that is replaced: killed between two files, none is wrong
+            place.remove(name + SUM_SUFFIX)
     place.write(name + SUM_SUFFIX, checksum.encode())
     return n_cells
 
@@ -75,16 +77,16 @@ def _require_replaceable(place: Folder, name: str) -> None:
     if place.has(name) and not _is_unchanged_export(place, name):
         raise OutputError(
             f"{place.where(name)} exists and is not an unchanged earlier export",
-            expected="a new file, or an export with its checksum next to it",
+            expected="a new file, or an export as it was written",
             remedy="name another file, or delete this one",
         )
 
 
 def _is_unchanged_export(place: Folder, name: str) -> bool:
-    if not place.has(name + SUM_SUFFIX):
-        return False
     with place.open(name) as stream:
         if not is_embedding_h5ad(stream):
             return False
+    if not place.has(name + SUM_SUFFIX):
+        return True
     with place.open(name) as stream:
         return line_of_stream(stream, name).encode() == place.read(name + SUM_SUFFIX)
